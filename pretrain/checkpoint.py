@@ -1,0 +1,79 @@
+"""Checkpoint files: written whole or not at all, read without running anything that they contain."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from pretrain.errors import UserError
+
+
+class Opaque:
+    """Stands for an object of a class that we do not load: it holds nothing and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __repr__(self) -> str:
+        return "Opaque()"
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call `write(file)` on a temporary file, flush it to disk and rename it to `path`.
+
+    An interruption at any point leaves the old file, or none: never half of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's files are private
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def save(path: Path, contents: dict[str, Any]) -> None:
+    """Write a dict of tensors, numbers, texts, lists, tuples and dicts, atomically, by `torch.save`."""
+    write_atomic(path, lambda file: torch.save(contents, file))
+
+
+def load(path: Path, *, opaque: list[str] | None = None) -> Any:
+    """Read a checkpoint on the CPU with `weights_only=True`: no code of the file is ever run.
+
+    Objects of unknown classes (`argparse.Namespace`, a framework's configuration) become `Opaque`.
+
+    Args:
+        path: a file by `torch.save`.
+        opaque: a list to which the names of the classes that were replaced are added.
+    Raises:
+        UserError: the file is missing, truncated, or no PyTorch checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        unknown = _unknown_globals(path)
+        stubs: list[Any] = [(type("Opaque", (Opaque,), {}), name) for name in unknown]
+        with torch.serialization.safe_globals(stubs):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen classes here, pickle's and zip's among them
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable PyTorch checkpoint (truncated?): {reason}") from error
+    if opaque is not None:
+        opaque.extend(unknown)
+    return contents
+
+
+def _unknown_globals(path: Path) -> list[str]:
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":  # the format before PyTorch 1.6 cannot be scanned: torch.load decides
+            return []
+    return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

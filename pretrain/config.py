@@ -1,0 +1,188 @@
+"""Configuration of both stages: YAML with `_BASE_`, `KEY VALUE` overrides, and errors that name the key.
+
+The language is fvcore's `CfgNode` (yacs), which detectron2 users know. The functions here work on any
+`CfgNode`, so that `transfer/` reads its detectron2 configs by the same rules; `defaults` holds the keys of
+pre-training. YAML is always read by the safe loader: detectron2's own `merge_from_file` falls back to one
+that runs code found in the file.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from pretrain.errors import UserError
+from pretrain.validate import validate
+
+CONFIG_ROOT = Path(__file__).resolve().parents[1] / "configs"
+
+
+class _SafeFiles(CfgNode):
+    """Reads a YAML file and its `_BASE_` chain from this machine's disk only."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> Any:
+        if "://" in filename:
+            raise UserError(f"_BASE_: {filename} is a URL; download the file and name its path")
+        return open(filename, encoding="utf-8")
+
+
+def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
+    """The frozen pre-training config of a YAML file and `KEY VALUE` pairs.
+
+    Raises `UserError` for everything that cannot work, here with `processes` processes.
+    """
+    cfg = defaults()
+    merge(cfg, find_config(name), overrides)
+    validate(cfg, processes=processes)
+    cfg.freeze()
+    return cfg
+
+
+def find_config(name: str) -> Path:
+    """Path of a config: as given, else under `configs/`. Raises `UserError` that names the nearest file."""
+    for path in (Path(name), CONFIG_ROOT / name):
+        if path.is_file():
+            return path
+    known = sorted(str(path.relative_to(CONFIG_ROOT)) for path in CONFIG_ROOT.rglob("*.yaml"))
+    raise UserError(f"--config {name}: no such file, here or under configs/{_nearest(name, known)}")
+
+
+def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
+    """Merge a YAML file, its `_BASE_` chain and then `KEY VALUE` pairs into `cfg`, in place.
+
+    Raises `UserError` for unreadable YAML, an unknown key (with the nearest one) or a value of a wrong type.
+    """
+    for key, value in _flatten(read_yaml(path)):
+        set_key(cfg, key, value, origin=str(path))
+    if len(overrides) % 2:
+        raise UserError(f"overrides come in pairs, KEY VALUE: {overrides[-1]!r} has no value")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        set_key(cfg, key, value, origin="command line")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file with its `_BASE_` chain as one nested dict. Raises `UserError` naming the file."""
+    try:
+        return _SafeFiles.load_yaml_with_base(str(path), allow_unsafe=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: _BASE_ names a missing file: {error.filename}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a YAML mapping of config keys: {reason}") from None
+
+
+def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
+    """Set one dotted key to a value, or to the text of one. The default's type decides what is accepted."""
+    parent, _, leaf = key.rpartition(".")
+    node: Any = cfg
+    for part in parent.split(".") if parent else []:
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    if not isinstance(node, CfgNode) or leaf not in node or isinstance(node[leaf], CfgNode):
+        known = [name for name, _ in _flatten(cfg)]
+        raise UserError(f"{origin}: unknown config key {key}{_nearest(key, known)}")
+    node[leaf] = _coerce(value, node[leaf], f"{origin}: {key}")
+
+
+def digest_text(cfg: CfgNode) -> str:
+    """The effective config as YAML text with sorted keys: equal text means equal settings."""
+    return cfg.dump(sort_keys=True)
+
+
+def _coerce(value: Any, default: Any, where: str) -> Any:
+    if isinstance(default, str):
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+        raise UserError(f"{where}: {value!r} is not a text")
+    if isinstance(value, str):
+        value = CfgNode._decode_cfg_value(value)
+        if isinstance(value, str) and isinstance(default, list) and all(isinstance(v, str) for v in default):
+            return [value]  # DATA.TRAIN my/photos
+    if default is None or type(value) is type(default):
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return type(default)(value)
+    raise UserError(f"{where}: {value!r} is no {type(default).__name__} (the default is {default!r})")
+
+
+def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # a right leaf under a wrong parent: MODEL.BASE_LR for SOLVER.BASE_LR
+        separator = "." if any("." in k and "/" not in k for k in known) else os.sep
+        leaf = name.rsplit(separator, 1)[-1]
+        close = [k for k in known if k.rsplit(separator, 1)[-1] == leaf][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def defaults() -> CfgNode:
+    """Every key of pre-training with its default: MoCo v2's values (Chen et al. 2020; He et al. Sec. 4)."""
+    return CfgNode(
+        {
+            "MODEL": {
+                "ARCH": "resnet50",  # resnet18|34|50|101|152, resnext50_32x8d, resnext101_32x8d
+                "WIDTH": 1.0,  # multiplies every channel count of the backbone
+                "DIM": 128,  # size of the query and key vectors
+                "HEAD": "mlp",  # linear (v1) | mlp (v2: hidden layer as wide as the feature, ReLU)
+                "NORM": "ShuffleBN",  # ShuffleBN | SyncBN | BN
+                "BN_GROUP_SIZE": 32,  # images normalised together; 256 / 8 GPUs in the paper
+            },
+            "MOCO": {
+                "MECHANISM": "moco",
+                "K": 65536,  # keys in the queue
+                "M": 0.999,  # momentum of the key encoder
+                "T": 0.2,  # temperature; 0.07 in v1
+                "SHUFFLE": True,  # False only to see the leak that shuffling prevents (Figure A.1)
+            },
+            "INPUT": {
+                "SIZE": 224,  # pixels, of the square views
+                "AUG": "v2",  # v1 | v2
+                "MIN_SCALE": 0.2,  # smallest share of the image that a crop may cover
+                "MEAN": [0.485, 0.456, 0.406],  # of RGB in [0, 1]
+                "STD": [0.229, 0.224, 0.225],
+            },
+            "DATA": {
+                "TRAIN": ["datasets/imagenet/train"],  # folders, searched recursively; labels are not used
+                "NUM_WORKERS": 4,  # loader processes of each training process
+                "MAX_BROKEN": 0.01,  # stop when more than this share of the images cannot be read
+            },
+            "SOLVER": {
+                "BASE_LR": 0.03,
+                "IMS_PER_BATCH": 256,  # total over all processes
+                "MOMENTUM": 0.9,
+                "WEIGHT_DECAY": 1e-4,
+                "SCHEDULE": "cosine",  # cosine | step (x 0.1 at each of STEPS), changed once an epoch
+                "STEPS": [120, 160],  # epochs
+                "MAX_EPOCH": 200,
+                "MAX_ITER": 0,  # stop after so many iterations; 0: only MAX_EPOCH counts
+                "AMP": "auto",  # auto (bf16 where a timed step shows that it is faster) | bf16 | off
+                "CHECKPOINT_PERIOD": 10,  # epochs
+                "KEEP_LAST": 3,  # numbered checkpoints that stay; 0 keeps all
+                "LOG_PERIOD": 20,  # iterations
+            },
+            "KNN": {
+                "TRAIN": "",  # folder of class folders; empty: no kNN monitor
+                "VAL": "",  # folder of class folders; empty: leave-one-out on TRAIN
+                "K": 20,
+                "T": 0.07,
+                "PERIOD": 10,  # epochs; the last epoch is always measured
+                "MAX_IMAGES": 5000,  # of each folder
+            },
+            "OUTPUT_DIR": "output/pretrain",
+            "SEED": 0,
+            "DEVICE": "auto",  # auto | cpu | cuda
+        }
+    )

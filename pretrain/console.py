@@ -1,0 +1,18 @@
+"""What the tools print: plain lines on the main process, times that a person can read."""
+
+from pretrain import dist
+
+
+def say(line: str = "") -> None:
+    """Print one line on the main process only, at once (so that a log file can be followed)."""
+    if dist.is_main():
+        print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`3723` -> `1:02:03`, `62` -> `1:02`. Negative and non-finite values become `?`."""
+    if not 0 <= seconds < float("inf"):
+        return "?"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,30 @@
+"""One way to tell a user what to mend: a one-line error instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line: what is wrong, and how to mend it."""
+
+
+def message(error: BaseException) -> str:
+    """The line of a `UserError`, also of one that a child process raised and that arrived with its traceback."""
+    return str(error).strip().rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2]
+
+
+def run_tool(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command-line program and exit with its status.
+
+    `UserError` becomes one line on standard error and exit status 2; Ctrl-C becomes 130. Anything else is
+    a defect of ours and keeps its traceback.
+    """
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {message(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
