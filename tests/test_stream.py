@@ -1,0 +1,67 @@
+"""The training stream is a pure function of the seed: the same on any number of processes, exact on resume."""
+
+from itertools import islice
+from pathlib import Path
+
+import detection_data
+import numpy as np
+import pytest
+import torch
+
+from pretrain import dist
+from transfer import config, datasets, stream
+
+
+def _config(*overrides: str):
+    return config.load("transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *overrides])
+
+
+def _batches(portrait: np.ndarray, cfg, start: int = 0):
+    return list(islice(iter(stream._Batches(portrait, cfg, start)), 12))
+
+
+def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    portrait = np.arange(37) % 3 == 0
+    cfg = _config("SOLVER.IMS_PER_BATCH", "16")
+    alone = _batches(portrait, cfg)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(dist, "world_size", lambda: 4)
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        shares.append(_batches(portrait, cfg))
+    assert alone == [sum((shares[rank][i] for rank in range(4)), []) for i in range(12)]
+
+
+def test_resume_goes_on_where_it_stopped() -> None:
+    portrait = np.zeros(10, dtype=bool)
+    cfg = _config("SOLVER.IMS_PER_BATCH", "4")
+    assert _batches(portrait, cfg)[5:] == _batches(portrait, cfg, start=5)[:7]
+
+
+def test_each_epoch_holds_each_image_once_in_a_new_order() -> None:
+    items = [item for batch in _batches(np.zeros(8, dtype=bool), _config("SOLVER.IMS_PER_BATCH", "4")) for item in batch]
+    epochs = [[index for index, _ in items[i : i + 8]] for i in range(0, 24, 8)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert [position for _, position in items] == list(range(48))
+
+
+def test_pairs_have_one_orientation_as_on_the_papers_gpus() -> None:
+    portrait = np.arange(40) % 4 == 0
+    for batch in _batches(portrait, _config("SOLVER.IMS_PER_BATCH", "16")):
+        kinds = [bool(portrait[index]) for index, _ in batch]
+        assert kinds[::2] == kinds[1::2]
+
+
+def test_augmentation_depends_on_seed_and_position_only(tmp_path: Path) -> None:
+    data = detection_data.write_coco(tmp_path / "a")
+    cfg = _config(*detection_data.TINY, *detection_data.custom(data, data), "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)")
+    datasets.prepare(cfg)
+    first = list(islice(stream.training_batches(cfg, 0), 6))
+    np.random.rand(7)  # what others draw from the global generator does not matter
+    again = list(islice(stream.training_batches(cfg, 3), 3))
+    for expected, got in zip(first[3:], again, strict=True):
+        for a, b in zip(expected, got, strict=True):
+            assert torch.equal(a["image"], b["image"])
+            assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+    assert len({tuple(item["image"].shape) for batch in first for item in batch}) > 2  # and it does augment

@@ -1,0 +1,121 @@
+"""Configs hold the paper's values, and a mistake in one names the key and the remedy."""
+
+import pytest
+
+from pretrain.errors import UserError
+from transfer import config
+
+RANDOM = ["MODEL.INIT", "random"]
+
+# Written from He et al. 2020 (Sec. 4.2, App. A.1), the authors' published detection settings and their answers in
+# issues 34 and 39 of facebookresearch/moco; detectron2's defaults where those leave a value alone.
+COMMON = {
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+    "INPUT.MAX_SIZE_TRAIN": 1333,
+    "INPUT.MIN_SIZE_TEST": 800,
+    "TEST.PRECISE_BN.ENABLED": True,
+    "TEST.PRECISE_BN.NUM_ITER": 200,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 1e-4,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.WARMUP_FACTOR": 1 / 1000,
+    "SOLVER.OPTIMIZER": "SGD",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+}
+FPN = {
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.ROI_BOX_HEAD.NORM": "",
+    "MODEL.ROI_MASK_HEAD.NORM": "",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.MASK_ON": True,
+}
+VOC_SCALES = tuple(range(480, 801, 32))
+RECIPES = {
+    "coco_R50_FPN": {
+        **COMMON, **FPN, "SOLVER.STEPS": (60000, 80000), "SOLVER.MAX_ITER": 90000, "SOLVER.WARMUP_ITERS": 1000,
+        "INPUT.MIN_SIZE_TRAIN": tuple(range(640, 801, 32)), "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+        "DATASETS.TRAIN": ("coco_2017_train",), "DATASETS.TEST": ("coco_2017_val",),
+    },
+    "voc_R50_C4_24k": {
+        **COMMON, "SOLVER.STEPS": (18000, 22000), "SOLVER.MAX_ITER": 24000, "SOLVER.WARMUP_ITERS": 100,
+        "INPUT.MIN_SIZE_TRAIN": VOC_SCALES, "MODEL.ROI_HEADS.NUM_CLASSES": 20, "MODEL.MASK_ON": False,
+        "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm", "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 1000, "DATASETS.TRAIN": ("voc_2007_trainval", "voc_2012_trainval"),
+        "DATASETS.TEST": ("voc_2007_test",),
+    },
+    "voc_mask_R50_FPN": {
+        **COMMON, **FPN, "SOLVER.STEPS": (18000, 22000), "SOLVER.MAX_ITER": 24000, "SOLVER.WARMUP_ITERS": 100,
+        "INPUT.MIN_SIZE_TRAIN": VOC_SCALES, "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "DATASETS.TRAIN": ("voc_2012_masks_train",), "DATASETS.TEST": ("voc_2012_masks_val",),
+    },
+}  # fmt: skip
+
+
+def _value(cfg, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name: str) -> None:
+    cfg = config.load(f"transfer/{name}.yaml", RANDOM)
+    got = {key: _value(cfg, key) for key in RECIPES[name]}
+    assert got == RECIPES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "parts"),
+    [
+        ("transfer/coco_R50_FNP.yaml", RANDOM, ["transfer/coco_R50_FPN.yaml"]),
+        ("transfer/coco_R50_FPN.yaml", [], ["MODEL.WEIGHTS", "MODEL.INIT random"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.WEIGHTS", "x.pkl"], ["MODEL.INIT", "x.pkl"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.BASE_RL", "0.1"], ["SOLVER.BASE_RL", "SOLVER.BASE_LR"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.BASE_LR", "0.1"], ["MODEL.BASE_LR", "SOLVER.BASE_LR"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR", "fast"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SEED"], ["SEED", "no value"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.MAX_ITER", "100"], ["SOLVER.STEPS", "SOLVER.MAX_ITER 100"]),
+        ("transfer/voc_R50_C4_24k.yaml", [*RANDOM, "MODEL.RESNETS.DEPTH", "18"], ["MODEL.RESNETS.DEPTH 18", "FPN"]),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_key_and_the_remedy(name: str, overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(name, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(("processes", "remedy"), [(3, "--num-gpus 2"), (0, "1 or more")])
+def test_processes_that_do_not_divide_the_batch(processes: int, remedy: str) -> None:
+    cfg = config.load("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu"])
+    with pytest.raises(UserError, match=remedy):
+        config.check_processes(cfg, processes)
+
+
+def test_base_may_not_be_a_url(tmp_path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text('_BASE_: "https://example.org/x.yaml"\n')
+    with pytest.raises(UserError, match="URL"):
+        config.load(str(path), RANDOM)
+
+
+def test_yaml_runs_no_code(tmp_path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{tmp_path / "made"}"]\n')
+    with pytest.raises(UserError, match=r"x\.yaml"):
+        config.load(str(path), RANDOM)
+    assert not (tmp_path / "made").exists()

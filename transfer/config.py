@@ -1,0 +1,94 @@
+"""Configuration of the fine-tuning stage: detectron2's keys, a few of ours, and the checks before a run."""
+
+from collections.abc import Sequence
+
+import torch
+
+from transfer import d2_compat  # noqa: F401 (first: mends detectron2 before it is imported)
+
+# isort: split
+from detectron2.config import CfgNode, get_cfg
+
+from pretrain.config import find_config, merge
+from pretrain.errors import UserError
+
+
+def defaults() -> CfgNode:
+    """detectron2's defaults plus our keys."""
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "auto"  # auto | cpu | cuda
+    # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: from scratch, and said so.
+    cfg.MODEL.INIT = "weights"
+    cfg.SOLVER.OPTIMIZER = "SGD"  # SGD (the paper) | AdamW (the demo: trains from scratch in minutes)
+    cfg.SOLVER.LOG_PERIOD = 20  # iterations
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
+    cfg.DATASETS.ROOT = "datasets"  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
+    cfg.DATASETS.TRAIN_JSON = ""  # your own COCO-format data: all four together, in the place of TRAIN and TEST
+    cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.TEST_JSON = ""
+    cfg.DATASETS.TEST_IMAGES = ""
+    cfg.TEST.PICTURES = 8  # test images that are drawn, predictions beside ground truth
+    cfg.TEST.PICTURE_SCORE = 0.5  # detections below this score are not drawn
+    cfg.SEED = 0
+    cfg.OUTPUT_DIR = "output/transfer"
+    return cfg
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a config (as given or under `configs/`) with overrides and check it. Raises `UserError`."""
+    cfg = defaults()
+    merge(cfg, find_config(name), overrides)
+    _check(cfg)
+    return cfg
+
+
+def _check(cfg: CfgNode) -> None:
+    if cfg.MODEL.INIT not in ("weights", "random"):
+        raise UserError(f"MODEL.INIT {cfg.MODEL.INIT}: choose weights or random")
+    if cfg.MODEL.INIT == "random" and cfg.MODEL.WEIGHTS:
+        raise UserError(
+            f"MODEL.INIT random contradicts MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: give one of the two"
+        )
+    if cfg.MODEL.INIT == "weights" and not cfg.MODEL.WEIGHTS:
+        raise UserError(
+            "MODEL.WEIGHTS is empty: name a converted file (MODEL.WEIGHTS w.pkl), "
+            "or say MODEL.INIT random to train from scratch"
+        )
+    if cfg.SOLVER.OPTIMIZER not in ("SGD", "AdamW"):
+        raise UserError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}: choose SGD or AdamW")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler is here")
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and "fpn" not in cfg.MODEL.BACKBONE.NAME:
+        raise UserError(
+            f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH}: detectron2 has ResNet-18 and 34 only in FPN models; "
+            "use a *_FPN config or DEPTH 50"
+        )
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
+        raise UserError(f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64")
+    last_step = max(cfg.SOLVER.STEPS, default=0)
+    if last_step >= cfg.SOLVER.MAX_ITER > 0 and not cfg.SOLVER.LR_SCHEDULER_NAME.endswith("CosineLR"):
+        raise UserError(
+            f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} reaches beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: "
+            "set both together"
+        )
+
+
+def check_processes(cfg: CfgNode, processes: int) -> None:
+    """Refuse a number of processes that this machine or the batch size does not allow. Raises `UserError`."""
+    if processes < 1:
+        raise UserError(f"--num-gpus {processes}: give 1 or more (one process runs on the CPU without a GPU)")
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be divided among "
+            f"{processes} processes: use --num-gpus {_largest_divisor(cfg.SOLVER.IMS_PER_BATCH, processes)}"
+        )
+    gpus = torch.cuda.device_count()
+    if processes > 1 and cfg.MODEL.DEVICE != "cpu" and gpus < processes:
+        raise UserError(
+            f"--num-gpus {processes}: PyTorch sees {gpus} GPU(s) here; lower it, "
+            "or add MODEL.DEVICE cpu for as many processes on the CPU"
+        )
+
+
+def _largest_divisor(total: int, at_most: int) -> int:
+    return next(n for n in range(min(at_most, total), 0, -1) if total % n == 0)

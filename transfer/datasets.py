@@ -1,0 +1,123 @@
+"""Data sets by name: which folder each name means, registered with detectron2 and checked before a run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin, register_coco_instances
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
+
+from pretrain.errors import UserError
+from transfer.prepare import layouts
+
+# Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.
+VOC_MASKS = {"voc_2012_masks_train": "train_aug", "voc_2012_masks_val": "val"}
+CUSTOM = {"custom_train": "TRAIN", "custom_test": "TEST"}
+DEMO = re.compile(r"(demo\w*)_(train|val)")
+
+
+def prepare(cfg: CfgNode) -> None:
+    """Register the data sets of a config under `DATASETS.ROOT` and check that their files are there.
+
+    Sets `DATASETS.TRAIN`, `DATASETS.TEST` and the class count from `DATASETS.TRAIN_JSON` where that is given.
+
+    Raises:
+        UserError: an unknown name, or a missing file (which one, and where it comes from).
+    """
+    root = Path(cfg.DATASETS.ROOT).expanduser()
+    _use_custom(cfg)
+    _move_builtin(str(root))
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        _check_layout(name, root)
+        if name in VOC_MASKS:
+            folder = root / "VOC2012"
+            annotations = folder / "annotations_masks" / f"instances_{VOC_MASKS[name]}.json"
+            _register(name, annotations, folder / "JPEGImages", {"thing_classes": list(VOC_CLASSES)})
+        elif match := DEMO.fullmatch(name):
+            folder, split = root / match[1], match[2]
+            _register(name, folder / "annotations" / f"instances_{split}.json", folder / split, {})
+        elif name in CUSTOM:
+            annotations = Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_JSON"))
+            _register(name, annotations, Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_IMAGES")), {})
+        elif name not in DatasetCatalog.list():
+            raise UserError(
+                f"DATASETS: unknown data set {name}; for your own data give DATASETS.TRAIN_JSON, TRAIN_IMAGES, "
+                "TEST_JSON and TEST_IMAGES"
+            )
+
+
+def class_names(name: str) -> list[str]:
+    """Names of the classes of a registered data set, in the order of the model's outputs."""
+    metadata = MetadataCatalog.get(name)
+    if not hasattr(metadata, "thing_classes"):  # a COCO json names its classes when it is read
+        DatasetCatalog.get(name)
+    return list(metadata.thing_classes)
+
+
+def check_classes(cfg: CfgNode) -> None:
+    """Refuse a model whose class count is not the data's: detectron2 would fail in the middle of a step."""
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        count = len(class_names(name))
+        if count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise UserError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: {name} has {count} classes; "
+                f"set it to {count}"
+            )
+
+
+def _use_custom(cfg: CfgNode) -> None:
+    given = {key: getattr(cfg.DATASETS, key) for key in ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")}
+    if not any(given.values()):
+        return
+    for key, value in given.items():
+        if not value or not Path(value).exists():
+            raise UserError(f"DATASETS.{key} {value!r}: no such path; own data needs {', '.join(given)} together")
+    try:
+        with open(cfg.DATASETS.TRAIN_JSON, encoding="utf-8") as file:
+            content: dict[str, Any] = json.load(file)
+        categories, annotations = content["categories"], content["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON}: not a COCO json: {error!r}") from None
+    if cfg.MODEL.MASK_ON and not all(annotation.get("segmentation") for annotation in annotations):
+        raise UserError(
+            f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON} has annotations without a mask: add MODEL.MASK_ON False"
+        )
+    # COCO masks are polygons or RLE; bitmask reads both
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ("custom_test",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(categories)
+
+
+def _move_builtin(root: str) -> None:
+    """detectron2 fixes the folder of COCO and VOC when it is imported: register them anew under `root`."""
+    for name in list(DatasetCatalog.list()):
+        if name.startswith(("coco_", "voc_20", "keypoints_coco_")):
+            DatasetCatalog.remove(name)
+            if name in MetadataCatalog.list():
+                MetadataCatalog.remove(name)
+    builtin.register_all_coco(root)
+    builtin.register_all_pascal_voc(root)
+
+
+def _check_layout(name: str, root: Path) -> None:
+    if name in VOC_MASKS:
+        layouts.check_voc_masks(root)
+    elif name.startswith("voc_20"):
+        layouts.check_voc(root, years=(name.split("_")[1],))
+    elif name.startswith("coco_2017"):
+        layouts.check_coco(root)
+    elif match := DEMO.fullmatch(name):
+        layouts.check_demo(root / match[1])
+
+
+def _register(name: str, annotations: Path, images: Path, metadata: dict[str, Any]) -> None:
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, metadata, str(annotations), str(images))

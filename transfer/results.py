@@ -1,0 +1,76 @@
+"""`results.json`: what a fine-tuning run measured, and everything that the numbers depend on."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy
+import pycocotools
+import torch
+import torchvision
+
+from transfer import d2_compat
+
+# isort: split
+from detectron2.config import CfgNode
+
+from pretrain import __version__, dist
+from pretrain.checkpoint import write_atomic
+from pretrain.config import digest_text
+
+# Where a run reads and writes, and how it is watched, does not change what it measures.
+_IRRELEVANT = (("OUTPUT_DIR",), ("DATASETS", "ROOT"), ("MODEL", "WEIGHTS"), ("DATALOADER", "NUM_WORKERS"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically, indented, in the given order of keys."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """SHA-256 of the settings that the numbers depend on: equal for equal recipes, wherever they run."""
+    copy = cfg.clone()
+    copy.defrost()
+    for *parents, leaf in _IRRELEVANT:
+        node = copy
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = type(node[leaf])()
+    return hashlib.sha256(digest_text(copy).encode()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    detectron2 = d2_compat.describe()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {
+            "moco-detection-transfer": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "detectron2": f"{detectron2['version']} ({detectron2['origin']})",
+            "numpy": numpy.__version__,
+            "opencv": cv2.__version__,
+            "pycocotools": getattr(pycocotools, "__version__", "unknown"),
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": _cpu_name(),
+            "gpu": gpu,
+            "processes": dist.world_size(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

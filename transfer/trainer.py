@@ -1,0 +1,202 @@
+"""Fine-tuning: one plain loop over detectron2's model, solver and evaluators.
+
+detectron2's own trainers assert CUDA, lose their place in the data on resume, and start from random weights
+without a word; the parts they are made of do not. So the parts are used, and the loop is written out.
+"""
+
+import logging
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transfer import d2_compat
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.events import EventStorage
+
+from pretrain import checkpoint, dist
+from pretrain.console import say
+from pretrain.errors import UserError
+from pretrain.norm import convert_sync_batchnorm
+from transfer import (
+    datasets,
+    evaluation,
+    modeling,  # noqa: F401 (registers the paper's heads)
+    pictures,
+    precise_bn,
+    progress,
+    results,
+    solver,
+    stream,
+    weights,
+)
+
+LAST, FINAL = "model_last.pth", "model_final.pth"
+
+
+def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
+    """Train as `cfg` says, test, and write `results.json`, pictures and weights to `OUTPUT_DIR`.
+
+    Every process of the job calls this; the process group comes from the environment.
+
+    Args:
+        cfg: by `transfer.config.load`.
+        resume: go on from `model_last.pth` in `OUTPUT_DIR`, where there is one.
+        eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
+    Raises:
+        UserError: anything in the config, the weights or the data that the user has to mend.
+    """
+    cfg = cfg.clone()
+    output = Path(cfg.OUTPUT_DIR)
+    _refuse_overwriting(output, resume=resume, eval_only=eval_only)
+    datasets.prepare(cfg)
+    datasets.check_classes(cfg)
+    device = dist.pick_device(cfg.MODEL.DEVICE)
+    cfg.MODEL.DEVICE = device.type
+    cfg.freeze()
+    dist.init_from_env(device)
+    d2_compat.set_local_process_group()
+    logging.getLogger("detectron2").setLevel(logging.WARNING)
+
+    started = time.time()
+    torch.manual_seed(cfg.SEED)
+    model = build_model(cfg)
+    weights_record = _load_weights(cfg, model, eval_only=eval_only)
+    if device.type == "cpu" and dist.world_size() > 1:
+        convert_sync_batchnorm(model)  # torch's own refuses CPU tensors
+    if not eval_only:
+        train(cfg, model, resume=resume)
+    metrics = evaluation.evaluate(cfg, model)
+    if dist.is_main():
+        if not eval_only:
+            checkpoint.save(output / FINAL, {"model": model.state_dict()})
+        for line in evaluation.table(metrics):
+            say(line)
+        drawn = pictures.draw_predictions(cfg, model, output / "pictures")
+        record = {
+            "metrics": metrics,
+            "config_sha256": results.config_digest(cfg),
+            "init": "random" if weights_record is None else "weights",
+            "weights": weights_record,
+            "seed": cfg.SEED,
+            "iterations": 0 if eval_only else cfg.SOLVER.MAX_ITER,
+            "seconds": round(time.time() - started, 1),
+            "precise_bn": precise_bn.ESTIMATOR if cfg.TEST.PRECISE_BN.ENABLED else None,
+            "pictures": [str(path.relative_to(output)) for path in drawn],
+            **results.environment(),
+        }
+        results.write_json(output / "results.json", record)
+        (output / LAST).unlink(missing_ok=True)
+        say(f"wrote {output / 'results.json'}")
+    dist.barrier()
+
+
+def train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
+    """Train `model` in place to `SOLVER.MAX_ITER`, PreciseBN included."""
+    model.train()
+    optimizer = solver.build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    last = Path(cfg.OUTPUT_DIR) / LAST
+    start = _restore(last, model, optimizer, scheduler) if resume else 0
+    if dist.is_main():
+        text = cfg.dump().encode()
+        checkpoint.write_atomic(last.with_name("config.yaml"), lambda file: file.write(text))
+    parallel = d2_compat.distribute(model, broadcast_buffers=False)
+    log = progress.Progress(cfg, start)
+    batches = stream.training_batches(cfg, start)
+    with EventStorage(start):
+        for iteration in range(start, cfg.SOLVER.MAX_ITER):
+            with log.waiting():
+                batch = next(batches)
+            losses = step(cfg, parallel, batch, optimizer, iteration)
+            log.add(iteration, losses, optimizer.param_groups[0]["lr"])
+            scheduler.step()
+            done = iteration + 1
+            if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and done < cfg.SOLVER.MAX_ITER and dist.is_main():
+                _save(last, model, optimizer, scheduler, done)
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            _seed(cfg.SEED, cfg.SOLVER.MAX_ITER)
+            layers = precise_bn.update(parallel, batches, cfg.TEST.PRECISE_BN.NUM_ITER)
+            say(f"PreciseBN: {layers} layers measured over {cfg.TEST.PRECISE_BN.NUM_ITER} batches")
+
+
+def step(
+    cfg: CfgNode, model: nn.Module, batch: stream.Batch, optimizer: torch.optim.Optimizer, iteration: int
+) -> dict[str, torch.Tensor]:
+    """One optimizer step. Returns the losses by name, detached, averaged over the processes.
+
+    Raises:
+        UserError: a loss is infinite or NaN, on any process; every process raises, and no weight has changed.
+    """
+    _seed(cfg.SEED, iteration)
+    # bf16 and not detectron2's fp16: it needs no loss scaling
+    amp = torch.autocast(cfg.MODEL.DEVICE, dtype=torch.bfloat16) if cfg.SOLVER.AMP.ENABLED else nullcontext()
+    with amp:
+        losses: dict[str, torch.Tensor] = model(batch)
+        total = sum(losses.values(), torch.zeros((), device=cfg.MODEL.DEVICE))
+    names, values = list(losses), torch.stack([loss.detach().float() for loss in losses.values()])
+    dist.mean_over_processes([values])
+    if not torch.isfinite(values).all():
+        parts = ", ".join(f"{name} {value:g}" for name, value in zip(names, values.tolist(), strict=True))
+        raise UserError(
+            f"the loss is not finite at iteration {iteration + 1} ({parts}): lower SOLVER.BASE_LR, lengthen "
+            "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"
+        )
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+    return dict(zip(names, values, strict=True))
+
+
+def _seed(seed: int, iteration: int) -> None:
+    """Proposals are sampled at random: from a generator that knows the iteration, so that a resume is exact."""
+    torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + dist.rank())
+
+
+def _load_weights(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> dict[str, Any] | None:
+    if eval_only:
+        if not cfg.MODEL.WEIGHTS:
+            raise UserError("--eval-only needs MODEL.WEIGHTS: the model_final.pth of a fine-tuning run")
+        return weights.load_detector(model, Path(cfg.MODEL.WEIGHTS))
+    if cfg.MODEL.INIT == "random":
+        say("MODEL.INIT random: training from scratch")
+        return None
+    return weights.load_into(model, cfg)
+
+
+def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
+    finished, unfinished = output / "results.json", output / LAST
+    if eval_only or (resume and not finished.exists()):
+        return
+    if finished.exists():
+        raise UserError(f"OUTPUT_DIR {output} holds a finished run: choose another folder, or remove this one")
+    if unfinished.exists():
+        raise UserError(f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder")
+
+
+def _save(path: Path, model: nn.Module, optimizer: Any, scheduler: Any, iteration: int) -> None:
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    checkpoint.save(path, {**{k: v.state_dict() for k, v in state.items()}, "iteration": iteration})
+
+
+def _restore(path: Path, model: nn.Module, optimizer: Any, scheduler: Any) -> int:
+    if not path.exists():
+        say(f"--resume: no {path}; starting from iteration 0")
+        return 0
+    state = checkpoint.load(path)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--resume: {path} was written with another model or solver: {reason}") from None
+    say(f"resumed {path} at iteration {state['iteration']}")
+    return int(state["iteration"])
