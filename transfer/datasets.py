@@ -11,7 +11,6 @@ from transfer import d2_compat  # noqa: F401 (first)
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin, register_coco_instances
-from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
 
 from pretrain.errors import UserError
 from transfer.prepare import layouts
@@ -38,13 +37,13 @@ def prepare(cfg: CfgNode) -> None:
         if name in VOC_MASKS:
             folder = root / "VOC2012"
             annotations = folder / "annotations_masks" / f"instances_{VOC_MASKS[name]}.json"
-            _register(name, annotations, folder / "JPEGImages", {"thing_classes": list(VOC_CLASSES)})
+            _register(name, annotations, folder / "JPEGImages")
         elif match := DEMO.fullmatch(name):
             folder, split = root / match[1], match[2]
-            _register(name, folder / "annotations" / f"instances_{split}.json", folder / split, {})
+            _register(name, folder / "annotations" / f"instances_{split}.json", folder / split)
         elif name in CUSTOM:
             annotations = Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_JSON"))
-            _register(name, annotations, Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_IMAGES")), {})
+            _register(name, annotations, Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_IMAGES")))
         elif name not in DatasetCatalog.list():
             raise UserError(
                 f"DATASETS: unknown data set {name}; for your own data give DATASETS.TRAIN_JSON, TRAIN_IMAGES, "
@@ -116,8 +115,8 @@ def _check_layout(name: str, root: Path) -> None:
         layouts.check_demo(root / match[1])
 
 
-def _register(name: str, annotations: Path, images: Path, metadata: dict[str, Any]) -> None:
+def _register(name: str, annotations: Path, images: Path) -> None:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, metadata, str(annotations), str(images))
+    register_coco_instances(name, {}, str(annotations), str(images))

@@ -37,6 +37,7 @@ from transfer import (
     stream,
     weights,
 )
+from transfer.sources import file_digest
 
 LAST, FINAL = "model_last.pth", "model_final.pth"
 
@@ -53,6 +54,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     Raises:
         UserError: anything in the config, the weights or the data that the user has to mend.
     """
+    logging.getLogger("detectron2").setLevel(logging.ERROR)  # its notices are about its own defaults
     cfg = cfg.clone()
     output = Path(cfg.OUTPUT_DIR)
     _refuse_overwriting(output, resume=resume, eval_only=eval_only)
@@ -63,7 +65,6 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     cfg.freeze()
     dist.init_from_env(device)
     d2_compat.set_local_process_group()
-    logging.getLogger("detectron2").setLevel(logging.WARNING)
 
     started = time.time()
     torch.manual_seed(cfg.SEED)
@@ -164,7 +165,9 @@ def _load_weights(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> dict[st
     if eval_only:
         if not cfg.MODEL.WEIGHTS:
             raise UserError("--eval-only needs MODEL.WEIGHTS: the model_final.pth of a fine-tuning run")
-        return weights.load_detector(model, Path(cfg.MODEL.WEIGHTS))
+        path = weights.local_path(cfg.MODEL.WEIGHTS)
+        weights.load_detector(model, path)
+        return {"path": str(path), "sha256": file_digest(path)}
     if cfg.MODEL.INIT == "random":
         say("MODEL.INIT random: training from scratch")
         return None

@@ -1,0 +1,97 @@
+"""A stage runs once, again when something that it depends on changes, and goes on after an interruption."""
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import UserError
+from transfer import stages
+from transfer.stages import Stage
+
+SCRIPT = """
+import sys
+from pathlib import Path
+log, output, source = map(Path, sys.argv[1:4])
+log.open("a").write(" ".join(sys.argv[4:]) + ";")
+text = source.read_text()
+if text == "fail":
+    sys.exit(3)
+output.parent.mkdir(parents=True, exist_ok=True)
+output.write_text(text)
+"""
+
+
+class Workshop:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log, self.source = folder, folder / "log", folder / "source"
+        (folder / "script.py").write_text(SCRIPT)
+        self.source.write_text("one")
+
+    def stage(self, name: str = "work", *flags: str, settings: str = "") -> Stage:
+        output = self.folder / name / "out"
+        command = (str(self.folder / "script.py"), str(self.log), str(output), str(self.source), *flags)
+        return Stage(name, command, output, (self.source,), settings, resumable=True)
+
+    def run(self, *stages_: Stage) -> list[bool]:
+        return [record["cached"] for record in stages.run(stages_ or (self.stage(),), self.folder / "records")]
+
+    def calls(self) -> int:
+        return self.log.read_text().count(";")
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+def test_runs_once_and_again_after_a_change(workshop: Workshop) -> None:
+    assert workshop.run() == [False]
+    assert workshop.run() == [True]
+    workshop.source.write_text("two")
+    assert workshop.run() == [False]
+    assert workshop.run(workshop.stage(settings="lr: 1")) == [False]
+    assert workshop.run(workshop.stage("work", "--flag")) == [False]
+    assert workshop.calls() == 4
+    assert workshop.stage().output.read_text() == "two"
+
+
+def test_lost_output_is_made_again(workshop: Workshop) -> None:
+    workshop.run()
+    workshop.stage().output.unlink()
+    assert workshop.run() == [False]
+
+
+def test_failure_names_the_stage_and_spares_the_others(workshop: Workshop) -> None:
+    (workshop.folder / "good").mkdir()
+    good = Workshop(workshop.folder / "good")
+    workshop.source.write_text("fail")
+    with pytest.raises(UserError, match=r"bad \(exit status 3\)"):
+        workshop.run(workshop.stage("bad"), good.stage("fine"))
+    assert good.stage("fine").output.exists()
+    assert workshop.run(good.stage("fine")) == [True]
+
+
+def test_same_work_is_resumed_and_changed_work_starts_clean(workshop: Workshop) -> None:
+    workshop.source.write_text("fail")
+    with pytest.raises(UserError):
+        workshop.run()
+    with pytest.raises(UserError):
+        workshop.run()
+    assert workshop.log.read_text() == ";--resume;"
+    leftover = workshop.stage().output.parent / "leftover"
+    leftover.parent.mkdir()
+    leftover.write_text("of the failed run")
+    workshop.source.write_text("new")
+    workshop.run()
+    assert workshop.log.read_text() == ";--resume;;"
+    assert not leftover.exists()
+
+
+def test_side_by_side_lines_carry_the_name(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    script = workshop.folder / "talk.py"
+    script.write_text("import os; print('threads', os.environ['OMP_NUM_THREADS'])")
+    pair = [Stage(name, (str(script),), script) for name in ("a", "b")]
+    stages.run(pair, workshop.folder / "records")
+    lines = capfd.readouterr().out.splitlines()
+    assert "[a] threads 1" in lines
+    assert "[b] threads 1" in lines

@@ -1,0 +1,161 @@
+"""Fine-tuning end to end on small sets: weights rules, exact resume, results, and the mistakes users make."""
+
+import json
+from pathlib import Path
+
+import detection_data
+import pytest
+import torch
+from conftest import run_script
+
+from pretrain.errors import UserError
+from transfer import config, datasets, solver, stream, trainer
+
+from detectron2.modeling import build_model
+
+SMALL = [
+    *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS",
+    "(3,)", "SOLVER.CHECKPOINT_PERIOD", "2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    train = detection_data.write_coco(tmp_path / "train", images=6)
+    test = detection_data.write_coco(tmp_path / "test", images=3, seed=1)
+    return [*SMALL, *detection_data.custom(train, test)]
+
+
+def _load(tiny: list[str], output: Path, *overrides: str):
+    return config.load(
+        "transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *tiny, "OUTPUT_DIR", str(output), *overrides]
+    )
+
+
+def _model(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+
+def test_interrupted_run_ends_bit_equal(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer.run(_load(tiny, tmp_path / "whole"))
+    step = trainer.step
+
+    def stop_at_the_fourth(cfg, model, batch, optimizer, iteration):
+        if iteration == 3:
+            raise KeyboardInterrupt
+        return step(cfg, model, batch, optimizer, iteration)
+
+    monkeypatch.setattr(trainer, "step", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(_load(tiny, tmp_path / "cut"))
+    monkeypatch.setattr(trainer, "step", step)
+    with pytest.raises(UserError, match=r"unfinished run.*--resume"):
+        trainer.run(_load(tiny, tmp_path / "cut"))
+    trainer.run(_load(tiny, tmp_path / "cut"), resume=True)
+    whole, cut = _model(tmp_path / "whole"), _model(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    losses = [[json.loads(line)["loss"] for line in open(tmp_path / name / "log.jsonl")] for name in ("whole", "cut")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+
+
+def test_results_and_eval_only_agree(tiny, tmp_path: Path) -> None:
+    trainer.run(_load(tiny, tmp_path / "a"))
+    record = json.loads((tmp_path / "a/results.json").read_text())
+    assert set(record["metrics"]["custom_test"]) == {"bbox", "segm"}
+    assert record["init"] == "random"
+    assert record["iterations"] == 4
+    assert [(tmp_path / "a" / picture).is_file() for picture in record["pictures"]] == [True, True]
+    with pytest.raises(UserError, match="finished run"):
+        trainer.run(_load(tiny, tmp_path / "a"))
+
+    again = config.load(
+        "transfer/coco_R50_FPN.yaml",
+        [*tiny, "MODEL.WEIGHTS", str(tmp_path / "a/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "b")],
+    )
+    trainer.run(again, eval_only=True)
+    assert json.loads((tmp_path / "b/results.json").read_text())["metrics"] == record["metrics"]
+
+
+def test_non_finite_loss_stops_before_the_weights_change(tiny, tmp_path: Path) -> None:
+    cfg = _load(tiny, tmp_path / "x")
+    datasets.prepare(cfg)
+    model = build_model(cfg).train()
+    optimizer = solver.build_optimizer(cfg, model)
+    batch = next(stream.training_batches(cfg, 0))
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with trainer.EventStorage(), pytest.raises(UserError, match=r"not finite at iteration 8 .*loss_cls.*BASE_LR"):
+        trainer.step(cfg, model, batch, optimizer, 7)
+    assert all(torch.equal(before[n], p) or n.endswith("cls_score.bias") for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_norm_layers_have_no_weight_decay(tiny, tmp_path: Path, name: str) -> None:
+    cfg = _load(tiny, tmp_path, "SOLVER.OPTIMIZER", name)
+    model = build_model(cfg)
+    optimizer = solver.build_optimizer(cfg, model)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    norm = {id(p) for m in model.modules() if "BatchNorm" in type(m).__name__ for p in m.parameters()}
+    assert {decay[i] for i in norm} == {0.0}
+    assert {value for i, value in decay.items() if i not in norm} == {cfg.SOLVER.WEIGHT_DECAY}
+
+
+@pytest.mark.slow
+def test_two_processes_without_a_gpu(tiny, tmp_path: Path) -> None:
+    done = run_script(
+        "tools/train_net.py", "--config-file", "transfer/coco_R50_FPN.yaml", "--num-gpus", "2", "MODEL.INIT", "random",
+        *tiny, "OUTPUT_DIR", str(tmp_path / "two"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "two/results.json").read_text())
+    assert record["hardware"]["processes"] == 2
+    assert done.stdout.count("iteration 4/4") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voc_R50_C4_24k", "voc_mask_R50_FPN"])
+def test_voc_configs_train_at_full_width_on_the_true_layout(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "datasets"
+    detection_data.write_voc(root, images=2)
+    if name == "voc_mask_R50_FPN":
+        classes = tuple(f"class{i}" for i in range(20))
+        annotations, images = detection_data.write_coco(tmp_path / "masks", images=3, classes=classes)
+        for image in images.iterdir():
+            image.rename(root / "VOC2012/JPEGImages" / image.name)
+        (root / "VOC2012/annotations_masks").mkdir()
+        for split in ("train_aug", "val"):
+            (root / f"VOC2012/annotations_masks/instances_{split}.json").write_text(annotations.read_text())
+    done = run_script(
+        "tools/train_net.py", "--config", f"transfer/{name}.yaml", "MODEL.INIT", "random", "DATASETS.ROOT", str(root),
+        "OUTPUT_DIR", str(tmp_path / "out"), *detection_data.TINY, "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()",
+        "TEST.PRECISE_BN.NUM_ITER", "1", "TEST.PICTURES", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "iteration 1/1" in done.stdout
+    tasks = next(iter(json.loads((tmp_path / "out/results.json").read_text())["metrics"].values()))
+    assert set(tasks) == ({"bbox"} if "C4" in name else {"bbox", "segm"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["MODEL.WEIGHTS", "missing.pkl"], ["missing.pkl"]),
+        (["MODEL.INIT", "random", "--eval-only"], ["--eval-only", "MODEL.WEIGHTS"]),
+        (["MODEL.INIT", "random", "--num-gpus", "3"], ["SOLVER.IMS_PER_BATCH 2", "--num-gpus 2"]),
+        (["MODEL.INIT", "random", "DATASETS.TEST_JSON", "gone.json"], ["DATASETS.TEST_JSON", "gone.json"]),
+    ],
+)
+def test_mistakes_on_the_command_line(tiny, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    output = tmp_path / "out"
+    done = run_script(
+        "tools/train_net.py", "--config", "transfer/coco_R50_FPN.yaml", *tiny, *arguments, "OUTPUT_DIR", str(output)
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    for part in parts:
+        assert part in done.stderr
+    assert not output.exists()

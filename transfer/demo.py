@@ -1,0 +1,153 @@
+"""The demo: photographs -> MoCo -> detectron2 weights -> Mask R-CNN, twice -> a page to look at."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain import config as pretrain_config
+from pretrain.console import duration, say
+from pretrain.errors import UserError
+from transfer import config as transfer_config
+from transfer import report, stages
+from transfer.results import write_json
+from transfer.stages import ROOT, Stage
+
+PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "tools" / "pretrain.py")
+CONVERT_CODE = tuple(ROOT / "transfer" / f"{name}.py" for name in ("sources", "convert", "verify", "weights"))
+FINETUNE_CODE = tuple(
+    ROOT / "transfer" / f"{name}.py"
+    for name in (
+        "config", "d2_compat", "datasets", "evaluation", "modeling", "pictures", "precise_bn", "progress",
+        "results", "solver", "stream", "trainer", "weights",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long the demo takes. Both inits get the same schedule.
+
+    Attributes:
+        pretrain: overrides of `pretrain/demo_R50w25.yaml`.
+        finetune: overrides of `transfer/demo_R50w25_FPN.yaml`.
+        seeds: each one a fine-tuning run of either init.
+    """
+
+    pretrain: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+
+SIZES = {
+    # for CI: the chain runs; nothing is learnt
+    "quick": Size(
+        pretrain=("SOLVER.MAX_EPOCH", "3", "KNN.PERIOD", "3", "KNN.MAX_IMAGES", "200"),
+        finetune=("SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(40, 54)", "SOLVER.WARMUP_ITERS", "10"),
+    ),
+    "standard": Size(),
+    "full": Size(
+        pretrain=("SOLVER.MAX_EPOCH", "60"),
+        finetune=("SOLVER.MAX_ITER", "1400", "SOLVER.STEPS", "(980, 1260)"),
+        seeds=(0, 1, 2),
+    ),
+}
+
+# Figure A.1 (batch norm) and Section 4.1 (momentum). The first one stands for m = 0.99 too.
+MECHANISM = {
+    "shuffle_bn": (),
+    "no_shuffle": ("MOCO.SHUFFLE", "False"),
+    "sync_bn": ("MODEL.NORM", "SyncBN"),
+    "m_0": ("MOCO.M", "0.0"),
+    "m_0.9": ("MOCO.M", "0.9"),
+    "m_0.999": ("MOCO.M", "0.999"),
+}
+
+
+def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
+    """Run the demo and write `output/report.html`. What is done already is not done again.
+
+    Args:
+        size: one of `SIZES`.
+        root: folder of the data sets.
+        output: folder of the results.
+        debs: Debian packages fetched elsewhere, for a machine without apt.
+    """
+    began = time.perf_counter()
+    plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
+    prepare = Stage("data", _prepare_command(size, root, debs), data / "demo.json", (ROOT / "transfer/prepare",))
+    done = stages.run([prepare], folder / "stages")
+    pretrain = _pretrain_stage("pretrain", "pretrain/demo_R50w25.yaml", folder / "pretrain", data, plan.pretrain)
+    done += stages.run([pretrain], folder / "stages")
+    weights, record = folder / "moco.pkl", folder / "convert.json"
+    command = ("tools/convert_to_d2.py", str(pretrain.output), str(weights), "--record", str(record))
+    done += stages.run([Stage("convert", command, record, (*CONVERT_CODE, pretrain.output))], folder / "stages")
+    for seed in plan.seeds:
+        pair = [
+            _finetune_stage("moco", seed, folder, root, (*plan.finetune, "MODEL.WEIGHTS", str(weights))),
+            _finetune_stage("random", seed, folder, root, (*plan.finetune, "MODEL.INIT", "random")),
+        ]
+        done += stages.run(pair, folder / "stages")
+    write_json(folder / "demo.json", {"size": size, "data": str(data)})
+    report.write_demo(folder, done, output / "report.html")
+    say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - began)} in all)")
+
+
+def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
+    """Pre-train under each setting of `MECHANISM`, two at a time, and write `output/mechanism.html`."""
+    began = time.perf_counter()
+    folder, data = output / "mechanism", root / "demo_standard"
+    prepare = Stage(
+        "data", _prepare_command("standard", root, debs), data / "demo.json", (ROOT / "transfer/prepare",)
+    )
+    done = stages.run([prepare], folder / "stages")
+    variants = [
+        _pretrain_stage(name, "pretrain/demo_mechanism.yaml", folder / name, data, overrides)
+        for name, overrides in MECHANISM.items()
+    ]
+    for first in range(0, len(variants), 2):
+        done += stages.run(variants[first : first + 2], folder / "stages")
+    report.write_mechanism(folder, done, output / "mechanism.html")
+    say(f"report: {output / 'mechanism.html'}   ({duration(time.perf_counter() - began)} in all)")
+
+
+def _prepare_command(size: str, root: Path, debs: tuple[Path, ...]) -> tuple[str, ...]:
+    for deb in debs:
+        if not deb.is_file():
+            raise UserError(f"--deb {deb}: no such file")
+    packages = ("--deb", *map(str, debs)) if debs else ()
+    return ("tools/prepare_data.py", "demo", "--size", size, "--root", str(root), *packages)
+
+
+def _pretrain_stage(name: str, config: str, folder: Path, data: Path, overrides: tuple[str, ...]) -> Stage:
+    places = (
+        "DATA.TRAIN", str(data / "pretrain"), "KNN.TRAIN", str(data / "knn/train"), "KNN.VAL", str(data / "knn/val"),
+        "OUTPUT_DIR", str(folder),
+    )  # fmt: skip
+    cfg = pretrain_config.load(config, (*overrides, *places))
+    return Stage(
+        name,
+        ("tools/pretrain.py", "--config", config, *overrides, *places),
+        folder / "checkpoint_last.pth.tar",
+        (*PRETRAIN_CODE, data / "demo.json"),
+        pretrain_config.digest_text(cfg),
+        resumable=True,
+    )
+
+
+def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: tuple[str, ...]) -> Stage:
+    name = f"{init}-seed{seed}"
+    config, data = "transfer/demo_R50w25_FPN.yaml", f"demo_{folder.name}"
+    overrides = (
+        *overrides, "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN", f"('{data}_train',)",
+        "DATASETS.TEST", f"('{data}_val',)", "OUTPUT_DIR", str(folder / "finetune" / name),
+    )  # fmt: skip
+    cfg = transfer_config.load(config, overrides)
+    weights = (Path(cfg.MODEL.WEIGHTS),) if cfg.MODEL.WEIGHTS else ()
+    return Stage(
+        name,
+        ("tools/train_net.py", "--config", config, *overrides),
+        folder / "finetune" / name / "results.json",
+        (*FINETUNE_CODE, ROOT / "tools/train_net.py", root / data / "demo.json", *weights),
+        pretrain_config.digest_text(cfg),
+        resumable=True,
+    )

@@ -1,0 +1,156 @@
+"""A few commands in a row, each run only when something that it depends on has changed."""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from pretrain.console import duration, say
+from pretrain.errors import UserError
+from transfer.results import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: for the report and the prefix of its lines.
+        command: what follows `python`, from the repository's root.
+        output: the file whose presence proves that the command has finished.
+        inputs: files and folders of code whose content the result depends on.
+        settings: further text that the result depends on, such as an effective config.
+        resumable: an interrupted run goes on with `--resume`.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    output: Path
+    inputs: tuple[Path, ...] = ()
+    settings: str = ""
+    resumable: bool = False
+
+    def key(self) -> str:
+        """Digest of everything that the result depends on; equal keys mean an equal result."""
+        digest = hashlib.sha256("\0".join([*self.command, self.settings]).encode())
+        for path in _files(self.inputs):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def text(self) -> str:
+        """The command as a user would type it."""
+        return shlex.join(["python", *self.command])
+
+
+def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
+    """Run stages side by side, those that are not done already.
+
+    Args:
+        stages: independent of one another.
+        records: folder of one JSON file a stage, which remembers the key, the time and whether it finished.
+    Returns:
+        One record a stage: `name`, `command`, `seconds`, `cached`.
+    Raises:
+        UserError: a command failed. The others ran to their end, and what is done stays done.
+    """
+    waiting = [stage for stage in stages if not _is_done(stage, records)]
+    for stage in stages:
+        say(f"== {stage.name}: {stage.text()}" + ("" if stage in waiting else "   (done before)"))
+    if waiting:
+        _run_together(waiting, records)
+    return [{**_read(stage, records), "cached": stage not in waiting} for stage in stages]
+
+
+def _run_together(stages: Sequence[Stage], records: Path) -> None:
+    began = time.perf_counter()
+    jobs = [(stage, _start(stage, records, together=len(stages))) for stage in stages]
+    readers = [threading.Thread(target=_relay, args=(job.stdout, stage.name)) for stage, job in jobs if job.stdout]
+    for reader in readers:
+        reader.start()
+    failed = []
+    try:
+        for stage, job in jobs:
+            status = job.wait()
+            if status:
+                failed.append(f"{stage.name} (exit status {status})")
+                continue
+            seconds = round(time.perf_counter() - began, 1)
+            write_json(_path(stage, records), {**_read(stage, records), "seconds": seconds, "done": True})
+            say(f"== {stage.name}: done in {duration(seconds)}")
+    except BaseException:
+        _stop([job for _, job in jobs])
+        raise
+    finally:
+        for reader in readers:
+            reader.join()
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed; the reason stands above. The same command goes on from there")
+
+
+def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[str]:
+    key = stage.key()
+    resume = stage.resumable and _read(stage, records).get("key") == key
+    if not resume and stage.output.parent.name == stage.name:  # a folder of this stage alone
+        shutil.rmtree(stage.output.parent, ignore_errors=True)
+    write_json(_path(stage, records), {"name": stage.name, "command": stage.text(), "key": key, "done": False})
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    if together > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // together)))
+    return subprocess.Popen(
+        [sys.executable, *stage.command, *(["--resume"] if resume else [])],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE if together > 1 else None,
+        stderr=subprocess.STDOUT if together > 1 else None,
+    )
+
+
+def _stop(jobs: Iterable[subprocess.Popen[str]]) -> None:
+    """Ctrl-C reaches the children too: give them time to save, then end them."""
+    for job in jobs:
+        if job.poll() is None:
+            job.terminate()
+    for job in jobs:
+        try:
+            job.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            job.kill()
+
+
+def _relay(stream: TextIO, name: str) -> None:
+    for line in stream:
+        say(f"[{name}] {line.rstrip()}")
+
+
+def _is_done(stage: Stage, records: Path) -> bool:
+    record = _read(stage, records)
+    return bool(record.get("done")) and stage.output.exists() and record["key"] == stage.key()
+
+
+def _path(stage: Stage, records: Path) -> Path:
+    return records / f"{stage.name}.json"
+
+
+def _read(stage: Stage, records: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(_path(stage, records).read_text())
+        return content
+    except (OSError, ValueError):
+        return {}
+
+
+def _files(inputs: Iterable[Path]) -> list[Path]:
+    return [file for path in inputs for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
