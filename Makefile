@@ -1,0 +1,52 @@
+PYTHON ?= python3
+VENV ?= .venv
+SIZE ?= standard
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' tests/test_*.py)
+
+.PHONY: help setup demo demo-mechanism test test-d2-main lint clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
+
+setup: $(READY) ## Make .venv with all libraries and detectron2 (PYTHON=python3.11 picks another Python)
+
+# setuptools comes first, because without build isolation a build takes what is in the environment.
+$(READY): setup.py constraints.txt tools/install_detectron2.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else \
+	    "error: Python %d.%d cannot be used: give one of 3.10 to 3.14, as in make setup PYTHON=python3.11" % v)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt setuptools wheel
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@# The two OpenCV wheels overwrite each other; the headless one is for machines without libGL.
+	@if $(PY) -c 'import cv2' 2>&1 | grep -q 'cannot open shared object file'; then \
+	    $(PIP) uninstall --quiet --yes opencv-python && \
+	    $(PIP) install --quiet --no-deps --force-reinstall --constraint constraints.txt opencv-python-headless; fi
+	$(PY) tools/install_detectron2.py
+	@touch $@
+
+demo: $(READY) ## Photographs to detections, with a report in demo/report.html (SIZE=quick|standard|full)
+	$(PY) tools/demo.py --size $(SIZE)
+
+demo-mechanism: $(READY) ## What shuffled batch norm and the momentum do, as curves
+	$(PY) tools/demo.py --mechanism
+
+test: $(READY) ## Run all tests
+	$(PY) -m pytest
+
+test-d2-main: $(READY) ## Run the transfer tests on a checkout of detectron2's main branch (D2=FOLDER)
+	@test -f "$(D2)/detectron2/__init__.py" || \
+	    { echo 'error: give a checkout of detectron2: make test-d2-main D2=FOLDER' >&2; exit 2; }
+	PYTHONPATH="$(abspath $(D2))" $(PY) -m pytest $(TRANSFER_TESTS)
+
+lint: $(READY) ## Check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean: ## Remove .venv, caches and build leftovers; data sets and results stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""Package metadata. detectron2 is not on PyPI, so it comes from tools/install_detectron2.py instead."""
+
+from setuptools import setup
+
+# Lower bounds only, so that an environment that already has torch and detectron2 keeps them; the versions
+# tested together are in constraints.txt.
+REQUIREMENTS = [
+    "torch>=2.1",
+    "torchvision>=0.16",
+    "numpy>=1.23",
+    "Pillow>=9.1",
+    "fvcore>=0.1.5",
+    "pycocotools>=2.0.2",
+    "opencv-python>=4.5",
+    "matplotlib>=3.5",
+    "Jinja2>=3.0",
+    "tqdm>=4.60",
+    "PyYAML>=5.4",
+]
+# What detectron2 imports: its own list cannot be used, since it pins tools such as black.
+DETECTRON2_REQUIREMENTS = [
+    "iopath>=0.1.7",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "yacs>=0.1.8",
+    "cloudpickle",
+    "tabulate",
+    "termcolor>=1.1",
+    "packaging",
+]
+# Photographs for the demo where Debian's packages are not to be had.
+DEMO_REQUIREMENTS = ["scikit-image>=0.20", "scikit-learn>=1.2"]
+
+setup(
+    name="moco-detection-transfer",
+    version="0.1.0",
+    description="MoCo pre-training, detectron2 weights, and Mask R-CNN transfer, end to end",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["pretrain", "transfer", "transfer.prepare"],
+    package_data={"transfer": ["templates/*"], "transfer.prepare": ["data/*.json"]},
+    install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
+    extras_require={
+        "demo": DEMO_REQUIREMENTS,
+        "dev": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML", *DEMO_REQUIREMENTS],
+    },
+)

@@ -1,0 +1,56 @@
+"""What several test files need: one thread, small image folders, the tools as subprocesses."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: test processes share the machine's few cores
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)
+
+
+def run_script(script: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project (`tools/x.py`) from the repository root, as a user would."""
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Return a maker of JPEG folders: `image_folder(count=8, size=(64, 48), classes=(), seed=0)` -> path.
+
+    `size` is (width, height) in pixels. Images are smooth random colours, each different. With `classes`,
+    each class folder gets `count` images; two calls give two folders.
+    """
+
+    def make(
+        count: int = 8, size: tuple[int, int] = (64, 48), classes: tuple[str, ...] = (), seed: int = 0
+    ) -> Path:
+        folder = tmp_path / f"images{len(list(tmp_path.glob('images*')))}"
+        rng = np.random.default_rng(seed)
+        for name in classes or ("",):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+                picture.save(folder / name / f"{index:04d}.jpg")
+        return folder
+
+    return make
