@@ -1,0 +1,86 @@
+"""The layout checks name the first missing file and the archive that it comes from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import UserError
+from transfer.prepare import layouts
+from transfer.prepare.command import main
+
+
+def put(file: Path, text: str = "") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def refusal(call: object, *arguments: object) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layouts, "COCO_IMAGES", {"train2017": 2, "val2017": 1})
+    said = refusal(layouts.check_coco, tmp_path)
+    assert "instances_train2017.json" in said and "annotations_trainval2017.zip" in said
+    for split in layouts.COCO_IMAGES:
+        put(tmp_path / "coco" / "annotations" / f"instances_{split}.json")
+    assert "zips/train2017.zip" in refusal(layouts.check_coco, tmp_path)
+    put(tmp_path / "coco" / "train2017" / "1.jpg")
+    assert "1 of 2 images" in refusal(layouts.check_coco, tmp_path)
+    put(tmp_path / "coco" / "train2017" / "2.jpg")
+    put(tmp_path / "coco" / "val2017" / "3.jpg")
+    assert "in place" in layouts.check_coco(tmp_path)
+
+
+def voc(root: Path, year: str, split: str, names: list[str]) -> None:
+    put(root / f"VOC{year}" / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{name}\n" for name in names))
+    for name in names:
+        put(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg")
+        put(root / f"VOC{year}" / "Annotations" / f"{name}.xml")
+
+
+def test_voc(tmp_path: Path) -> None:
+    assert "VOCtrainval_06-Nov-2007.tar" in refusal(layouts.check_voc, tmp_path)
+    voc(tmp_path, "2007", "trainval", ["000005", "000007"])
+    assert "VOCtest_06-Nov-2007.tar" in refusal(layouts.check_voc, tmp_path)
+    voc(tmp_path, "2007", "test", ["000001"])
+    assert "in place" in layouts.check_voc(tmp_path, ["2007"])
+    said = refusal(layouts.check_voc, tmp_path)
+    assert "VOC2012" in said and "VOCtrainval_11-May-2012.tar" in said and "VOCdevkit/VOC2012" in said
+    voc(tmp_path, "2012", "trainval", ["2008_000002"])
+    assert "in place" in layouts.check_voc(tmp_path)
+    (tmp_path / "VOC2007" / "Annotations" / "000007.xml").unlink()
+    assert "Annotations/000007.xml is missing" in refusal(layouts.check_voc, tmp_path)
+
+
+def test_voc_masks(tmp_path: Path) -> None:
+    folder = tmp_path / "VOC2012"
+    assert "VOCtrainval_11-May-2012.tar" in refusal(layouts.check_voc_masks, tmp_path)
+    put(folder / "JPEGImages" / "a.jpg")
+    assert "is to come" in refusal(layouts.check_voc_masks, tmp_path)
+    put(
+        folder / "annotations_masks" / "instances_train_aug.json",
+        json.dumps({"images": [{"file_name": "a.jpg"}]}),
+    )
+    val = put(
+        folder / "annotations_masks" / "instances_val.json", json.dumps({"images": [{"file_name": "b.jpg"}]})
+    )
+    assert "b.jpg is missing" in refusal(layouts.check_voc_masks, tmp_path)
+    put(val, "{")
+    assert "no whole JSON" in refusal(layouts.check_voc_masks, tmp_path)
+    put(val, "[]")
+    assert "no COCO annotation file" in refusal(layouts.check_voc_masks, tmp_path)
+    put(folder / "JPEGImages" / "b.jpg")
+    put(val, json.dumps({"images": [{"file_name": "b.jpg"}]}))
+    assert "in place" in layouts.check_voc_masks(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(layouts.CHECKS))
+def test_building_them_is_not_offered_yet(name: str, tmp_path: Path) -> None:
+    said = refusal(main, "", [name, "--root", str(tmp_path)])
+    assert "can only be checked yet" in said

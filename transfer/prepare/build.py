@@ -1,0 +1,176 @@
+"""Make the images of a demo set in chunks, by several processes; what an interrupted run left is kept."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from pretrain.errors import UserError
+from transfer.prepare import coco_json, cutouts, fallback, streams
+from transfer.prepare.files import is_whole_jpeg, write_jpeg, write_json
+from transfer.prepare.recipe import Recipe
+
+CHUNK = 50  # images: about a third of a second of work
+PACKAGES, FALLBACK = "debian packages", "fallback photographs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process must know to make any image of a set."""
+
+    folder: Path
+    cache: Path
+    source: str  # PACKAGES or FALLBACK
+    recipe: Recipe
+    seed: int
+
+    def __hash__(self) -> int:  # a recipe holds a dict; a job is looked up by where its sources come from
+        return hash((self.folder, self.cache, self.source))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    stream: str
+    start: int
+    stop: int
+
+    @property
+    def annotations(self) -> Path:
+        """Where a detection chunk keeps its annotations until all chunks are done."""
+        return Path(".work", f"{self.stream}-{self.start:06}.json")
+
+
+@lru_cache(maxsize=1)
+def sources_of(job: Job) -> cutouts.Sources:
+    """The job's photographs, loaded once per process (and inherited by forked ones)."""
+    if job.source == FALLBACK:
+        return fallback.load_sources()
+    return cutouts.load_sources(job.cache, job.recipe.classes)
+
+
+def build_images(job: Job, workers: int) -> int:
+    """Make every missing image, and the annotations of detection chunks. Returns how many were new."""
+    chunks = [
+        Chunk(stream, start, min(start + CHUNK, streams.count(stream, job.recipe)))
+        for stream in streams.STREAMS
+        for start in range(0, streams.count(stream, job.recipe), CHUNK)
+    ]
+    for stream in streams.STREAMS:
+        for index in range(min(streams.count(stream, job.recipe), len(job.recipe.classes))):
+            (job.folder / streams.path(stream, index, job.recipe)).parent.mkdir(parents=True, exist_ok=True)
+    (job.folder / ".work").mkdir(exist_ok=True)
+    todo = [chunk for chunk in chunks if not _is_done(job, chunk)]
+    total, made = sum(chunk.stop - chunk.start for chunk in chunks), 0
+    kept = total - sum(chunk.stop - chunk.start for chunk in todo)
+    if kept:
+        print(f"{kept} of {total} images are there already")
+    with _Progress(total, kept) as progress:
+        for size, new in _run(job, todo, workers):
+            made += new
+            progress.advance(size)
+    return made
+
+
+def read_annotations(job: Job, stream: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(File name, annotations) of each image of a detection stream, in order, from its finished chunks."""
+    found: list[tuple[str, list[dict[str, Any]]]] = []
+    for start in range(0, streams.count(stream, job.recipe), CHUNK):
+        found += json.loads((job.folder / Chunk(stream, start, 0).annotations).read_text())
+    return found
+
+
+def _is_done(job: Job, chunk: Chunk) -> bool:
+    if chunk.stream in streams.DETECTION and not (job.folder / chunk.annotations).is_file():
+        return False
+    paths = (streams.path(chunk.stream, index, job.recipe) for index in range(chunk.start, chunk.stop))
+    return all(is_whole_jpeg(job.folder / path) for path in paths)
+
+
+def _make_chunk(job: Job, chunk: Chunk) -> tuple[int, int]:
+    """Make the chunk's missing images; (images in it, images made)."""
+    made, annotations = 0, []
+    for index in range(chunk.start, chunk.stop):
+        path = job.folder / streams.path(chunk.stream, index, job.recipe)
+        missing = not is_whole_jpeg(path)
+        if not missing and chunk.stream not in streams.DETECTION:
+            continue
+        image, instances = streams.make(
+            sources_of(job), chunk.stream, index, recipe=job.recipe, seed=job.seed
+        )
+        if missing:
+            write_jpeg(path, image)
+            made += 1
+        annotations.append((path.name, coco_json.annotations_of(instances, list(job.recipe.classes))))
+    if chunk.stream in streams.DETECTION:
+        write_json(job.folder / chunk.annotations, annotations)
+    return chunk.stop - chunk.start, made
+
+
+def _run(job: Job, chunks: list[Chunk], workers: int) -> Iterator[tuple[int, int]]:
+    if not chunks:
+        return
+    cv2.setNumThreads(1)
+    sources_of(job)  # before forking, so that the photographs are in memory once
+    if workers == 1:
+        for chunk in chunks:
+            yield _make_chunk(job, chunk)
+        return
+    method = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(method)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+    )
+    try:
+        for future in as_completed([pool.submit(_make_chunk, job, chunk) for chunk in chunks]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker was killed, for want of memory perhaps: try --workers 1") from None
+    finally:  # on Ctrl-C too: the chunks under way finish, the others are dropped
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed parent cannot tell it to."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line at every tenth."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.began = total, done, time.monotonic()
+        self.bar = tqdm(total=total, initial=done, unit="img", disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def advance(self, count: int) -> None:
+        tenths = 10 * self.done // self.total
+        self.done += count
+        self.bar.update(count)
+        if self.bar.disable and 10 * self.done // self.total > tenths:
+            print(f"{self.done} of {self.total} images, {time.monotonic() - self.began:.0f} s", flush=True)

@@ -1,0 +1,74 @@
+"""Look into every file of a finished demo set."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+from pycocotools import mask as rle
+
+from pretrain.errors import UserError
+from transfer.prepare import demo, streams
+from transfer.prepare.files import sha256
+from transfer.prepare.recipe import Recipe
+
+
+def check_set(folder: Path, size: str) -> str:
+    """Verify digests, names, every image and every annotation; returns one line that says what is there.
+
+    Raises UserError naming the first file that is wrong.
+    """
+    again = f"run 'prepare_data.py demo --size {size}' again"
+    state = demo.read_state(folder)
+    if not state or not state["complete"]:
+        raise UserError(f"{folder} holds no finished demo set: {again}")
+    recipe = demo.recipe_of(size, state["source"])
+    if state["key"] != demo.set_key(recipe, state["key"]["seed"]):
+        raise UserError(f"{folder}/demo.json: the set was made by another recipe: {again}")
+    for name, digest in state["digests"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise UserError(f"{folder / name} is not the file that was written: remove it, then {again}")
+    for split in streams.DETECTION:
+        _check_annotations(folder, split, recipe)
+    for stream in streams.STREAMS:
+        _check_images(folder, stream, recipe, again)
+    counts = ", ".join(f"{stream} {streams.count(stream, recipe)}" for stream in streams.STREAMS)
+    return f"{folder} is whole, from {state['source']}: {counts}"
+
+
+def _check_annotations(folder: Path, split: str, recipe: Recipe) -> None:
+    """The json names exactly the split's images, and each box and area is its mask's."""
+    file = folder / "annotations" / f"instances_{split}.json"
+    content = json.loads(file.read_text())
+    expected = [streams.path(split, index, recipe).name for index in range(streams.count(split, recipe))]
+    if [image["file_name"] for image in content["images"]] != expected:
+        raise UserError(
+            f"{file} does not list the images of {folder / split}: remove {folder}, build it again"
+        )
+    for annotation in content["annotations"]:
+        mask = annotation["segmentation"]
+        if rle.area(mask) != annotation["area"] or list(rle.toBbox(mask)) != annotation["bbox"]:
+            raise UserError(f"{file}: annotation {annotation['id']} has a box or area that is not its mask's")
+
+
+def _check_images(folder: Path, stream: str, recipe: Recipe, again: str) -> None:
+    """Every image decodes and has its size, and there are no others."""
+    side = recipe.small_side
+    size = (recipe.width, recipe.height) if stream in streams.DETECTION else (side, side)
+    expected = {
+        folder / streams.path(stream, index, recipe) for index in range(streams.count(stream, recipe))
+    }
+    if stray := sorted(set((folder / stream).rglob("*.jpg")) - expected):
+        raise UserError(f"{stray[0]} is no part of the set: remove it")
+    for path in sorted(expected):
+        try:
+            with Image.open(path) as image:
+                image.load()
+                found = image.size
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: {again}") from None
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{path} is broken ({error}): remove it, then {again}") from None
+        if found != size:
+            raise UserError(
+                f"{path} is {found[0]}x{found[1]}, not {size[0]}x{size[1]}: remove it, then {again}"
+            )

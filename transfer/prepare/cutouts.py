@@ -1,0 +1,173 @@
+"""Photographs from the cache: loaded, cleaned, and split so that val shows nothing that train has shown."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pretrain.errors import UserError
+from transfer.prepare.listing import Listing, Photo, load_listing
+
+CUTOUT_SIDE = 480  # px: no object is drawn larger, so larger cut-outs are reduced once, here
+PHOTO_SIDE = 800  # px: beyond this a small crop of a photograph is mostly blur
+VAL_CUTOUTS, VAL_GROUNDS = 0.25, 0.2  # shares of the sources that only val uses
+FEWEST_GROUNDS = 8
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An object without its surroundings: `pixels` is uint8 (h, w, 4), *premultiplied* RGB and alpha."""
+
+    kind: str
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that images are composed from. Photographs are uint8 RGB (h, w, 3)."""
+
+    cutouts: dict[str, dict[str, list[Cutout]]]  # split -> class -> cut-outs
+    extra: list[Cutout]  # further train cut-outs, of no class of the set: for pre-training only
+    grounds: dict[str, list[np.ndarray]]  # split -> photographs that show no object of any class
+    scenes: list[np.ndarray]  # photographs with such objects in them: for pre-training only
+
+
+def val_names(names: Sequence[str], share: float) -> set[str]:
+    """The part of `names` that belongs to val: a fixed choice, by digest, independent of their order.
+
+    At least one, if there are two or more.
+    """
+    count = max(round(len(names) * share), 1) if len(names) > 1 else 0
+    return set(sorted(names, key=lambda name: hashlib.sha1(name.encode()).digest())[:count])
+
+
+def load_sources(cache: Path, classes: dict[str, tuple[str, ...]]) -> Sources:
+    """Load what `fill_cache` left in `cache`; `classes` maps each class to its kinds of cut-outs.
+
+    Listed files that are missing are left out; `demand_enough` tells whether enough is left.
+    """
+    listing = load_listing()
+    held_back = _held_back(listing)
+    cutouts: dict[str, dict[str, list[Cutout]]] = {split: {name: [] for name in classes} for split in SPLITS}
+    class_of = {kind: name for name, kinds in classes.items() for kind in kinds}
+    extra = []
+    for photo in _present(cache, listing.cutouts):
+        split = "val" if photo.path in held_back else "train"
+        if photo.kind in class_of:
+            cutouts[split][class_of[photo.kind]].append(load_cutout(cache / photo.cached, photo))
+        elif split == "train":
+            extra.append(load_cutout(cache / photo.cached, photo))
+    grounds: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    scenes = []
+    for photo in _present(cache, listing.photos):
+        pixels = load_photo(cache / photo.cached)
+        if photo.kind == "ground":
+            grounds["val" if photo.path in held_back else "train"].append(pixels)
+        elif photo.path not in held_back:  # some scenes are also what a val cut-out is cut from
+            scenes.append(pixels)
+    return Sources(cutouts, extra, grounds, scenes)
+
+
+def _held_back(listing: Listing) -> set[str]:
+    """Paths of the val sources: chosen in the list, not among the files present, so that it never shifts."""
+    chosen: set[str] = set()
+    for kind in sorted({photo.kind for photo in listing.cutouts}):
+        chosen |= val_names([p.path for p in listing.cutouts if p.kind == kind], VAL_CUTOUTS)
+    return chosen | val_names([p.path for p in listing.photos if p.kind == "ground"], VAL_GROUNDS)
+
+
+def _present(cache: Path, photos: list[Photo]) -> list[Photo]:
+    return [photo for photo in photos if (cache / photo.cached).is_file()]
+
+
+def demand_enough(cache: Path, classes: dict[str, tuple[str, ...]]) -> None:
+    """Raise UserError unless `cache` has cut-outs of every class and backgrounds, for train and for val."""
+    listing = load_listing()
+    held_back = _held_back(listing)
+    for name, kinds in classes.items():
+        found = [photo.path in held_back for photo in _present(cache, listing.cutouts) if photo.kind in kinds]
+        if len(set(found)) < 2:
+            raise UserError(f"the packages hold too few cut-outs of {name}: use --source fallback")
+    grounds = [photo.path in held_back for photo in _present(cache, listing.photos) if photo.kind == "ground"]
+    if len(set(grounds)) < 2 or len(grounds) < FEWEST_GROUNDS:
+        raise UserError("the packages hold too few photographs for backgrounds: use --source fallback")
+
+
+def load_photo(path: Path) -> np.ndarray:
+    """A photograph as uint8 RGB (h, w, 3), longer side at most `PHOTO_SIDE`."""
+    return shrink(_decode(path, "RGB", draft=PHOTO_SIDE), PHOTO_SIDE)
+
+
+def _decode(path: Path, mode: str, *, draft: int | None = None) -> np.ndarray:
+    """Pixels of an image file, uint8 (h, w, c). Raises UserError if it is broken."""
+    try:
+        with Image.open(path) as image:
+            if draft:  # a JPEG is decoded at a fraction of its size then, which is much faster
+                image.draft(mode, (draft, draft))
+            return np.array(image.convert(mode))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} is broken ({error}): remove the cache folder and run again") from None
+
+
+def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Reduce `pixels` (h, w, c) until its longer side is at most `side`."""
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def load_cutout(path: Path, photo: Photo) -> Cutout:
+    """Load, cut out as `photo.how` says, clean, trim, premultiply, and reduce to `CUTOUT_SIDE`."""
+    pixels = _decode(path, "RGBA")
+    if photo.how == "left half":  # two frames of an animation, side by side
+        pixels = pixels[:, : pixels.shape[1] // 2]
+    elif photo.how == "white ground":
+        pixels[..., 3] = alpha_from_plain_ground(pixels[..., :3])
+    elif photo.how == "bright rim":  # 1 px of the ground it was photographed on
+        pixels[..., 3] = cv2.erode(np.pad(pixels[..., 3], 1), np.ones((3, 3), np.uint8))[1:-1, 1:-1]
+    return Cutout(photo.kind, shrink(premultiply(clean(pixels)), CUTOUT_SIDE))
+
+
+def clean(pixels: np.ndarray) -> np.ndarray:
+    """Drop haze (alpha < 24) and stray parts (under 2 % of the largest's area); trim. uint8 (h, w, 4)."""
+    solid = (pixels[..., 3] >= 24).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=8)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the surroundings
+    kept = (areas >= max(0.02 * areas.max(), 1))[labels]
+    rows, columns = np.flatnonzero(kept.any(axis=1)), np.flatnonzero(kept.any(axis=0))
+    if not len(rows):
+        raise ValueError("an empty cut-out")
+    trimmed = np.where(kept[..., None], pixels, 0).astype(np.uint8)
+    return trimmed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def premultiply(pixels: np.ndarray) -> np.ndarray:
+    """Straight RGBA -> RGB times alpha, alpha: what may be resized without fringes of hidden colour."""
+    alpha = pixels[..., 3:].astype(np.uint16)
+    colour = (pixels[..., :3] * alpha + 127) // 255
+    return np.concatenate([colour, alpha], axis=2).astype(np.uint8)
+
+
+def alpha_from_plain_ground(rgb: np.ndarray) -> np.ndarray:
+    """Alpha, uint8 (h, w), of an object photographed on a plain ground.
+
+    Ground is what lies within 18 grey levels of the border's median colour and touches the border, and so are
+    holes of more than 60 px. The edge is drawn in by 1 px and softened.
+    """
+    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    plain = np.abs(rgb.astype(int) - np.median(border, axis=0)).max(axis=2) <= 18
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(plain.astype(np.uint8), connectivity=4)
+    ground = stats[:, cv2.CC_STAT_AREA] > 60
+    ground[np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))] = True
+    ground[0] = False  # label 0 is what is not plain
+    alpha = np.where(ground[labels], 0, 255).astype(np.uint8)
+    return cv2.GaussianBlur(cv2.erode(alpha, np.ones((3, 3), np.uint8)), (0, 0), 0.7)

@@ -1,0 +1,55 @@
+"""What each folder of a demo set consists of.
+
+An image depends on (seed, stream, index) and on nothing else, so any process can make any image in any order.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from transfer.prepare import pretrain_images
+from transfer.prepare.compose import Instance, detection_image
+from transfer.prepare.cutouts import Sources
+from transfer.prepare.recipe import Recipe
+
+DETECTION = ("train", "val")
+STREAMS = (*DETECTION, "pretrain/object", "pretrain/photo", "knn/train", "knn/val")
+"""Folders of images. Their order is part of the random seed: append, never insert."""
+
+
+def count(stream: str, recipe: Recipe) -> int:
+    """Number of images in a stream."""
+    return {
+        "train": recipe.train,
+        "val": recipe.val,
+        "pretrain/object": recipe.pretrain - recipe.pretrain // 2,
+        "pretrain/photo": recipe.pretrain // 2,
+        "knn/train": recipe.knn_train,
+        "knn/val": recipe.knn_val,
+    }[stream]
+
+
+def path(stream: str, index: int, recipe: Recipe) -> Path:
+    """Where image `index` of a stream lies, relative to the set's folder. kNN images lie in class folders."""
+    parent = Path(stream, _class_of(index, recipe)) if stream.startswith("knn/") else Path(stream)
+    return parent / f"{index:06}.jpg"
+
+
+def make(
+    sources: Sources, stream: str, index: int, *, recipe: Recipe, seed: int
+) -> tuple[np.ndarray, list[Instance]]:
+    """Image `index` of a stream, uint8 (H, W, 3), and what is in it (for the detection streams only)."""
+    rng = np.random.default_rng([seed, STREAMS.index(stream), index])
+    if stream in DETECTION:
+        return detection_image(sources.cutouts[stream], sources.grounds[stream], recipe=recipe, rng=rng)
+    if stream == "pretrain/object":
+        return pretrain_images.object_centred(sources, recipe=recipe, rng=rng), []
+    if stream == "pretrain/photo":
+        return pretrain_images.photo_crop(sources, recipe=recipe, rng=rng), []
+    split, name = stream.removeprefix("knn/"), _class_of(index, recipe)
+    return pretrain_images.labelled(sources, split, name=name, recipe=recipe, rng=rng), []
+
+
+def _class_of(index: int, recipe: Recipe) -> str:
+    """kNN images take the classes in turn, so that each has equally many."""
+    return list(recipe.classes)[index % len(recipe.classes)]
