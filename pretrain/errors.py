@@ -1,5 +1,6 @@
 """One way to tell a user what to mend: a one-line error instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -28,3 +29,6 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        sys.exit(1)

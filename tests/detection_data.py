@@ -16,7 +16,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def boxes_picture(rng: np.random.Generator, width: int, height: int, boxes: int) -> tuple[np.ndarray, list[Any]]:
+def boxes_picture(
+    rng: np.random.Generator, width: int, height: int, boxes: int
+) -> tuple[np.ndarray, list[Any]]:
     """A noisy picture with bright rectangles: (H, W, 3) uint8 and [(x, y, w, h, class index)]."""
     picture = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
     found = []
@@ -30,7 +32,12 @@ def boxes_picture(rng: np.random.Generator, width: int, height: int, boxes: int)
 
 
 def write_coco(
-    folder: Path, *, images: int = 4, classes: tuple[str, ...] = ("cup", "key"), masks: bool = True, seed: int = 0
+    folder: Path,
+    *,
+    images: int = 4,
+    classes: tuple[str, ...] = ("cup", "key"),
+    masks: bool = True,
+    seed: int = 0,
 ) -> tuple[Path, Path]:
     """A COCO-format set: (json file, image folder). The category ids are 3, 6, ...: not contiguous, as in COCO."""
     rng = np.random.default_rng(seed)
@@ -49,8 +56,8 @@ def write_coco(
         content["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
         for x, y, w, h, kind in boxes:
             annotation = {
-                "id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": 3 * (kind % len(classes) + 1),
-                "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+                "id": len(content["annotations"]) + 1, "image_id": image_id,
+                "category_id": 3 * (kind % len(classes) + 1), "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
             }  # fmt: skip
             if masks:
                 bitmap = np.zeros((height, width), np.uint8, order="F")
@@ -93,6 +100,7 @@ def write_voc(root: Path, images: int = 3) -> None:
 def _voc_object(x: int, y: int, w: int, h: int, kind: int) -> str:
     name = ("chair", "dog")[kind]
     return (
-        f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
+        f"<object><name>{name}</name><pose>Left</pose><truncated>0</truncated><difficult>0</difficult>"
+        f"<bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
         f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
     )

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import detection_data
 import pytest
+from detectron2.data import DatasetCatalog
 
 from pretrain.errors import UserError
 from transfer import config, datasets
 
-from detectron2.data import DatasetCatalog
-
 
 def _load(name: str, root: Path, *overrides: str):
-    return config.load(f"transfer/{name}.yaml", ["MODEL.INIT", "random", "DATASETS.ROOT", str(root), *overrides])
+    return config.load(
+        f"transfer/{name}.yaml", ["MODEL.INIT", "random", "DATASETS.ROOT", str(root), *overrides]
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_voc_layout_under_another_root(tmp_path: Path) -> None:
     assert len(records) == 3
     assert all(Path(record["file_name"]).is_relative_to(tmp_path) for record in records)
     (tmp_path / "VOC2007/JPEGImages/2007_test_1.jpg").unlink()
-    with pytest.raises(UserError, match="2007_test_1.jpg"):
+    with pytest.raises(UserError, match=r"2007_test_1\.jpg"):
         datasets.prepare(cfg)
 
 
@@ -56,7 +57,7 @@ def test_own_data_brings_its_class_count(tmp_path: Path) -> None:
 
 def test_own_data_mistakes(tmp_path: Path) -> None:
     boxes_only = detection_data.write_coco(tmp_path / "a", masks=False)
-    with pytest.raises(UserError, match="MODEL.MASK_ON False"):
+    with pytest.raises(UserError, match=r"MODEL\.MASK_ON False"):
         datasets.prepare(_load("coco_R50_FPN", tmp_path, *detection_data.custom(boxes_only, boxes_only)))
     with pytest.raises(UserError, match=r"DATASETS.TEST_JSON .*together"):
         datasets.prepare(_load("coco_R50_FPN", tmp_path, *detection_data.custom(boxes_only, boxes_only)[:4]))

@@ -5,13 +5,12 @@ from pathlib import Path
 import detection_data
 import pytest
 import torch
-
-from transfer import config, datasets, evaluation
-
 from detectron2.data import DatasetCatalog
-from detectron2.structures import BoxMode, Instances, Boxes
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 from torch import nn
+
+from transfer import config, datasets, evaluation
 
 
 class Oracle(nn.Module):

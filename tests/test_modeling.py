@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from transfer import config, modeling
-
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
+
+from transfer import config, modeling
 
 CONFIGS = sorted(p.name for p in (Path(config.__file__).parents[1] / "configs/transfer").glob("*.yaml"))
 MODELS = [name for name in CONFIGS if not name.startswith("base_")]
@@ -44,7 +43,9 @@ def test_builds_at_full_width_and_trains_every_layer(name: str) -> None:
     model = build_model(cfg).train()
     with EventStorage():
         losses = model([_sample(cfg), _sample(cfg)])
-    expected = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if cfg.MODEL.MASK_ON else set())
+    expected = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | (
+        {"loss_mask"} if cfg.MODEL.MASK_ON else set()
+    )
     assert set(losses) == expected
     total = sum(losses.values())
     assert torch.isfinite(total)

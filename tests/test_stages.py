@@ -33,7 +33,9 @@ class Workshop:
         return Stage(name, command, output, (self.source,), settings, resumable=True)
 
     def run(self, *stages_: Stage) -> list[bool]:
-        return [record["cached"] for record in stages.run(stages_ or (self.stage(),), self.folder / "records")]
+        return [
+            record["cached"] for record in stages.run(stages_ or (self.stage(),), self.folder / "records")
+        ]
 
     def calls(self) -> int:
         return self.log.read_text().count(";")

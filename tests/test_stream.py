@@ -29,7 +29,7 @@ def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(dist, "world_size", lambda: 4)
         monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
         shares.append(_batches(portrait, cfg))
-    assert alone == [sum((shares[rank][i] for rank in range(4)), []) for i in range(12)]
+    assert alone == [[item for share in shares for item in share[i]] for i in range(12)]
 
 
 def test_resume_goes_on_where_it_stopped() -> None:
@@ -39,7 +39,11 @@ def test_resume_goes_on_where_it_stopped() -> None:
 
 
 def test_each_epoch_holds_each_image_once_in_a_new_order() -> None:
-    items = [item for batch in _batches(np.zeros(8, dtype=bool), _config("SOLVER.IMS_PER_BATCH", "4")) for item in batch]
+    items = [
+        item
+        for batch in _batches(np.zeros(8, dtype=bool), _config("SOLVER.IMS_PER_BATCH", "4"))
+        for item in batch
+    ]
     epochs = [[index for index, _ in items[i : i + 8]] for i in range(0, 24, 8)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -55,7 +59,9 @@ def test_pairs_have_one_orientation_as_on_the_papers_gpus() -> None:
 
 def test_augmentation_depends_on_seed_and_position_only(tmp_path: Path) -> None:
     data = detection_data.write_coco(tmp_path / "a")
-    cfg = _config(*detection_data.TINY, *detection_data.custom(data, data), "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)")
+    cfg = _config(
+        *detection_data.TINY, *detection_data.custom(data, data), "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)"
+    )
     datasets.prepare(cfg)
     first = list(islice(stream.training_batches(cfg, 0), 6))
     np.random.rand(7)  # what others draw from the global generator does not matter

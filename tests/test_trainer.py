@@ -7,11 +7,10 @@ import detection_data
 import pytest
 import torch
 from conftest import run_script
+from detectron2.modeling import build_model
 
 from pretrain.errors import UserError
 from transfer import config, datasets, solver, stream, trainer
-
-from detectron2.modeling import build_model
 
 SMALL = [
     *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
@@ -31,6 +30,10 @@ def _load(tiny: list[str], output: Path, *overrides: str):
     return config.load(
         "transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *tiny, "OUTPUT_DIR", str(output), *overrides]
     )
+
+
+def _losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def _model(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,7 +58,7 @@ def test_interrupted_run_ends_bit_equal(tiny, tmp_path: Path, monkeypatch: pytes
     trainer.run(_load(tiny, tmp_path / "cut"), resume=True)
     whole, cut = _model(tmp_path / "whole"), _model(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    losses = [[json.loads(line)["loss"] for line in open(tmp_path / name / "log.jsonl")] for name in ("whole", "cut")]
+    losses = [_losses(tmp_path / name) for name in ("whole", "cut")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
 
@@ -87,7 +90,10 @@ def test_non_finite_loss_stops_before_the_weights_change(tiny, tmp_path: Path) -
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
     before = {name: value.clone() for name, value in model.named_parameters()}
-    with trainer.EventStorage(), pytest.raises(UserError, match=r"not finite at iteration 8 .*loss_cls.*BASE_LR"):
+    with (
+        trainer.EventStorage(),
+        pytest.raises(UserError, match=r"not finite at iteration 8 .*loss_cls.*BASE_LR"),
+    ):
         trainer.step(cfg, model, batch, optimizer, 7)
     assert all(torch.equal(before[n], p) or n.endswith("cls_score.bias") for n, p in model.named_parameters())
 
@@ -151,7 +157,13 @@ def test_voc_configs_train_at_full_width_on_the_true_layout(name: str, tmp_path:
 def test_mistakes_on_the_command_line(tiny, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
     output = tmp_path / "out"
     done = run_script(
-        "tools/train_net.py", "--config", "transfer/coco_R50_FPN.yaml", *tiny, *arguments, "OUTPUT_DIR", str(output)
+        "tools/train_net.py",
+        "--config",
+        "transfer/coco_R50_FPN.yaml",
+        *tiny,
+        *arguments,
+        "OUTPUT_DIR",
+        str(output),
     )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1

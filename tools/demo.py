@@ -1,27 +1,33 @@
 """Run the demo: from photographs to a detection table and demo/report.html.
 
-    python tools/demo.py --size quick       # two minutes: every step runs, nothing is learnt
-    python tools/demo.py                    # within twelve minutes on two cores
-    python tools/demo.py --mechanism        # what batch norm and the momentum do, as curves
+python tools/demo.py --size quick       # two minutes: every step runs, nothing is learnt
+python tools/demo.py                    # within twelve minutes on two cores
+python tools/demo.py --mechanism        # what batch norm and the momentum do, as curves
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow the package
+sys.path[0] = str(
+    Path(__file__).resolve().parents[1]
+)  # not tools/: tools/pretrain.py would shadow the package
 
 from pretrain.errors import run_tool
 from transfer import demo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=demo.SIZES, default="standard", help="[%(default)s]")
     parser.add_argument("--mechanism", action="store_true", help="pre-train only, under six settings")
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="data sets' folder [%(default)s]")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="results' folder [%(default)s]")
-    parser.add_argument("--deb", type=Path, nargs="+", default=[], help="packages fetched elsewhere, without apt")
+    parser.add_argument(
+        "--deb", type=Path, nargs="+", default=[], help="packages fetched elsewhere, without apt"
+    )
     args = parser.parse_args()
     if args.mechanism:
         demo.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))

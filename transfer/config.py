@@ -23,7 +23,9 @@ def defaults() -> CfgNode:
     cfg.SOLVER.LOG_PERIOD = 20  # iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
     cfg.DATASETS.ROOT = "datasets"  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
-    cfg.DATASETS.TRAIN_JSON = ""  # your own COCO-format data: all four together, in the place of TRAIN and TEST
+    cfg.DATASETS.TRAIN_JSON = (
+        ""  # your own COCO-format data: all four together, in the place of TRAIN and TEST
+    )
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.TEST_JSON = ""
     cfg.DATASETS.TEST_IMAGES = ""
@@ -57,14 +59,18 @@ def _check(cfg: CfgNode) -> None:
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "AdamW"):
         raise UserError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}: choose SGD or AdamW")
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise UserError(f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler is here")
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler is here"
+        )
     if cfg.MODEL.RESNETS.DEPTH in (18, 34) and "fpn" not in cfg.MODEL.BACKBONE.NAME:
         raise UserError(
             f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH}: detectron2 has ResNet-18 and 34 only in FPN models; "
             "use a *_FPN config or DEPTH 50"
         )
     if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
-        raise UserError(f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64")
+        raise UserError(
+            f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64"
+        )
     last_step = max(cfg.SOLVER.STEPS, default=0)
     if last_step >= cfg.SOLVER.MAX_ITER > 0 and not cfg.SOLVER.LR_SCHEDULER_NAME.endswith("CosineLR"):
         raise UserError(

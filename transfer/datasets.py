@@ -71,18 +71,24 @@ def check_classes(cfg: CfgNode) -> None:
 
 
 def _use_custom(cfg: CfgNode) -> None:
-    given = {key: getattr(cfg.DATASETS, key) for key in ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")}
+    given = {
+        key: getattr(cfg.DATASETS, key) for key in ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
+    }
     if not any(given.values()):
         return
     for key, value in given.items():
         if not value or not Path(value).exists():
-            raise UserError(f"DATASETS.{key} {value!r}: no such path; own data needs {', '.join(given)} together")
+            raise UserError(
+                f"DATASETS.{key} {value!r}: no such path; own data needs {', '.join(given)} together"
+            )
     try:
         with open(cfg.DATASETS.TRAIN_JSON, encoding="utf-8") as file:
             content: dict[str, Any] = json.load(file)
         categories, annotations = content["categories"], content["annotations"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON}: not a COCO json: {error!r}") from None
+        raise UserError(
+            f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON}: not a COCO json: {error!r}"
+        ) from None
     if cfg.MODEL.MASK_ON and not all(annotation.get("segmentation") for annotation in annotations):
         raise UserError(
             f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON} has annotations without a mask: add MODEL.MASK_ON False"

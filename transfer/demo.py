@@ -74,13 +74,19 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
     """
     began = time.perf_counter()
     plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
-    prepare = Stage("data", _prepare_command(size, root, debs), data / "demo.json", (ROOT / "transfer/prepare",))
+    prepare = Stage(
+        "data", _prepare_command(size, root, debs), data / "demo.json", (ROOT / "transfer/prepare",)
+    )
     done = stages.run([prepare], folder / "stages")
-    pretrain = _pretrain_stage("pretrain", "pretrain/demo_R50w25.yaml", folder / "pretrain", data, plan.pretrain)
+    pretrain = _pretrain_stage(
+        "pretrain", "pretrain/demo_R50w25.yaml", folder / "pretrain", data, plan.pretrain
+    )
     done += stages.run([pretrain], folder / "stages")
     weights, record = folder / "moco.pkl", folder / "convert.json"
     command = ("tools/convert_to_d2.py", str(pretrain.output), str(weights), "--record", str(record))
-    done += stages.run([Stage("convert", command, record, (*CONVERT_CODE, pretrain.output))], folder / "stages")
+    done += stages.run(
+        [Stage("convert", command, record, (*CONVERT_CODE, pretrain.output))], folder / "stages"
+    )
     for seed in plan.seeds:
         pair = [
             _finetune_stage("moco", seed, folder, root, (*plan.finetune, "MODEL.WEIGHTS", str(weights))),

@@ -1,7 +1,8 @@
 """Pictures of predictions beside the ground truth."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -44,9 +45,13 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]
         picture = _side_by_side(record, instances[instances.scores >= cfg.TEST.PICTURE_SCORE], name)
         paths.append(folder / f"{number:02}.jpg")
         _, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-        write_atomic(paths[-1], lambda file, data=encoded: file.write(data.tobytes()))
+        write_atomic(paths[-1], partial(_write, encoded.tobytes()))
     model.train(training)
     return paths
+
+
+def _write(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)
 
 
 def _side_by_side(record: dict[str, Any], instances: Any, name: str) -> np.ndarray:

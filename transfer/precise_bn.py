@@ -31,10 +31,12 @@ def update(model: nn.Module, batches: Iterator[Any], iterations: int) -> int:
     Returns:
         The number of layers updated; 0 when none trains, and then no batch is read.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    layers = [
+        m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+    ]
     if not layers:
         return 0
-    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    buffers = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
     sums = [torch.zeros_like(buffer) for buffer in buffers]
     momenta = [layer.momentum for layer in layers]
     try:

@@ -19,7 +19,11 @@ class Progress:
     """Prints a line every `SOLVER.LOG_PERIOD` iterations and appends the same values to `log.jsonl`."""
 
     def __init__(self, cfg: CfgNode, start: int) -> None:
-        self.period, self.end, self.images = cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
+        self.period, self.end, self.images = (
+            cfg.SOLVER.LOG_PERIOD,
+            cfg.SOLVER.MAX_ITER,
+            cfg.SOLVER.IMS_PER_BATCH,
+        )
         self.path = Path(cfg.OUTPUT_DIR) / "log.jsonl"
         self.sums: dict[str, torch.Tensor] = {}
         self.count, self.waited, self.since, self.start = 0, 0.0, time.perf_counter(), start

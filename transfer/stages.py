@@ -75,7 +75,9 @@ def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
 def _run_together(stages: Sequence[Stage], records: Path) -> None:
     began = time.perf_counter()
     jobs = [(stage, _start(stage, records, together=len(stages))) for stage in stages]
-    readers = [threading.Thread(target=_relay, args=(job.stdout, stage.name)) for stage, job in jobs if job.stdout]
+    readers = [
+        threading.Thread(target=_relay, args=(job.stdout, stage.name)) for stage, job in jobs if job.stdout
+    ]
     for reader in readers:
         reader.start()
     failed = []
@@ -95,7 +97,9 @@ def _run_together(stages: Sequence[Stage], records: Path) -> None:
         for reader in readers:
             reader.join()
     if failed:
-        raise UserError(f"{', '.join(failed)} failed; the reason stands above. The same command goes on from there")
+        raise UserError(
+            f"{', '.join(failed)} failed; the reason stands above. The same command goes on from there"
+        )
 
 
 def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[str]:
@@ -103,7 +107,9 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
     resume = stage.resumable and _read(stage, records).get("key") == key
     if not resume and stage.output.parent.name == stage.name:  # a folder of this stage alone
         shutil.rmtree(stage.output.parent, ignore_errors=True)
-    write_json(_path(stage, records), {"name": stage.name, "command": stage.text(), "key": key, "done": False})
+    write_json(
+        _path(stage, records), {"name": stage.name, "command": stage.text(), "key": key, "done": False}
+    )
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     if together > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

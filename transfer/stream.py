@@ -55,7 +55,8 @@ class _Mapped(torch.utils.data.Dataset):
         try:
             return self.mapper(self.records[index])
         except OSError as error:
-            raise UserError(f"{self.records[index]['file_name']}: cannot be read as an image: {error}") from None
+            name = self.records[index]["file_name"]
+            raise UserError(f"{name}: cannot be read as an image: {error}") from None
 
 
 class _Batches(torch.utils.data.Sampler):

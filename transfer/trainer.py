@@ -157,7 +157,7 @@ def step(
 
 
 def _seed(seed: int, iteration: int) -> None:
-    """Proposals are sampled at random: from a generator that knows the iteration, so that a resume is exact."""
+    """Proposals are sampled at random: by a generator that knows the iteration, so that a resume is exact."""
     torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + dist.rank())
 
 
@@ -179,9 +179,13 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
     if eval_only or (resume and not finished.exists()):
         return
     if finished.exists():
-        raise UserError(f"OUTPUT_DIR {output} holds a finished run: choose another folder, or remove this one")
+        raise UserError(
+            f"OUTPUT_DIR {output} holds a finished run: choose another folder, or remove this one"
+        )
     if unfinished.exists():
-        raise UserError(f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder")
+        raise UserError(
+            f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder"
+        )
 
 
 def _save(path: Path, model: nn.Module, optimizer: Any, scheduler: Any, iteration: int) -> None:

@@ -1,0 +1,100 @@
+"""Which ResNet a set of tensors is, by their names and shapes, and whether it is all there."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.encoders import ARCHITECTURES, Architecture, ResNet
+from pretrain.errors import UserError
+
+
+def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architecture:
+    """Read depth, widths and groups of a torchvision-named ResNet from its names and shapes.
+
+    Each size is the vote of several tensors, so that one wrong tensor is named as such by `checked`.
+
+    Raises:
+        UserError: no member of the family that detectron2 can build; the message starts with `path`.
+    """
+    blocks = [0, 0, 0, 0]
+    for name in network:
+        if match := re.match(r"layer([1-4])\.(\d+)\.", name):
+            stage = int(match[1]) - 1
+            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+    bottleneck = any(re.fullmatch(r"layer\d\.\d+\.conv3\.weight", name) for name in network)
+    depths: dict[tuple[int, ...], int] = {(*a.blocks, a.bottleneck): a.depth for a in ARCHITECTURES.values()}
+    depth = depths.get((*blocks, bottleneck))
+    if depth is None:
+        block = "bottleneck" if bottleneck else "basic"
+        raise UserError(
+            f"{path}: a ResNet of {blocks} {block} blocks, which detectron2 cannot build; "
+            f"it has depths {', '.join(map(str, sorted(set(depths.values()))))}"
+        )
+    norm = ("weight", "bias", "running_mean", "running_var")
+    stem = _size(path, network, [f"bn1.{part}" for part in norm], 0)
+    shape: dict[str, Any] = {
+        "depth": depth,
+        "blocks": tuple(blocks),
+        "bottleneck": bottleneck,
+        "width": stem / 64,
+    }
+    if bottleneck:
+        inner = _size(path, network, [f"layer1.{b}.bn1.{part}" for b in range(blocks[0]) for part in norm], 0)
+        per_group = _size(path, network, [f"layer1.{b}.conv2.weight" for b in range(blocks[0])], 1)
+        if inner % per_group or per_group * 64 % stem:
+            raise UserError(
+                f"{path}: {inner} channels in groups of {per_group} inside the blocks of a ResNet with a "
+                f"stem of {stem}: no member of the family"
+            )
+        shape |= {"groups": inner // per_group, "width_per_group": per_group * 64 // stem}
+    return Architecture(**shape)
+
+
+def _size(path: Path, network: dict[str, torch.Tensor], names: list[str], dim: int) -> int:
+    """The most frequent size along `dim` among the named tensors."""
+    sizes = [network[name].shape[dim] for name in names if name in network and network[name].ndim > dim]
+    sizes = [size for size in sizes if size]
+    if not sizes:
+        raise UserError(f"{path}: tensor {names[0]} is missing or has no size")
+    return Counter(sizes).most_common(1)[0][0]
+
+
+def checked(
+    path: Path, network: dict[str, torch.Tensor], architecture: Architecture
+) -> dict[str, torch.Tensor]:
+    """The network's tensors as float32, in torchvision's order.
+
+    Raises:
+        UserError: names the first tensor that is missing, unexpected, mis-shaped, no float, or not finite.
+    """
+    with torch.device("meta"):
+        reference = ResNet(architecture).state_dict()
+    expected = {
+        name: tensor.shape for name, tensor in reference.items() if not name.endswith("num_batches_tracked")
+    }
+    missing = [name for name in expected if name not in network]
+    extra = [name for name in network if name not in expected]
+    what = f"a ResNet-{architecture.depth}"
+    if missing:
+        raise UserError(
+            f"{path}: {what} without tensor {missing[0]} ({len(missing)} missing): not a whole backbone"
+        )
+    if extra:
+        raise UserError(
+            f"{path}: tensor {extra[0]} has no place in {what} ({len(extra)} such): another kind of ResNet?"
+        )
+    for name, shape in expected.items():
+        tensor = network[name]
+        if tensor.shape != shape:
+            found = f"{tuple(tensor.shape)}, not {tuple(shape)}"
+            raise UserError(f"{path}: tensor {name} has shape {found} as in {what}: another kind of ResNet?")
+        if not tensor.is_floating_point():
+            raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{path}: tensor {name} holds NaN or infinity: the training diverged; use an earlier file"
+            )
+    return {name: network[name].to(torch.float32).contiguous() for name in expected}

@@ -1,0 +1,177 @@
+"""Numeric proof: detectron2's backbone with the written file computes what the source network computes."""
+
+from transfer import d2_compat  # noqa: F401
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
+from torch import nn
+from torchvision.transforms import functional
+
+from pretrain.encoders import ResNet
+from pretrain.errors import UserError
+from transfer.convert import detectron2_name
+from transfer.sources import Source
+from transfer.weights_file import read_weights
+
+LEVELS = ("res2", "res3", "res4", "res5")
+TOLERANCE = 1e-4  # relative; equal networks differ by 1e-15 to 1e-12
+# What the pre-training views and torchvision's models subtract and divide by, on RGB in 0..1.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+Features = list[dict[str, torch.Tensor]]  # with running statistics, then with the batch's
+
+
+class _Checkpointer(DetectionCheckpointer):
+    """detectron2's own, which remembers what it could not place instead of only logging it."""
+
+    unplaced: tuple[str, ...] = ()
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        result = super()._load_model(checkpoint)
+        shapes = [name for name, _, _ in result.incorrect_shapes]
+        self.unplaced = (*result.missing_keys, *result.unexpected_keys, *shapes)
+        return result
+
+
+def verify(source: Source, path: Path) -> dict[str, float]:
+    """Prove a converted file against its source; see `compare` for the figures.
+
+    Dead channels and zero gammas hide some tensors from any output, so the tensors that detectron2 loaded
+    must also be the source's, bit for bit.
+
+    Returns:
+        The largest relative difference at each of `LEVELS`.
+    Raises:
+        UserError: a level differs by more than `TOLERANCE`, or a tensor differs at all.
+    """
+    differences = compare(source, path)
+    backbone, _ = load_backbone(path)
+    loaded = backbone.state_dict()
+    wrong = [
+        detectron2_name(name)
+        for name, tensor in source.backbone.items()
+        if not torch.equal(loaded[detectron2_name(name)], tensor)
+    ]
+    cause = f"; tensor {wrong[0]} is not the source's ({len(wrong)} such)" if wrong else ""
+    figures = ", ".join(f"{level} {difference:.1e}" for level, difference in differences.items())
+    if not all(difference <= TOLERANCE for difference in differences.values()):  # a NaN fails too
+        raise UserError(
+            f"proof failed: outputs differ from the source network's by {figures} "
+            f"(relative; limit {TOLERANCE:.0e}){cause}"
+        )
+    if wrong:
+        raise UserError(f"proof failed{cause}, though the outputs agree: {figures}")
+    return differences
+
+
+def compare(source: Source, path: Path) -> dict[str, float]:
+    """Run both networks on the same images, each after its own preprocessing, and compare their features.
+
+    In float64, so that only a difference of the networks remains; with running statistics (as in evaluation)
+    and with the batch's (as in fine-tuning).
+
+    Returns:
+        For each level the maximum over channels of max |a - b| / max |a|, a being the source's.
+    """
+    images = sample_images()
+    expected = _source_features(source, images)
+    actual = _detectron2_features(path, images)
+    pairs = list(zip(expected, actual, strict=True))
+    return {level: max(_relative(a[level], b[level]) for a, b in pairs) for level in LEVELS}
+
+
+def load_backbone(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """detectron2's ResNet, built by the file's own settings and filled by detectron2's checkpointer.
+
+    Returns:
+        The backbone with outputs `LEVELS`, float32 on the CPU, and the settings.
+    Raises:
+        UserError: the file is no converted file of ours, or does not fill the backbone exactly.
+    """
+    settings = read_weights(path)["preprocessing"]  # also makes sure that the file is safe to unpickle
+    if settings is None:
+        raise UserError(f"{path}: no preprocessing record: not written by tools/convert_to_d2.py")
+    cfg = get_cfg()
+    for key, value in settings.items():
+        cfg.merge_from_list([key, value])
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = list(LEVELS)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    checkpointer = _Checkpointer(backbone)
+    checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
+    checkpointer.logger.setLevel(logging.CRITICAL)  # `unplaced` becomes an error below
+    checkpointer.load(str(path))
+    if checkpointer.unplaced:
+        first, count = checkpointer.unplaced[0], len(checkpointer.unplaced)
+        raise UserError(
+            f"{path}: detectron2 finds {count} tensors missing, unexpected or mis-shaped, first {first}"
+        )
+    return backbone, settings
+
+
+def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
+    """(2, height, width, 3) uint8 RGB: a drawing with soft and sharp transitions in colours, and noise."""
+    random = numpy.random.default_rng(0)
+    soft = random.uniform(0, 255, (4, 5, 3)).astype(numpy.float32)
+    drawing = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(12):
+        corner, size = random.integers(0, (width, height)), random.integers(6, 40, 2)
+        colour = tuple(map(float, random.uniform(0, 255, 3)))
+        cv2.rectangle(drawing, corner.tolist(), (corner + size).tolist(), colour, -1)
+    drawing += random.normal(0, 4, drawing.shape)
+    noise = random.integers(0, 256, drawing.shape)
+    return numpy.stack([drawing.clip(0, 255), noise]).astype(numpy.uint8)
+
+
+def _source_features(source: Source, images: numpy.ndarray) -> Features:
+    network = ResNet(source.architecture)
+    network.load_state_dict(source.backbone)
+    batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
+    return _both_modes(network.double(), network.features, functional.normalize(batch, _MEAN, _STD))
+
+
+def _detectron2_features(path: Path, images: numpy.ndarray) -> Features:
+    backbone, settings = load_backbone(path)
+    if settings["INPUT.FORMAT"] == "BGR":
+        images = images[..., ::-1].copy()
+    # As GeneralizedRCNN.preprocess_image; the sides are multiples of 32, so that nothing is padded.
+    mean, std = (
+        torch.tensor(settings[f"MODEL.PIXEL_{name}"], dtype=torch.float64).view(-1, 1, 1)
+        for name in ("MEAN", "STD")
+    )
+    return _both_modes(backbone.double(), backbone, (_channels_first(images) - mean) / std)
+
+
+def _channels_first(images: numpy.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()  # (N, H, W, 3) -> (N, 3, H, W)
+
+
+@torch.no_grad()
+def _both_modes(network: nn.Module, forward: Forward, batch: torch.Tensor) -> Features:
+    network.eval()
+    evaluated = forward(batch)
+    network.train()  # second, since it changes the running statistics
+    return [evaluated, forward(batch)]
+
+
+def _relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    """(N, C, H, W) each -> the largest relative difference of a channel; infinite for different shapes."""
+    if expected.shape != actual.shape:
+        return float("inf")
+    difference = (expected - actual).abs().amax(dim=(0, 2, 3))  # (C,)
+    scale = expected.abs().amax(dim=(0, 2, 3))
+    # A channel that ReLU all but silences is measured against the level, else rounding alone would count.
+    scale = scale.clamp(min=1e-6 * float(scale.max()))
+    return float((difference / scale).nan_to_num(nan=float("inf")).max())
