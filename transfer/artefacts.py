@@ -1,0 +1,118 @@
+"""Reads what the demo's stages left, for the report pages: JSON, logs, pictures, credits."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from pretrain.errors import UserError
+from transfer.pictures import COLUMN_GAP
+
+PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data in the page
+
+
+def read_text(path: Path) -> str:
+    """A text file that the report cannot do without. Raises `UserError` naming it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: the report needs this file ({error.strerror}): run the demo again"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `UserError` naming the file."""
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}): remove it and run the demo again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object: remove it and run the demo again")
+    return content
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`; an unfinished last line of an interrupted run is left out.
+
+    Raises `UserError` naming the file if no line can be read.
+    """
+    lines = []
+    for line in read_text(path).splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    if not lines:
+        raise UserError(f"{path}: no log line in it: remove it and run the demo again")
+    return lines
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a run as nested dicts. Raises `UserError` naming the file."""
+    try:
+        return dict(yaml.safe_load(read_text(path)))
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise UserError(f"{path}: not a YAML mapping: remove it and run the demo again") from None
+
+
+def jpeg_uri(image: Image.Image, *, quality: int = 88) -> str:
+    """An image as a `data:` URI."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def open_picture(path: Path, *, width: int | None = None) -> Image.Image:
+    """A picture, reduced to `width` pixels if it is wider. Raises `UserError` naming the file."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        raise UserError(f"{path}: missing, or no picture: run the demo again") from None
+    if width and image.width > width:
+        return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    return image
+
+
+def halves(path: Path) -> tuple[Image.Image, Image.Image]:
+    """Ground truth and predictions out of one picture by `transfer.pictures`."""
+    image = open_picture(path)
+    width = (image.width - COLUMN_GAP) // 2
+    left = image.crop((0, 0, width, image.height))
+    return left, image.crop((image.width - width, 0, image.width, image.height))
+
+
+def photographs(folder: Path, count: int) -> list[str]:
+    """`count` JPEGs of a folder, spread evenly over its names, as small `data:` URIs."""
+    paths = sorted(folder.glob("*.jpg"))
+    step = max(len(paths) / count, 1)
+    chosen = [paths[int(i * step)] for i in range(min(count, len(paths)))]
+    return [jpeg_uri(open_picture(path, width=PHOTO_WIDTH), quality=84) for path in chosen]
+
+
+def credits_of(path: Path) -> dict[str, Any]:
+    """What a page quotes of `CREDITS.txt`: each package with its licence, or else the list as it stands.
+
+    Returns:
+        `packages`: name and version, licence, number of files; `text`: the list, if it names no package.
+    """
+    listed = re.split(r"^={10,}$", read_text(path), maxsplit=1, flags=re.MULTILINE)[0]
+    blocks = re.split(r"^Debian package ", listed, flags=re.MULTILINE)[1:]
+    packages = []
+    for block in blocks:
+        head, *rest = block.splitlines()
+        version = re.search(r"_([^_]+)_\w+\.deb", head)
+        licence = next((line.partition(":")[2].strip() for line in rest if line.startswith("Licence:")), "–")
+        files = sum(line.startswith("  ") for line in rest)
+        name = head.split(" ")[0] + (f" {version[1]}" if version else "")
+        packages.append({"name": name, "licence": licence, "files": files})
+    return {"packages": packages, "text": "" if packages else listed.strip()}

@@ -1,0 +1,111 @@
+"""Two initialisations side by side: their AP, the difference, and what may be said about it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transfer.intervals import mean_interval, paired_difference
+
+TASKS = {"bbox": "box", "segm": "mask"}
+METRICS = ("AP", "AP50", "AP75")
+ABSENT = "–"
+
+Results = Sequence[
+    dict[str, Any]
+]  # the contents of results.json, one a seed, in the same order for both inits
+
+
+def metric(results: Results, task: str, name: str) -> list[float | None]:
+    """A metric of the first test set, one value a seed, in percent; None where it is undefined."""
+    return [next(iter(found["metrics"].values())).get(task, {}).get(name) for found in results]
+
+
+def shown(interval: tuple[float | None, float | None], *, signed: bool = False) -> str:
+    """`5.91`, `+0.42 ± 0.30`, or a dash for what is undefined."""
+    mean, half = interval
+    if mean is None or mean != mean:
+        return ABSENT
+    text = _number(mean, signed=signed)
+    return text if half is None else f"{text} ± {half:.2f}"
+
+
+def overall(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
+    """Rows (name, AP, AP50 and AP75 of boxes, then of masks): both inits and their paired difference."""
+    columns = [(task, name) for task in TASKS for name in METRICS]
+    rows = [
+        (label, [shown(mean_interval(metric(results, *column))) for column in columns])
+        for label, results in (("random init", random), ("MoCo", moco))
+    ]
+    differences = [paired_difference(metric(moco, *column), metric(random, *column)) for column in columns]
+    return [*rows, ("difference", [shown(difference, signed=True) for difference in differences])]
+
+
+def classes(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
+    """Rows (class, box AP of random and MoCo, mask AP of random and MoCo)."""
+    names = [
+        key.removeprefix("AP-")
+        for key in next(iter(random[0]["metrics"].values())).get("bbox", {})
+        if key.startswith("AP-")
+    ]
+    return [
+        (
+            name,
+            [
+                shown(mean_interval(metric(results, task, f"AP-{name}")))
+                for task in TASKS
+                for results in (random, moco)
+            ],
+        )
+        for name in names
+    ]
+
+
+def seeds(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
+    """Rows (seed, box AP of random and MoCo, mask AP of random and MoCo); none for a single seed."""
+    if len(moco) < 2:
+        return []
+    columns = [metric(results, task, "AP") for task in TASKS for results in (random, moco)]
+    return [
+        (str(found["seed"]), [shown((column[row], None)) for column in columns])
+        for row, found in enumerate(moco)
+    ]
+
+
+def verdict(moco: Results, random: Results) -> str:
+    """The sentence under the table: the difference with its sign, and what follows from it."""
+    count = len(moco)
+    found = {
+        word: paired_difference(metric(moco, task, "AP"), metric(random, task, "AP"))
+        for task, word in TASKS.items()
+    }
+    if count == 1:
+        parts = ", ".join(f"{shown(difference, signed=True)} {word} AP" for word, difference in found.items())
+        return (
+            f"MoCo minus random initialisation: {parts}, from one seed. "
+            "No conclusion can be drawn from one seed at this size."
+        )
+    parts = "; ".join(f"{word} AP {_range(*difference)}" for word, difference in found.items())
+    conclusions = " ".join(_conclusion(word, *difference) for word, difference in found.items())
+    return f"MoCo minus random initialisation over {count} seeds: {parts}. {conclusions}"
+
+
+def _range(mean: float | None, half: float | None) -> str:
+    if mean is None or half is None:
+        return ABSENT
+    low, high = _number(mean - half, signed=True), _number(mean + half, signed=True)
+    return f"{_number(mean, signed=True)} (95 % interval {low} to {high})"
+
+
+def _conclusion(word: str, mean: float | None, half: float | None) -> str:
+    if mean is None or half is None:
+        return f"Nothing follows for {word} AP, which is undefined in a run."
+    if abs(mean) <= half:
+        return f"The {word} interval contains zero: no difference in {word} AP was shown."
+    better = "MoCo" if mean > 0 else "random initialisation"
+    return f"The {word} interval excludes zero, in favour of {better}: for this data and this schedule only."
+
+
+def _number(value: float, *, signed: bool) -> str:
+    text = f"{value:+.2f}" if signed else f"{value:.2f}"
+    if float(text) == 0:
+        text = "0.00"  # no sign on a rounded zero
+    return text.replace("-", "−")
