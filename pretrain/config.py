@@ -100,8 +100,12 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
         raise UserError(f"{where}: {value!r} is not a text")
     if isinstance(value, str):
         value = CfgNode._decode_cfg_value(value)
-        if isinstance(value, str) and isinstance(default, list) and all(isinstance(v, str) for v in default):
-            return [value]  # DATA.TRAIN my/photos
+        if (
+            isinstance(value, str)
+            and isinstance(default, list | tuple)
+            and all(isinstance(v, str) for v in default)
+        ):
+            return type(default)([value])  # DATA.TRAIN my/photos
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:

@@ -1,0 +1,46 @@
+"""Whether bfloat16 is worth it here: only a timed step tells. Some processors are ten times slower."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pretrain import dist
+
+_WORTH_IT = 1.2  # bf16 must be this many times faster than float32
+_IMAGES = 16
+
+
+def decide(setting: str, make_encoder: Callable[[], nn.Module], *, size: int, device: torch.device) -> str:
+    """SOLVER.AMP -> "bf16" or "off", and why, in one line that every process agrees on.
+
+    `auto` times training steps of a throw-away encoder on `size` x `size` images in both precisions.
+    """
+    if setting != "auto":
+        return f"{setting} (SOLVER.AMP)"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "off (this GPU has no bf16)"
+    encoder = make_encoder().to(device)
+    images = torch.randn(_IMAGES, 3, size, size, device=device)
+    full, half = (_seconds(encoder, images, bf16) for bf16 in (False, True))
+    ratio = torch.tensor([full / half], device=device)
+    dist.mean_over_processes([ratio])
+    choice = "bf16" if ratio.item() >= _WORTH_IT else "off"
+    return f"{choice} (a bf16 step takes {1 / ratio.item():.2f} times as long as a float32 one)"
+
+
+def _seconds(encoder: nn.Module, images: torch.Tensor, bf16: bool) -> float:
+    """Shortest time of a forward and backward pass; gives up early when the first is very slow."""
+    best, begin = float("inf"), time.perf_counter()
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            output = encoder(images)
+        output.float().square().sum().backward()
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begin > 5:
+            break
+    return best

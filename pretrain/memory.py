@@ -1,0 +1,83 @@
+"""Fitting a training step into the memory of a machine without a GPU, with unchanged results.
+
+ShuffleBN's groups go one after the other (`pretrain.norm.parts`). Batch norm over the whole batch needs all
+images at once: there, residual blocks are computed a second time instead of being kept.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain import dist, norm
+from pretrain.console import say
+from pretrain.encoders import ResNet
+
+_SHARE = 0.6  # of the machine's memory that activations may take
+
+
+def fit(cfg: CfgNode, encoder: ResNet, device: torch.device) -> None:
+    """Make `encoder` recompute its blocks where a step on this CPU would not fit otherwise, and say so."""
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return
+    images = cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
+    needed = images * activation_bytes(encoder, cfg.INPUT.SIZE)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed <= _SHARE * memory:
+        return
+    sizes = f"a step keeps about {needed / 1e9:.0f} GB of activations, this machine has {memory / 1e9:.0f} GB"
+    if dist.world_size() == 1:  # processes that decided differently would wait for each other for ever
+        recompute_blocks(encoder)
+        say(f"note: {sizes}: blocks are computed twice to save most of it (a third slower, same results)")
+    else:
+        say(f"note: {sizes}; if they do not suffice, use a smaller SOLVER.IMS_PER_BATCH or one process")
+
+
+def recompute_blocks(encoder: ResNet) -> None:
+    """From now on keep only the inputs of the residual blocks for the backward pass, in place."""
+    for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
+        for block in stage:
+            contexts = functools.partial(_contexts, block)
+            block.forward = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
+            )
+
+
+def _contexts(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    return contextlib.nullcontext(), _buffers_unchanged(block)
+
+
+@contextlib.contextmanager
+def _buffers_unchanged(block: nn.Module) -> Iterator[None]:
+    """Undo what a second forward pass does to running statistics."""
+    before = [buffer.clone() for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, old in zip(block.buffers(), before, strict=True):
+            buffer.detach().copy_(old)
+
+
+def activation_bytes(encoder: ResNet, size: int) -> int:
+    """What a forward pass keeps for the backward pass, in bytes for each image of `size` x `size` pixels."""
+    parameters = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = encoder.eval()(torch.zeros(1, 3, size, size))  # evaluation leaves running statistics alone
+    encoder.train()
+    del output
+    return sum(kept.values())

@@ -1,0 +1,203 @@
+"""Batch normalisation over groups of images, or over all processes, on CPUs as well as on GPUs.
+
+MoCo's batch norm works on the images of one GPU: 256 / 8 = 32 in the paper. Here a group is a number of
+images, whatever the number of processes. Image i of the total batch belongs to group i mod (number of
+groups); with images dealt to processes like cards (`pretrain.dist`) the same holds inside each process.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as td
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from pretrain import dist
+
+
+def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[[int], nn.Module]:
+    """What makes a normalisation layer from its number of channels, after MODEL.NORM and BN_GROUP_SIZE.
+
+    Every process must call this, at the same point: it may form groups of processes.
+    """
+    kind, size, processes = cfg.MODEL.NORM, cfg.MODEL.BN_GROUP_SIZE, dist.world_size()
+    local = cfg.SOLVER.IMS_PER_BATCH // processes
+    if kind == "BN":
+        return nn.BatchNorm2d
+    if kind == "ShuffleBN" and size <= local:
+        return lambda channels: GroupBatchNorm2d(channels, group_size=size)
+    members = None if kind == "SyncBN" else _process_group(size // local)
+    if processes > 1 and device.type == "cuda":
+        return lambda channels: nn.SyncBatchNorm(channels, process_group=members)
+    return lambda channels: SyncBatchNorm(channels, process_group=members)
+
+
+def groups_of(cfg: CfgNode) -> int:
+    """Number of ShuffleBN groups in the total batch."""
+    return cfg.SOLVER.IMS_PER_BATCH // cfg.MODEL.BN_GROUP_SIZE
+
+
+def local_groups(cfg: CfgNode) -> int:
+    """Number of groups that one process normalises on its own, 1 for every kind but ShuffleBN."""
+    if cfg.MODEL.NORM != "ShuffleBN":
+        return 1
+    return max(cfg.SOLVER.IMS_PER_BATCH // dist.world_size() // cfg.MODEL.BN_GROUP_SIZE, 1)
+
+
+def parts(cfg: CfgNode, device: torch.device) -> int:
+    """Into how many pieces a step may cut its queries to save memory, without any change of the result.
+
+    Groups are independent of each other. On a CPU, where activations are the larger part of what a machine
+    has, a piece is one group, or as many as hold no more pixels than 32 images of 224 x 224.
+    """
+    groups = local_groups(cfg) if device.type == "cpu" else 1
+    at_once = 32 * 224**2 / (cfg.MODEL.BN_GROUP_SIZE * cfg.INPUT.SIZE**2)  # groups in a piece
+    return min(n for n in range(1, groups + 1) if not groups % n and (groups / n <= at_once or n == groups))
+
+
+def _process_group(members: int) -> Any:
+    """The processes that share a group of images with this one: ranks r, r + G, r + 2G, ... of G groups."""
+    groups = dist.world_size() // members
+    made = [td.new_group(list(range(first, dist.world_size(), groups))) for first in range(groups)]
+    return made[dist.rank() % groups]
+
+
+class GroupBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm in which every `group_size` images are normalised on their own; evaluation is the usual one.
+
+    The running statistics follow the mean over the groups of their batch means and (unbiased) variances.
+    The authors' code keeps those of the first GPU: the same in expectation, with more noise.
+    """
+
+    def __init__(self, channels: int, *, group_size: int) -> None:
+        super().__init__(channels)
+        self.group_size = group_size
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> the same shape; N is a multiple of the group size in training."""
+        images, channels, height, width = input.shape
+        groups = images // self.group_size
+        if not self.training or groups == 1:
+            return super().forward(input)
+        assert groups * self.group_size == images, f"{images} images are no groups of {self.group_size}"
+        # Image j is in group j mod groups: in NCHW, group g's channel c is column g * C + c of this view.
+        columns = input.contiguous().view(self.group_size, groups * channels, height, width)
+        mean, var = (columns.new_zeros(groups * channels, dtype=torch.float32) for _ in range(2))
+        output = F.batch_norm(
+            columns, mean, var, self.weight.repeat(groups), self.bias.repeat(groups),
+            training=True, momentum=1.0, eps=self.eps,  # momentum 1: mean and var become the batch's own
+        )  # fmt: skip
+        _update_running(self, mean.view(groups, channels).mean(0), var.view(groups, channels).mean(0))
+        return output.view_as(input)
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, on any backend; the processes may hold unequal numbers.
+
+    torch's own exists only on GPUs and refuses to run elsewhere. With one process, and in evaluation, this is
+    plain batch norm.
+
+    Args:
+        process_group: the processes that share statistics; None: all of them.
+    """
+
+    def __init__(self, channels: int, *, process_group: Any = None, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.process_group = process_group
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> the same shape."""
+        alone = dist.world_size() == 1 or td.get_world_size(self.process_group) == 1
+        if alone or not (self.training or self.running_mean is None):
+            return super().forward(input)
+        output, mean, var, count = _SyncedNorm.apply(
+            input, self.weight, self.bias, self.eps, self.process_group
+        )
+        if self.running_mean is not None:
+            _update_running(self, mean, var * count / (count - 1).clamp(min=1))
+        return output
+
+
+@torch.no_grad()
+def _update_running(layer: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor) -> None:
+    """Move the running statistics towards those of a batch, as `nn.BatchNorm2d` does."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    assert layer.momentum is not None, "a cumulative average (momentum None) is not supported"
+    layer.running_mean.lerp_(mean, layer.momentum)
+    layer.running_var.lerp_(var, layer.momentum)
+    if isinstance(layer.num_batches_tracked, torch.Tensor):
+        layer.num_batches_tracked.add_(1)
+
+
+class _SyncedNorm(torch.autograd.Function):
+    """The normalisation itself: statistics of all processes, and a gradient that flows through them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: Any, bias: Any, eps: float, group: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean, var, count = _global_statistics(x, group)
+        scale = torch.rsqrt(var + eps)
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.group = group
+        output = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, var, count)
+        return output, mean, var, count
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        centred = x.float() - mean[:, None, None]
+        grad_sum = grad.sum((0, 2, 3), dtype=torch.float32)
+        grad_dot = (grad * centred).sum((0, 2, 3), dtype=torch.float32)
+        grad_weight = grad_dot * scale  # this process's part: gradients are averaged over processes later
+        both = torch.cat([grad_sum, grad_dot])
+        td.all_reduce(both, group=ctx.group)
+        total_sum, total_dot = both.chunk(2)
+        gain = scale if weight is None else scale * weight
+        slope, offset = -gain * scale**2 * total_dot / count, -gain * total_sum / count
+        grad_x = centred.mul_(slope[:, None, None]).add_(offset[:, None, None])
+        grad_x.addcmul_(grad.float(), gain[:, None, None])
+        if weight is None:
+            return grad_x.to(x.dtype), None, None, None, None
+        return grad_x.to(x.dtype), grad_weight, grad_sum, None, None
+
+
+def _global_statistics(x: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean, biased variance (C,) and count (1,) over all processes, by pooling means and squared deviations.
+
+    Sums of squares would cancel for channels whose mean is large beside their spread.
+    """
+    axes, values = (0, 2, 3), x.numel() // x.shape[1]
+    mean = x.sum(axes, dtype=torch.float32) / max(values, 1)
+    deviations = (x.float() - mean[:, None, None]).square_().sum(axes)
+    own = torch.cat([mean, deviations, mean.new_tensor([float(values)])])
+    parts = [torch.empty_like(own) for _ in range(td.get_world_size(group))]
+    td.all_gather(parts, own, group=group)
+    stacked = torch.stack(parts)
+    means, squares, counts = stacked.split([len(mean), len(mean), 1], dim=1)  # (W, C), (W, C), (W, 1)
+    count = counts.sum(0)
+    mean = (means * counts).sum(0) / count
+    var = (squares + counts * (means - mean).square()).sum(0) / count
+    return mean, var, count
+
+
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Replace every `torch.nn.SyncBatchNorm` inside `model` by ours, in place; returns the model.
+
+    The new modules hold the same parameter and buffer objects, so that optimizers and state dicts stay valid.
+    """
+    for name, child in model.named_children():
+        if isinstance(child, nn.SyncBatchNorm):
+            options = {"eps": child.eps, "momentum": child.momentum, "affine": child.affine}
+            ours = SyncBatchNorm(
+                child.num_features, process_group=child.process_group,
+                track_running_stats=child.track_running_stats, **options,
+            )  # fmt: skip
+            ours._parameters, ours._buffers = child._parameters, child._buffers
+            setattr(model, name, ours.train(child.training))
+        else:
+            convert_sync_batchnorm(child)
+    return model

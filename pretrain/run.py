@@ -1,0 +1,123 @@
+"""A run of pre-training: everything that it holds, built new or taken up from its last checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+
+from pretrain import amp, checkpoint, data, dist, encoders, images, memory, norm, notes, snapshot
+from pretrain.config import digest_text
+from pretrain.console import say
+from pretrain.encoders import ResNet
+from pretrain.moco import MoCo
+from pretrain.probe import Probe
+from pretrain.snapshot import Progress
+from pretrain.step import Pixels
+
+
+@dataclass
+class Run:
+    """Everything that a run holds."""
+
+    cfg: CfgNode
+    device: torch.device
+    files: images.ImageFiles
+    pixels: Pixels
+    model: MoCo
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    probe: Probe | None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR)
+
+    @property
+    def total(self) -> int:
+        """Iterations of the whole run."""
+        whole = self.cfg.SOLVER.MAX_EPOCH * self.progress.per_epoch
+        return min(whole, self.cfg.SOLVER.MAX_ITER or whole)
+
+    @property
+    def bf16(self) -> bool:
+        return self.progress.amp.startswith("bf16")
+
+
+def set_up(cfg: CfgNode, *, resume: bool) -> Run:
+    """Build everything, load the checkpoint of a run that goes on, and write what a new run starts with."""
+    folder, device = Path(cfg.OUTPUT_DIR), dist.pick_device(cfg.DEVICE)
+    stored = snapshot.find(folder, resume=resume)
+    files = images.find_images(cfg.DATA.TRAIN, key="DATA.TRAIN")
+    per_epoch = data.iterations_per_epoch(len(files), cfg)
+    dist.barrier()  # nobody writes before everybody has looked
+    torch.backends.cudnn.benchmark = True
+    channels_last = device.type == "cuda" and norm.local_groups(cfg) == 1  # groups need NCHW, see norm
+    pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
+    probe = Probe(cfg, pixels, device=device) if cfg.KNN.TRAIN else None
+    model, optimizer, decision = _build(cfg, device, decide=stored is None)
+    progress = Progress(0, per_epoch, decision)
+    if stored:
+        progress = snapshot.restore(stored, model, optimizer, cfg=cfg, per_epoch=per_epoch)
+        say(f"going on from {folder / snapshot.LAST}, iteration {progress.iteration}")
+    elif resume:
+        say(f"--resume: no checkpoint in {folder}; starting at the beginning")
+    run = Run(cfg, device, files, pixels, model, optimizer, progress, probe)
+    if progress.iteration < run.total:
+        notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
+        memory.fit(cfg, cast(ResNet, model.encoder_q), device)
+        if dist.is_main():
+            text = digest_text(cfg)
+            checkpoint.write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
+            _write_views(run)
+    return run
+
+
+def _build(cfg: CfgNode, device: torch.device, *, decide: bool) -> tuple[MoCo, torch.optim.SGD, str]:
+    """Model, optimizer, and the decision about bf16 (empty unless it is to be taken)."""
+    make = encoder_maker(cfg, device)
+    decision = amp.decide(cfg.SOLVER.AMP, make, size=cfg.INPUT.SIZE, device=device) if decide else ""
+    torch.manual_seed(cfg.SEED)
+    model = MoCo(
+        make,
+        dim=cfg.MODEL.DIM,
+        queue_length=cfg.MOCO.K,
+        momentum=cfg.MOCO.M,
+        temperature=cfg.MOCO.T,
+    ).to(device)
+    optimizer = torch.optim.SGD(
+        model.encoder_q.parameters(),
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
+    return model, optimizer, decision
+
+
+def encoder_maker(cfg: CfgNode, device: torch.device) -> Callable[[], ResNet]:
+    """What makes the config's encoder, projection head included, with newly drawn weights."""
+    architecture = encoders.architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    layer = norm.norm_layer(cfg, device)
+
+    def make() -> ResNet:
+        head = encoders.projection_head(cfg.MODEL.HEAD, architecture.feature_channels, cfg.MODEL.DIM)
+        return ResNet(architecture, head=head, norm_layer=layer)
+
+    return make
+
+
+def _write_views(run: Run) -> None:
+    """`views.jpg`: eight images as the encoders see them, query views above, key views below."""
+    pairs = data.ViewPairs(run.files, run.cfg)
+    chosen = data.epoch_order(len(run.files), run.cfg.SEED, 0)[:8]
+    columns = []
+    for index in chosen:
+        query, key, _ = pairs[0, int(index)]
+        columns.append(np.concatenate([np.pad(view, ((1, 1), (1, 1), (0, 0))) for view in (query, key)]))
+    picture = Image.fromarray(np.concatenate(columns, axis=1))
+    path = run.folder / "views.jpg"
+    checkpoint.write_atomic(path, lambda file: picture.save(file, "JPEG", quality=92))

@@ -1,0 +1,97 @@
+"""Checks of a pre-training config before anything starts; every message names the key and a value to use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from pretrain.encoders import architecture, projection_head
+from pretrain.errors import UserError
+from pretrain.views import RECIPES
+
+_CHOICES = {
+    "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),
+    "MOCO.MECHANISM": ("moco",),
+    "INPUT.AUG": tuple(RECIPES),
+    "SOLVER.SCHEDULE": ("cosine", "step"),
+    "SOLVER.AMP": ("auto", "bf16", "off"),
+}
+_POSITIVE = (
+    "MODEL.DIM", "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.PERIOD",
+    "KNN.MAX_IMAGES",
+)  # fmt: skip
+_RANGES: dict[str, tuple[float, float]] = {  # both ends included
+    "MOCO.M": (0, 1),
+    "INPUT.MIN_SCALE": (1e-6, 1),
+    "DATA.MAX_BROKEN": (0, 1),
+    "DATA.NUM_WORKERS": (0, 1024),
+    "SOLVER.BASE_LR": (0, float("inf")),
+    "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.WEIGHT_DECAY": (0, float("inf")),
+    "SOLVER.MAX_ITER": (0, float("inf")),
+    "SOLVER.KEEP_LAST": (0, float("inf")),
+    "SEED": (0, 2**63),
+}
+
+
+def validate(cfg: CfgNode, *, processes: int = 1) -> None:
+    """Raise `UserError` for the first value that cannot work with this number of processes."""
+    for key, choices in _CHOICES.items():
+        if _get(cfg, key) not in choices:
+            raise UserError(f"{key} {_get(cfg, key)}: choose {' or '.join(choices)}")
+    for key in _POSITIVE:
+        if not _get(cfg, key) > 0:
+            raise UserError(f"{key} {_get(cfg, key)}: must be positive")
+    for key, (low, high) in _RANGES.items():
+        if not low <= _get(cfg, key) <= high:
+            raise UserError(f"{key} {_get(cfg, key)}: must be between {low:g} and {high:g}")
+    _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
+    architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    projection_head(cfg.MODEL.HEAD, 1, 1)
+    if cfg.KNN.VAL and not cfg.KNN.TRAIN:
+        raise UserError("KNN.VAL needs KNN.TRAIN: a folder of class folders to look for neighbours in")
+    _check_batch(cfg, processes)
+
+
+def _check_pixels(mean: Sequence[Any], std: Sequence[Any]) -> None:
+    for key, values in (("INPUT.MEAN", mean), ("INPUT.STD", std)):
+        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"{key} {list(values)}: must be three numbers, for R, G and B in [0, 1]")
+    if min(std) <= 0:
+        raise UserError(f"INPUT.STD {list(std)}: must be positive")
+
+
+def _check_batch(cfg: CfgNode, processes: int) -> None:
+    batch, size = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.BN_GROUP_SIZE
+    if batch % processes:
+        usable = max(batch // processes, 1) * processes
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide into {processes} processes: use {usable}"
+        )
+    if cfg.MODEL.NORM != "ShuffleBN":
+        return
+    if size < 2:
+        raise UserError(f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs 2 or more images in a group")
+    if batch <= size:
+        advice = f"MODEL.BN_GROUP_SIZE {batch // 2}" if batch >= 4 else "SOLVER.IMS_PER_BATCH 4 or more"
+        raise UserError(
+            f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs at least two groups in SOLVER.IMS_PER_BATCH "
+            f"{batch} to shuffle between; use {advice}"
+        )
+    local = batch // processes
+    if batch % size or (local % size and size % local):
+        divisors = [n for n in range(2, batch // 2 + 1) if batch % n == 0]
+        fitting = [n for n in divisors if local % n == 0 or n % local == 0]
+        if not fitting:
+            raise UserError(f"SOLVER.IMS_PER_BATCH {batch} does not divide into groups: use {batch + 1}")
+        raise UserError(
+            f"MODEL.BN_GROUP_SIZE {size} does not fit {local} images on each of {processes} process(es): "
+            f"use MODEL.BN_GROUP_SIZE {min(fitting, key=lambda n: abs(n - size))}"
+        )
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -1,0 +1,243 @@
+"""Pre-training end to end: one process against two, resuming against not stopping, and every user error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from PIL import Image
+
+from pretrain import checkpoint, config, dist
+from pretrain.errors import UserError
+from pretrain.train import train
+
+MakeFolder = Callable[..., Path]
+SMALL = [
+    "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MODEL.BN_GROUP_SIZE", "16",
+    "MOCO.K", "100", "MOCO.M", "0.9", "INPUT.SIZE", "64", "DATA.NUM_WORKERS", "0", "SOLVER.BASE_LR", "0.01",
+    "SOLVER.IMS_PER_BATCH", "32", "SOLVER.MAX_EPOCH", "3", "SOLVER.LOG_PERIOD", "1", "SOLVER.AMP", "off",
+    "SOLVER.CHECKPOINT_PERIOD", "1", "DEVICE", "cpu",
+]  # fmt: skip
+KEYS = {
+    "iteration", "epoch", "loss", "accuracy", "in_batch_accuracy", "positive_cosine", "negative_cosine", "lr",
+    "images_per_second", "data_wait", "time",
+}  # fmt: skip
+
+
+def overrides(images: Path, output: Path, *more: str) -> list[str]:
+    return [*SMALL, "DATA.TRAIN", str(images), "OUTPUT_DIR", str(output), *more]
+
+
+def pretrain(images: Path, output: Path, *more: str, resume: bool = False) -> dict[str, Any]:
+    """Train in this process; returns the contents of the last checkpoint."""
+    train(config.load("pretrain/moco_v2_R50.yaml", overrides(images, output, *more)), resume=resume)
+    return checkpoint.load(output / "checkpoint_last.pth.tar")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_script("tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml", *arguments)
+
+
+def log_lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def distributed_worker(arguments: list[str]) -> None:
+    cfg = config.load("pretrain/moco_v2_R50.yaml", arguments, processes=2)
+    dist.init_from_env(torch.device("cpu"))
+    torch.set_num_threads(1)
+    train(cfg)
+
+
+@pytest.mark.parametrize("norm", ["ShuffleBN", "SyncBN"])
+def test_two_processes_equal_one(image_folder: MakeFolder, tmp_path: Path, norm: str) -> None:
+    """5 steps of 32 images in one process, and in two with 16 each; the queue of 100 keys wraps around."""
+    images = image_folder(100)
+    # At higher rates the network amplifies the rounding of sums, one bit, to percents within five steps.
+    more = ["MODEL.NORM", norm, "SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.0001"]
+    one = pretrain(images, tmp_path / "one", *more)
+    dist.spawn(distributed_worker, 2, (overrides(images, tmp_path / "two", *more),))
+    two = checkpoint.load(tmp_path / "two" / "checkpoint_last.pth.tar")
+
+    for a, b in zip(log_lines(tmp_path / "one"), log_lines(tmp_path / "two"), strict=True):
+        for key in ("loss", "positive_cosine", "negative_cosine"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
+        assert a["iteration"] == b["iteration"] and a["lr"] == b["lr"]
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():  # weights, running statistics, queue and its pointer
+        difference = (value - two["state_dict"][name]).float().norm()
+        assert difference <= 1e-4 * value.float().norm() + 1e-6, name
+    momenta = [contents["optimizer"]["state"] for contents in (one, two)]  # sums of the gradients so far
+    for index, state in momenta[0].items():
+        ours, theirs = state["momentum_buffer"], momenta[1][index]["momentum_buffer"]
+        assert (ours - theirs).norm() <= 2e-3 * ours.norm() + 1e-6, index
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_resume_is_bit_equal(image_folder: MakeFolder, tmp_path: Path, stop: int) -> None:
+    """Three iterations an epoch: 4 stops in the middle of the second, 2 in the middle of the first."""
+    images = image_folder(100)
+    whole = pretrain(images, tmp_path / "whole", "SOLVER.MAX_ITER", "7")
+    pretrain(images, tmp_path / "parts", "SOLVER.MAX_ITER", str(stop))
+    parts = pretrain(images, tmp_path / "parts", "SOLVER.MAX_ITER", "7", resume=True)
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    for index, state in whole["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], parts["optimizer"]["state"][index]["momentum_buffer"])
+    timeless = [
+        [{key: line[key] for key in ("iteration", "loss", "lr")} for line in log_lines(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_lines_after_the_checkpoint_are_dropped(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """A run killed after it logged iterations that no checkpoint holds."""
+    images, output = image_folder(100), tmp_path / "run"
+    pretrain(images, output, "SOLVER.MAX_ITER", "2")
+    with open(output / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"iteration": 3, "loss": 99}\n{"iterat')
+    pretrain(images, output, "SOLVER.MAX_ITER", "4", resume=True)
+    assert [line["iteration"] for line in log_lines(output)] == [1, 2, 3, 4]
+    assert log_lines(output)[2]["loss"] < 99
+
+
+def test_what_a_run_leaves(image_folder: MakeFolder, tmp_path: Path) -> None:
+    images, output = image_folder(20, classes=("a", "b")), tmp_path / "run"
+    last = pretrain(
+        images,
+        output,
+        "SOLVER.KEEP_LAST",
+        "2",
+        "KNN.TRAIN",
+        str(images),
+        "KNN.PERIOD",
+        "2",
+        "INPUT.SIZE",
+        "32",
+    )  # one iteration an epoch
+    assert sorted(path.name for path in output.iterdir()) == [
+        "checkpoint_0001.pth.tar", "checkpoint_0002.pth.tar", "checkpoint_last.pth.tar", "config.yaml",
+        "log.jsonl", "views.jpg",
+    ]  # fmt: skip
+    assert last["epoch"] == 3 and last["arch"] == "resnet18" and last["iteration"] == 3
+    assert checkpoint.load(output / "checkpoint_0001.pth.tar")["epoch"] == 2
+    state = last["state_dict"]
+    assert state["module.queue"].shape == (16, 100) and state["module.queue_ptr"].tolist() == [96]
+    assert {f"module.encoder_{e}.{n}" for e in "qk" for n in ("conv1.weight", "fc.2.bias")} <= state.keys()
+    lines = log_lines(output)
+    assert [set(line) for line in lines if "loss" in line] == [KEYS] * 3
+    assert [(line["iteration"], line["epoch"]) for line in lines if "knn" in line] == [(0, 0), (2, 2), (3, 3)]
+    assert config.read_yaml(output / "config.yaml")["MOCO"]["K"] == 100
+    assert Image.open(output / "views.jpg").size == (8 * 34, 2 * 34)
+
+
+def test_shuffle_false_skips_the_permutation_only(image_folder: MakeFolder, tmp_path: Path) -> None:
+    images = image_folder(32)
+    runs = [
+        pretrain(images, tmp_path / flag, "MOCO.SHUFFLE", flag, "SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0")
+        for flag in ("True", "False")
+    ]
+    queues = [run["state_dict"]["module.queue"] for run in runs]
+    assert torch.equal(queues[0][:, 32:], queues[1][:, 32:]) and not torch.equal(queues[0], queues[1])
+
+
+def test_bf16_decision_is_kept(image_folder: MakeFolder, tmp_path: Path) -> None:
+    images, output = image_folder(32), tmp_path / "run"
+    first = pretrain(images, output, "SOLVER.MAX_ITER", "1", "SOLVER.AMP", "bf16")
+    assert first["amp"].startswith("bf16")
+    again = pretrain(images, output, "SOLVER.MAX_ITER", "2", "SOLVER.AMP", "auto", resume=True)
+    assert again["amp"] == first["amp"]
+
+
+def test_an_infinite_loss_stops_before_the_weights_change(image_folder: MakeFolder, tmp_path: Path) -> None:
+    images, output = image_folder(32), tmp_path / "run"
+    with pytest.raises(UserError, match=r"infinite or NaN by iteration \d+; the last good state is .*last"):
+        pretrain(images, output, "SOLVER.BASE_LR", "1e30", "SOLVER.MAX_EPOCH", "9")
+    state = checkpoint.load(output / "checkpoint_last.pth.tar")["state_dict"]
+    assert state["module.queue"].isfinite().all()
+
+
+def test_settings_of_a_resumed_run_may_not_change_its_meaning(
+    image_folder: MakeFolder, tmp_path: Path
+) -> None:
+    images, output = image_folder(64), tmp_path / "run"
+    pretrain(images, output, "SOLVER.MAX_ITER", "1")
+    for key, value in [("MOCO.K", "50"), ("SOLVER.IMS_PER_BATCH", "64"), ("SEED", "1"), ("INPUT.AUG", "v1")]:
+        with pytest.raises(UserError, match=f"--resume: {key} is {value} and was"):
+            pretrain(images, output, key, value, resume=True)
+    with pytest.raises(UserError, match=r"DATA\.TRAIN gives 1 iterations"):
+        pretrain(image_folder(40), output, resume=True)
+
+
+def test_errors_are_one_line(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """Through the real script: exit status 2, one line, no traceback, nothing written."""
+    images, output = image_folder(32), tmp_path / "run"
+    empty, broken = tmp_path / "empty", tmp_path / "broken"
+    empty.mkdir()
+    broken.mkdir()
+    for n in range(40):
+        (broken / f"{n}.jpg").write_bytes(b"no image")
+    pretrain(images, tmp_path / "used", "SOLVER.MAX_ITER", "1")
+    (tmp_path / "cut").mkdir()
+    whole = (tmp_path / "used" / "checkpoint_last.pth.tar").read_bytes()
+    (tmp_path / "cut" / "checkpoint_last.pth.tar").write_bytes(whole[: len(whole) // 2])
+    cases = [
+        (overrides(tmp_path / "nowhere", output), "DATA.TRAIN: no such folder"),
+        (overrides(empty, output), "DATA.TRAIN: no image below"),
+        (overrides(broken, output), "40 images could not be read"),
+        (overrides(images, output, "MOCO.L", "1"), "unknown config key MOCO.L"),
+        (overrides(images, output, "SOLVER.IMS_PER_BATCH", "64"), "SOLVER.IMS_PER_BATCH 64 is more than"),
+        (overrides(images, tmp_path / "used"), "add --resume"),
+        ([*overrides(images, tmp_path / "cut"), "--resume"], "checkpoint_last.pth.tar: not a readable"),
+    ]
+    for arguments, expected in cases:
+        done = command(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert expected in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert not list(output.glob("checkpoint*"))
+
+
+def test_resume_says_where_it_stands(image_folder: MakeFolder, tmp_path: Path) -> None:
+    arguments = [*overrides(image_folder(32), tmp_path / "run", "SOLVER.MAX_ITER", "1"), "--resume"]
+    first, second = command(*arguments), command(*arguments)
+    assert first.returncode == 0 and "no checkpoint in" in first.stdout
+    assert second.returncode == 0 and "this run is finished" in second.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_state(image_folder: MakeFolder, tmp_path: Path, number: signal.Signals) -> None:
+    output = tmp_path / "run"
+    arguments = overrides(image_folder(100), output, "SOLVER.MAX_EPOCH", "2000", "DATA.NUM_WORKERS", "1")
+    script = [sys.executable, "tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml", *arguments]
+    with subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 120
+        while not (output / "log.jsonl").is_file() or len(log_lines(output)) < 4:
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        os.kill(run.pid, number)
+        out, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "--resume" in out and "Traceback" not in errors
+    iteration = checkpoint.load(output / "checkpoint_last.pth.tar")["iteration"]
+    assert iteration == log_lines(output)[-1]["iteration"]
+
+
+@pytest.mark.slow
+def test_torchrun(image_folder: MakeFolder, tmp_path: Path) -> None:
+    arguments = overrides(image_folder(32), tmp_path / "run", "SOLVER.MAX_ITER", "1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished: ") == 1 and "2 process(es)" in done.stdout

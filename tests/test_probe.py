@@ -1,0 +1,63 @@
+"""The kNN monitor against a vote counted by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain import config
+from pretrain.encoders import ResNet, architecture
+from pretrain.errors import UserError
+from pretrain.probe import ClassFolders, Probe, knn
+from pretrain.step import Pixels
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_votes_by_hand(leave_one_out: bool) -> None:
+    torch.manual_seed(0)
+    bank, labels = F.normalize(torch.randn(30, 4)), torch.randint(0, 3, (30,))
+    queries = bank if leave_one_out else F.normalize(torch.randn(9, 4))
+    answers = knn(queries, bank, labels, k=5, temperature=0.2, leave_one_out=leave_one_out)
+    for n, query in enumerate(queries):
+        cosines = [(float(query @ key), int(label)) for key, label in zip(bank, labels, strict=True)]
+        if leave_one_out:
+            cosines.pop(n)
+        votes = torch.zeros(3)
+        for cosine, label in sorted(cosines, reverse=True)[:5]:
+            votes[label] += torch.tensor(cosine / 0.2).exp()
+        assert answers[n] == votes.argmax()
+
+
+def test_more_neighbours_than_images() -> None:
+    bank, labels = torch.eye(4), torch.tensor([0, 1, 1, 1])
+    assert knn(bank, bank, labels, k=20, temperature=0.01, leave_one_out=True).tolist() == [1] * 4
+
+
+def test_measures_folders_and_leaves_the_encoder_in_training(image_folder: Callable[..., Path]) -> None:
+    train, val = image_folder(4, classes=("a", "b")), image_folder(2, classes=("a", "b"), seed=0)
+    (val / "a" / "0000.jpg").write_bytes(b"no image")
+    cfg = config.defaults()
+    cfg.merge_from_list(["KNN.TRAIN", str(train), "KNN.VAL", str(val), "INPUT.SIZE", 32, "KNN.K", 1])
+    cfg.DATA.NUM_WORKERS = 0
+    encoder = ResNet(architecture("resnet18", 0.125), head=nn.Linear(64, 8))
+    probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
+    assert probe.chance == 50
+    accuracy = probe.measure(encoder, bf16=False)
+    assert encoder.training and accuracy in (0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100)
+    cfg.KNN.TRAIN, cfg.KNN.VAL = str(train), str(train)  # the same images: each is its own nearest neighbour
+    probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
+    assert probe.measure(encoder, bf16=False) == 100
+
+
+def test_folders_without_classes_are_refused(image_folder: Callable[..., Path]) -> None:
+    flat = str(image_folder(2))
+    with pytest.raises(UserError, match=r"KNN\.TRAIN.*one folder for each class"):
+        ClassFolders(flat, key="KNN.TRAIN", limit=10)
+
+
+def test_the_limit_keeps_every_class(image_folder: Callable[..., Path]) -> None:
+    folders = ClassFolders(str(image_folder(10, classes=("a", "b", "c"))), key="KNN.TRAIN", limit=6)
+    assert len(folders.files) == 6 and [folders.labels.count(name) for name in "abc"] == [2, 2, 2]

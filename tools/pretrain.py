@@ -1,0 +1,39 @@
+"""Pre-train an encoder by Momentum Contrast on a folder of images; labels are not needed.
+
+    python tools/pretrain.py --config pretrain/moco_v2_R50.yaml DATA.TRAIN my/photos OUTPUT_DIR output/mine
+    torchrun --nproc-per-node 8 tools/pretrain.py --config pretrain/moco_v2_R50.yaml
+
+KEY VALUE pairs override the config; `--resume` goes on from OUTPUT_DIR/checkpoint_last.pth.tar.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: this file would shadow the package
+
+from pretrain import config, dist
+from pretrain.errors import run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", "--config-file", required=True, help="YAML, as given or under configs/")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that override the YAML")
+    args = parser.parse_intermixed_args()
+    cfg = config.load(args.config, args.overrides, processes=int(os.environ.get("WORLD_SIZE", 1)))
+    from pretrain.train import train  # after the config's errors: it takes seconds to import
+
+    dist.init_from_env(dist.pick_device(cfg.DEVICE))
+    try:
+        train(cfg, resume=args.resume)
+    finally:
+        dist.shutdown()
+
+
+if __name__ == "__main__":
+    run_tool(main)
