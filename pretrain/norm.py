@@ -79,7 +79,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         """(N, C, H, W) -> the same shape; N is a multiple of the group size in training."""
         images, channels, height, width = input.shape
         groups = images // self.group_size
-        if not self.training or groups == 1:
+        if not self.training or groups <= 1:
             return super().forward(input)
         assert groups * self.group_size == images, f"{images} images are no groups of {self.group_size}"
         # Image j is in group j mod groups: in NCHW, group g's channel c is column g * C + c of this view.

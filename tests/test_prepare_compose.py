@@ -64,7 +64,7 @@ def test_small_cutouts_are_not_blown_up() -> None:
         canvas, disc(40, (99, 99, 99)), [], longer=190, recipe=RECIPE, rng=rng, centred=True
     )
     assert mask is not None
-    assert np.ptp(np.flatnonzero(mask.any(axis=0))) + 1 <= 1.25 * 40 + 2
+    assert np.ptp(np.flatnonzero(mask.any(axis=0))) + 1 <= RECIPE.upscale_limit * 40 + 2
 
 
 def test_an_object_that_would_hide_another_is_refused() -> None:

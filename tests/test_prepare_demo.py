@@ -204,7 +204,7 @@ def test_val_shows_no_source_that_training_uses(painted_cache: Path) -> None:
 
 def test_too_few_files_are_refused(painted_cache: Path, tmp_path: Path) -> None:
     cutouts.demand_enough(painted_cache, PHOTO_CLASSES)
-    with pytest.raises(UserError, match="too few cut-outs of mammal"):
+    with pytest.raises(UserError, match="too few cut-outs of animal"):
         cutouts.demand_enough(tmp_path, PHOTO_CLASSES)
 
 

@@ -164,7 +164,8 @@ def demo(tmp_path: Path):
             "architecture": {"depth": 50, "width": 0.25}, "proof": {"res2": 1.25e-15, "res5": 3.5e-14},
         }  # fmt: skip
         (folder / "convert.json").write_text(json.dumps({"record": record, "preprocessing": {}}))
-        (folder / "demo.json").write_text(json.dumps({"size": size, "data": str(tmp_path / "data")}))
+        what = {"size": size, "data": str(tmp_path / "data"), "seeds": list(range(len(random)))}
+        (folder / "demo.json").write_text(json.dumps(what))
         data_set(tmp_path / "data", source)
         return folder
 

@@ -122,6 +122,7 @@ def _apply() -> None:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         # Before 2.6 `torch.load`, and so detectron2's checkpointer, runs code from the file by default.
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")

@@ -40,6 +40,8 @@ def prepare(cfg: CfgNode) -> None:
             _register(name, annotations, folder / "JPEGImages")
         elif match := DEMO.fullmatch(name):
             folder, split = root / match[1], match[2]
+            # four of photographs, more where only the fallback's shapes could be had
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_read(folder / "demo.json")["classes"])
             _register(name, folder / "annotations" / f"instances_{split}.json", folder / split)
         elif name in CUSTOM:
             annotations = Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_JSON"))
@@ -81,11 +83,10 @@ def _use_custom(cfg: CfgNode) -> None:
             raise UserError(
                 f"DATASETS.{key} {value!r}: no such path; own data needs {', '.join(given)} together"
             )
+    content = _read(Path(cfg.DATASETS.TRAIN_JSON))
     try:
-        with open(cfg.DATASETS.TRAIN_JSON, encoding="utf-8") as file:
-            content: dict[str, Any] = json.load(file)
         categories, annotations = content["categories"], content["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON}: not a COCO json: {error!r}"
         ) from None
@@ -97,6 +98,13 @@ def _use_custom(cfg: CfgNode) -> None:
     cfg.INPUT.MASK_FORMAT = "bitmask"
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ("custom_test",)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(categories)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not a whole JSON file: {error}") from None
 
 
 def _move_builtin(root: str) -> None:

@@ -46,8 +46,8 @@ SIZES = {
     ),
     "standard": Size(),
     "full": Size(
-        pretrain=("SOLVER.MAX_EPOCH", "60"),
-        finetune=("SOLVER.MAX_ITER", "1400", "SOLVER.STEPS", "(980, 1260)"),
+        pretrain=("SOLVER.MAX_EPOCH", "40"),
+        finetune=("SOLVER.MAX_ITER", "5400", "SOLVER.STEPS", "(4320, 5130)"),
         seeds=(0, 1, 2),
     ),
 }
@@ -93,7 +93,7 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
             _finetune_stage("random", seed, folder, root, (*plan.finetune, "MODEL.INIT", "random")),
         ]
         done += stages.run(pair, folder / "stages")
-    write_json(folder / "demo.json", {"size": size, "data": str(data)})
+    write_json(folder / "demo.json", {"size": size, "data": str(data), "seeds": list(plan.seeds)})
     report.write_demo(folder, done, output / "report.html")
     say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - began)} in all)")
 
@@ -144,8 +144,8 @@ def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: t
     name = f"{init}-seed{seed}"
     config, data = "transfer/demo_R50w25_FPN.yaml", f"demo_{folder.name}"
     overrides = (
-        *overrides, "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN", f"('{data}_train',)",
-        "DATASETS.TEST", f"('{data}_val',)", "OUTPUT_DIR", str(folder / "finetune" / name),
+        *overrides, "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN", f"{data}_train",
+        "DATASETS.TEST", f"{data}_val", "OUTPUT_DIR", str(folder / "finetune" / name),
     )  # fmt: skip
     cfg = transfer_config.load(config, overrides)
     weights = (Path(cfg.MODEL.WEIGHTS),) if cfg.MODEL.WEIGHTS else ()

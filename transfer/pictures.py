@@ -20,6 +20,16 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from pretrain.checkpoint import write_atomic
 
 COLUMN_GAP = 6  # pixels
+# RGB of the classes in turn, told apart on photographs: a prediction has the colour of its class, as the truth has
+PALETTE = [
+    (230, 25, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+]
 
 
 @torch.no_grad()
@@ -58,7 +68,9 @@ def _side_by_side(record: dict[str, Any], instances: Any, name: str) -> np.ndarr
     """(H, 2 W + gap, 3) RGB uint8."""
     image = read_image(record["file_name"], format="RGB")
     metadata = MetadataCatalog.get(name)
-    truth, predicted = (Visualizer(image, metadata, instance_mode=ColorMode.IMAGE) for _ in range(2))
+    if not hasattr(metadata, "thing_colors"):
+        metadata.thing_colors = [PALETTE[i % len(PALETTE)] for i in range(len(metadata.thing_classes))]
+    truth, predicted = (Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION) for _ in range(2))
     left = truth.draw_dataset_dict(record).get_image()
     right = predicted.draw_instance_predictions(instances).get_image()
     gap = np.full((left.shape[0], COLUMN_GAP, 3), 255, np.uint8)

@@ -16,7 +16,6 @@ from transfer.prepare.build import FALLBACK
 from transfer.prepare.demo import HONEST
 from transfer.verify import TOLERANCE
 
-SEEDS = {"full": 3}  # size of the demo -> seeds of either init; one for the others
 PICTURES = 8  # test images shown
 PHOTOGRAPHS = 6  # of each split
 MOCO, RANDOM = 0, 1  # line styles
@@ -26,7 +25,7 @@ def context(folder: Path) -> dict[str, Any]:
     """Everything that `templates/report.html` names, but the steps. `UserError` names a missing file."""
     demo = read_json(folder / "demo.json")
     data = Path(demo["data"])
-    runs = range(SEEDS.get(demo["size"], 1))
+    runs = demo["seeds"]
     moco, random = (
         [folder / "finetune" / f"{init}-seed{seed}" for seed in runs] for init in ("moco", "random")
     )

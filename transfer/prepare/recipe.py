@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 PHOTO_CLASSES = {
-    "mammal": ("hoofed_mammal", "pawed_mammal"),
-    "bird": ("bird",),
+    "animal": ("hoofed_mammal", "pawed_mammal", "bird"),
     "flower": ("flower",),
     "fruit": ("fruit",),
     "coin": ("coin",),
-    "vehicle": ("vehicle",),
 }
 """Class of the set -> kinds of cut-outs in the list of photographs (`data/demo_photos.json`)."""
 
@@ -26,9 +24,9 @@ class Recipe:
     classes: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(PHOTO_CLASSES))
     width: int = 320
     height: int = 240
-    longer_side: tuple[int, int] = (70, 190)  # of an object, log-uniform; see also `upscale_limit`
-    upscale_limit: float = 1.25  # a cut-out enlarged further is blurred, which gives it away
-    objects: tuple[float, ...] = (0.4, 0.35, 0.25)  # probability of 1, 2, 3 ... objects in an image
+    longer_side: tuple[int, int] = (90, 200)  # of an object, log-uniform; see also `upscale_limit`
+    upscale_limit: float = 1.6  # a cut-out enlarged further is blurred, even at the scale of training
+    objects: tuple[float, ...] = (0.5, 0.35, 0.15)  # probability of 1, 2, 3 ... objects in an image
     small_side: int = 128  # of the square images for pre-training and kNN
 
     def of_classes(self, classes: dict[str, tuple[str, ...]]) -> "Recipe":
@@ -40,7 +38,7 @@ RECIPES = {
     recipe.size: recipe
     for recipe in (
         Recipe("quick", train=200, val=60, pretrain=512, knn_train=200, knn_val=100),
-        Recipe("standard", train=2400, val=300, pretrain=4096, knn_train=1200, knn_val=400),
+        Recipe("standard", train=3600, val=300, pretrain=4096, knn_train=1200, knn_val=400),
         Recipe("full", train=6000, val=600, pretrain=12000, knn_train=2400, knn_val=800),
     )
 }

@@ -1,0 +1,28 @@
+"""The decision about bf16 comes from timed steps of the real encoder, whatever its batch-norm groups."""
+
+import pytest
+import torch
+
+from pretrain import amp, config, run
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("size", ["2", "32", "128"])  # fewer images than the probe takes, and more
+def test_probe_takes_any_group_size(size: str) -> None:
+    tiny = ["MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.BN_GROUP_SIZE", size]
+    cfg = config.load("pretrain/moco_v2_R50.yaml", tiny)
+    assert amp.decide("auto", run.encoder_maker(cfg, CPU), size=32, device=CPU).startswith(
+        ("bf16 (", "off (")
+    )
+
+
+@pytest.mark.parametrize(("half", "choice"), [(0.5, "bf16"), (0.9, "off"), (13.0, "off")])
+def test_bf16_must_be_clearly_faster(monkeypatch: pytest.MonkeyPatch, half: float, choice: str) -> None:
+    monkeypatch.setattr(amp, "_seconds", lambda encoder, images: (1.0, half))
+    assert amp.decide("auto", torch.nn.Identity, size=8, device=CPU).startswith(choice)
+
+
+def test_fixed_settings_are_not_timed() -> None:
+    for setting in ("bf16", "off"):
+        assert amp.decide(setting, lambda: pytest.fail("timed"), size=8, device=CPU).startswith(setting)
