@@ -5,8 +5,8 @@ from setuptools import setup
 # Lower bounds only, so that an environment that already has torch and detectron2 keeps them; the versions
 # tested together are in constraints.txt.
 REQUIREMENTS = [
-    "torch>=2.1",
-    "torchvision>=0.16",
+    "torch>=2.6",  # the first whose weights_only loading keeps what it promises
+    "torchvision>=0.21",
     "numpy>=1.23",
     "Pillow>=9.1",
     "fvcore>=0.1.5",

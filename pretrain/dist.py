@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 import torch.distributed as td
@@ -59,7 +60,8 @@ def pick_device(wanted: str) -> torch.device:
 def init_from_env(device: torch.device) -> None:
     """Join the process group that torchrun (or `spawn`) describes in the environment; else do nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not td.is_initialized():
-        td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        td.init_process_group(backend, timeout=timedelta(hours=4))  # the others wait while one evaluates
 
 
 def shutdown() -> None:
@@ -92,10 +94,8 @@ def _spawned(local_rank: int, worker: Callable[..., None], processes: int, port:
         RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(processes),
         LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-    try:
-        worker(*args)
-    finally:
-        shutdown()
+    worker(*args)
+    shutdown()  # not after an error: NCCL would wait for the other processes, and nobody would see it
 
 
 def all_gather_interleaved(local: torch.Tensor) -> torch.Tensor:

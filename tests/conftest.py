@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from transfer import d2_compat  # noqa: F401 (before any test imports detectron2)
+
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 

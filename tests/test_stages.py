@@ -1,5 +1,6 @@
 """A stage runs once, again when something that it depends on changes, and goes on after an interruption."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,24 @@ def test_same_work_is_resumed_and_changed_work_starts_clean(workshop: Workshop) 
     assert not leftover.exists()
 
 
-def test_side_by_side_lines_carry_the_name(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+def test_side_by_side_lines_carry_the_name_and_share_the_cores(
+    workshop: Workshop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = workshop.folder / "talk.py"
     script.write_text("import os; print('threads', os.environ['OMP_NUM_THREADS'])")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(stages.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     pair = [Stage(name, (str(script),), script) for name in ("a", "b")]
     stages.run(pair, workshop.folder / "records")
     lines = capfd.readouterr().out.splitlines()
-    assert "[a] threads 1" in lines
-    assert "[b] threads 1" in lines
+    assert "[a] threads 3" in lines
+    assert "[b] threads 3" in lines
+
+
+def test_lost_part_is_made_again(workshop: Workshop) -> None:
+    whole = [True]
+    stage = dataclasses.replace(workshop.stage(), is_whole=lambda: whole[0])
+    assert workshop.run(stage) == [False]
+    assert workshop.run(stage) == [True]
+    whole[0] = False
+    assert workshop.run(stage) == [False]

@@ -63,22 +63,85 @@ def test_interrupted_run_ends_bit_equal(tiny, tmp_path: Path, monkeypatch: pytes
     assert len(losses[0]) == 4
 
 
-def test_results_and_eval_only_agree(tiny, tmp_path: Path) -> None:
+def test_eval_only_tests_the_very_weights_and_spares_the_run(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def note_weights(cfg, model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"custom_test": {"bbox": {"AP": 1.0, "AP75": None}}}
+
+    monkeypatch.setattr(trainer.evaluation, "evaluate", note_weights)
+    output = tmp_path / "a"
+    trainer.run(_load(tiny, output))
+    text = (output / "results.json").read_text()
+    record = json.loads(text)
+    assert record["metrics"] == {"custom_test": {"bbox": {"AP": 1.0, "AP75": None}}}
+    assert (record["init"], record["iterations"], record["seed"]) == ("random", 4, 0)
+    assert [(output / picture).is_file() for picture in record["pictures"]] == [True, True]
+
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output)]
+    trainer.run(config.load("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])  # PreciseBN's statistics too
+    assert (output / "results.json").read_text() == text
+    assert json.loads((output / "results_eval.json").read_text())["weights"]["path"].endswith(
+        "model_final.pth"
+    )
+
+
+def test_finished_run_is_neither_repeated_nor_overwritten(
+    tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer.run(_load(tiny, tmp_path / "a"))
-    record = json.loads((tmp_path / "a/results.json").read_text())
-    assert set(record["metrics"]["custom_test"]) == {"bbox", "segm"}
-    assert record["init"] == "random"
-    assert record["iterations"] == 4
-    assert [(tmp_path / "a" / picture).is_file() for picture in record["pictures"]] == [True, True]
     with pytest.raises(UserError, match="finished run"):
         trainer.run(_load(tiny, tmp_path / "a"))
+    trainer.run(_load(tiny, tmp_path / "a"), resume=True)
+    assert "nothing to do" in capsys.readouterr().out
 
-    again = config.load(
-        "transfer/coco_R50_FPN.yaml",
-        [*tiny, "MODEL.WEIGHTS", str(tmp_path / "a/model_final.pth"), "OUTPUT_DIR", str(tmp_path / "b")],
-    )
-    trainer.run(again, eval_only=True)
-    assert json.loads((tmp_path / "b/results.json").read_text())["metrics"] == record["metrics"]
+
+def test_weights_survive_a_failed_evaluation(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(cfg, model):
+        raise UserError("a test image is broken")
+
+    monkeypatch.setattr(trainer.evaluation, "evaluate", fail)
+    with pytest.raises(UserError):
+        trainer.run(_load(tiny, tmp_path / "a"))
+    assert _model(tmp_path / "a")
+
+
+def test_resume_under_other_settings_is_refused(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.precise_bn, "update", lambda *_: pytest.fail("stop after training"))
+    with pytest.raises(pytest.fail.Exception):
+        trainer.run(_load(tiny, tmp_path / "a"))
+    for change in (["SEED", "1"], ["SOLVER.BASE_LR", "0.5"]):
+        with pytest.raises(UserError, match="other settings"):
+            trainer.run(_load(tiny, tmp_path / "a", *change), resume=True)
+
+
+def test_broken_test_image_is_one_line(tiny, tmp_path: Path) -> None:
+    broken = tmp_path / "test/images/002.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"002\.png: not a readable image"):
+        trainer.run(_load(tiny, tmp_path / "a"))
+
+
+def test_boxes_stay_exact_under_bf16(tiny, tmp_path: Path) -> None:
+    cfg = _load(tiny, tmp_path / "x", "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu")
+    datasets.prepare(cfg)
+    model = build_model(cfg).train()
+    trainer._pool_in_float32(model)
+    kinds = []
+    for module in model.modules():
+        if type(module).__name__ == "ROIAlign":
+            module.register_forward_hook(lambda _, inputs, __: kinds.append(inputs[0].dtype))
+    batch = next(stream.training_batches(cfg, 0))
+    with trainer.EventStorage():
+        losses = trainer.step(cfg, model, batch, solver.build_optimizer(cfg, model), 0)
+    assert set(kinds) == {torch.float32}
+    assert all(torch.isfinite(value) for value in losses.values())
 
 
 def test_non_finite_loss_stops_before_the_weights_change(tiny, tmp_path: Path) -> None:

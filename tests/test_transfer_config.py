@@ -88,6 +88,10 @@ def test_recipe(name: str) -> None:
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SEED"], ["SEED", "no value"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.MAX_ITER", "100"], ["SOLVER.STEPS", "SOLVER.MAX_ITER 100"]),
         ("transfer/voc_R50_C4_24k.yaml", [*RANDOM, "MODEL.RESNETS.DEPTH", "18"], ["MODEL.RESNETS.DEPTH 18", "FPN"]),
+        ("transfer/demo_R18_FPN.yaml", [*RANDOM, "MODEL.RESNETS.RES5_DILATION", "2"], ["DEPTH 18", "RES5_DILATION 1"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SEED", "-1"], ["SEED -1", "0 or more"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER 0", "--eval-only"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.EVAL_PERIOD", "50"], ["TEST.EVAL_PERIOD 50", "leave it at 0"]),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_key_and_the_remedy(name: str, overrides: list[str], parts: list[str]) -> None:
@@ -103,7 +107,7 @@ def test_mistakes_name_the_key_and_the_remedy(name: str, overrides: list[str], p
 def test_processes_that_do_not_divide_the_batch(processes: int, remedy: str) -> None:
     cfg = config.load("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu"])
     with pytest.raises(UserError, match=remedy):
-        config.check_processes(cfg, processes)
+        config.check_processes(cfg, processes, local=processes)
 
 
 def test_base_may_not_be_a_url(tmp_path) -> None:

@@ -6,22 +6,23 @@ python tools/demo.py --mechanism        # what batch norm and the momentum do, a
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).resolve().parents[1]
-)  # not tools/: tools/pretrain.py would shadow the package
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # not tools/: tools/pretrain.py would shadow the package
 
 from pretrain.errors import run_tool
-from transfer import demo
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=demo.SIZES, default="standard", help="[%(default)s]")
+    parser.add_argument(
+        "--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]"
+    )
     parser.add_argument("--mechanism", action="store_true", help="pre-train only, under six settings")
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="data sets' folder [%(default)s]")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="results' folder [%(default)s]")
@@ -29,6 +30,14 @@ def main() -> None:
         "--deb", type=Path, nargs="+", default=[], help="packages fetched elsewhere, without apt"
     )
     args = parser.parse_args()
+    # The steps run in the project's folder: say paths as seen from there.
+    args.root, args.output, *args.deb = (
+        Path(os.path.relpath(path, ROOT)) for path in (args.root, args.output, *args.deb)
+    )
+    os.chdir(ROOT)
+
+    from transfer import demo  # under run_tool: without detectron2 it says what to install
+
     if args.mechanism:
         demo.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))
     else:

@@ -29,10 +29,8 @@ def main() -> None:
     from pretrain.train import train  # after the config's errors: it takes seconds to import
 
     dist.init_from_env(dist.pick_device(cfg.DEVICE))
-    try:
-        train(cfg, resume=args.resume)
-    finally:
-        dist.shutdown()
+    train(cfg, resume=args.resume)
+    dist.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
 if __name__ == "__main__":

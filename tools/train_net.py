@@ -11,9 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-sys.path[0] = str(
-    Path(__file__).resolve().parents[1]
-)  # not tools/: tools/pretrain.py would shadow the package
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
 from pretrain import dist
 from pretrain.errors import UserError, run_tool
@@ -39,14 +37,13 @@ def main() -> None:
     from transfer import config, trainer
 
     cfg = config.load(args.config, args.overrides)
-    started_by_torchrun = "WORLD_SIZE" in os.environ
-    if started_by_torchrun and args.num_gpus != 1:
+    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
+    if started > 1 and args.num_gpus != 1:
         raise UserError("--num-gpus: torchrun has started the processes already; leave it out")
-    config.check_processes(cfg, int(os.environ.get("WORLD_SIZE", args.num_gpus)))
-    try:
-        dist.spawn(partial(trainer.run, cfg, resume=args.resume, eval_only=args.eval_only), args.num_gpus)
-    finally:
-        dist.shutdown()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started > 1 else args.num_gpus
+    config.check_processes(cfg, max(started, args.num_gpus), local=local, train=not args.eval_only)
+    dist.spawn(partial(trainer.run, cfg, resume=args.resume, eval_only=args.eval_only), args.num_gpus)
+    dist.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
 if __name__ == "__main__":

@@ -58,40 +58,70 @@ def _check(cfg: CfgNode) -> None:
         )
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "AdamW"):
         raise UserError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}: choose SGD or AdamW")
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+    if cfg.SOLVER.LR_SCHEDULER_NAME not in ("WarmupMultiStepLR", "WarmupCosineLR"):
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler is here"
+            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}: choose WarmupMultiStepLR or WarmupCosineLR"
         )
-    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and "fpn" not in cfg.MODEL.BACKBONE.NAME:
+    if cfg.SEED < 0:
+        raise UserError(f"SEED {cfg.SEED}: give 0 or more; every run here is reproducible")
+    if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(
-            f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH}: detectron2 has ResNet-18 and 34 only in FPN models; "
-            "use a *_FPN config or DEPTH 50"
+            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: give 1 or more; --eval-only tests without training"
         )
-    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
-        raise UserError(
-            f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64"
-        )
+    # detectron2's trainer knows these; our loop does not, and a key without effect would mislead
+    for key, only in (
+        ("DATALOADER.SAMPLER_TRAIN", "TrainingSampler"),
+        ("TEST.EVAL_PERIOD", 0),
+        ("TEST.AUG.ENABLED", False),
+    ):
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value != only:
+            raise UserError(f"{key} {value}: not supported here; leave it at {only}")
+    _check_resnet(cfg)
     last_step = max(cfg.SOLVER.STEPS, default=0)
-    if last_step >= cfg.SOLVER.MAX_ITER > 0 and not cfg.SOLVER.LR_SCHEDULER_NAME.endswith("CosineLR"):
+    if last_step >= cfg.SOLVER.MAX_ITER and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         raise UserError(
             f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} reaches beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: "
             "set both together"
         )
 
 
-def check_processes(cfg: CfgNode, processes: int) -> None:
-    """Refuse a number of processes that this machine or the batch size does not allow. Raises `UserError`."""
+def _check_resnet(cfg: CfgNode) -> None:
+    """detectron2 builds basic blocks (ResNet-18 and 34) in FPN models, at one width and undilated, only."""
+    depth = cfg.MODEL.RESNETS.DEPTH
+    if depth not in (18, 34):
+        return
+    if "fpn" not in cfg.MODEL.BACKBONE.NAME:
+        raise UserError(
+            f"MODEL.RESNETS.DEPTH {depth}: detectron2 has ResNet-18 and 34 only in FPN models; "
+            "use a *_FPN config or DEPTH 50"
+        )
+    for key, needed in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1)):
+        if cfg.MODEL.RESNETS[key] != needed:
+            raise UserError(f"MODEL.RESNETS.DEPTH {depth} needs MODEL.RESNETS.{key} {needed}")
+
+
+def check_processes(cfg: CfgNode, processes: int, *, local: int, train: bool = True) -> None:
+    """Refuse a number of processes that this machine or the batch size does not allow. Raises `UserError`.
+
+    Args:
+        processes: of the whole job.
+        local: those of this machine.
+        train: whether batches are to be divided among them.
+    """
     if processes < 1:
         raise UserError(f"--num-gpus {processes}: give 1 or more (one process runs on the CPU without a GPU)")
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
+    if train and cfg.SOLVER.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be divided among "
             f"{processes} processes: use --num-gpus {_largest_divisor(cfg.SOLVER.IMS_PER_BATCH, processes)}"
         )
     gpus = torch.cuda.device_count()
-    if processes > 1 and cfg.MODEL.DEVICE != "cpu" and gpus < processes:
+    if processes > 1 and cfg.MODEL.DEVICE != "cpu" and gpus < local:
         raise UserError(
-            f"--num-gpus {processes}: PyTorch sees {gpus} GPU(s) here; lower it, "
+            f"--num-gpus {local}: PyTorch sees {gpus} GPU(s) here; lower it, "
             "or add MODEL.DEVICE cpu for as many processes on the CPU"
         )
 

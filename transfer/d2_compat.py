@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy
-import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import nn
@@ -123,9 +122,6 @@ def _apply() -> None:
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        # Before 2.6 `torch.load`, and so detectron2's checkpointer, runs code from the file by default.
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
 def _mend_release_06() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,24 @@ CUSTOM = {"custom_train": "TRAIN", "custom_test": "TEST"}
 DEMO = re.compile(r"(demo\w*)_(train|val)")
 
 
-def prepare(cfg: CfgNode) -> None:
-    """Register the data sets of a config under `DATASETS.ROOT` and check that their files are there.
+def prepare(cfg: CfgNode, *, train: bool = True) -> None:
+    """Register the data sets of a config under `DATASETS.ROOT` and check them, before anything is computed.
 
-    Sets `DATASETS.TRAIN`, `DATASETS.TEST` and the class count from `DATASETS.TRAIN_JSON` where that is given.
+    Sets `DATASETS.TRAIN`, `DATASETS.TEST` and the class count where `DATASETS.TRAIN_JSON` is given, and the
+    class count of the demo.
 
+    Args:
+        cfg: not frozen.
+        train: whether the training sets are needed.
     Raises:
-        UserError: an unknown name, or a missing file (which one, and where it comes from).
+        UserError: an unknown name, a missing file (which one, and where it comes from), an annotation that
+            cannot be used, or a class count that is not the model's.
     """
     root = Path(cfg.DATASETS.ROOT).expanduser()
     _use_custom(cfg)
     _move_builtin(str(root))
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    names = dict.fromkeys((*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST))
+    for name in names:
         _check_layout(name, root)
         if name in VOC_MASKS:
             folder = root / "VOC2012"
@@ -51,6 +58,7 @@ def prepare(cfg: CfgNode) -> None:
                 f"DATASETS: unknown data set {name}; for your own data give DATASETS.TRAIN_JSON, TRAIN_IMAGES, "
                 "TEST_JSON and TEST_IMAGES"
             )
+    _check_classes(cfg, names)
 
 
 def class_names(name: str) -> list[str]:
@@ -61,9 +69,9 @@ def class_names(name: str) -> list[str]:
     return list(metadata.thing_classes)
 
 
-def check_classes(cfg: CfgNode) -> None:
+def _check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Refuse a model whose class count is not the data's: detectron2 would fail in the middle of a step."""
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    for name in names:
         count = len(class_names(name))
         if count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
@@ -73,31 +81,46 @@ def check_classes(cfg: CfgNode) -> None:
 
 
 def _use_custom(cfg: CfgNode) -> None:
-    given = {
-        key: getattr(cfg.DATASETS, key) for key in ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
-    }
-    if not any(given.values()):
+    keys = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
+    if not any(cfg.DATASETS[key] for key in keys):
         return
-    for key, value in given.items():
-        if not value or not Path(value).exists():
+    for key in keys:
+        path = Path(cfg.DATASETS[key] or "-")
+        if not (path.is_dir() if key.endswith("IMAGES") else path.is_file()):
             raise UserError(
-                f"DATASETS.{key} {value!r}: no such path; own data needs {', '.join(given)} together"
+                f"DATASETS.{key} {cfg.DATASETS[key]!r}: no such {'folder' if key.endswith('IMAGES') else 'file'}; "
+                f"own data needs {', '.join(keys)} together"
             )
-    content = _read(Path(cfg.DATASETS.TRAIN_JSON))
-    try:
-        categories, annotations = content["categories"], content["annotations"]
-    except (KeyError, TypeError) as error:
+    train, test = (_check_json(cfg, part) for part in ("TRAIN", "TEST"))
+    if train != test:
         raise UserError(
-            f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON}: not a COCO json: {error!r}"
-        ) from None
-    if cfg.MODEL.MASK_ON and not all(annotation.get("segmentation") for annotation in annotations):
-        raise UserError(
-            f"DATASETS.TRAIN_JSON {cfg.DATASETS.TRAIN_JSON} has annotations without a mask: add MODEL.MASK_ON False"
+            f"DATASETS.TEST_JSON: its categories {test} are not those of TRAIN_JSON, {train}, in the order of their ids"
         )
-    # COCO masks are polygons or RLE; bitmask reads both
-    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.INPUT.MASK_FORMAT = "bitmask"  # reads polygons and RLE alike
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ("custom_test",)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(categories)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(train)
+
+
+def _check_json(cfg: CfgNode, part: str) -> list[str]:
+    """Names of the categories of one's own COCO json, by id; everything that training or testing reads is there."""
+    key = f"DATASETS.{part}_JSON"
+    path, images = Path(cfg.DATASETS[f"{part}_JSON"]), Path(cfg.DATASETS[f"{part}_IMAGES"])
+    content = _read(path)
+    needed = ["image_id", "category_id", "bbox", "area", "iscrowd"] + ["segmentation"] * cfg.MODEL.MASK_ON
+    try:
+        for annotation in content["annotations"]:
+            for field in needed:
+                if annotation.get(field) in (None, [], ""):
+                    hint = ": add MODEL.MASK_ON False" if field == "segmentation" else ""
+                    raise UserError(f"{key} {path}: annotation {annotation.get('id')} has no {field}{hint}")
+        if not content["annotations"]:
+            raise UserError(f"{key} {path}: holds no annotation")
+        for image in content["images"]:
+            if not (images / image["file_name"]).is_file():
+                raise UserError(f"{key} {path}: its image {images / image['file_name']} is missing")
+        return [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{key} {path}: not a COCO json: {error!r}") from None
 
 
 def _read(path: Path) -> Any:

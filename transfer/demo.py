@@ -1,7 +1,9 @@
 """The demo: photographs -> MoCo -> detectron2 weights -> Mask R-CNN, twice -> a page to look at."""
 
+import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pretrain import config as pretrain_config
@@ -9,18 +11,22 @@ from pretrain.console import duration, say
 from pretrain.errors import UserError
 from transfer import config as transfer_config
 from transfer import report, stages
-from transfer.results import write_json
+from transfer.prepare.layouts import check_demo
+from transfer.results import environment, write_json
 from transfer.stages import ROOT, Stage
 
-PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "tools" / "pretrain.py")
-CONVERT_CODE = tuple(ROOT / "transfer" / f"{name}.py" for name in ("sources", "convert", "verify", "weights"))
-FINETUNE_CODE = tuple(
-    ROOT / "transfer" / f"{name}.py"
-    for name in (
-        "config", "d2_compat", "datasets", "evaluation", "modeling", "pictures", "precise_bn", "progress",
-        "results", "solver", "stream", "trainer", "weights",
-    )
-)  # fmt: skip
+# What only shows results does not change them.
+_SHOWING = {"artefacts", "comparison", "demo", "intervals", "plots", "stages"}
+PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "tools/pretrain.py")
+TRANSFER_CODE = (
+    ROOT / "pretrain",
+    *(
+        path
+        for path in sorted((ROOT / "transfer").glob("*.py"))
+        if path.stem not in _SHOWING and not path.stem.startswith("report")
+    ),
+)
+DATA_CODE = (ROOT / "transfer/prepare", ROOT / "transfer/prepare/data/demo_photos.json")
 
 
 @dataclass(frozen=True)
@@ -74,19 +80,15 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
     """
     began = time.perf_counter()
     plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
-    prepare = Stage(
-        "data", _prepare_command(size, root, debs), data / "demo.json", (ROOT / "transfer/prepare",)
-    )
-    done = stages.run([prepare], folder / "stages")
+    done = stages.run([_data_stage(size, root, debs)], folder / "stages")
     pretrain = _pretrain_stage(
         "pretrain", "pretrain/demo_R50w25.yaml", folder / "pretrain", data, plan.pretrain
     )
     done += stages.run([pretrain], folder / "stages")
     weights, record = folder / "moco.pkl", folder / "convert.json"
     command = ("tools/convert_to_d2.py", str(pretrain.output), str(weights), "--record", str(record))
-    done += stages.run(
-        [Stage("convert", command, record, (*CONVERT_CODE, pretrain.output))], folder / "stages"
-    )
+    inputs = (*TRANSFER_CODE, ROOT / "tools/convert_to_d2.py", pretrain.output)
+    done += stages.run([Stage("convert", command, record, inputs, _versions())], folder / "stages")
     for seed in plan.seeds:
         pair = [
             _finetune_stage("moco", seed, folder, root, (*plan.finetune, "MODEL.WEIGHTS", str(weights))),
@@ -102,10 +104,7 @@ def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> N
     """Pre-train under each setting of `MECHANISM`, two at a time, and write `output/mechanism.html`."""
     began = time.perf_counter()
     folder, data = output / "mechanism", root / "demo_standard"
-    prepare = Stage(
-        "data", _prepare_command("standard", root, debs), data / "demo.json", (ROOT / "transfer/prepare",)
-    )
-    done = stages.run([prepare], folder / "stages")
+    done = stages.run([_data_stage("standard", root, debs)], folder / "stages")
     variants = [
         _pretrain_stage(name, "pretrain/demo_mechanism.yaml", folder / name, data, overrides)
         for name, overrides in MECHANISM.items()
@@ -116,12 +115,27 @@ def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> N
     say(f"report: {output / 'mechanism.html'}   ({duration(time.perf_counter() - began)} in all)")
 
 
-def _prepare_command(size: str, root: Path, debs: tuple[Path, ...]) -> tuple[str, ...]:
+def _data_stage(size: str, root: Path, debs: tuple[Path, ...]) -> Stage:
     for deb in debs:
         if not deb.is_file():
             raise UserError(f"--deb {deb}: no such file")
     packages = ("--deb", *map(str, debs)) if debs else ()
-    return ("tools/prepare_data.py", "demo", "--size", size, "--root", str(root), *packages)
+    command = ("tools/prepare_data.py", "demo", "--size", size, "--root", str(root), *packages)
+    data = root / f"demo_{size}"
+    return Stage("data", command, data / "demo.json", DATA_CODE, is_whole=partial(_is_in_place, data))
+
+
+def _is_in_place(data: Path) -> bool:
+    try:
+        check_demo(data)
+    except UserError:
+        return False
+    return True
+
+
+def _versions() -> str:
+    versions: dict[str, str] = environment("cpu")["versions"]
+    return json.dumps(versions)
 
 
 def _pretrain_stage(name: str, config: str, folder: Path, data: Path, overrides: tuple[str, ...]) -> Stage:
@@ -135,7 +149,7 @@ def _pretrain_stage(name: str, config: str, folder: Path, data: Path, overrides:
         ("tools/pretrain.py", "--config", config, *overrides, *places),
         folder / "checkpoint_last.pth.tar",
         (*PRETRAIN_CODE, data / "demo.json"),
-        pretrain_config.digest_text(cfg),
+        pretrain_config.digest_text(cfg) + _versions(),
         resumable=True,
     )
 
@@ -153,7 +167,7 @@ def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: t
         name,
         ("tools/train_net.py", "--config", config, *overrides),
         folder / "finetune" / name / "results.json",
-        (*FINETUNE_CODE, ROOT / "tools/train_net.py", root / data / "demo.json", *weights),
-        pretrain_config.digest_text(cfg),
+        (*TRANSFER_CODE, ROOT / "tools/train_net.py", root / data / "demo.json", *weights),
+        pretrain_config.digest_text(cfg) + _versions(),
         resumable=True,
     )

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,13 +12,15 @@ from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
     inference_on_dataset,
 )
+
+from transfer.stream import map_record
 
 Metrics = dict[str, dict[str, float | None]]
 
@@ -32,7 +35,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Metrics]:
     """
     results = {}
     for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(cfg, name)
+        mapper = partial(map_record, DatasetMapper(cfg, is_train=False))
+        loader = build_detection_test_loader(cfg, name, mapper=mapper)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints; the numbers are in the result
             metrics = inference_on_dataset(model, loader, _evaluator(name))
         if metrics:

@@ -60,6 +60,15 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]
     return paths
 
 
+def _drawable(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, without its masks where some of its objects have none: detectron2 draws all or nothing."""
+    objects = record["annotations"]
+    if all("segmentation" in item for item in objects):
+        return record
+    bare = [{key: value for key, value in item.items() if key != "segmentation"} for item in objects]
+    return {**record, "annotations": bare}
+
+
 def _write(data: bytes, file: IO[bytes]) -> None:
     file.write(data)
 
@@ -71,7 +80,7 @@ def _side_by_side(record: dict[str, Any], instances: Any, name: str) -> np.ndarr
     if not hasattr(metadata, "thing_colors"):
         metadata.thing_colors = [PALETTE[i % len(PALETTE)] for i in range(len(metadata.thing_classes))]
     truth, predicted = (Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION) for _ in range(2))
-    left = truth.draw_dataset_dict(record).get_image()
+    left = truth.draw_dataset_dict(_drawable(record)).get_image()
     right = predicted.draw_instance_predictions(instances).get_image()
     gap = np.full((left.shape[0], COLUMN_GAP, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)

@@ -69,7 +69,7 @@ class Progress:
     def _drop_lines_after(self, start: int) -> None:
         """A resumed run writes the lines after its checkpoint once more: keep only those before it."""
         lines = self.path.read_text().splitlines() if self.path.exists() and start else []
-        kept = [line for line in lines if json.loads(line)["iteration"] <= start]
+        kept = [line for line in lines if _iteration(line) <= start]
         text = "".join(line + "\n" for line in kept).encode()
         checkpoint.write_atomic(self.path, lambda file: file.write(text))
 
@@ -85,3 +85,10 @@ class _Waiting:
 
     def __exit__(self, *_: object) -> None:
         self.log.waited += time.perf_counter() - self.began
+
+
+def _iteration(line: str) -> float:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError):  # cut off by a full disk or a power failure
+        return float("inf")

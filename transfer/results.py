@@ -21,8 +21,12 @@ from pretrain import __version__, dist
 from pretrain.checkpoint import write_atomic
 from pretrain.config import digest_text
 
-# Where a run reads and writes, and how it is watched, does not change what it measures.
-_IRRELEVANT = (("OUTPUT_DIR",), ("DATASETS", "ROOT"), ("MODEL", "WEIGHTS"), ("DATALOADER", "NUM_WORKERS"))
+# Where a run reads, computes and writes, and how it is watched, does not change what it measures.
+_IRRELEVANT = (
+    "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES", "DATASETS.TEST_JSON",
+    "DATASETS.TEST_IMAGES", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.LOG_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD", "TEST.PICTURES", "TEST.PICTURE_SCORE",
+)  # fmt: skip
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -35,7 +39,8 @@ def config_digest(cfg: CfgNode) -> str:
     """SHA-256 of the settings that the numbers depend on: equal for equal recipes, wherever they run."""
     copy = cfg.clone()
     copy.defrost()
-    for *parents, leaf in _IRRELEVANT:
+    for key in _IRRELEVANT:
+        *parents, leaf = key.split(".")
         node = copy
         for parent in parents:
             node = node[parent]
@@ -43,10 +48,10 @@ def config_digest(cfg: CfgNode) -> str:
     return hashlib.sha256(digest_text(copy).encode()).hexdigest()
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware."""
+def environment(device: str) -> dict[str, Any]:
+    """Versions, and the hardware of a run on `device` (cpu or cuda)."""
     detectron2 = d2_compat.describe()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {
         "versions": {
             "moco-detection-transfer": __version__,

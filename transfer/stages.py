@@ -1,5 +1,6 @@
 """A few commands in a row, each run only when something that it depends on has changed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,12 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pretrain.console import duration, say
 from pretrain.errors import UserError
@@ -32,6 +33,7 @@ class Stage:
         inputs: files and folders of code whose content the result depends on.
         settings: further text that the result depends on, such as an effective config.
         resumable: an interrupted run goes on with `--resume`.
+        is_whole: whether what was made is still all there, for an output of many files.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Stage:
     inputs: tuple[Path, ...] = ()
     settings: str = ""
     resumable: bool = False
+    is_whole: Callable[[], bool] = lambda: True
 
     def key(self) -> str:
         """Digest of everything that the result depends on; equal keys mean an equal result."""
@@ -73,33 +76,31 @@ def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
 
 
 def _run_together(stages: Sequence[Stage], records: Path) -> None:
-    began = time.perf_counter()
-    jobs = [(stage, _start(stage, records, together=len(stages))) for stage in stages]
-    readers = [
-        threading.Thread(target=_relay, args=(job.stdout, stage.name)) for stage, job in jobs if job.stdout
-    ]
-    for reader in readers:
-        reader.start()
-    failed = []
-    try:
-        for stage, job in jobs:
-            status = job.wait()
-            if status:
-                failed.append(f"{stage.name} (exit status {status})")
-                continue
-            seconds = round(time.perf_counter() - began, 1)
-            write_json(_path(stage, records), {**_read(stage, records), "seconds": seconds, "done": True})
-            say(f"== {stage.name}: done in {duration(seconds)}")
-    except BaseException:
-        _stop([job for _, job in jobs])
-        raise
-    finally:
-        for reader in readers:
-            reader.join()
+    jobs = [_start(stage, records, together=len(stages)) for stage in stages]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        watches = [pool.submit(_watch, *pair, records) for pair in zip(stages, jobs, strict=True)]
+        try:
+            failed = [reason for watch in watches if (reason := watch.result())]
+        except BaseException:
+            _stop(jobs)
+            raise
     if failed:
         raise UserError(
             f"{', '.join(failed)} failed; the reason stands above. The same command goes on from there"
         )
+
+
+def _watch(stage: Stage, job: subprocess.Popen[str], records: Path) -> str:
+    """Follow a job to its end and remember a success. Returns what failed, or nothing."""
+    began = time.perf_counter()
+    for line in job.stdout or ():
+        say(f"[{stage.name}] {line.rstrip()}")
+    if status := job.wait():
+        return f"{stage.name} (exit status {status})"
+    seconds = round(time.perf_counter() - began, 1)
+    write_json(_path(stage, records), {**_read(stage, records), "seconds": seconds, "done": True})
+    say(f"== {stage.name}: done in {duration(seconds)}")
+    return ""
 
 
 def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[str]:
@@ -124,26 +125,20 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
     )
 
 
-def _stop(jobs: Iterable[subprocess.Popen[str]]) -> None:
-    """Ctrl-C reaches the children too: give them time to save, then end them."""
-    for job in jobs:
-        if job.poll() is None:
-            job.terminate()
-    for job in jobs:
-        try:
-            job.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            job.kill()
-
-
-def _relay(stream: TextIO, name: str) -> None:
-    for line in stream:
-        say(f"[{name}] {line.rstrip()}")
+def _stop(jobs: Sequence[subprocess.Popen[str]]) -> None:
+    """Ctrl-C at a terminal reached the jobs too: let them save and end; then ask, then force."""
+    for insist in (subprocess.Popen.terminate, subprocess.Popen.kill):
+        for job in jobs:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(timeout=20)
+            if job.poll() is None:
+                insist(job)
 
 
 def _is_done(stage: Stage, records: Path) -> bool:
     record = _read(stage, records)
-    return bool(record.get("done")) and stage.output.exists() and record["key"] == stage.key()
+    same = bool(record.get("done")) and record["key"] == stage.key()
+    return same and stage.output.exists() and stage.is_whole()
 
 
 def _path(stage: Stage, records: Path) -> Path:

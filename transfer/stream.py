@@ -16,7 +16,7 @@ from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 
 from pretrain import dist
 from pretrain.errors import UserError
@@ -32,7 +32,8 @@ def training_batches(cfg: CfgNode, start: int) -> Iterator[Batch]:
     )
     portrait = np.array([record["height"] > record["width"] for record in records], dtype=bool)
     loader = torch.utils.data.DataLoader(
-        _Mapped(records, DatasetMapper(cfg, is_train=True), cfg.SEED),
+        # serialised, as detectron2 does: a list of dicts would be copied into every worker's memory
+        _Mapped(DatasetFromList(records, copy=False), DatasetMapper(cfg, is_train=True), cfg.SEED),
         batch_sampler=_Batches(portrait, cfg, start),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
@@ -44,7 +45,7 @@ def training_batches(cfg: CfgNode, start: int) -> Iterator[Batch]:
 class _Mapped(torch.utils.data.Dataset):
     """(index, position) -> the mapped record, with numpy's and Python's generators seeded by the position."""
 
-    def __init__(self, records: list[dict[str, Any]], mapper: DatasetMapper, seed: int) -> None:
+    def __init__(self, records: Any, mapper: DatasetMapper, seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
@@ -52,11 +53,18 @@ class _Mapped(torch.utils.data.Dataset):
         state = np.random.SeedSequence([self.seed, position]).generate_state(4)
         np.random.seed(state)  # detectron2's augmentations draw from the global generators
         random.seed(int(state[0]))
-        try:
-            return self.mapper(self.records[index])
-        except OSError as error:
-            name = self.records[index]["file_name"]
-            raise UserError(f"{name}: cannot be read as an image: {error}") from None
+        return map_record(self.mapper, self.records[index])
+
+
+def map_record(mapper: DatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
+    """A record as the model takes it. Raises `UserError` that names an image which is broken or not as said."""
+    try:
+        mapped: dict[str, Any] = mapper(record)
+        return mapped
+    except (OSError, SyntaxError, ValueError) as error:  # ValueError: detectron2's SizeMismatchError
+        reason = " ".join(str(error).split())
+        name = record["file_name"]
+        raise UserError(f"{name}: not a readable image of the size that its json says: {reason}") from None
 
 
 class _Batches(torch.utils.data.Sampler):

@@ -18,6 +18,7 @@ from transfer import d2_compat
 # isort: split
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 
@@ -39,7 +40,7 @@ from transfer import (
 )
 from transfer.sources import file_digest
 
-LAST, FINAL = "model_last.pth", "model_final.pth"
+LAST, FINAL, RESULTS = "model_last.pth", "model_final.pth", "results.json"
 
 
 def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
@@ -57,32 +58,37 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its notices are about its own defaults
     cfg = cfg.clone()
     output = Path(cfg.OUTPUT_DIR)
+    if resume and not eval_only and (output / RESULTS).exists():
+        say(f"{output}: this run is finished; nothing to do")
+        return
     _refuse_overwriting(output, resume=resume, eval_only=eval_only)
-    datasets.prepare(cfg)
-    datasets.check_classes(cfg)
+    datasets.prepare(cfg, train=not eval_only)
     device = dist.pick_device(cfg.MODEL.DEVICE)
     cfg.MODEL.DEVICE = device.type
     cfg.freeze()
     dist.init_from_env(device)
     d2_compat.set_local_process_group()
 
-    started = time.time()
+    started = time.perf_counter()
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
+    if cfg.SOLVER.AMP.ENABLED:
+        _pool_in_float32(model)
     weights_record = _load_weights(cfg, model, eval_only=eval_only)
     if device.type == "cpu":
         model.to(memory_format=torch.channels_last)  # 8 % less time an iteration in the demo
         if dist.world_size() > 1:
             convert_sync_batchnorm(model)  # torch's own refuses CPU tensors
+    before = 0.0  # seconds of the sessions that this one resumes
     if not eval_only:
-        train(cfg, model, resume=resume)
+        before = train(cfg, model, resume=resume)
+        if dist.is_main():
+            checkpoint.save(output / FINAL, {"model": model.state_dict()})
     metrics = evaluation.evaluate(cfg, model)
     if dist.is_main():
-        if not eval_only:
-            checkpoint.save(output / FINAL, {"model": model.state_dict()})
         for line in evaluation.table(metrics):
             say(line)
-        drawn = pictures.draw_predictions(cfg, model, output / "pictures")
+        drawn = pictures.draw_predictions(cfg, model, output / ("pictures_eval" if eval_only else "pictures"))
         record = {
             "metrics": metrics,
             "config_sha256": results.config_digest(cfg),
@@ -90,24 +96,30 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
             "weights": weights_record,
             "seed": cfg.SEED,
             "iterations": 0 if eval_only else cfg.SOLVER.MAX_ITER,
-            "seconds": round(time.time() - started, 1),
+            "seconds": round(before + time.perf_counter() - started, 1),
             "precise_bn": precise_bn.ESTIMATOR if cfg.TEST.PRECISE_BN.ENABLED else None,
             "pictures": [str(path.relative_to(output)) for path in drawn],
-            **results.environment(),
+            **results.environment(cfg.MODEL.DEVICE),
         }
-        results.write_json(output / "results.json", record)
-        (output / LAST).unlink(missing_ok=True)
-        say(f"wrote {output / 'results.json'}")
+        written = output / ("results_eval.json" if eval_only else RESULTS)
+        results.write_json(written, record)
+        if not eval_only:
+            (output / LAST).unlink(missing_ok=True)
+        say(f"wrote {written}")
     dist.barrier()
 
 
-def train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
-    """Train `model` in place to `SOLVER.MAX_ITER`, PreciseBN included."""
+def train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> float:
+    """Train `model` in place to `SOLVER.MAX_ITER`, PreciseBN included.
+
+    Returns the seconds that earlier sessions of the same run took.
+    """
+    began = time.perf_counter()
     model.train()
     optimizer = solver.build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     last = Path(cfg.OUTPUT_DIR) / LAST
-    start = _restore(last, model, optimizer, scheduler) if resume else 0
+    start, before = _restore(last, cfg, model, optimizer, scheduler) if resume else (0, 0.0)
     if dist.is_main():
         text = cfg.dump().encode()
         checkpoint.write_atomic(last.with_name("config.yaml"), lambda file: file.write(text))
@@ -123,11 +135,13 @@ def train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
             scheduler.step()
             done = iteration + 1
             if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 and done < cfg.SOLVER.MAX_ITER and dist.is_main():
-                _save(last, model, optimizer, scheduler, done)
+                seconds = before + time.perf_counter() - began
+                _save(last, cfg, model, optimizer, scheduler, iteration=done, seconds=seconds)
         if cfg.TEST.PRECISE_BN.ENABLED:
             _seed(cfg.SEED, cfg.SOLVER.MAX_ITER)
             layers = precise_bn.update(parallel, batches, cfg.TEST.PRECISE_BN.NUM_ITER)
             say(f"PreciseBN: {layers} layers measured over {cfg.TEST.PRECISE_BN.NUM_ITER} batches")
+    return before
 
 
 def step(
@@ -177,8 +191,8 @@ def _load_weights(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> dict[st
 
 
 def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
-    finished, unfinished = output / "results.json", output / LAST
-    if eval_only or (resume and not finished.exists()):
+    finished, unfinished = output / RESULTS, output / LAST
+    if eval_only or resume:
         return
     if finished.exists():
         raise UserError(
@@ -190,22 +204,49 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
         )
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, scheduler: Any, iteration: int) -> None:
+def _save(
+    path: Path,
+    cfg: CfgNode,
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    *,
+    iteration: int,
+    seconds: float,
+) -> None:
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    checkpoint.save(path, {**{k: v.state_dict() for k, v in state.items()}, "iteration": iteration})
+    progress_made = {"iteration": iteration, "seconds": seconds, "config_sha256": results.config_digest(cfg)}
+    checkpoint.save(path, {**{k: v.state_dict() for k, v in state.items()}, **progress_made})
 
 
-def _restore(path: Path, model: nn.Module, optimizer: Any, scheduler: Any) -> int:
+def _restore(path: Path, cfg: CfgNode, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[int, float]:
+    """Iteration to go on with, and the seconds that led there."""
     if not path.exists():
         say(f"--resume: no {path}; starting from iteration 0")
-        return 0
+        return 0, 0.0
     state = checkpoint.load(path)
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--resume: {path} was written with another model or solver: {reason}") from None
+    if state.get("config_sha256") != results.config_digest(cfg):
+        raise UserError(
+            f"--resume: {path} was written under other settings than these: give those of "
+            f"{path.with_name('config.yaml')}, or another OUTPUT_DIR"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
     say(f"resumed {path} at iteration {state['iteration']}")
-    return int(state["iteration"])
+    return int(state["iteration"]), float(state["seconds"])
+
+
+def _pool_in_float32(model: nn.Module) -> None:
+    """Keep box coordinates exact under bf16: ROIAlign casts the boxes to the type of the features.
+
+    bf16 holds whole pixels only up to 256; a box edge at 601.3 would be pooled from 600.
+    """
+
+    def to_float32(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        features, *rest = arguments
+        return ([feature.float() for feature in features], *rest)
+
+    for module in model.modules():
+        if isinstance(module, ROIPooler):
+            module.register_forward_pre_hook(to_float32)
