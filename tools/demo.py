@@ -10,8 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # not tools/: tools/pretrain.py would shadow the package
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
 from pretrain.errors import run_tool
 
@@ -32,9 +31,9 @@ def main() -> None:
     args = parser.parse_args()
     # The steps run in the project's folder: say paths as seen from there.
     args.root, args.output, *args.deb = (
-        Path(os.path.relpath(path, ROOT)) for path in (args.root, args.output, *args.deb)
+        Path(os.path.relpath(path, sys.path[0])) for path in (args.root, args.output, *args.deb)
     )
-    os.chdir(ROOT)
+    os.chdir(sys.path[0])
 
     from transfer import demo  # under run_tool: without detectron2 it says what to install
 

@@ -32,6 +32,13 @@ PALETTE = [
 ]
 
 
+class _Steady(Visualizer):
+    """detectron2's visualizer without its random shift of each colour."""
+
+    def _jitter(self, color: Any) -> Any:
+        return color
+
+
 @torch.no_grad()
 def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]:
     """Write `TEST.PICTURES` JPEGs, ground truth left and predictions right, of the first test set.
@@ -79,7 +86,7 @@ def _side_by_side(record: dict[str, Any], instances: Any, name: str) -> np.ndarr
     metadata = MetadataCatalog.get(name)
     if not hasattr(metadata, "thing_colors"):
         metadata.thing_colors = [PALETTE[i % len(PALETTE)] for i in range(len(metadata.thing_classes))]
-    truth, predicted = (Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION) for _ in range(2))
+    truth, predicted = (_Steady(image, metadata, instance_mode=ColorMode.SEGMENTATION) for _ in range(2))
     left = truth.draw_dataset_dict(_drawable(record)).get_image()
     right = predicted.draw_instance_predictions(instances).get_image()
     gap = np.full((left.shape[0], COLUMN_GAP, 3), 255, np.uint8)
