@@ -1,7 +1,9 @@
 """Checkpoint files: written whole or not at all, read without running anything that they contain."""
 
+import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +29,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     An interruption at any point leaves the old file, or none: never half of one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -36,8 +41,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp's files are private
         os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        if isinstance(error, OSError):  # a full disk, a folder in the place of the file
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
 
 
@@ -62,9 +70,13 @@ def load(path: Path, *, opaque: list[str] | None = None) -> Any:
     try:
         unknown = _unknown_globals(path)
         stubs: list[Any] = [(type("Opaque", (Opaque,), {}), name) for name in unknown]
-        with torch.serialization.safe_globals(stubs):
+        with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read raises
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen classes here, pickle's and zip's among them
+        if "Weights only load failed" in str(error):  # torch's text advises to run the file's code
+            hint = "is it detectron2's?" if path.suffix == ".pkl" else "save the model's state_dict alone"
+            raise UserError(f"{path}: holds objects that cannot be read safely; {hint}") from error
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a readable PyTorch checkpoint (truncated?): {reason}") from error
     if opaque is not None:

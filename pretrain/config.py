@@ -58,7 +58,8 @@ def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
     Raises `UserError` for unreadable YAML, an unknown key (with the nearest one) or a value of a wrong type.
     """
     for key, value in _flatten(read_yaml(path)):
-        set_key(cfg, key, value, origin=str(path))
+        if value is not None or key not in cfg:  # a section whose keys are all commented out
+            set_key(cfg, key, value, origin=str(path))
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs, KEY VALUE: {overrides[-1]!r} has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
@@ -68,10 +69,15 @@ def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file with its `_BASE_` chain as one nested dict. Raises `UserError` naming the file."""
     try:
-        return _SafeFiles.load_yaml_with_base(str(path), allow_unsafe=False)
+        tree = _SafeFiles.load_yaml_with_base(str(path), allow_unsafe=False)
+        if not isinstance(tree, dict):
+            raise TypeError(f"it is a {type(tree).__name__}")
+        return tree
     except FileNotFoundError as error:
         raise UserError(f"{path}: _BASE_ names a missing file: {error.filename}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: its _BASE_ leads back to itself") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a YAML mapping of config keys: {reason}") from None
 
@@ -98,19 +104,20 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
         raise UserError(f"{where}: {value!r} is not a text")
+    is_list = isinstance(default, list | tuple)
     if isinstance(value, str):
-        value = CfgNode._decode_cfg_value(value)
-        if (
-            isinstance(value, str)
-            and isinstance(default, list | tuple)
-            and all(isinstance(v, str) for v in default)
-        ):
+        decoded = CfgNode._decode_cfg_value(value)
+        if is_list and not isinstance(decoded, list | tuple) and all(isinstance(v, str) for v in default):
             return type(default)([value])  # DATA.TRAIN my/photos
+        value = decoded
+    numbers = is_list and len(default) > 0 and all(isinstance(v, int | float) for v in default)
+    if numbers and isinstance(value, list | tuple) and not all(isinstance(v, int | float) for v in value):
+        raise UserError(f"{where}: {value!r} is no list of numbers (the default is {default!r})")
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+    if is_list and isinstance(value, list | tuple):
         return type(default)(value)
     raise UserError(f"{where}: {value!r} is no {type(default).__name__} (the default is {default!r})")
 

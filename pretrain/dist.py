@@ -30,7 +30,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
-        td.barrier()
+        td.barrier(device_ids=[torch.cuda.current_device()] if td.get_backend() == "nccl" else None)
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import pickle
+from collections import defaultdict
 from pathlib import Path
 from typing import IO
 
@@ -81,3 +82,19 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         checkpoint.write_atomic(path, dies)
     assert checkpoint.load(path) == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["file.pth"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "x.pth", tmp_path):
+        with pytest.raises(UserError, match="cannot be written"):
+            checkpoint.save(path, {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_objects_that_are_not_read_safely_do_not_bring_advice_to_run_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"x": defaultdict(list, a=[1])}, path)
+    with pytest.raises(UserError, match="save the model's state_dict alone") as caught:
+        checkpoint.load(path)
+    assert "weights_only" not in str(caught.value)

@@ -119,10 +119,32 @@ def test_a_refusal_leaves_the_old_output_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfer.convert.PIXEL_MEAN", [103.53, 116.28, 123.675])
+    reversed_mean = {"mean": (0.406, 0.456, 0.485)}
+    monkeypatch.setattr(
+        "transfer.convert.preprocessing", lambda kind, *_: preprocessing(kind, **reversed_mean)
+    )
     with pytest.raises(UserError, match="proof failed"):
         convert(moco_file(tmp_path / "a.pth.tar", SMALL), tmp_path / "out" / "a.pkl")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_own_pixel_statistics_go_into_the_record_and_through_the_proof(tmp_path: Path) -> None:
+    mean, std = [0.5, 0.25, 0.125], [0.2, 0.3, 0.4]
+    contents = torch.load(moco_file(tmp_path / "a.pth.tar", SMALL), weights_only=True)
+    ours = {"iterations_per_epoch": 1, "config": yaml.safe_dump({"INPUT": {"MEAN": mean, "STD": std}})}
+    torch.save({**contents, **ours}, tmp_path / "b.pth.tar")
+    written = convert(tmp_path / "b.pth.tar", tmp_path / "b.pkl")
+    assert written["preprocessing"]["MODEL.PIXEL_MEAN"] == [127.5, 63.75, 31.875]
+    assert written["preprocessing"]["MODEL.PIXEL_STD"] == [51, 76.5, 102]
+    assert max(written["record"]["proof"].values()) < 1e-9
+
+
+def test_the_input_is_not_overwritten(tmp_path: Path) -> None:
+    path = plain_file(tmp_path / "a.pkl", SMALL)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is the input"):
+        convert(path, path)
+    assert path.read_bytes() == before
 
 
 def test_output_names_and_narrow_basic_networks_are_refused(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "coco" / "train2017" / "2.jpg")
     put(tmp_path / "coco" / "val2017" / "3.jpg")
     assert "in place" in layouts.check_coco(tmp_path)
+    for split, names in (("train2017", ["1.jpg", "9.jpg"]), ("val2017", ["3.jpg"])):
+        listed = {"images": [{"file_name": name} for name in names]}
+        (tmp_path / "coco/annotations" / f"instances_{split}.json").write_text(json.dumps(listed))
+    assert "train2017/9.jpg is missing" in refusal(layouts.CHECKS["coco"], tmp_path)
+    (tmp_path / "coco" / "train2017" / "2.jpg").rename(tmp_path / "coco" / "train2017" / "9.jpg")
+    assert "in place" in layouts.CHECKS["coco"](tmp_path)
 
 
 def voc(root: Path, year: str, split: str, names: list[str]) -> None:

@@ -117,6 +117,29 @@ def test_base_may_not_be_a_url(tmp_path) -> None:
         config.load(str(path), RANDOM)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "it is a list"),
+        ('_BASE_: "x.yaml"\n', "leads back to itself"),
+        ('_BASE_: "."\n', "Is a directory"),
+        ("SOLVER:\n  STEPS: [a]\n", r"SOLVER\.STEPS: \['a'\] is no list of numbers"),
+        ("SOLVER: 3\n", r"unknown config key SOLVER"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path, text: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.load(str(path), RANDOM)
+
+
+def test_a_section_without_keys_changes_nothing(tmp_path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("SOLVER:\n#  BASE_LR: 1\nSEED: 5\n")
+    assert config.load(str(path), RANDOM).SEED == 5
+
+
 def test_yaml_runs_no_code(tmp_path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{tmp_path / "made"}"]\n')

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ from pretrain import __version__
 from pretrain.checkpoint import write_atomic
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
-from transfer.sources import Source, read_source
+from transfer.sources import IMAGENET_MEAN, IMAGENET_STD, Source, read_source
 from transfer.weights_file import read_weights
 
 # The same modules are in the stem and in every block; their first part becomes `stem` or `res2.0`.
@@ -29,9 +29,6 @@ MODULES = {
     "downsample.0": "shortcut",
     "downsample.1": "shortcut.norm",
 }
-# Torchvision's ImageNet statistics in units of 0..255, for images in RGB order.
-PIXEL_MEAN = [123.675, 116.28, 103.53]
-PIXEL_STD = [58.395, 57.12, 57.375]
 # Differences below this are rounding in float64. They depend on the processor, so in the file they count as
 # this much: its bytes, and digest, are then the same on every machine.
 ROUNDING = 1e-9
@@ -48,15 +45,20 @@ def detectron2_name(name: str) -> str:
     return f"{place}.{MODULES[module]}.{leaf}"
 
 
-def preprocessing(architecture: Architecture) -> dict[str, Any]:
-    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same."""
+def preprocessing(
+    architecture: Architecture, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> dict[str, Any]:
+    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same.
+
+    `mean` and `std` are those of RGB in [0, 1]; detectron2 counts pixels in 0..255.
+    """
     stem = architecture.stem_channels
     # detectron2 has no width factor: a group's channels are given as they are.
     group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
     return {
         "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": list(PIXEL_MEAN),
-        "MODEL.PIXEL_STD": list(PIXEL_STD),
+        "MODEL.PIXEL_MEAN": [round(255 * value, 6) for value in mean],
+        "MODEL.PIXEL_STD": [round(255 * value, 6) for value in std],
         "MODEL.RESNETS.DEPTH": architecture.depth,
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
         "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
@@ -110,6 +112,8 @@ def convert(input: Path, output: Path, *, source: str = "auto", verify: bool = T
     if output.is_dir():
         raise UserError(f"{output}: is a folder; name a file")
     found = read_source(input, source=source)
+    if output.exists() and output.samefile(input):
+        raise UserError(f"{output}: is the input; name another output")
     contents = _contents(found, input)
     measured = None
     try:
@@ -137,7 +141,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
         "model": {detectron2_name(name): tensor.numpy() for name, tensor in source.backbone.items()},
         "__author__": f"moco-detection-transfer {__version__}",
         "matching_heuristics": True,
-        "preprocessing": preprocessing(architecture),
+        "preprocessing": preprocessing(architecture, source.mean, source.std),
         "record": {
             "source_sha256": source.digest,
             "source": source.kind,

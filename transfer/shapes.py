@@ -97,4 +97,4 @@ def checked(
             raise UserError(
                 f"{path}: tensor {name} holds NaN or infinity: the training diverged; use an earlier file"
             )
-    return {name: network[name].to(torch.float32).contiguous() for name in expected}
+    return {name: network[name].detach().to(torch.float32).contiguous() for name in expected}

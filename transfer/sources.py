@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from pretrain import checkpoint
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer.shapes import checked, read_architecture
+
+
+# What MoCo's public code and torchvision's training subtract and divide by, on RGB in [0, 1].
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Source:
         opaque: names of the classes in the file that were not loaded.
         epoch: as the file states it, if it does.
         digest: SHA-256 of the file.
+        mean: what the network's input was centred by, of RGB in [0, 1]: the file's own setting if it is ours,
+            ImageNet's otherwise.
+        std: what the input was divided by.
     """
 
     kind: str
@@ -59,6 +67,8 @@ class Source:
     opaque: tuple[str, ...]
     epoch: int | None
     digest: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
 
 Tensors = dict[tuple[str, ...], torch.Tensor]  # the keys on the way to a tensor; the last one is its name
@@ -88,6 +98,7 @@ def read_source(path: Path, *, source: str = "auto") -> Source:
     if counters:
         dropped[_COUNTER] = len(counters)
     epoch = contents.get("epoch") if isinstance(contents, dict) else None
+    mean, std = _input_statistics(contents)
     return Source(
         kind=kind,
         branch=prefix.rstrip("."),
@@ -97,7 +108,18 @@ def read_source(path: Path, *, source: str = "auto") -> Source:
         opaque=tuple(opaque),
         epoch=epoch if isinstance(epoch, int) else None,
         digest=file_digest(path),
+        mean=mean,
+        std=std,
     )
+
+
+def _input_statistics(contents: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by which `tools/pretrain.py` says that it normalised; else ImageNet's."""
+    text = contents.get("config") if isinstance(contents, dict) else None
+    if not isinstance(text, str) or "iterations_per_epoch" not in contents:
+        return IMAGENET_MEAN, IMAGENET_STD
+    settings = yaml.safe_load(text)["INPUT"]
+    return tuple(settings["MEAN"]), tuple(settings["STD"])
 
 
 def has_resnet(contents: Any) -> bool:

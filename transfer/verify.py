@@ -25,8 +25,6 @@ from transfer.weights_file import read_weights
 
 LEVELS = ("res2", "res3", "res4", "res5")
 TOLERANCE = 1e-4  # relative; equal networks differ by 1e-15 to 1e-12
-# What the pre-training views and torchvision's models subtract and divide by, on RGB in 0..1.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 Features = list[dict[str, torch.Tensor]]  # with running statistics, then with the batch's
@@ -139,7 +137,9 @@ def _source_features(source: Source, images: numpy.ndarray) -> Features:
     network = ResNet(source.architecture)
     network.load_state_dict(source.backbone)
     batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
-    return _both_modes(network.double(), network.features, functional.normalize(batch, _MEAN, _STD))
+    return _both_modes(
+        network.double(), network.features, functional.normalize(batch, source.mean, source.std)
+    )
 
 
 def _detectron2_features(path: Path, images: numpy.ndarray) -> Features:

@@ -50,7 +50,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     if path.suffix == ".pkl" and not ("model" in contents and "__author__" in contents):
         # detectron2's rule for the files of Caffe2 and Detectron 1; momentum is solver state.
         blobs = contents.get("blobs", contents)
-        model = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+        if not isinstance(blobs, dict):
+            raise UserError(f"{path}: its `blobs` are a {type(blobs).__name__}, not a dict of weights")
+        model = {str(name): value for name, value in blobs.items() if not str(name).endswith("_momentum")}
         contents = {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
     model = contents.get("model", contents)
     if not isinstance(model, dict):

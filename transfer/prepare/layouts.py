@@ -6,6 +6,7 @@ Cheap enough to run before every training: names and counts, no image is opened.
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pretrain.errors import UserError
@@ -29,14 +30,20 @@ HOW_TO = {
 }
 
 
-def check_coco(root: Path) -> str:
-    """COCO 2017 under ROOT/coco, for `coco_2017_{train,val}`."""
+def check_coco(root: Path, *, thorough: bool = False) -> str:
+    """COCO 2017 under ROOT/coco, for `coco_2017_{train,val}`; `thorough` looks for every image by its name."""
     for split, count in COCO_IMAGES.items():
         annotations = root / "coco" / "annotations" / f"instances_{split}.json"
         archive = f"{COCO_URL}/annotations/annotations_trainval2017.zip, unpacked in {root / 'coco'}"
         _demand(annotations, archive)
         images = root / "coco" / split
-        _demand_images(images, count, f"{COCO_URL}/zips/{split}.zip, unpacked in {root / 'coco'}")
+        where = f"{COCO_URL}/zips/{split}.zip, unpacked in {root / 'coco'}"
+        if thorough:
+            present = _names_in(images)
+            for image in _read_json(annotations)["images"]:
+                if image["file_name"] not in present:
+                    raise UserError(f"{images / image['file_name']} is missing: it comes from {where}")
+        _demand_images(images, count, where)
     return f"{root / 'coco'}: COCO 2017 is in place"
 
 
@@ -92,7 +99,7 @@ def check_demo(folder: Path) -> str:
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {
-    "coco": check_coco,
+    "coco": partial(check_coco, thorough=True),
     "voc": check_voc,
     "voc_masks": check_voc_masks,
 }
