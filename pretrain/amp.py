@@ -7,22 +7,28 @@ import torch
 from torch import nn
 
 from pretrain import dist
+from pretrain.console import say
 
 _WORTH_IT = 1.2  # bf16 must be this many times faster than float32
 _IMAGES = 16
 
 
-def decide(setting: str, make_encoder: Callable[[], nn.Module], *, size: int, device: torch.device) -> str:
+def decide(
+    setting: str, make_encoder: Callable[[], nn.Module], *, size: int, group_size: int, device: torch.device
+) -> str:
     """SOLVER.AMP -> "bf16" or "off", and why, in one line that every process agrees on.
 
-    `auto` times training steps of a throw-away encoder on `size` x `size` images in both precisions.
+    `auto` times training steps of a throw-away encoder on `size` x `size` images in both precisions; their
+    number is made of whole batch-norm groups of `group_size`.
     """
     if setting != "auto":
         return f"{setting} (SOLVER.AMP)"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "off (this GPU has no bf16)"
+    say("timing a bf16 step against a float32 one ...")
     encoder = make_encoder().to(device)
-    images = torch.randn(_IMAGES, 3, size, size, device=device)
+    count = _IMAGES // group_size * group_size or _IMAGES  # a part of one larger group is a group
+    images = torch.randn(count, 3, size, size, device=device)
     full, half = _seconds(encoder, images)
     ratio = torch.tensor([full / half], device=device)
     dist.mean_over_processes([ratio])
@@ -43,6 +49,8 @@ def _seconds(encoder: nn.Module, images: torch.Tensor) -> tuple[float, float]:
                 torch.cuda.synchronize(images.device)
             if attempt:  # the first steps warm up
                 best[bf16] = min(best[bf16], time.perf_counter() - start)
-        if attempt and time.perf_counter() - begin > 10:
+        spent = torch.tensor([time.perf_counter() - begin], device=images.device)
+        dist.mean_over_processes([spent])  # steps may wait for each other (SyncBN): all must stop together
+        if attempt and spent.item() > 10:
             break
     return best[0], best[1]

@@ -185,7 +185,7 @@ def defaults() -> CfgNode:
                 "LOG_PERIOD": 20,  # iterations
             },
             "KNN": {
-                "TRAIN": "",  # folder of class folders; empty: no kNN monitor
+                "TRAIN": "",  # folder of class folders; empty: DATA.TRAIN's own, if it has them
                 "VAL": "",  # folder of class folders; empty: leave-one-out on TRAIN
                 "K": 20,
                 "T": 0.07,

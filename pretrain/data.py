@@ -145,7 +145,10 @@ class Broken:
         self.check(len(self.indices))
 
     def check(self, count: int) -> None:
-        """Raise `UserError` if `count` images, of all processes, are more than DATA.MAX_BROKEN allows."""
+        """Raise `UserError` if `count` images are more than DATA.MAX_BROKEN allows.
+
+        `count` is what one process met, or the mean over processes: in time each of them meets all images.
+        """
         if count > self.limit * len(self.files) or count == len(self.files):
             example = self.files[min(self.indices)] if self.indices else "another process's"
             raise UserError(

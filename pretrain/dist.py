@@ -51,10 +51,9 @@ def pick_device(wanted: str) -> torch.device:
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
-    try:
-        return torch.device(wanted)
-    except RuntimeError:
-        raise UserError(f"DEVICE {wanted!r} is not a device: use auto, cpu or cuda") from None
+    if wanted == "cpu":
+        return torch.device("cpu")
+    raise UserError(f"DEVICE {wanted}: choose auto, cpu or cuda")
 
 
 def init_from_env(device: torch.device) -> None:

@@ -67,6 +67,16 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
                 yield entry.path
 
 
+def class_folders(folder: str) -> list[str]:
+    """Names of the direct subfolders that hold images, sorted; none if an image lies beside them."""
+    top = {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    if any(not e.is_dir() and os.path.splitext(e.name)[1].lower() in EXTENSIONS for e in visible):
+        return []
+    return sorted(e.name for e in visible if e.is_dir() and any(_walk(e.path, set(top))))
+
+
 def open_image(path: str) -> tuple[Image.Image, int, int]:
     """Read the header only: the image, and its width and height as they will be after EXIF rotation."""
     image = Image.open(path)
@@ -87,7 +97,17 @@ def decode(image: Image.Image, *, shrink: float = 1.0) -> Image.Image:
     if shrink >= 2 and image.format == "JPEG":
         factor = 2 ** int(np.log2(shrink))
         image.draft("RGB", (image.width // factor, image.height // factor))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale in its upper eight bits: Pillow's conversion would clip it to white."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if values.max(initial=0) > 255:
+        values = values >> 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 def centre_view(path: str, size: int) -> np.ndarray:

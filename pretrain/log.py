@@ -44,9 +44,10 @@ class Clock:
 
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forget what has been measured: from here on time counts anew."""
         self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def step(self, waited: float) -> None:
@@ -60,7 +61,7 @@ class Clock:
         result = self.steps * self.images_per_step / seconds, self.waited / seconds, (
             steps_left * seconds / max(self.steps, 1)
         )  # fmt: skip
-        self._restart()
+        self.restart()
         return result
 
 

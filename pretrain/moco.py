@@ -13,8 +13,8 @@ from pretrain import dist, rng
 class MoCo(nn.Module):
     """Query encoder, key encoder and queue.
 
-    A step is: `update_key_encoder`, `encode(key images)` by the key encoder, `logits` of the queries, the
-    optimizer's step on `encoder_q`, `enqueue`. `pretrain.step` carries it out.
+    A step is: `update_key_encoder`, `encode_keys`, `encode_queries`, `logits`, the optimizer's step on
+    `encoder_q`, `enqueue`. `pretrain.step` carries it out.
 
     Args:
         make_encoder: makes an encoder, (N, 3, H, W) -> (N, dim), head included.

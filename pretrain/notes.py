@@ -30,6 +30,11 @@ def _notes(cfg: CfgNode, images: int) -> list[str]:
             f"MOCO.K {cfg.MOCO.K} keys from {images} images: the queue holds old views of the same images as "
             f"negatives; MOCO.K {2 ** ((images // 2).bit_length() - 1)} or less avoids most of them"
         )
+    if cfg.MODEL.ARCH in ("resnet18", "resnet34") and cfg.MODEL.WIDTH != 1:
+        notes.append(
+            f"MODEL.WIDTH {cfg.MODEL.WIDTH:g}: detectron2 builds {cfg.MODEL.ARCH} at width 1 only, so the result "
+            "cannot be converted"
+        )
     if cfg.MODEL.NORM == "ShuffleBN" and not cfg.MOCO.SHUFFLE:
         notes.append("MOCO.SHUFFLE False: batch norm leaks which key belongs to which query (Figure A.1)")
     return notes

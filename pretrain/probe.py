@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from pretrain import data, dist
 from pretrain.encoders import ResNet
 from pretrain.errors import UserError
-from pretrain.images import ImageFiles, centre_view, find_images
+from pretrain.images import ImageFiles, centre_view, class_folders, find_images
 from pretrain.step import Pixels
 
 _BATCH = 64
@@ -22,26 +22,38 @@ class ClassFolders:
     """Images in folders named after their classes: an evenly spread choice of at most `limit`."""
 
     def __init__(self, folder: str, *, key: str, limit: int) -> None:
+        self.name = f"{key} {folder}"
         files = find_images([folder], key=key)
         chosen = np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int))
         self.files = ImageFiles([files[int(index)] for index in chosen])
         names = [os.path.relpath(path, folder).split(os.sep) for path in self.files]
         if any(len(parts) < 2 for parts in names):
-            raise UserError(f"{key} {folder}: must hold one folder for each class, and no image beside them")
+            raise UserError(f"{self.name}: must hold one folder for each class, and no image beside them")
         self.labels = [parts[0] for parts in names]
+
+
+def bank_folder(cfg: CfgNode) -> tuple[str, str]:
+    """Key and folder of the images among which neighbours are sought; an empty folder means no monitor.
+
+    It is KNN.TRAIN; where that is empty, the one folder of DATA.TRAIN if two or more class folders make it up.
+    """
+    if not cfg.KNN.TRAIN and len(cfg.DATA.TRAIN) == 1 and len(class_folders(cfg.DATA.TRAIN[0])) > 1:
+        return "DATA.TRAIN", cfg.DATA.TRAIN[0]
+    return "KNN.TRAIN", cfg.KNN.TRAIN
 
 
 class Probe:
     """Weighted kNN on the pooled feature of the query encoder, without the head (Wu et al. 2018).
 
     The classes of the K nearest neighbours by cosine vote with weights exp(cosine / T). With no KNN.VAL each
-    image of KNN.TRAIN is classified by all others.
+    image of the bank (`bank_folder`) is classified by all others.
     """
 
     def __init__(self, cfg: CfgNode, pixels: Pixels, *, device: torch.device) -> None:
         self.cfg, self.pixels, self.device = cfg, pixels, device
         limit = cfg.KNN.MAX_IMAGES
-        self.train = ClassFolders(cfg.KNN.TRAIN, key="KNN.TRAIN", limit=limit)
+        key, folder = bank_folder(cfg)
+        self.train = ClassFolders(folder, key=key, limit=limit)
         self.val = ClassFolders(cfg.KNN.VAL, key="KNN.VAL", limit=limit) if cfg.KNN.VAL else None
         known = sorted(set(self.train.labels))
         unknown = sorted(set(self.val.labels) - set(known)) if self.val else []
@@ -84,6 +96,10 @@ class Probe:
             readable.append(good.to(self.device))
         total = dist.all_gather_interleaved(torch.cat(features))[:count]
         good = dist.all_gather_interleaved(torch.cat(readable))[:count]
+        if not good.any():
+            raise UserError(
+                f"{images.name}: none of the {count} images chosen for kNN can be read; mend them"
+            )
         labels = torch.tensor([self.number[name] for name in images.labels], device=self.device)
         return total[good > 0], labels[good > 0]
 

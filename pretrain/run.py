@@ -1,9 +1,9 @@
 """A run of pre-training: everything that it holds, built new or taken up from its last checkpoint."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from pretrain import amp, checkpoint, data, dist, encoders, images, memory, norm
 from pretrain.config import digest_text
 from pretrain.console import say
 from pretrain.encoders import ResNet
+from pretrain.errors import UserError
 from pretrain.moco import MoCo
-from pretrain.probe import Probe
+from pretrain.probe import Probe, bank_folder
 from pretrain.snapshot import Progress
 from pretrain.step import Pixels
 
@@ -53,22 +54,25 @@ def set_up(cfg: CfgNode, *, resume: bool) -> Run:
     folder, device = Path(cfg.OUTPUT_DIR), dist.pick_device(cfg.DEVICE)
     stored = snapshot.find(folder, resume=resume)
     files = images.find_images(cfg.DATA.TRAIN, key="DATA.TRAIN")
+    _compare(stored, len(files), device)  # nobody writes before everybody has looked
     per_epoch = data.iterations_per_epoch(len(files), cfg)
-    dist.barrier()  # nobody writes before everybody has looked
     torch.backends.cudnn.benchmark = True
     channels_last = device.type == "cuda" and norm.local_groups(cfg) == 1  # groups need NCHW, see norm
     pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
-    probe = Probe(cfg, pixels, device=device) if cfg.KNN.TRAIN else None
-    model, optimizer, decision = _build(cfg, device, decide=stored is None)
-    progress = Progress(0, per_epoch, decision)
+    probe = Probe(cfg, pixels, device=device) if bank_folder(cfg)[1] else None
+    model, optimizer, decision = _build(cfg, device, decide=stored is None or cfg.SOLVER.AMP != "auto")
+    progress = Progress(0, per_epoch, len(files), decision)
     if stored:
-        progress = snapshot.restore(stored, model, optimizer, cfg=cfg, per_epoch=per_epoch)
+        progress = snapshot.restore(stored, model, optimizer, cfg=cfg, images=len(files))
+        progress = replace(progress, amp=decision or progress.amp)
         say(f"going on from {folder / snapshot.LAST}, iteration {progress.iteration}")
     elif resume:
         say(f"--resume: no checkpoint in {folder}; starting at the beginning")
     run = Run(cfg, device, files, pixels, model, optimizer, progress, probe)
     if progress.iteration < run.total:
         notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
+        if probe and not cfg.KNN.TRAIN:
+            say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
         memory.fit(cfg, cast(ResNet, model.encoder_q), device)
         if dist.is_main():
             text = digest_text(cfg)
@@ -77,10 +81,26 @@ def set_up(cfg: CfgNode, *, resume: bool) -> Run:
     return run
 
 
+def _compare(stored: dict[str, Any] | None, images: int, device: torch.device) -> None:
+    """Raise `UserError` in every process if they start from different data: they would wait for ever."""
+    own = torch.tensor([[images, stored["iteration"] if stored else -1]], device=device)
+    if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:
+        raise UserError(
+            "the processes see different images (DATA.TRAIN) or checkpoints (OUTPUT_DIR): put both on storage "
+            "that all machines share"
+        )
+
+
 def _build(cfg: CfgNode, device: torch.device, *, decide: bool) -> tuple[MoCo, torch.optim.SGD, str]:
     """Model, optimizer, and the decision about bf16 (empty unless it is to be taken)."""
     make = encoder_maker(cfg, device)
-    decision = amp.decide(cfg.SOLVER.AMP, make, size=cfg.INPUT.SIZE, device=device) if decide else ""
+    decision = (
+        amp.decide(
+            cfg.SOLVER.AMP, make, size=cfg.INPUT.SIZE, group_size=cfg.MODEL.BN_GROUP_SIZE, device=device
+        )
+        if decide
+        else ""
+    )
     torch.manual_seed(cfg.SEED)
     model = MoCo(
         make,

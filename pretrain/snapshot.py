@@ -29,11 +29,14 @@ class Progress:
     Attributes:
         iteration: training steps done.
         per_epoch: steps in an epoch.
-        amp: the decision about bf16, as `pretrain.amp.decide` put it; a resumed run keeps it.
+        images: number of training images.
+        amp: the decision about bf16, as `pretrain.amp.decide` put it; a resumed run keeps it unless
+            SOLVER.AMP says otherwise.
     """
 
     iteration: int
     per_epoch: int
+    images: int
     amp: str
 
     @property
@@ -59,6 +62,7 @@ def save(
         "optimizer": optimizer.state_dict(),
         "iteration": progress.iteration,
         "iterations_per_epoch": progress.per_epoch,
+        "images": progress.images,
         "amp": progress.amp,
         "config": digest_text(cfg),
         "versions": {"pretrain": pretrain.__version__, "torch": str(torch.__version__),
@@ -97,8 +101,8 @@ def find(folder: Path, *, resume: bool) -> dict[str, Any] | None:
             raise UserError(f"--resume: {last} is missing; copy the newest numbered checkpoint to that name")
         return None
     contents = checkpoint.load(last)
-    if not isinstance(contents, dict) or "iteration" not in contents:
-        raise UserError(f"--resume: {last} was not written by tools/pretrain.py")
+    if not isinstance(contents, dict) or not {"iteration", "images"} <= contents.keys():
+        raise UserError(f"--resume: {last} was not written by this version of tools/pretrain.py")
     return contents
 
 
@@ -108,20 +112,25 @@ def restore(
     optimizer: torch.optim.Optimizer,
     *,
     cfg: CfgNode,
-    per_epoch: int,
+    images: int,
 ) -> Progress:
-    """Load a checkpoint into model and optimizer. Raises `UserError` if it belongs to other settings."""
+    """Load a checkpoint into model and optimizer, whose rates stay those of the config.
+
+    Raises `UserError` if it belongs to other settings or to another number of training images.
+    """
     stored = yaml.safe_load(contents["config"])
     for key in _FIXED:
         _refuse_changes(key, _get(stored, key), _get(cfg, key))
-    if contents["iterations_per_epoch"] != per_epoch:
+    if contents["images"] != images:
         raise UserError(
-            f"--resume: DATA.TRAIN gives {per_epoch} iterations an epoch now and gave "
-            f"{contents['iterations_per_epoch']} before; restore the images or start in another OUTPUT_DIR"
+            f"--resume: DATA.TRAIN holds {images} images now and held {contents['images']} before; restore "
+            "the images or start in another OUTPUT_DIR"
         )
     model.load_state_dict({k.removeprefix("module."): v for k, v in contents["state_dict"].items()})
     optimizer.load_state_dict(contents["optimizer"])
-    return Progress(contents["iteration"], per_epoch, contents["amp"])
+    for group in optimizer.param_groups:  # the file brings those of the run so far
+        group["momentum"], group["weight_decay"] = cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY
+    return Progress(contents["iteration"], contents["iterations_per_epoch"], images, contents["amp"])
 
 
 def _refuse_changes(key: str, before: Any, now: Any) -> None:

@@ -55,7 +55,8 @@ def train_step(
         parts: number of pieces whose gradients are summed. Image j is in piece j mod `parts`: each must hold
             whole batch-norm groups, which makes the sum exact.
     Raises:
-        NonFiniteLoss: before anything but the key encoder has changed. On a GPU this would cost a wait in
+        NonFiniteLoss: before the query encoder's weights and the queue change; the key encoder, running
+            statistics and gradients have changed already. On a GPU this would cost a wait in
             every step: there the caller looks at the losses when it logs and before it saves.
     """
     query_images, key_images = views

@@ -46,7 +46,8 @@ def _loop(run: Run, log: Log, stop: "_StopSignals") -> None:
     batches = data.train_loader(run.files, cfg, start=run.progress.iteration, stop=total, device=run.device)
     broken, clock = data.Broken(run.files, cfg.DATA.MAX_BROKEN), Clock(cfg.SOLVER.IMS_PER_BATCH)
     meter = _Meter(run.device)
-    for done in range(run.progress.iteration + 1, total + 1):
+    first = run.progress.iteration + 1  # logged too: on a slow machine a period may take an hour
+    for done in range(first, total + 1):
         epoch = (done - 1) // per_epoch
         query, key, waited = _next(batches, broken, run.device)
         lr = learning_rate(cfg.SOLVER, epoch)
@@ -56,8 +57,9 @@ def _loop(run: Run, log: Log, stop: "_StopSignals") -> None:
         clock.step(waited)
         run.progress = replace(run.progress, iteration=done)
         ends_epoch, ends_run = done % per_epoch == 0, done == total
+        its_turn = done == first or done % cfg.SOLVER.LOG_PERIOD == 0
         stop_now = stop.requested and dist.world_size() == 1
-        if done % cfg.SOLVER.LOG_PERIOD == 0 or ends_epoch or ends_run or stop_now:
+        if its_turn or ends_epoch or ends_run or stop_now:
             values, stop_now, unreadable = meter.read(stop.requested, len(broken.indices))
             _check_finite(values["loss"], run)
             broken.check(unreadable)
@@ -70,6 +72,7 @@ def _loop(run: Run, log: Log, stop: "_StopSignals") -> None:
             _measure_knn(run, log)
         if ends_epoch or ends_run or stop_now:
             snapshot.save(run.folder, run.model, run.optimizer, run.progress, cfg=cfg)
+            clock.restart()  # speed and waiting are those of training alone
         if stop_now and not ends_run:
             say(f"stopped at iteration {done}; everything is saved: the same command with --resume goes on")
             raise KeyboardInterrupt
@@ -100,6 +103,11 @@ def _step(run: Run, views: tuple[torch.Tensor, torch.Tensor], iteration: int) ->
         )  # fmt: skip
     except NonFiniteLoss:
         raise _not_finite(run, iteration + 1) from None
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"the GPU's memory does not suffice for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use fewer "
+            "images, and a MODEL.BN_GROUP_SIZE that divides them, or more GPUs"
+        ) from None
 
 
 def _check_finite(loss: float, run: Run) -> None:
@@ -109,7 +117,7 @@ def _check_finite(loss: float, run: Run) -> None:
 
 def _not_finite(run: Run, iteration: int) -> UserError:
     last = run.folder / snapshot.LAST
-    kept = f"the last good state is {last}" if last.exists() else "no checkpoint was written yet"
+    kept = f"the last saved state is {last}" if last.exists() else "no checkpoint was written yet"
     return UserError(
         f"the loss became infinite or NaN by iteration {iteration}; {kept}; "
         "try a smaller SOLVER.BASE_LR or SOLVER.AMP off"
@@ -135,12 +143,16 @@ class _Meter:
         self.steps += 1
 
     def read(self, stop: bool, broken: int) -> tuple[dict[str, float], bool, int]:
-        """Means of METRICS; whether any process wants to stop; unreadable images of all processes."""
+        """Means of METRICS; whether any process wants to stop; unreadable images met.
+
+        Over the epochs every process meets all images, so that the mean of their counts, not the sum, is the
+        number of distinct images.
+        """
         everything = torch.cat([self.sums / self.steps, self.sums.new_tensor([float(stop), float(broken)])])
         dist.mean_over_processes([everything])
         *means, stops, unreadable = everything.tolist()
         self.sums, self.steps = torch.zeros_like(self.sums), 0
-        return dict(zip(METRICS, means, strict=True)), stops > 0, round(unreadable * dist.world_size())
+        return dict(zip(METRICS, means, strict=True)), stops > 0, round(unreadable)
 
 
 class _StopSignals:

@@ -15,6 +15,7 @@ _CHOICES = {
     "INPUT.AUG": tuple(RECIPES),
     "SOLVER.SCHEDULE": ("cosine", "step"),
     "SOLVER.AMP": ("auto", "bf16", "off"),
+    "DEVICE": ("auto", "cpu", "cuda"),
 }
 _POSITIVE = (
     "MODEL.DIM", "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
@@ -47,11 +48,20 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
         if not low <= _get(cfg, key) <= high:
             raise UserError(f"{key} {_get(cfg, key)}: must be between {low:g} and {high:g}")
     _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
-    architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
     projection_head(cfg.MODEL.HEAD, 1, 1)
     if cfg.KNN.VAL and not cfg.KNN.TRAIN:
         raise UserError("KNN.VAL needs KNN.TRAIN: a folder of class folders to look for neighbours in")
     _check_batch(cfg, processes)
+
+
+def _check_width(name: str, width: float) -> None:
+    shape = architecture(name, width)
+    narrowest = -(
+        -64 // shape.width_per_group
+    )  # stem channels that leave a group of convolutions one channel
+    if shape.stem_channels < narrowest:
+        raise UserError(f"MODEL.WIDTH {width}: {name} needs {narrowest / 64:g} or more")
 
 
 def _check_pixels(mean: Sequence[Any], std: Sequence[Any]) -> None:

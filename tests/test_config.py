@@ -73,6 +73,12 @@ def test_overrides_take_the_type_of_the_default() -> None:
         (["MODEL.BN_GROUP_SIZE", "1"], "2 or more"),
         (["MODEL.BN_GROUP_SIZE", "33"], "use MODEL.BN_GROUP_SIZE 32"),
         (["KNN.VAL", "x"], "KNN.TRAIN"),
+        (["DEVICE", "gpu"], "DEVICE gpu: choose auto or cpu or cuda"),
+        (
+            ["MODEL.ARCH", "resnext50_32x8d", "MODEL.WIDTH", "0.1"],
+            "MODEL.WIDTH 0.1: resnext50_32x8d needs 0.125",
+        ),
+        (["MODEL.WIDTH", "0"], "MODEL.WIDTH"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], expected: str) -> None:

@@ -60,17 +60,23 @@ def distributed_worker(arguments: list[str]) -> None:
 @pytest.mark.parametrize("norm", ["ShuffleBN", "SyncBN"])
 def test_two_processes_equal_one(image_folder: MakeFolder, tmp_path: Path, norm: str) -> None:
     """5 steps of 32 images in one process, and in two with 16 each; the queue of 100 keys wraps around."""
-    images = image_folder(100)
+    images, labelled = image_folder(100), image_folder(3, classes=("a", "b", "c"))  # an odd number for kNN
     # At higher rates the network amplifies the rounding of sums, one bit, to percents within five steps.
-    more = ["MODEL.NORM", norm, "SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.0001"]
+    more = ["MODEL.NORM", norm, "SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.0001",
+            "KNN.TRAIN", str(labelled), "KNN.PERIOD", "1"]  # fmt: skip
     one = pretrain(images, tmp_path / "one", *more)
     dist.spawn(distributed_worker, 2, (overrides(images, tmp_path / "two", *more),))
     two = checkpoint.load(tmp_path / "two" / "checkpoint_last.pth.tar")
 
-    for a, b in zip(log_lines(tmp_path / "one"), log_lines(tmp_path / "two"), strict=True):
-        for key in ("loss", "positive_cosine", "negative_cosine"):
+    logs = [log_lines(tmp_path / name) for name in ("one", "two")]
+    assert [line["iteration"] for line in logs[0] if "knn" in line] == [0, 3, 5]
+    for a, b in zip(*logs, strict=True):
+        assert a.keys() == b.keys() and a["iteration"] == b["iteration"] and a.get("lr") == b.get("lr")
+        assert a.get("knn") == pytest.approx(b.get("knn"))
+        for key in {"loss", "positive_cosine", "negative_cosine"} & a.keys():
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
-        assert a["iteration"] == b["iteration"] and a["lr"] == b["lr"]
+        for key in {"accuracy", "in_batch_accuracy"} & a.keys():  # one near tie of 32 images may flip
+            assert a[key] == pytest.approx(b[key], abs=1 / 32 + 1e-6), key
     assert one["state_dict"].keys() == two["state_dict"].keys()
     for name, value in one["state_dict"].items():  # weights, running statistics, queue and its pointer
         difference = (value - two["state_dict"][name]).float().norm()
@@ -150,17 +156,24 @@ def test_shuffle_false_skips_the_permutation_only(image_folder: MakeFolder, tmp_
     assert torch.equal(queues[0][:, 32:], queues[1][:, 32:]) and not torch.equal(queues[0], queues[1])
 
 
-def test_bf16_decision_is_kept(image_folder: MakeFolder, tmp_path: Path) -> None:
+def test_bf16_decision_is_kept_until_the_config_says_otherwise(
+    image_folder: MakeFolder, tmp_path: Path
+) -> None:
     images, output = image_folder(32), tmp_path / "run"
     first = pretrain(images, output, "SOLVER.MAX_ITER", "1", "SOLVER.AMP", "bf16")
     assert first["amp"].startswith("bf16")
     again = pretrain(images, output, "SOLVER.MAX_ITER", "2", "SOLVER.AMP", "auto", resume=True)
     assert again["amp"] == first["amp"]
+    changed = ["SOLVER.AMP", "off", "SOLVER.MOMENTUM", "0.5", "SOLVER.WEIGHT_DECAY", "0.01"]
+    last = pretrain(images, output, "SOLVER.MAX_ITER", "3", *changed, resume=True)
+    assert last["amp"].startswith("off")
+    (group,) = last["optimizer"]["param_groups"]
+    assert (group["momentum"], group["weight_decay"]) == (0.5, 0.01)
 
 
 def test_an_infinite_loss_stops_before_the_weights_change(image_folder: MakeFolder, tmp_path: Path) -> None:
     images, output = image_folder(32), tmp_path / "run"
-    with pytest.raises(UserError, match=r"infinite or NaN by iteration \d+; the last good state is .*last"):
+    with pytest.raises(UserError, match=r"infinite or NaN by iteration \d+; the last saved state is .*last"):
         pretrain(images, output, "SOLVER.BASE_LR", "1e30", "SOLVER.MAX_EPOCH", "9")
     state = checkpoint.load(output / "checkpoint_last.pth.tar")["state_dict"]
     assert state["module.queue"].isfinite().all()
@@ -174,13 +187,16 @@ def test_settings_of_a_resumed_run_may_not_change_its_meaning(
     for key, value in [("MOCO.K", "50"), ("SOLVER.IMS_PER_BATCH", "64"), ("SEED", "1"), ("INPUT.AUG", "v1")]:
         with pytest.raises(UserError, match=f"--resume: {key} is {value} and was"):
             pretrain(images, output, key, value, resume=True)
-    with pytest.raises(UserError, match=r"DATA\.TRAIN gives 1 iterations"):
-        pretrain(image_folder(40), output, resume=True)
+    with pytest.raises(UserError, match=r"DATA\.TRAIN holds 65 images now and held 64 before"):
+        pretrain(image_folder(65), output, resume=True)
 
 
 def test_errors_are_one_line(image_folder: MakeFolder, tmp_path: Path) -> None:
-    """Through the real script: exit status 2, one line, no traceback, nothing written."""
-    images, output = image_folder(32), tmp_path / "run"
+    """Through the real script: exit status 2, one line, no traceback, no checkpoint.
+
+    Errors that show before training starts leave no output folder; that images cannot be read shows later.
+    """
+    images, output, late = image_folder(32), tmp_path / "run", tmp_path / "late"
     empty, broken = tmp_path / "empty", tmp_path / "broken"
     empty.mkdir()
     broken.mkdir()
@@ -193,7 +209,7 @@ def test_errors_are_one_line(image_folder: MakeFolder, tmp_path: Path) -> None:
     cases = [
         (overrides(tmp_path / "nowhere", output), "DATA.TRAIN: no such folder"),
         (overrides(empty, output), "DATA.TRAIN: no image below"),
-        (overrides(broken, output), "40 images could not be read"),
+        (overrides(broken, late), "40 images could not be read"),
         (overrides(images, output, "MOCO.L", "1"), "unknown config key MOCO.L"),
         (overrides(images, output, "SOLVER.IMS_PER_BATCH", "64"), "SOLVER.IMS_PER_BATCH 64 is more than"),
         (overrides(images, tmp_path / "used"), "add --resume"),
@@ -203,7 +219,56 @@ def test_errors_are_one_line(image_folder: MakeFolder, tmp_path: Path) -> None:
         done = command(*arguments)
         assert done.returncode == 2, done.stderr
         assert expected in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-        assert not list(output.glob("checkpoint*"))
+        assert not output.exists() and not list(late.glob("checkpoint*"))
+
+
+def test_class_folders_give_a_knn_figure(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, output = image_folder(16, classes=("a", "b")), tmp_path / "run"
+    pretrain(images, output, "SOLVER.MAX_ITER", "1")
+    assert [line["iteration"] for line in log_lines(output) if "knn" in line] == [0, 1]
+    assert (
+        f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {images}"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_first_iteration_of_a_session_is_logged(image_folder: MakeFolder, tmp_path: Path) -> None:
+    images, output = image_folder(200), tmp_path / "run"  # six iterations an epoch
+    pretrain(images, output, "SOLVER.LOG_PERIOD", "4", "SOLVER.MAX_ITER", "2")
+    pretrain(images, output, "SOLVER.LOG_PERIOD", "4", "SOLVER.MAX_ITER", "6", resume=True)
+    assert [line["iteration"] for line in log_lines(output)] == [1, 2, 3, 4, 6]
+
+
+def test_gpu_memory_that_does_not_suffice(
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr("pretrain.train.train_step", full)
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH 32.*MODEL\.BN_GROUP_SIZE"):
+        pretrain(image_folder(32), tmp_path / "run")
+
+
+def different_worker(folders: list[str], output: str) -> None:
+    images = folders[int(os.environ["RANK"])]
+    distributed_worker(overrides(Path(images), Path(output)))
+
+
+def test_processes_that_see_different_images_are_stopped(image_folder: MakeFolder, tmp_path: Path) -> None:
+    folders = [str(image_folder(count)) for count in (64, 65)]
+    with pytest.raises(UserError, match=r"different images \(DATA\.TRAIN\)"):
+        dist.spawn(different_worker, 2, (folders, str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_narrow_basic_blocks_are_noted(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(image_folder(32), tmp_path / "run", "SOLVER.MAX_ITER", "1")
+    assert "note: MODEL.WIDTH 0.125: detectron2 builds resnet18 at width 1 only" in capsys.readouterr().out
 
 
 def test_resume_says_where_it_stands(image_folder: MakeFolder, tmp_path: Path) -> None:

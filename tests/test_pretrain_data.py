@@ -12,7 +12,7 @@ from PIL import Image
 
 from pretrain import config, data
 from pretrain.errors import UserError
-from pretrain.images import ImageFiles, centre_view, find_images
+from pretrain.images import ImageFiles, centre_view, class_folders, find_images
 
 CPU = torch.device("cpu")
 
@@ -56,6 +56,15 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=f"DATA.TRAIN.*{words}"):
             find_images(folders, key="DATA.TRAIN")
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    for name in ["cat/deep/1.jpg", "dog/2.png", "text/notes.txt", ".cache/3.jpg", "readme.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert class_folders(str(tmp_path)) == ["cat", "dog"]
+    (tmp_path / "4.jpg").write_bytes(b"")
+    assert class_folders(str(tmp_path)) == []
 
 
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:
@@ -128,3 +137,13 @@ def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new("RGB", (40, 30), (200, 30, 60)).convert(mode).save(path)
     assert centre_view(str(path), 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    Image.fromarray(ramp).save(tmp_path / name)
+    view = centre_view(str(tmp_path / name), 16)[8, :, 0].astype(int)
+    assert (np.diff(view) > 0).all() and view[0] < 40 and view[-1] > 215
+    Image.fromarray((ramp // 257).astype(np.uint16)).save(tmp_path / name)  # eight bits in a file of sixteen
+    assert centre_view(str(tmp_path / name), 16)[8, -1, 0] > 215

@@ -11,7 +11,7 @@ from torch import nn
 from pretrain import config
 from pretrain.encoders import ResNet, architecture
 from pretrain.errors import UserError
-from pretrain.probe import ClassFolders, Probe, knn
+from pretrain.probe import ClassFolders, Probe, bank_folder, knn
 from pretrain.step import Pixels
 
 
@@ -50,6 +50,31 @@ def test_measures_folders_and_leaves_the_encoder_in_training(image_folder: Calla
     cfg.KNN.TRAIN, cfg.KNN.VAL = str(train), str(train)  # the same images: each is its own nearest neighbour
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
     assert probe.measure(encoder, bf16=False) == 100
+
+
+@pytest.mark.parametrize("key", ["KNN.TRAIN", "KNN.VAL"])
+def test_nothing_but_unreadable_images_is_named(image_folder: Callable[..., Path], key: str) -> None:
+    cfg = config.defaults()
+    for name in ("KNN.TRAIN", "KNN.VAL"):
+        folder = image_folder(2, classes=("a", "b"))
+        for path in folder.rglob("*.jpg") if name == key else ():
+            path.write_bytes(b"no image")
+        config.set_key(cfg, name, str(folder), origin="test")
+    cfg.INPUT.SIZE, cfg.DATA.NUM_WORKERS = 32, 0
+    encoder = ResNet(architecture("resnet18", 0.125), head=nn.Linear(64, 8))
+    probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
+    with pytest.raises(UserError, match=f"^{key} .*: none of the 4 images"):
+        probe.measure(encoder, bf16=False)
+
+
+def test_class_folders_of_the_training_images_serve_by_themselves(image_folder: Callable[..., Path]) -> None:
+    classes, one, flat = image_folder(2, classes=("a", "b")), image_folder(2, classes=("a",)), image_folder(2)
+    cfg = config.defaults()
+    for folders, bank in [([classes], str(classes)), ([one], ""), ([flat], ""), ([classes, one], "")]:
+        cfg.DATA.TRAIN = [str(folder) for folder in folders]
+        assert bank_folder(cfg) == ("DATA.TRAIN" if bank else "KNN.TRAIN", bank)
+    cfg.DATA.TRAIN, cfg.KNN.TRAIN = [str(classes)], "mine"
+    assert bank_folder(cfg) == ("KNN.TRAIN", "mine")
 
 
 def test_folders_without_classes_are_refused(image_folder: Callable[..., Path]) -> None:
