@@ -14,7 +14,8 @@ from conftest import run_script
 
 from pretrain.encoders import architecture
 from pretrain.errors import UserError
-from transfer.convert import config_block, convert, detectron2_name, preprocessing
+from transfer.convert import config_block, convert, preprocessing
+from transfer.names import detectron2_name
 
 SMALL = small_network().state_dict()
 

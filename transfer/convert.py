@@ -1,4 +1,4 @@
-"""Torchvision's names -> detectron2's, with the settings that the weights need and their origin."""
+"""A checkpoint's backbone as a detectron2 weights file, with the settings that it needs and its origin."""
 
 import json
 import os
@@ -15,34 +15,13 @@ from pretrain import __version__
 from pretrain.checkpoint import write_atomic
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
+from transfer.names import detectron2_name
 from transfer.sources import IMAGENET_MEAN, IMAGENET_STD, Source, read_source
 from transfer.weights_file import read_weights
 
-# The same modules are in the stem and in every block; their first part becomes `stem` or `res2.0`.
-MODULES = {
-    "conv1": "conv1",
-    "bn1": "conv1.norm",
-    "conv2": "conv2",
-    "bn2": "conv2.norm",
-    "conv3": "conv3",
-    "bn3": "conv3.norm",
-    "downsample.0": "shortcut",
-    "downsample.1": "shortcut.norm",
-}
 # Differences below this are rounding in float64. They depend on the processor, so in the file they count as
 # this much: its bytes, and digest, are then the same on every machine.
 ROUNDING = 1e-9
-
-
-def detectron2_name(name: str) -> str:
-    """`layer1.0.bn1.weight` -> `res2.0.conv1.norm.weight`. Raises KeyError for what is in no ResNet."""
-    stage, _, rest = name.partition(".")
-    place = "stem"
-    if stage.startswith("layer"):
-        block, _, name = rest.partition(".")
-        place = f"res{int(stage.removeprefix('layer')) + 1}.{block}"
-    module, _, leaf = name.rpartition(".")
-    return f"{place}.{MODULES[module]}.{leaf}"
 
 
 def preprocessing(

@@ -19,7 +19,7 @@ from torchvision.transforms import functional
 
 from pretrain.encoders import ResNet
 from pretrain.errors import UserError
-from transfer.convert import detectron2_name
+from transfer.names import detectron2_name
 from transfer.sources import Source
 from transfer.weights_file import read_weights
 
