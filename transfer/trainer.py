@@ -90,16 +90,11 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
             say(line)
         drawn = pictures.draw_predictions(cfg, model, output / ("pictures_eval" if eval_only else "pictures"))
         record = {
+            **_settings(cfg, weights_record),
             "metrics": metrics,
-            "config_sha256": results.config_digest(cfg),
-            "init": "random" if weights_record is None else "weights",
-            "weights": weights_record,
-            "seed": cfg.SEED,
             "iterations": 0 if eval_only else cfg.SOLVER.MAX_ITER,
             "seconds": round(before + time.perf_counter() - started, 1),
-            "precise_bn": precise_bn.ESTIMATOR if cfg.TEST.PRECISE_BN.ENABLED else None,
             "pictures": [str(path.relative_to(output)) for path in drawn],
-            **results.environment(cfg.MODEL.DEVICE),
         }
         written = output / ("results_eval.json" if eval_only else RESULTS)
         results.write_json(written, record)
@@ -107,6 +102,18 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
             (output / LAST).unlink(missing_ok=True)
         say(f"wrote {written}")
     dist.barrier()
+
+
+def _settings(cfg: CfgNode, weights_record: dict[str, Any] | None) -> dict[str, Any]:
+    """What a run's numbers depend on."""
+    return {
+        "config_sha256": results.config_digest(cfg),
+        "init": "random" if weights_record is None else "weights",
+        "weights": weights_record,
+        "seed": cfg.SEED,
+        "precise_bn": precise_bn.ESTIMATOR if cfg.TEST.PRECISE_BN.ENABLED else None,
+        **results.environment(cfg.MODEL.DEVICE),
+    }
 
 
 def train(cfg: CfgNode, model: nn.Module, *, resume: bool) -> float:
