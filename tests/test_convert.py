@@ -15,6 +15,7 @@ from conftest import run_script
 from pretrain.encoders import architecture
 from pretrain.errors import UserError
 from transfer.convert import config_block, convert, preprocessing
+from transfer.layouts import IMAGENET, Input
 from transfer.names import detectron2_name
 
 SMALL = small_network().state_dict()
@@ -120,10 +121,8 @@ def test_a_refusal_leaves_the_old_output_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reversed_mean = {"mean": (0.406, 0.456, 0.485)}
-    monkeypatch.setattr(
-        "transfer.convert.preprocessing", lambda kind, *_: preprocessing(kind, **reversed_mean)
-    )
+    reversed_mean = Input(mean=IMAGENET.mean[::-1])
+    monkeypatch.setattr("transfer.convert.preprocessing", lambda kind, *_: preprocessing(kind, reversed_mean))
     with pytest.raises(UserError, match="proof failed"):
         convert(moco_file(tmp_path / "a.pth.tar", SMALL), tmp_path / "out" / "a.pkl")
     assert list((tmp_path / "out").iterdir()) == []

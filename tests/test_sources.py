@@ -139,9 +139,9 @@ def test_an_extra_tensor_in_the_backbone_is_named(tmp_path: Path, name: str) -> 
     assert name in refusal(moco_file(tmp_path / "b.pth", SMALL | {name: torch.zeros(1)}))
 
 
-def test_a_tensor_outside_the_backbone_without_a_place_is_named(tmp_path: Path) -> None:
+def test_a_tensor_outside_the_backbone_is_dropped_and_counted(tmp_path: Path) -> None:
     state = moco_state(SMALL) | {"module.surprise.weight": torch.zeros(1)}
-    assert "module.surprise.weight" in refusal(plain_file(tmp_path / "a.pth", state))
+    assert read_source(plain_file(tmp_path / "a.pth", state)).dropped["surprise"] == 1
 
 
 def test_only_a_head_is_called_that(tmp_path: Path) -> None:
@@ -153,18 +153,25 @@ def test_only_a_head_is_called_that(tmp_path: Path) -> None:
 
 def test_other_networks_and_objects_are_refused_with_their_keys(tmp_path: Path) -> None:
     vit = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(2, 2)}
-    assert "cls_token, blocks.0.attn.qkv.weight" in refusal(plain_file(tmp_path / "a.pth", vit))
+    assert "a vision transformer (ViT) (cls_token)" in refusal(plain_file(tmp_path / "a.pth", vit))
     torch.save(nn.Linear(2, 2), tmp_path / "b.pth")
     assert "state_dict()" in refusal(tmp_path / "b.pth")
 
 
-def test_unknown_prefixes_and_two_networks_are_refused(tmp_path: Path) -> None:
-    prefixed = {f"backbone.{name}": tensor for name, tensor in SMALL.items()}
-    assert "at backbone." in refusal(plain_file(tmp_path / "a.pth", prefixed))
-    twice = {"model": SMALL, "model_ema": SMALL}
-    assert "ambiguous" in refusal(plain_file(tmp_path / "b.pth", twice))
+def test_two_networks_without_a_rule_are_refused_with_the_choices(tmp_path: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in SMALL.items()}
+    path = plain_file(tmp_path / "a.pth", {"first": SMALL, "second": other})
+    assert "ambiguous" in refusal(path) and "first, second" in refusal(path)
+    assert torch.equal(read_source(path, branch="second").backbone["bn1.bias"], other["bn1.bias"])
+    assert "first, second" in refusal(path, branch="third")
     assert "--source torchvision" in refusal(moco_file(tmp_path / "c.pth", SMALL), source="torchvision")
-    assert "--source dino" in refusal(tmp_path / "c.pth", source="dino")
+    assert "--source nobody" in refusal(tmp_path / "c.pth", source="nobody")
+
+
+def test_one_network_under_any_prefix_is_taken(tmp_path: Path) -> None:
+    prefixed = {f"trunk.net.{name}": tensor for name, tensor in SMALL.items()}
+    source = read_source(plain_file(tmp_path / "a.pth", prefixed))
+    assert (source.kind, source.branch, source.dropped["fc"]) == ("unknown", "trunk.net", 2)
 
 
 def test_truncated_and_missing_files_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +16,8 @@ from pretrain.checkpoint import write_atomic
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer.names import detectron2_name
-from transfer.sources import IMAGENET_MEAN, IMAGENET_STD, Source, read_source
+from transfer.layouts import IMAGENET, Input
+from transfer.sources import Source, read_source
 from transfer.weights_file import read_weights
 
 # Differences below this are rounding in float64. They depend on the processor, so in the file they count as
@@ -24,22 +25,17 @@ from transfer.weights_file import read_weights
 ROUNDING = 1e-9
 
 
-def preprocessing(
-    architecture: Architecture, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> dict[str, Any]:
-    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same.
-
-    `mean` and `std` are those of RGB in [0, 1]; detectron2 counts pixels in 0..255.
-    """
+def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
+    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same."""
     stem = architecture.stem_channels
     # detectron2 has no width factor: a group's channels are given as they are.
     group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
     return {
-        "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": [round(255 * value, 6) for value in mean],
-        "MODEL.PIXEL_STD": [round(255 * value, 6) for value in std],
+        "INPUT.FORMAT": input.format,
+        "MODEL.PIXEL_MEAN": [round(value, 6) for value in input.mean],
+        "MODEL.PIXEL_STD": [round(value, 6) for value in input.std],
         "MODEL.RESNETS.DEPTH": architecture.depth,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.STRIDE_IN_1X1": input.stride_in_1x1,
         "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
         "MODEL.RESNETS.WIDTH_PER_GROUP": group_channels,
         "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
@@ -68,16 +64,19 @@ def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line
 
 
-def convert(input: Path, output: Path, *, source: str = "auto", verify: bool = True) -> dict[str, Any]:
+def convert(
+    input: Path, output: Path, *, source: str = "auto", branch: str = "", verify: bool = True
+) -> dict[str, Any]:
     """Write a checkpoint's backbone as a detectron2 weights file, once the written file has proved right.
 
     The same input gives the same bytes. `num_batches_tracked` is left out: no BN layer with a momentum uses
     it, FrozenBN has no such tensor, and PyTorch fills it in without a warning.
 
     Args:
-        input: a MoCo or torchvision checkpoint (see `transfer.sources`).
+        input: any checkpoint with a ResNet in it (see `transfer.layouts`).
         output: the file to write, `*.pkl`; replaced only by a complete and proven one.
         source: a layout's name or `auto`.
+        branch: the network to take; empty: the one that the layout says.
         verify: prove the file by `transfer.verify` (needs detectron2).
     Returns:
         The contents of the file, less `model`; `record` has the proof's figures as measured.
@@ -90,7 +89,7 @@ def convert(input: Path, output: Path, *, source: str = "auto", verify: bool = T
         )
     if output.is_dir():
         raise UserError(f"{output}: is a folder; name a file")
-    found = read_source(input, source=source)
+    found = read_source(input, source=source, branch=branch)
     if output.exists() and output.samefile(input):
         raise UserError(f"{output}: is the input; name another output")
     contents = _contents(found, input)
@@ -120,11 +119,12 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
         "model": {detectron2_name(name): tensor.numpy() for name, tensor in source.backbone.items()},
         "__author__": f"moco-detection-transfer {__version__}",
         "matching_heuristics": True,
-        "preprocessing": preprocessing(architecture, source.mean, source.std),
+        "preprocessing": preprocessing(architecture, source.input),
         "record": {
             "source_sha256": source.digest,
             "source": source.kind,
             "branch": source.branch,
+            "passed_over": list(source.passed_over),
             "architecture": asdict(architecture),
             "dropped": dict(source.dropped),
             "epoch": source.epoch,

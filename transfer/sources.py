@@ -3,42 +3,43 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from pretrain import checkpoint
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
+from transfer import refusals
+from transfer.dialects import DIALECTS, Dialect
+from transfer.layouts import FAIR, IMAGENET, LAYOUTS, Input, Layout
 from transfer.shapes import checked, read_architecture
+from transfer.untrusted import Loaded, read_file
 
-
-# What MoCo's public code and torchvision's training subtract and divide by, on RGB in [0, 1].
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Wrappers in names that tell nothing about the network: of the file, of DistributedDataParallel, of torch.compile.
+_WRAPPERS = ("state_dict", "model_state_dict", "module", "_orig_mod")
+_COUNTER = "num_batches_tracked"
+# What looks like a part of a ResNet's trunk: where it has no place there, the network is of another kind.
+_TRUNK_LIKE = re.compile(r"(conv|bn|norm|layer|stem|maxpool|res)\d*")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the files of one kind name their tensors, after an optional `module.` in front.
-
-    Attributes:
-        prefix: in front of the backbone's torchvision names.
-        dropped: first parts of names that are left behind on purpose, besides the head `fc` under `prefix`.
-    """
+class Candidate:
+    """A ResNet somewhere in a file."""
 
     prefix: str
-    dropped: tuple[str, ...] = ()
+    dialect: Dialect
 
+    @property
+    def branch(self) -> str:
+        """The prefix without wrappers: `encoder_q` for `state_dict.module.encoder_q.`."""
+        return clean(self.prefix).rstrip(".")
 
-# In this order: the first layout that a file has wins.
-LAYOUTS = {
-    "moco": Layout("encoder_q.", dropped=("encoder_k", "queue", "queue_ptr", "memory_bank")),
-    "torchvision": Layout(""),
-}
+    def __str__(self) -> str:
+        return self.prefix.rstrip(".") or "the top"
 
 
 @dataclass(frozen=True)
@@ -46,85 +47,97 @@ class Source:
     """A backbone found in a checkpoint.
 
     Attributes:
-        kind: a key of `LAYOUTS`.
+        kind: a key of `LAYOUTS`, or `unknown`: one ResNet at a place that no entry names.
         branch: the prefix of the chosen network in the file, such as `module.encoder_q` (empty: none).
+        why: what this branch is among the file's networks.
+        passed_over: the other networks in the file.
         architecture: read from the shapes.
         backbone: torchvision's names -> float32 tensors, in torchvision's order, no `num_batches_tracked`.
         dropped: everything else: group -> number of tensors.
         opaque: names of the classes in the file that were not loaded.
         epoch: as the file states it, if it does.
         digest: SHA-256 of the file.
-        mean: what the network's input was centred by, of RGB in [0, 1]: the file's own setting if it is ours,
-            ImageNet's otherwise.
-        std: what the input was divided by.
+        input: what the network was fed: the file's own statement if it has one, the layout's otherwise.
     """
 
     kind: str
     branch: str
+    why: str
+    passed_over: tuple[str, ...]
     architecture: Architecture
     backbone: dict[str, torch.Tensor]
     dropped: dict[str, int]
     opaque: tuple[str, ...]
     epoch: int | None
     digest: str
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    input: Input = IMAGENET
 
 
-Tensors = dict[tuple[str, ...], torch.Tensor]  # the keys on the way to a tensor; the last one is its name
-_RESNET_NAME = re.compile(r"(.*\.)?layer[1-4]\.\d+\.conv[1-3]\.weight")
-_HEAD_NAME = re.compile(r"(.*\.)?(fc|head|mlp|projector|predictor|classifier)\..*")
-_COUNTER = "num_batches_tracked"  # used by no BN layer with a momentum: optional in, left out
+Tensors = dict[str, torch.Tensor]  # by the whole way to the tensor, joined by dots
 
 
-def read_source(path: Path, *, source: str = "auto") -> Source:
-    """Read a checkpoint and recognise its ResNet.
+def read_source(path: Path, *, source: str = "auto", branch: str = "") -> Source:
+    """Read a checkpoint and take its backbone out.
 
     Args:
-        path: a file by `torch.save`.
-        source: a key of `LAYOUTS`, or `auto` to try them in turn.
+        path: by `torch.save`, safetensors, or a pickle of numpy arrays such as detectron2's.
+        source: a key of `LAYOUTS`, or `auto`.
+        branch: the network to take, as `--inspect` names it; empty: the one that the layout says.
     Raises:
-        UserError: unreadable, no ResNet, an unknown or ambiguous layout, or a tensor that is missing,
-            left over, mis-shaped or not finite; the message names it.
+        UserError: unreadable, unsafe, no ResNet that detectron2 can build, or several and no rule to choose.
     """
-    opaque: list[str] = []
-    contents = checkpoint.load(path, opaque=opaque)
-    tensors = dict(_tensors(contents))
-    kind, container, prefix = _choose(path, contents, tensors, source)
-    network, dropped = _account(path, tensors, container, prefix, kind)
-    architecture = read_architecture(path, network)
+    if source != "auto" and source not in LAYOUTS:
+        raise UserError(f"--source {source}: choose auto, {', '.join(LAYOUTS)}")
+    loaded = read_file(path)
+    tensors = loaded.tensors
+    candidates = find_candidates(tensors)
+    if not candidates:
+        raise UserError(f"{path}: {refusals.no_resnet(loaded)}")
+    kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
+    network, dropped = _account(tensors, chosen, LAYOUTS.get(kind))
+    network = _merged_norm(chosen, network)
+    if reason := refusals.other_resnet(network):
+        raise UserError(f"{path}: {reason}")
     counters = [name for name in network if name.endswith(_COUNTER)]
-    backbone = checked(path, {n: t for n, t in network.items() if n not in counters}, architecture)
+    for name in counters:
+        del network[name]
     if counters:
         dropped[_COUNTER] = len(counters)
-    epoch = contents.get("epoch") if isinstance(contents, dict) else None
-    mean, std = _input_statistics(contents)
+    architecture = read_architecture(path, network)
+    backbone = checked(path, network, architecture)
     return Source(
         kind=kind,
-        branch=prefix.rstrip("."),
+        branch=re.sub(r"^state_dict\.?", "", chosen.prefix).rstrip("."),
+        why=why,
+        passed_over=tuple(str(c) for c in candidates if c is not chosen),
         architecture=architecture,
         backbone=backbone,
         dropped=dropped,
-        opaque=tuple(opaque),
-        epoch=epoch if isinstance(epoch, int) else None,
+        opaque=loaded.opaque,
+        epoch=_epoch(loaded),
         digest=file_digest(path),
-        mean=mean,
-        std=std,
+        input=_input(path, kind, loaded, architecture),
     )
 
 
-def _input_statistics(contents: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by which `tools/pretrain.py` says that it normalised; else ImageNet's."""
-    text = contents.get("config") if isinstance(contents, dict) else None
-    if not isinstance(text, str) or "iterations_per_epoch" not in contents:
-        return IMAGENET_MEAN, IMAGENET_STD
-    settings = yaml.safe_load(text)["INPUT"]
-    return tuple(settings["MEAN"]), tuple(settings["STD"])
+def clean(name: str) -> str:
+    """A tensor's name or prefix without the wrappers that say nothing."""
+    return ".".join(token for token in name.split(".") if token not in _WRAPPERS)
 
 
-def has_resnet(contents: Any) -> bool:
-    """Whether a loaded checkpoint holds a ResNet by torchvision's names, under any prefix."""
-    return bool(_resnets(dict(_tensors(contents))))
+def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
+    """Every ResNet in a file, in the file's order."""
+    found = {}
+    for name in tensors:
+        for dialect in DIALECTS:
+            if match := dialect.anchor.fullmatch(name):
+                found[match[1] or "", dialect.name] = Candidate(match[1] or "", dialect)
+    return list(found.values())
+
+
+def has_resnet(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors by their names hold a ResNet that is not in detectron2's or Caffe2's dialect."""
+    return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(tensors))
 
 
 def file_digest(path: Path) -> str:
@@ -136,83 +149,167 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensors(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    if isinstance(node, torch.Tensor):
-        yield keys, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _tensors(value, (*keys, str(key)))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _tensors(value, (*keys, str(index)))
-
-
-def _resnets(tensors: Tensors) -> list[tuple[tuple[str, ...], str]]:
-    """(container, prefix) of every ResNet in the file, in the file's order."""
-    found = {}
-    for keys in tensors:
-        match = _RESNET_NAME.fullmatch(keys[-1]) if keys else None
-        if match:
-            found[keys[:-1], match[1] or ""] = True
-    return list(found)
-
-
-def _choose(path: Path, contents: Any, tensors: Tensors, source: str) -> tuple[str, tuple[str, ...], str]:
-    """Layout, container and prefix of the one network to convert."""
-    if source != "auto" and source not in LAYOUTS:
-        raise UserError(f"--source {source}: choose auto, {', '.join(LAYOUTS)}")
-    resnets = _resnets(tensors)
-    if not resnets:
-        raise UserError(f"{path}: {_no_resnet(contents, tensors)}")
+def _choose(
+    path: Path, tensors: Tensors, candidates: list[Candidate], *, source: str, branch: str
+) -> tuple[str, Candidate, str]:
+    """Kind, network, and what that network is."""
+    pool = _named(path, candidates, branch) if branch else candidates
+    names = [clean(name) for name in tensors]
     for kind in LAYOUTS if source == "auto" else (source,):
-        prefixes = (LAYOUTS[kind].prefix, f"module.{LAYOUTS[kind].prefix}")
-        matching = [(container, prefix) for container, prefix in resnets if prefix in prefixes]
-        if len(matching) > 1:
-            places = " and ".join(
-                ".".join((*container, prefix)) or "the top" for container, prefix in matching
+        layout = LAYOUTS[kind]
+        if source == "auto" and not (layout.guess and _evident(layout, names)):
+            continue
+        # with --branch the file is of this kind if any of its networks is; the wanted one is given
+        if branch:
+            if any(_matches(layout, layout.wanted, c) for c in candidates):
+                return kind, pool[0], "as --branch says"
+            continue
+        wanted = [c for c in candidates if _matches(layout, layout.wanted, c)]
+        if not wanted:
+            continue
+        others = [c for c in candidates if c not in wanted and not _matches(layout, layout.over, c)]
+        choices = [wanted[0], *(c for c in (*wanted[1:], *others) if not _same(tensors, wanted[0], c))]
+        if len(choices) > 1:
+            raise UserError(
+                f"{path}: ambiguous: {kind} networks at {_places(choices)}; choose by --branch, "
+                f"such as --branch {choices[0].branch or str(choices[0])}"
             )
-            raise UserError(f"{path}: ambiguous: {kind} networks at {places}; save the wanted one alone")
-        if matching:
-            return kind, *matching[0]
-    places = ", ".join(".".join((*container, prefix)) or "the top" for container, prefix in resnets)
-    wanted = f"--source {source}" if source != "auto" else f"a known layout ({', '.join(LAYOUTS)})"
-    raise UserError(f"{path}: its ResNets, at {places}, are not where {wanted} has them")
+        return kind, wanted[0], layout.why if len(candidates) > 1 else "the only network"
+    if branch:
+        return "unknown", pool[0], "as --branch says"
+    distinct = [candidates[0], *(c for c in candidates[1:] if not _same(tensors, candidates[0], c))]
+    if source == "auto" and len(distinct) == 1:
+        return "unknown", candidates[0], "the only network"
+    wanted_text = f"--source {source}" if source != "auto" else "a known layout"
+    raise UserError(
+        f"{path}: ambiguous: its ResNets, at {_places(candidates)}, are not where {wanted_text} has them; "
+        f"choose by --branch, such as --branch {candidates[0].branch or str(candidates[0])}"
+    )
 
 
-def _no_resnet(contents: Any, tensors: Tensors) -> str:
-    names = [keys[-1] for keys in tensors if keys]
-    heads = [name for name in names if _HEAD_NAME.fullmatch(name)]
-    if heads:
-        others = len(names) - len(heads)
-        only = "only a head" if not others else f"a head and {others} other tensors, but no ResNet"
-        return f"it holds {only} ({heads[0]}, ...); give the whole checkpoint"
-    if not isinstance(contents, dict):
-        return f"it holds a {type(contents).__name__}, not a dict of tensors; save model.state_dict()"
-    keys = ", ".join(map(str, list(contents)[:6])) or "none"
-    return f"no ResNet with torchvision's names in it (*layer1.0.conv1.weight); its top-level keys: {keys}"
+def _named(path: Path, candidates: list[Candidate], branch: str) -> list[Candidate]:
+    """The one network that `--branch` means: its whole branch, or the last parts of it."""
+    wanted = clean(branch)
+    exact = [c for c in candidates if c.branch == wanted or str(c) == branch]
+    matching = exact or [c for c in candidates if f".{c.branch}".endswith(f".{wanted}")]
+    matching = matching or [c for c in candidates if wanted in c.branch.split(".")]
+    if len(matching) != 1:
+        raise UserError(f"{path}: --branch {branch}: the file's networks are at {_places(candidates)}")
+    return matching
+
+
+def _matches(layout: Layout, pattern: str, candidate: Candidate) -> bool:
+    if layout.dialect and candidate.dialect.name != layout.dialect:
+        return False
+    return bool(re.fullmatch(pattern, candidate.branch)) if pattern or not layout.over else False
+
+
+def _evident(layout: Layout, names: list[str]) -> bool:
+    return not layout.evidence or any(re.search(layout.evidence, name) for name in names)
+
+
+def _places(candidates: list[Candidate]) -> str:
+    return ", ".join(map(str, candidates))
+
+
+def _same(tensors: Tensors, first: Candidate, second: Candidate) -> bool:
+    """Whether two names stand for one network: OpenSelfSup's `backbone` is an alias of `encoder_q.0`."""
+    pair = [_translated(tensors, candidate) for candidate in (first, second)]
+    return pair[0].keys() == pair[1].keys() and all(
+        tensor.shape == pair[1][name].shape and torch.equal(tensor, pair[1][name])
+        for name, tensor in pair[0].items()
+    )
+
+
+def _translated(tensors: Tensors, candidate: Candidate) -> Tensors:
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(candidate.prefix):
+            translated = candidate.dialect.translate(name.removeprefix(candidate.prefix))
+            if translated:
+                found[translated] = tensor
+    return found
 
 
 def _account(
-    path: Path, tensors: Tensors, container: tuple[str, ...], prefix: str, kind: str
+    tensors: Tensors, chosen: Candidate, layout: Layout | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Split the file's tensors into the network, by torchvision's names, and dropped groups with counts."""
     network: dict[str, torch.Tensor] = {}
     dropped: Counter[str] = Counter()
-    for keys, tensor in tensors.items():
-        name = keys[-1] if keys else ""
-        if keys[:-1] != container:
-            dropped[keys[0]] += 1  # beside the state dict: optimizer, random state
-        elif name.startswith(prefix):
-            name = name.removeprefix(prefix)
-            if name.startswith("fc."):
-                dropped["fc"] += 1
-            else:
-                network[name] = tensor
+    own_stages = {name.split(".")[0] for name in _translated(tensors, chosen)}
+    elsewhere = {s: place for s, place in (layout.elsewhere if layout else {}).items() if s not in own_stages}
+    for name, tensor in tensors.items():
+        inside = name.startswith(chosen.prefix)
+        rest = name.removeprefix(chosen.prefix) if inside else ""
+        translated = chosen.dialect.translate(rest) if inside else _moved(name, chosen, elsewhere)
+        if translated:
+            network[translated] = tensor
+        elif inside and _TRUNK_LIKE.fullmatch(rest.split(".")[0]) and ".fc." not in f".{rest}":
+            network[rest] = tensor  # `checked` will say that it has no place
         else:
-            group = name.removeprefix("module.").split(".")[0]
-            if group not in LAYOUTS[kind].dropped:
-                raise UserError(
-                    f"{path}: tensor {name} has no place in a {kind} checkpoint; remove it from the file"
-                )
-            dropped[group] += 1
+            dropped[_group(clean(rest) if inside else clean(name))] += 1
     return network, dict(dropped)
+
+
+def _moved(name: str, chosen: Candidate, elsewhere: Mapping[str, str]) -> str | None:
+    """Torchvision's name of a tensor of a stage that lies outside of the backbone, as conv5 in a C4 detector."""
+    for stage, place in elsewhere.items():
+        match = re.fullmatch(rf"(?:.*\.)?{re.escape(place)}\.(.*)", clean(name))
+        translated = match and chosen.dialect.translate(match[1])
+        if translated and translated.startswith(f"{stage}."):
+            return translated
+    return None
+
+
+def _group(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first in ("model", "stem") and "." in rest else first
+
+
+def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give Caffe2's batch norms, merged into scale and shift, the statistics under which they change nothing."""
+    if chosen.dialect.name != "caffe2" or any(name.endswith("running_var") for name in network):
+        return network
+    full = dict(network)
+    for name, tensor in network.items():
+        if name.endswith(".bias"):
+            norm = name.removesuffix("bias")
+            full[f"{norm}running_mean"] = torch.zeros_like(tensor)
+            full[f"{norm}running_var"] = torch.ones_like(tensor) - 1e-5  # what BN adds to it
+    return full
+
+
+def _epoch(loaded: Loaded) -> int | None:
+    epoch = loaded.other.get("epoch")
+    return epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
+
+
+def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) -> Input:
+    """What the network was fed: as the file says (ours, a converted one, timm's card), else its layout's rule."""
+    settings = loaded.other.get("preprocessing")
+    if isinstance(settings, dict):
+        return _recorded(path, settings)
+    text = loaded.other.get("config")
+    if isinstance(text, str) and "iterations_per_epoch" in loaded.other:  # by tools/pretrain.py
+        ours = yaml.safe_load(text)["INPUT"]
+        mean, std = (tuple(255 * value for value in ours[key]) for key in ("MEAN", "STD"))
+        return replace(IMAGENET, mean=mean, std=std)
+    if kind == "caffe2" and architecture.groups > 1:
+        return FAIR
+    if loaded.card:
+        mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
+        return replace(IMAGENET, mean=mean, std=std)
+    return LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+
+
+def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
+    try:
+        return Input(
+            str(settings["INPUT.FORMAT"]),
+            tuple(float(value) for value in settings["MODEL.PIXEL_MEAN"]),
+            tuple(float(value) for value in settings["MODEL.PIXEL_STD"]),
+            bool(settings["MODEL.RESNETS.STRIDE_IN_1X1"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its preprocessing record is damaged: {error!r}") from None

@@ -136,10 +136,14 @@ def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
 def _source_features(source: Source, images: numpy.ndarray) -> Features:
     network = ResNet(source.architecture)
     network.load_state_dict(source.backbone)
+    if source.input.stride_in_1x1:
+        for stage in (network.layer2, network.layer3, network.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
     batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
-    return _both_modes(
-        network.double(), network.features, functional.normalize(batch, source.mean, source.std)
-    )
+    if source.input.format == "BGR":
+        batch = batch.flip(1)
+    mean, std = ([value / 255 for value in values] for values in (source.input.mean, source.input.std))
+    return _both_modes(network.double(), network.features, functional.normalize(batch, mean, std))
 
 
 def _detectron2_features(path: Path, images: numpy.ndarray) -> Features:

@@ -1,0 +1,108 @@
+"""The dialects in which projects name a ResNet's tensors, each translated to torchvision's names."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Tensors of a ResNet by torchvision's names; everything else beside them belongs to a head or to another network.
+TRUNK = re.compile(
+    r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01]))"
+    r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way of naming.
+
+    Attributes:
+        name: for messages.
+        anchor: finds, in full names, a tensor that each ResNet of this dialect has once; group 1: its prefix.
+        translate: a name without the prefix -> torchvision's, or None where it names no tensor of a ResNet.
+    """
+
+    name: str
+    anchor: re.Pattern[str]
+    translate: Callable[[str], str | None]
+
+
+def _torchvision(name: str) -> str | None:
+    return name if TRUNK.fullmatch(name) else None
+
+
+def _sequential(name: str) -> str | None:
+    """`nn.Sequential` of a torchvision ResNet's children: 0 conv1, 1 bn1, 4 ... 7 layer1 ... layer4."""
+    index, _, rest = name.partition(".")
+    modules = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    return _torchvision(f"{modules[index]}.{rest}") if index in modules else None
+
+
+_HF_LAYER = re.compile(
+    r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(?:(shortcut)|layer\.(\d+))\.(convolution|normalization)\.(\w+)"
+)
+
+
+def _transformers(name: str) -> str | None:
+    """`ResNetModel` of Hugging Face's transformers."""
+    for ours, theirs in (("conv1", "convolution"), ("bn1", "normalization")):
+        if name.startswith(f"embedder.embedder.{theirs}."):
+            return _torchvision(f"{ours}.{name.rpartition('.')[2]}")
+    match = _HF_LAYER.fullmatch(name)
+    if not match:
+        return None
+    stage, block, shortcut, index, kind, leaf = match.groups()
+    if shortcut:
+        module = f"downsample.{int(kind == 'normalization')}"
+    else:
+        module = f"{'conv' if kind == 'convolution' else 'bn'}{int(index) + 1}"
+    return _torchvision(f"layer{int(stage) + 1}.{block}.{module}.{leaf}")
+
+
+_D2_BLOCK = re.compile(r"res([2-5])\.(\d+)\.(conv([1-3])|shortcut)\.(norm\.)?(\w+)")
+
+
+def _detectron2(name: str) -> str | None:
+    if match := re.fullmatch(r"stem\.conv1\.(norm\.)?(\w+)", name):
+        return _torchvision(f"{'bn1' if match[1] else 'conv1'}.{match[2]}")
+    match = _D2_BLOCK.fullmatch(name)
+    if not match:
+        return None
+    stage, block, _, index, norm, leaf = match.groups()
+    module = f"{'bn' if norm else 'conv'}{index}" if index else f"downsample.{int(bool(norm))}"
+    return _torchvision(f"layer{int(stage) - 1}.{block}.{module}.{leaf}")
+
+
+_C2_BLOCK = re.compile(r"res([2-5])_(\d+)_branch(1|2a|2b|2c)_(w|bn_(?:s|b|rm|riv))")
+_C2_LEAVES = {
+    "w": "weight",
+    "bn_s": "weight",
+    "bn_b": "bias",
+    "bn_rm": "running_mean",
+    "bn_riv": "running_var",
+}
+
+
+def _caffe2(name: str) -> str | None:
+    """Detectron 1 and the MSRA files; batch norm is merged into `bn_s` and `bn_b` in most of them."""
+    if match := re.fullmatch(r"(?:res_)?conv1_(w|bn_(?:s|b|rm|riv))", name):
+        return f"{'conv1' if match[1] == 'w' else 'bn1'}.{_C2_LEAVES[match[1]]}"
+    match = _C2_BLOCK.fullmatch(name)
+    if not match:
+        return None
+    stage, block, branch, part = match.groups()
+    norm = part != "w"
+    module = f"downsample.{int(norm)}" if branch == "1" else f"{'bn' if norm else 'conv'}{'abc'.index(branch[1]) + 1}"
+    return f"layer{int(stage) - 1}.{block}.{module}.{_C2_LEAVES[part]}"
+
+
+DIALECTS = (
+    Dialect("torchvision", re.compile(r"(.*\.)?layer1\.0\.conv1\.weight"), _torchvision),
+    Dialect("sequential", re.compile(r"(.*\.)?4\.0\.conv1\.weight"), _sequential),
+    Dialect(
+        "transformers",
+        re.compile(r"(.*\.)?encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight"),
+        _transformers,
+    ),
+    Dialect("detectron2", re.compile(r"(.*\.)?res2\.0\.conv1\.weight"), _detectron2),
+    Dialect("caffe2", re.compile(r"(.*\.)?res2_0_branch2a_w"), _caffe2),
+)

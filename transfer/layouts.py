@@ -1,0 +1,125 @@
+"""Who saves a ResNet where: one entry for each kind of checkpoint. A new kind is one more entry and a fixture.
+
+A *branch* is the way to a network's tensors in the file, such as `encoder_q`, without the wrappers that say
+nothing (`state_dict`, `module`, `_orig_mod`). Most files hold two networks: which one is meant stands here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network was fed, in detectron2's terms.
+
+    Attributes:
+        format: RGB or BGR.
+        mean: subtracted from pixels in 0..255, in the order of `format`.
+        std: they are divided by it afterwards.
+        stride_in_1x1: whether the stride of a bottleneck sits in its first 1x1 convolution.
+    """
+
+    format: str = "RGB"
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    stride_in_1x1: bool = False
+
+
+IMAGENET = Input()
+SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # SwAV's transforms say 0.228
+UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], nothing subtracted
+MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)  # detectron2's default
+FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # its ResNeXts from Caffe2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of checkpoint.
+
+    Attributes:
+        wanted: pattern of the branch to take.
+        why: what that branch is, for the report.
+        over: pattern of branches that such files also hold and that are passed over.
+        evidence: pattern searched for in the names of all tensors (wrappers removed); must be found.
+        dialect: that of `transfer.dialects` that it is restricted to.
+        input: what the network was fed.
+        elsewhere: stages that such files may keep at another place: torchvision's name -> branch.
+        guess: whether `--source auto` may decide for it.
+    """
+
+    wanted: str
+    why: str = "the only network"
+    over: str = ""
+    evidence: str = ""
+    dialect: str = ""
+    input: Input = IMAGENET
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    guess: bool = True
+
+
+# In this order: the first entry that a file matches wins.
+LAYOUTS = {
+    "moco": Layout(r"(model\.)?encoder_q", "the query encoder", over=r"(model\.)?encoder_k"),
+    "mocov3": Layout(r"base_encoder", "the base encoder", over=r"momentum_encoder"),
+    "dino": Layout(r"teacher(\.backbone)?", "the teacher", over=r"student(\.backbone)?"),
+    "instanceloc": Layout(
+        r"backbone",
+        "the query backbone",
+        over=r"backbone_k",
+        evidence=r"^(backbone_k|neck_k|roi_head)\.",
+        elsewhere={"layer4": "roi_head.shared_head"},
+    ),
+    "openselfsup": Layout(
+        r"backbone",
+        "the backbone, under training the query or online one",
+        over=r"(encoder_k|target_net)\.0|(momentum|teacher|target)_?(backbone|encoder)?(\.0)?",
+        evidence=r"^(encoder_[qk]|online_net|target_net)\.0\.|^(neck|head)\.",
+    ),
+    "byol": Layout(
+        r"(.*\.)?online(_network|_encoder|_net)?(\.(encoder|backbone|net|0))*",
+        "the online network",
+        over=r"(.*\.)?target(_network|_encoder|_net)?(\.(encoder|backbone|net|0))*",
+    ),
+    "lightly-moco": Layout(
+        r"query_backbone", "the query encoder; `backbone` is the key's", over=r"backbone|key_backbone"
+    ),
+    "lightly": Layout(
+        r"backbone",
+        "the backbone that lightly's own evaluation uses",
+        over=r"(student|teacher|momentum|key|target)_backbone|backbone_(momentum|key|teacher|student)",
+        evidence=r"^(projection_head|prediction_head|online_classifier|student_\w+|backbone_momentum)\.",
+    ),
+    "simsiam": Layout(r"encoder", "the encoder", evidence=r"^encoder\.fc\.\d"),
+    "barlowtwins": Layout(r"(model\.)?backbone", "the backbone", evidence=r"^(model\.)?bn\.running_mean$"),
+    "vicreg": Layout(r"model\.backbone", "the backbone", evidence=r"^model\.projector\."),
+    "solo": Layout(
+        r"(backbone\.)?encoder|backbone",
+        "the online backbone",
+        over=r"(backbone\.)?momentum_(backbone|encoder)",
+        evidence=r"^((momentum_)?projector|predictor|classifier|prototypes|momentum_\w+)\.",
+    ),
+    "soco": Layout(
+        r"model\.encoder",
+        "the online encoder",
+        over=r"model\.encoder_k|model_ema\.encoder",
+        evidence=r"^model\.(neck|neck_k|head_k)\.",
+    ),
+    "pixpro": Layout(
+        r"model\.encoder", "the online encoder", over=r"model\.encoder_k", evidence=r"^model\.encoder_k\."
+    ),
+    "pycontrast": Layout(r"model\.encoder", "the trained encoder", over=r"model_ema\.encoder"),
+    "vissl": Layout(r"(.*\.)?_feature_blocks", "the trunk"),
+    "swav": Layout(
+        r"(model)?", "the network", evidence=r"^(model\.)?(projection_head|prototypes)\.", input=SWAV
+    ),
+    "detectron2": Layout(
+        r"(model)?(\.?backbone(\.bottom_up)?)?",
+        "the backbone",
+        dialect="detectron2",
+        elsewhere={"layer4": "roi_heads"},
+    ),
+    "caffe2": Layout(r"(blobs|model)?", dialect="caffe2", input=MSRA),
+    "transformers": Layout(r"(model)?(\.?resnet)?", dialect="transformers"),
+    "simclr": Layout(r"(model)?", input=UNIT, guess=False),
+    "torchvision": Layout(r"(model|network)?", dialect="torchvision"),
+}
