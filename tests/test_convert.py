@@ -150,7 +150,7 @@ def test_the_input_is_not_overwritten(tmp_path: Path) -> None:
 def test_output_names_and_narrow_basic_networks_are_refused(tmp_path: Path) -> None:
     path = moco_file(tmp_path / "a.pth.tar", SMALL)
     with pytest.raises(UserError, match=r"\*\.pkl"):
-        convert(path, tmp_path / "a.pth")
+        convert(path, tmp_path / "a.bin")
     narrow = plain_file(tmp_path / "b.pth", small_network("resnet18", 0.5).state_dict())
     with pytest.raises(UserError, match="pre-train a resnet50"):
         convert(narrow, tmp_path / "b.pkl")

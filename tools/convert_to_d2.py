@@ -1,61 +1,63 @@
-"""Convert a MoCo or torchvision checkpoint to detectron2 weights, and prove that both compute the same.
+"""Any self-supervised ResNet as detectron2 weights, with a proof that both compute the same.
 
-Example:
-    python tools/convert_to_d2.py output/moco_v2_R50/checkpoint_0199.pth.tar moco_v2_R50.pkl
+python tools/convert_to_d2.py output/moco_v2_R50/checkpoint_0199.pth.tar moco_v2_R50.pkl
+python tools/convert_to_d2.py dino_resnet50_full.pth student.pkl --branch student
+python tools/convert_to_d2.py 'downloads/*.pth' --output-dir weights
+python tools/convert_to_d2.py --inspect anything.pth
+python tools/convert_to_d2.py moco_v2_R50.pkl resnet50.pth --to torchvision
+
+The ways in which projects lay out their checkpoints are told apart by the tensors themselves. Nothing inside of
+a file is ever run.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 # not tools/: tools/pretrain.py would shadow the package
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pretrain.checkpoint import write_atomic
-from pretrain.errors import run_tool
-from transfer.convert import config_block, convert
-from transfer.sources import LAYOUTS
+from pretrain.errors import UserError, run_tool
 
 
 def main() -> None:
-    """Parse, convert, print."""
+    """Parse, call."""
+    from transfer import converting, describe, reverse
+    from transfer.layouts import LAYOUTS
+    from transfer.weights_writer import FORMATS
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", type=Path, help="checkpoint by torch.save")
-    parser.add_argument("output", type=Path, help="weights file to write, *.pkl")
-    parser.add_argument("--source", choices=["auto", *LAYOUTS], default="auto", help="layout (default: auto)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="INPUT OUTPUT; or inputs with --output-dir")
+    parser.add_argument("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")
+    parser.add_argument("--branch", default="", help="which network, where a file holds several")
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help="numeric proof")
-    parser.add_argument(
-        "--record", type=Path, metavar="FILE.json", help="write settings and origin as JSON too"
-    )
+    parser.add_argument("--record", type=Path, metavar="FILE.json", help="settings and origin as JSON too")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")
+    parser.add_argument("--format", choices=FORMATS, default="pkl", help="with --output-dir [%(default)s]")
+    parser.add_argument("--inspect", action="store_true", help="say what each FILE is; write nothing")
+    parser.add_argument("--to", choices=reverse.TARGETS, help="write OUTPUT for another library instead")
     args = parser.parse_args()
 
-    written = convert(args.input, args.output, source=args.source, verify=args.verify)
-    if args.record:
-        text = json.dumps(written, indent=2) + "\n"
-        write_atomic(args.record, lambda file: file.write(text.encode()))
-    show(written, args.output)
-
-
-def show(written: dict[str, Any], output: Path) -> None:
-    """Print what was found, what became of it, and the configuration to paste."""
-    record, net = written["record"], written["record"]["architecture"]
-    branch = record["branch"] or "(none)"
-    print(f"source    {record['source']} checkpoint, branch {branch}, epoch {record['epoch']}")
-    print(f"network   ResNet-{net['depth']}, width {net['width']:g}, {net['groups']} group(s)")
-    print("dropped   " + (", ".join(f"{group} ({n})" for group, n in record["dropped"].items()) or "nothing"))
-    if record["opaque"]:
-        print("not read  " + ", ".join(record["opaque"]))
-    if record["proof"]:
-        print("proof     the source network and detectron2's backbone differ by at most (relative):")
-        print("          " + ", ".join(f"{level} {value:.1e}" for level, value in record["proof"].items()))
-    else:
-        print("proof     none (--no-verify)")
-    print(f"wrote     {output}; its configuration:\n")
-    print(config_block(written["preprocessing"], output))
+    choice = {"source": args.source, "branch": args.branch}
+    if args.inspect:
+        for path in converting.expand(args.files):
+            print("\n".join([*describe.describe(path, **choice), ""]))
+        return
+    if args.output_dir:
+        if args.to:
+            raise UserError("--to writes one file: give INPUT OUTPUT without --output-dir")
+        inputs = converting.expand(args.files)
+        converting.convert_all(inputs, args.output_dir, form=args.format, verify=args.verify, **choice)
+        return
+    if len(args.files) != 2:
+        raise UserError("give INPUT OUTPUT.pkl; or several inputs and --output-dir DIR; or --inspect")
+    source, output = map(Path, args.files)
+    if args.to:
+        print("\n".join(reverse.export(source, output, to=args.to, **choice)))
+        return
+    converting.convert_one(source, output, record=args.record, verify=args.verify, **choice)
 
 
 run_tool(main)

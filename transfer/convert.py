@@ -2,23 +2,22 @@
 
 import json
 import os
-import pickle
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy
 
 from pretrain import __version__
-from pretrain.checkpoint import write_atomic
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer.names import detectron2_name
 from transfer.layouts import IMAGENET, Input
 from transfer.sources import Source, read_source
 from transfer.weights_file import read_weights
+from transfer.weights_writer import format_of, write_weights
 
 # Differences below this are rounding in float64. They depend on the processor, so in the file they count as
 # this much: its bytes, and digest, are then the same on every machine.
@@ -74,7 +73,7 @@ def convert(
 
     Args:
         input: any checkpoint with a ResNet in it (see `transfer.layouts`).
-        output: the file to write, `*.pkl`; replaced only by a complete and proven one.
+        output: the file to write, `*.pkl`, `*.pth` or `*.safetensors`; replaced only by a complete and proven one.
         source: a layout's name or `auto`.
         branch: the network to take; empty: the one that the layout says.
         verify: prove the file by `transfer.verify` (needs detectron2).
@@ -83,24 +82,21 @@ def convert(
     Raises:
         UserError: the input cannot be converted, or the proof failed; nothing is written then.
     """
-    if output.suffix != ".pkl":
-        raise UserError(
-            f"{output}: the output must be named *.pkl, else detectron2 reads it as another format"
-        )
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder; name a file")
+    check_output(input, output)
+    form = format_of(output)
     found = read_source(input, source=source, branch=branch)
-    if output.exists() and output.samefile(input):
-        raise UserError(f"{output}: is the input; name another output")
     contents = _contents(found, input)
     measured = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as folder:
             draft = Path(folder) / "draft.pkl"
-            write_atomic(draft, _writer(contents))
+            write_weights(draft, contents)
             if verify:
                 measured = _prove(found, draft, contents)
+            draft = draft.with_suffix(f".{form}")
+            write_weights(draft, contents)  # with the figures
+            _check_written(draft, contents)
             os.replace(draft, output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
@@ -124,6 +120,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
             "source_sha256": source.digest,
             "source": source.kind,
             "branch": source.branch,
+            "why": source.why,
             "passed_over": list(source.passed_over),
             "architecture": asdict(architecture),
             "dropped": dict(source.dropped),
@@ -136,28 +133,24 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
 
 
 def _prove(source: Source, draft: Path, contents: dict[str, Any]) -> dict[str, float]:
-    """Verify the draft, write it again with the figures, and check that its tensors stayed the same."""
+    """Verify the draft and put the figures into the contents."""
     from transfer import verify  # imports detectron2, which --no-verify does without
 
     measured = verify.verify(source, draft)
     contents["record"]["proof"] = {level: max(ROUNDING, figure) for level, figure in measured.items()}
-    write_atomic(draft, _writer(contents))
+    return measured
+
+
+def _check_written(draft: Path, contents: dict[str, Any]) -> None:
     written = read_weights(draft)["model"]
     for name, array in contents["model"].items():
         if not numpy.array_equal(written[name], array):
             raise UserError(f"{draft}: tensor {name} did not survive writing: is the disk full or failing?")
-    return measured
 
 
-def _writer(contents: dict[str, Any]) -> Callable[[IO[bytes]], None]:
-    """Pickles so that numpy 1 and 2 can both read it.
-
-    numpy 2 names its functions `numpy._core...`, which numpy 1 lacks; both know `numpy.core...`. In protocol
-    3 a global is plain text with no length in front, and its first mention precedes all array data.
-    """
-
-    def write(file: IO[bytes]) -> None:
-        data = pickle.dumps(contents, protocol=3)
-        file.write(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
-
-    return write
+def check_output(input: Path, output: Path) -> None:
+    """Refuse an output that is a folder or the input itself."""
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; name a file, or give --output-dir {output}")
+    if output.exists() and input.exists() and output.samefile(input):
+        raise UserError(f"{output}: is the input; name another output")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pretrain import checkpoint
@@ -54,8 +55,6 @@ def read_file(path: Path) -> Loaded:
         UserError: missing, no regular file, unreadable, unsafe, or larger inside than outside.
     """
     contents, form, opaque = read_contents(path)
-    if form == "safetensors":
-        return Loaded(form, contents, {}, tuple(contents), "dict", card=_card(path))
     tensors: dict[str, torch.Tensor] = {}
     budget = 4 * path.stat().st_size + (1 << 20)  # bfloat16 becomes float32; shared storage is counted anew
     for name, value in leaves(path, contents):
@@ -105,10 +104,16 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors; under `model`, beside what the header says of them, in a file by `transfer.weights_writer`."""
     try:
-        return dict(load_file(path))
-    except Exception as error:  # safetensors_rust's own class
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        tensors = dict(load_file(path))
+        if "preprocessing" not in header:
+            return tensors
+        return {"model": tensors, **{key: json.loads(value) for key, value in header.items()}}
+    except Exception as error:  # safetensors_rust's own class, json's
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
 
 

@@ -1,0 +1,94 @@
+"""The way back: a backbone from any source as a file for torchvision, timm or MoCo's tools."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.checkpoint import save
+from pretrain.encoders import ARCHITECTURES, Architecture
+from pretrain.errors import UserError
+from transfer.convert import check_output
+from transfer.layouts import IMAGENET
+from transfer.sources import Source, read_source
+from transfer.weights_writer import write_safetensors
+
+TARGETS = ("torchvision", "timm", "moco")
+
+
+def export(input: Path, output: Path, *, to: str, source: str = "auto", branch: str = "") -> list[str]:
+    """Write the backbone of `input` by the names of `to`, bit for bit.
+
+    torchvision and timm share their names; a `.safetensors` output is what timm's hub files are. `moco` gives
+    a query encoder without a head, as the public MoCo files would be read by their tools.
+
+    Args:
+        input: any checkpoint that `read_source` takes, detectron2's included.
+        output: `*.pth`, `*.pth.tar` or, except for moco, `*.safetensors`.
+        to: one of `TARGETS`.
+    Returns:
+        Lines that say what was written and how to load it.
+    Raises:
+        UserError: the input is not readable, or its network cannot be one of torchvision's.
+    """
+    check_output(input, output)
+    safe = output.suffix == ".safetensors"
+    if (not safe and output.suffix not in (".pth", ".tar", ".pt")) or (safe and to == "moco"):
+        raise UserError(
+            f"{output}: name the output *.pth{'' if to == 'moco' else ' or *.safetensors'} for --to {to}"
+        )
+    found = read_source(input, source=source, branch=branch)
+    if found.input.stride_in_1x1:
+        raise UserError(
+            f"{input}: its bottlenecks have the stride in the 1x1 convolution (MSRA's); {to} builds no such network"
+        )
+    arch = _name(found.architecture)
+    if safe:
+        write_safetensors(output, found.backbone, metadata={"format": "pt"})
+    else:
+        save(output, _contents(found, to, arch))
+    return [*_summary(found, output, arch), *_advice(found, output, to=to, arch=arch)]
+
+
+def _contents(found: Source, to: str, arch: str) -> Mapping[str, Any]:
+    if to != "moco":
+        return dict(found.backbone)
+    state: dict[str, torch.Tensor] = {f"module.encoder_q.{name}": t for name, t in found.backbone.items()}
+    return {"epoch": found.epoch or 0, "arch": arch, "state_dict": state}
+
+
+def _name(architecture: Architecture) -> str:
+    for name, known in ARCHITECTURES.items():
+        if known == architecture:
+            return name
+    if architecture.width == 1 and architecture.groups == 1 and architecture.width_per_group == 128:
+        return f"wide_resnet{architecture.depth}_2"
+    return ""
+
+
+def _summary(found: Source, output: Path, arch: str) -> list[str]:
+    network = arch or f"a ResNet-{found.architecture.depth} of {found.architecture.width:g} times the width"
+    return [
+        f"source    {found.kind}, branch {found.branch or '(none)'} ({found.why})",
+        f"wrote     {output}: {network}, {len(found.backbone)} tensors, without a head",
+    ]
+
+
+def _advice(found: Source, output: Path, *, to: str, arch: str) -> list[str]:
+    lines = []
+    if found.input != IMAGENET:
+        scale = ", ".join(f"{value / 255:.4g}" for value in found.input.std)
+        lines.append(
+            f"note      this network was fed {found.input.format}, mean "
+            f"{', '.join(f'{value / 255:.4g}' for value in found.input.mean)}, std {scale} of pixels in [0, 1]"
+        )
+    if not arch:
+        return [*lines, f"note      {to} has no constructor for this width: build the network by hand"]
+    if to == "timm":
+        lines.append(f'load      timm.create_model("{arch}", num_classes=0, checkpoint_path="{output}")')
+    elif to == "torchvision":
+        lines.append(
+            f'load      torchvision.models.{arch}().load_state_dict(torch.load("{output}"), strict=False)'
+        )
+    return lines
