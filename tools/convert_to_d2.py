@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="INPUT OUTPUT; or inputs with --output-dir")
     parser.add_argument("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")
     parser.add_argument("--branch", default="", help="which network, where a file holds several")
+    parser.add_argument(
+        "--keep", default="", metavar="PARTS", help="fpn, box_head or fpn,box_head, where pre-trained"
+    )
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help="numeric proof")
     parser.add_argument("--record", type=Path, metavar="FILE.json", help="settings and origin as JSON too")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--to", choices=reverse.TARGETS, help="write OUTPUT for another library instead")
     args = parser.parse_args()
 
+    how = {"verify": args.verify, "keep": tuple(part for part in args.keep.split(",") if part)}
     choice = {"source": args.source, "branch": args.branch}
     if args.inspect:
         for path in converting.expand(args.files):
@@ -49,7 +53,7 @@ def main() -> None:
         if args.to:
             raise UserError("--to writes one file: give INPUT OUTPUT without --output-dir")
         inputs = converting.expand(args.files)
-        converting.convert_all(inputs, args.output_dir, form=args.format, verify=args.verify, **choice)
+        converting.convert_all(inputs, args.output_dir, form=args.format, **how, **choice)
         return
     if len(args.files) != 2:
         raise UserError("give INPUT OUTPUT.pkl; or several inputs and --output-dir DIR; or --inspect")
@@ -57,7 +61,7 @@ def main() -> None:
     if args.to:
         print("\n".join(reverse.export(source, output, to=args.to, **choice)))
         return
-    converting.convert_one(source, output, record=args.record, verify=args.verify, **choice)
+    converting.convert_one(source, output, record=args.record, **how, **choice)
 
 
 run_tool(main)

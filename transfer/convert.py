@@ -14,6 +14,7 @@ from pretrain import __version__
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer.names import detectron2_name
+from transfer.keep import settings as kept_settings
 from transfer.layouts import IMAGENET, Input
 from transfer.sources import Source, read_source
 from transfer.weights_file import read_weights
@@ -64,7 +65,13 @@ def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def convert(
-    input: Path, output: Path, *, source: str = "auto", branch: str = "", verify: bool = True
+    input: Path,
+    output: Path,
+    *,
+    source: str = "auto",
+    branch: str = "",
+    keep: tuple[str, ...] = (),
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Write a checkpoint's backbone as a detectron2 weights file, once the written file has proved right.
 
@@ -76,6 +83,7 @@ def convert(
         output: the file to write, `*.pkl`, `*.pth` or `*.safetensors`; replaced only by a complete and proven one.
         source: a layout's name or `auto`.
         branch: the network to take; empty: the one that the layout says.
+        keep: `fpn`, `box_head`: parts beside the backbone that go into the file too, unproven but bit for bit.
         verify: prove the file by `transfer.verify` (needs detectron2).
     Returns:
         The contents of the file, less `model`; `record` has the proof's figures as measured.
@@ -84,7 +92,7 @@ def convert(
     """
     check_output(input, output)
     form = format_of(output)
-    found = read_source(input, source=source, branch=branch)
+    found = read_source(input, source=source, branch=branch, keep=keep)
     contents = _contents(found, input)
     measured = None
     try:
@@ -112,10 +120,10 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
             "detectron2 builds depths 18 and 34 with 64 only: pre-train a resnet50 at this width"
         )
     return {
-        "model": {detectron2_name(name): tensor.numpy() for name, tensor in source.backbone.items()},
+        "model": {detectron2_name(n): t.numpy() for n, t in source.backbone.items()} | source.kept,
         "__author__": f"moco-detection-transfer {__version__}",
         "matching_heuristics": True,
-        "preprocessing": preprocessing(architecture, source.input),
+        "preprocessing": preprocessing(architecture, source.input) | kept_settings(source.kept),
         "record": {
             "source_sha256": source.digest,
             "source": source.kind,
@@ -123,6 +131,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
             "why": source.why,
             "passed_over": list(source.passed_over),
             "architecture": asdict(architecture),
+            "kept": list(source.kept),
             "dropped": dict(source.dropped),
             "epoch": source.epoch,
             "opaque": list(source.opaque),

@@ -102,6 +102,8 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
         f"input     {describe_input(fed)}",
         "dropped   " + (", ".join(f"{group} ({n})" for group, n in record["dropped"].items()) or "nothing"),
     ]
+    if record["kept"]:
+        lines.append(f"kept      {len(record['kept'])} tensors: {record['kept'][0]} ... {record['kept'][-1]}")
     if record["opaque"]:
         lines.append("not read  " + ", ".join(record["opaque"]))
     if record["proof"]:

@@ -7,7 +7,8 @@ import torch
 
 from pretrain.errors import UserError
 from transfer.layouts import Input
-from transfer.sources import Source, clean, file_digest, find_candidates, read_source
+from transfer.candidates import clean, find_candidates
+from transfer.sources import Source, file_digest, read_source
 from transfer.untrusted import Loaded, read_file
 
 LISTED = 12  # groups of tensors in full; more are summed up

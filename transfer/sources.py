@@ -4,42 +4,26 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import yaml
 
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer import refusals
-from transfer.dialects import DIALECTS, Dialect
+from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
+from transfer.keep import kept
 from transfer.layouts import FAIR, IMAGENET, LAYOUTS, Input, Layout
 from transfer.shapes import checked, read_architecture
 from transfer.untrusted import Loaded, read_file
 
-# Wrappers in names that tell nothing about the network: of the file, of DistributedDataParallel, of torch.compile.
-_WRAPPERS = ("state_dict", "model_state_dict", "module", "_orig_mod")
 _COUNTER = "num_batches_tracked"
 # What looks like a part of a ResNet's trunk: where it has no place there, the network is of another kind.
 _TRUNK_LIKE = re.compile(r"(conv|bn|norm|layer|stem|maxpool|res)\d*")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A ResNet somewhere in a file."""
-
-    prefix: str
-    dialect: Dialect
-
-    @property
-    def branch(self) -> str:
-        """The prefix without wrappers: `encoder_q` for `state_dict.module.encoder_q.`."""
-        return clean(self.prefix).rstrip(".")
-
-    def __str__(self) -> str:
-        return self.prefix.rstrip(".") or "the top"
 
 
 @dataclass(frozen=True)
@@ -58,6 +42,7 @@ class Source:
         epoch: as the file states it, if it does.
         digest: SHA-256 of the file.
         input: what the network was fed: the file's own statement if it has one, the layout's otherwise.
+        kept: FPN and box head, where asked for, by detectron2's names.
     """
 
     kind: str
@@ -71,18 +56,17 @@ class Source:
     epoch: int | None
     digest: str
     input: Input = IMAGENET
+    kept: dict[str, numpy.ndarray] = field(default_factory=dict)
 
 
-Tensors = dict[str, torch.Tensor]  # by the whole way to the tensor, joined by dots
-
-
-def read_source(path: Path, *, source: str = "auto", branch: str = "") -> Source:
+def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tuple[str, ...] = ()) -> Source:
     """Read a checkpoint and take its backbone out.
 
     Args:
         path: by `torch.save`, safetensors, or a pickle of numpy arrays such as detectron2's.
         source: a key of `LAYOUTS`, or `auto`.
         branch: the network to take, as `--inspect` names it; empty: the one that the layout says.
+        keep: parts beside the backbone to keep: of `transfer.keep.PARTS`.
     Raises:
         UserError: unreadable, unsafe, no ResNet that detectron2 can build, or several and no rule to choose.
     """
@@ -117,27 +101,8 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "") -> Source
         epoch=_epoch(loaded),
         digest=file_digest(path),
         input=_input(path, kind, loaded, architecture),
+        kept=kept(tensors, chosen, keep),
     )
-
-
-def clean(name: str) -> str:
-    """A tensor's name or prefix without the wrappers that say nothing."""
-    return ".".join(token for token in name.split(".") if token not in _WRAPPERS)
-
-
-def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
-    """Every ResNet in a file, in the file's order."""
-    found = {}
-    for name in tensors:
-        for dialect in DIALECTS:
-            if match := dialect.anchor.fullmatch(name):
-                found[match[1] or "", dialect.name] = Candidate(match[1] or "", dialect)
-    return list(found.values())
-
-
-def has_resnet(tensors: Mapping[str, Any]) -> bool:
-    """Whether tensors by their names hold a ResNet that is not in detectron2's or Caffe2's dialect."""
-    return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(tensors))
 
 
 def file_digest(path: Path) -> str:
@@ -168,21 +133,21 @@ def _choose(
         if not wanted:
             continue
         others = [c for c in candidates if c not in wanted and not _matches(layout, layout.over, c)]
-        choices = [wanted[0], *(c for c in (*wanted[1:], *others) if not _same(tensors, wanted[0], c))]
+        choices = [wanted[0], *(c for c in (*wanted[1:], *others) if not same(tensors, wanted[0], c))]
         if len(choices) > 1:
             raise UserError(
-                f"{path}: ambiguous: {kind} networks at {_places(choices)}; choose by --branch, "
+                f"{path}: ambiguous: {kind} networks at {places(choices)}; choose by --branch, "
                 f"such as --branch {choices[0].branch or str(choices[0])}"
             )
         return kind, wanted[0], layout.why if len(candidates) > 1 else "the only network"
     if branch:
         return "unknown", pool[0], "as --branch says"
-    distinct = [candidates[0], *(c for c in candidates[1:] if not _same(tensors, candidates[0], c))]
+    distinct = [candidates[0], *(c for c in candidates[1:] if not same(tensors, candidates[0], c))]
     if source == "auto" and len(distinct) == 1:
         return "unknown", candidates[0], "the only network"
     wanted_text = f"--source {source}" if source != "auto" else "a known layout"
     raise UserError(
-        f"{path}: ambiguous: its ResNets, at {_places(candidates)}, are not where {wanted_text} has them; "
+        f"{path}: ambiguous: its ResNets, at {places(candidates)}, are not where {wanted_text} has them; "
         f"choose by --branch, such as --branch {candidates[0].branch or str(candidates[0])}"
     )
 
@@ -194,7 +159,7 @@ def _named(path: Path, candidates: list[Candidate], branch: str) -> list[Candida
     matching = exact or [c for c in candidates if f".{c.branch}".endswith(f".{wanted}")]
     matching = matching or [c for c in candidates if wanted in c.branch.split(".")]
     if len(matching) != 1:
-        raise UserError(f"{path}: --branch {branch}: the file's networks are at {_places(candidates)}")
+        raise UserError(f"{path}: --branch {branch}: the file's networks are at {places(candidates)}")
     return matching
 
 
@@ -208,43 +173,20 @@ def _evident(layout: Layout, names: list[str]) -> bool:
     return not layout.evidence or any(re.search(layout.evidence, name) for name in names)
 
 
-def _places(candidates: list[Candidate]) -> str:
-    return ", ".join(map(str, candidates))
-
-
-def _same(tensors: Tensors, first: Candidate, second: Candidate) -> bool:
-    """Whether two names stand for one network: OpenSelfSup's `backbone` is an alias of `encoder_q.0`."""
-    pair = [_translated(tensors, candidate) for candidate in (first, second)]
-    return pair[0].keys() == pair[1].keys() and all(
-        tensor.shape == pair[1][name].shape and torch.equal(tensor, pair[1][name])
-        for name, tensor in pair[0].items()
-    )
-
-
-def _translated(tensors: Tensors, candidate: Candidate) -> Tensors:
-    found = {}
-    for name, tensor in tensors.items():
-        if name.startswith(candidate.prefix):
-            translated = candidate.dialect.translate(name.removeprefix(candidate.prefix))
-            if translated:
-                found[translated] = tensor
-    return found
-
-
 def _account(
     tensors: Tensors, chosen: Candidate, layout: Layout | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Split the file's tensors into the network, by torchvision's names, and dropped groups with counts."""
     network: dict[str, torch.Tensor] = {}
     dropped: Counter[str] = Counter()
-    own_stages = {name.split(".")[0] for name in _translated(tensors, chosen)}
+    own_stages = {name.split(".")[0] for name in translated(tensors, chosen)}
     elsewhere = {s: place for s, place in (layout.elsewhere if layout else {}).items() if s not in own_stages}
     for name, tensor in tensors.items():
         inside = name.startswith(chosen.prefix)
         rest = name.removeprefix(chosen.prefix) if inside else ""
-        translated = chosen.dialect.translate(rest) if inside else _moved(name, chosen, elsewhere)
-        if translated:
-            network[translated] = tensor
+        named = chosen.dialect.translate(rest) if inside else _moved(name, chosen, elsewhere)
+        if named:
+            network[named] = tensor
         elif inside and _TRUNK_LIKE.fullmatch(rest.split(".")[0]) and ".fc." not in f".{rest}":
             network[rest] = tensor  # `checked` will say that it has no place
         else:
@@ -256,9 +198,9 @@ def _moved(name: str, chosen: Candidate, elsewhere: Mapping[str, str]) -> str | 
     """Torchvision's name of a tensor of a stage that lies outside of the backbone, as conv5 in a C4 detector."""
     for stage, place in elsewhere.items():
         match = re.fullmatch(rf"(?:.*\.)?{re.escape(place)}\.(.*)", clean(name))
-        translated = match and chosen.dialect.translate(match[1])
-        if translated and translated.startswith(f"{stage}."):
-            return translated
+        named = match and chosen.dialect.translate(match[1])
+        if named and named.startswith(f"{stage}."):
+            return named
     return None
 
 

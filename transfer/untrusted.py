@@ -19,6 +19,7 @@ from pretrain import checkpoint
 from pretrain.errors import UserError
 from transfer.numpy_pickle import Array, read_pickle
 from transfer.torch_zip import read_zip
+from transfer.weights_writer import HEADER
 
 MAX_DEPTH = 32  # of containers in one another: real files have 6
 MAX_TENSORS = 200_000
@@ -110,9 +111,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         tensors = dict(load_file(path))
-        if "preprocessing" not in header:
+        if HEADER not in header:
             return tensors
-        return {"model": tensors, **{key: json.loads(value) for key, value in header.items()}}
+        return {**json.loads(header[HEADER]), "model": tensors}
     except Exception as error:  # safetensors_rust's own class, json's
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
 

@@ -8,7 +8,7 @@ import torch
 
 from pretrain.errors import UserError
 from transfer.numpy_pickle import Array
-from transfer.sources import has_resnet
+from transfer.candidates import has_resnet
 from transfer.untrusted import leaves, read_contents
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save as serialise
 from pretrain.checkpoint import save, write_atomic
 from pretrain.errors import UserError
 
+HEADER = "detectron2"  # the entry of a safetensors header that holds everything beside the tensors
 FORMATS = ("pkl", "pth", "safetensors")
 
 
@@ -40,8 +41,9 @@ def write_weights(path: Path, contents: Mapping[str, Any]) -> None:
     if form == "pth":
         save(path, {**contents, "model": tensors})
         return
-    header = {key: json.dumps(value) for key, value in contents.items() if key != "model"}
-    write_safetensors(path, tensors, metadata={key: header[key] for key in sorted(header)})
+    # one entry: the library writes several in a random order
+    header = json.dumps({key: value for key, value in contents.items() if key != "model"})
+    write_safetensors(path, tensors, metadata={HEADER: header})
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], *, metadata: dict[str, str]) -> None:
