@@ -4,6 +4,7 @@ import contextlib
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -65,9 +66,10 @@ def load(path: Path, *, opaque: list[str] | None = None) -> Any:
     Raises:
         UserError: the file is missing, truncated, or no PyTorch checkpoint.
     """
-    if not path.is_file():
+    if not path.is_file():  # nor a pipe or device, which would be waited for
         raise UserError(f"{path}: no such checkpoint file")
     try:
+        _refuse_bombs(path)
         unknown = _unknown_globals(path)
         stubs: list[Any] = [(type("Opaque", (Opaque,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
@@ -82,6 +84,16 @@ def load(path: Path, *, opaque: list[str] | None = None) -> Any:
     if opaque is not None:
         opaque.extend(unknown)
     return contents
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch stores its zip members as they are; a compressed one may be a thousand times larger inside."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if sum(m.file_size for m in members) > path.stat().st_size or any(m.compress_type for m in members):
+        raise ValueError("its parts are compressed or overlap: not as PyTorch writes them")
 
 
 def _unknown_globals(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pretrain.errors import UserError
 from transfer.layouts import Input
 from transfer.candidates import clean, find_candidates
 from transfer.sources import Source, file_digest, read_source
+from transfer.safe_pickle import label
 from transfer.untrusted import Loaded, read_file
 
 LISTED = 12  # groups of tensors in full; more are summed up
@@ -79,9 +80,14 @@ def _record(loaded: Loaded) -> list[str]:
     record = loaded.other.get("record")
     if not isinstance(record, dict):
         return []
-    proof = record.get("proof") or {}
-    figures = ", ".join(f"{level} {value:.0e}" for level, value in proof.items()) or "none"
-    return [f"record    from {record.get('source')}, branch {record.get('branch')}; proof: {figures}"]
+    proof = record.get("proof")
+    figures = [  # whatever the file says of itself is only shown
+        f"{label(level, 20)} {value:.0e}"
+        for level, value in (proof.items() if isinstance(proof, dict) else ())
+        if isinstance(value, float)
+    ]
+    source, branch = (label(record.get(key), 80) for key in ("source", "branch"))
+    return [f"record    from {source}, branch {branch}; proof: {', '.join(figures[:8]) or 'none'}"]
 
 
 def _groups(loaded: Loaded) -> list[str]:

@@ -1,126 +1,143 @@
-"""Pickles of numpy arrays, as detectron2 keeps weights: read by an unpickler that knows nothing else."""
+"""Numpy arrays inside pickles, as detectron2 keeps weights: built here, from their bytes, without numpy's code."""
 
 import math
-import pickle
-import pickletools
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy
 
 from pretrain.errors import UserError
+from transfer.safe_pickle import Buildable, Constructor, Machine, label
 
-MAX_OBJECTS = 2_000_000  # memo entries: the largest real files have some 10,000
+MAX_PAIRS = 100_000  # of an OrderedDict that is given as a list
 
 
-def read_pickle(path: Path) -> Any:
-    """A pickle of dicts, lists, texts, numbers and numpy arrays, which become tensors' `Array`s.
+def read_pickle(path: Path, data: bytes) -> Any:
+    """A pickle of dicts, lists, texts, numbers and numpy arrays, which become `Array`s.
 
     Raises `UserError` for anything else in it.
     """
     try:
-        with open(path, "rb") as file:
-            scan(file)
-            file.seek(0)
-            return _Unpickler(file, encoding="latin1").load()  # latin1: arrays pickled by Python 2
+        return Machine(data, NumpyObjects(4 * len(data)).resolve).load()
     except UserError as error:
         raise UserError(f"{path}: refused: {error}") from None
-    except Exception as error:  # pickle and numpy raise a dozen classes on damaged data
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # whatever damaged data leads to
+        reason = label(" ".join(str(error).split()), 160) or type(error).__name__
         raise UserError(f"{path}: not a readable weights file (truncated?): {reason}") from None
 
 
-def scan(file: IO[bytes]) -> None:
-    """Walk the opcodes without executing them: memo indices would be allocated as they are claimed."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if "PUT" in opcode.name and argument is not None and int(argument) > MAX_OBJECTS:
-            raise UserError(f"it claims {argument} objects: damaged or hostile")
-        if opcode.name in ("EXT1", "EXT2", "EXT4"):
-            raise UserError(f"it uses the pickle opcode {opcode.name}, which no file of weights needs")
-
-
-class _Dtype:
+class Dtype(Buildable):
     """A number type; only its kind, size and byte order count."""
 
     def __init__(self, name: Any, *_: Any) -> None:
-        match = re.fullmatch(r"[<>|=]?([fiub])(1|2|4|8)", str(name))
+        match = re.fullmatch(r"([<>|=]?)([fiub][1248])", str(name)) if isinstance(name, str) else None
         if not match:
-            raise UserError(f"it holds an array of type {str(name)[:20]!r}; only arrays of numbers are read")
-        self.name, self.order = match[0].lstrip("<>|="), "<"
+            raise UserError(f"it holds an array of type {label(name, 20)!r}; only arrays of numbers are read")
+        self.kind, self.order = match[2], match[1]
 
-    def __setstate__(self, state: Any) -> None:
+    def build(self, state: Any) -> None:
         self.order = ">" if state[1] == ">" else "<"
 
     def numpy(self) -> numpy.dtype:
-        return numpy.dtype(self.order + self.name)
+        return numpy.dtype((">" if self.order == ">" else "<") + self.kind)
 
 
-class Array:
+class Array(Buildable):
     """A numpy array of a pickle; `value` is set once its claimed size has proved to be that of its data."""
 
-    value: numpy.ndarray
+    def __init__(self, owner: "NumpyObjects") -> None:
+        self.owner = owner
+        self.value: numpy.ndarray | None = None
 
-    def __setstate__(self, state: Any) -> None:
+    def build(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        raw = data.encode("latin1") if isinstance(data, str) else data
-        self.value = _filled(raw, dtype, shape, fortran=fortran)
+        self.value = self.owner.filled(data, dtype, shape, fortran=bool(fortran))
 
 
-def _filled(raw: Any, dtype: _Dtype, shape: tuple[int, ...], *, fortran: bool) -> numpy.ndarray:
-    kind = dtype.numpy()
-    if any(not isinstance(n, int) or n < 0 for n in shape) or math.prod(shape) * kind.itemsize != len(raw):
-        raise UserError(f"it holds an array of shape {shape} with {len(raw)} bytes: damaged")
-    array = numpy.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
-    return array.astype(kind.newbyteorder("="))  # a copy that can be written to
+class NumpyObjects:
+    """What stands for numpy's constructors in one file.
 
+    Args:
+        budget: bytes that all arrays together may have: one text can be the data of many.
+    """
 
-def _reconstruct(_: Any, shape: Any, __: Any) -> Array:
-    if tuple(shape) != (0,):
-        raise UserError(f"it asks for an array of shape {shape} without data: damaged or hostile")
-    return Array()
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.known = {
+            ("numpy.core.multiarray", "_reconstruct"): Constructor(self.reconstruct),
+            ("numpy.core.multiarray", "scalar"): Constructor(self.scalar),
+            ("numpy.core.numeric", "_frombuffer"): Constructor(self.from_buffer),
+            ("numpy", "ndarray"): Constructor(_no_call, "numpy.ndarray"),
+            ("numpy", "dtype"): Constructor(Dtype),
+            ("_codecs", "encode"): Constructor(self.encode),
+            ("collections", "OrderedDict"): Constructor(ordered),
+        }
 
-
-def _from_buffer(raw: Any, dtype: _Dtype, shape: Any, order: str) -> Array:
-    array = Array()
-    array.value = _filled(raw, dtype, tuple(shape), fortran=order == "F")
-    return array
-
-
-def _scalar(dtype: _Dtype, raw: Any) -> Any:
-    return _filled(raw.encode("latin1") if isinstance(raw, str) else raw, dtype, (), fortran=False).item()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise UserError(f"it asks for text in {str(encoding)[:20]!r}")
-    return text.encode("latin1")
-
-
-class _NoType:
-    """Stands for `numpy.ndarray` as an argument; making one by a call is refused."""
-
-    def __init__(self, *_: Any) -> None:
-        raise UserError("it calls numpy.ndarray: damaged or hostile")
-
-
-KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy", "ndarray"): _NoType,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Answers numpy's constructors by the functions above, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = KNOWN.get((module.replace("numpy._core", "numpy.core"), name))  # as numpy 2 writes it
+    def resolve(self, module: str, name: str) -> Any:
+        """Raises `UserError` for what is no constructor of numpy arrays."""
+        known = self.find(module, name)
         if known is None:
-            raise UserError(f"the file asks for {module}.{name}; only numpy arrays are read from a .pkl")
+            raise UserError(
+                f"the file asks for {label(f'{module}.{name}')}; only numpy arrays are read from a .pkl"
+            )
         return known
+
+    def find(self, module: str, name: str) -> Constructor | None:
+        return self.known.get((module.replace("numpy._core", "numpy.core"), name))  # as numpy 2 writes it
+
+    def spend(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise UserError("its arrays are larger than the file: hostile")
+
+    def filled(self, data: Any, dtype: Any, shape: Any, *, fortran: bool) -> numpy.ndarray:
+        if not isinstance(dtype, Dtype) or not isinstance(shape, tuple) or not isinstance(data, bytes | str):
+            raise UserError("it holds an array that is not made of numbers")
+        self.spend(len(data))
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        kind = dtype.numpy()
+        if len(shape) > 16 or any(type(n) is not int or n < 0 for n in shape):
+            raise UserError("it holds an array with a negative size: damaged")
+        if math.prod(shape) * kind.itemsize != len(raw):
+            raise UserError(
+                f"it holds an array of shape {label(str(shape), 60)} with {len(raw)} bytes: damaged"
+            )
+        array = numpy.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
+        return array.astype(kind.newbyteorder("="))  # a copy that can be written to
+
+    def reconstruct(self, _: Any, shape: Any, __: Any) -> Array:
+        if shape != (0,):
+            raise UserError("it asks for an array without data: damaged or hostile")
+        return Array(self)
+
+    def from_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
+        array = Array(self)
+        array.value = self.filled(raw, dtype, shape, fortran=order == "F")
+        return array
+
+    def scalar(self, dtype: Any, raw: Any) -> Any:
+        return self.filled(raw, dtype, (), fortran=False).item()
+
+    def encode(self, text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
+        if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+            raise UserError(f"it asks for text in {label(encoding, 20)}")
+        self.spend(len(text))
+        return text.encode("latin1")
+
+
+def _no_call(*_: Any) -> None:
+    raise UserError("it calls numpy.ndarray: damaged or hostile")
+
+
+def ordered(pairs: Any = (), *_: Any) -> Any:
+    """An `OrderedDict`; Python 2 pickled its entries as a list of pairs."""
+    if not isinstance(pairs, list | tuple) or len(pairs) > MAX_PAIRS:
+        raise UserError("it holds an OrderedDict of a strange form: damaged or hostile")
+    made: OrderedDict[str, Any] = OrderedDict()
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise UserError("it holds an OrderedDict of a strange form: damaged or hostile")
+        made[pair[0]] = pair[1]
+    return made

@@ -11,6 +11,9 @@ from pretrain.encoders import ARCHITECTURES, Architecture, ResNet
 from pretrain.errors import UserError
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architecture:
     """Read depth, widths and groups of a torchvision-named ResNet from its names and shapes.
 
@@ -55,8 +58,8 @@ def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architect
 
 def _size(path: Path, network: dict[str, torch.Tensor], names: list[str], dim: int) -> int:
     """The most frequent size along `dim` among the named tensors."""
-    sizes = [network[name].shape[dim] for name in names if name in network and network[name].ndim > dim]
-    sizes = [size for size in sizes if size]
+    held = [network[name] for name in names if name in network]
+    sizes = [tensor.shape[dim] for tensor in held if tensor.ndim > dim and tensor.numel()]
     if not sizes:
         raise UserError(f"{path}: tensor {names[0]} is missing or has no size")
     return Counter(sizes).most_common(1)[0][0]
@@ -91,7 +94,7 @@ def checked(
         if tensor.shape != shape:
             found = f"{tuple(tensor.shape)}, not {tuple(shape)}"
             raise UserError(f"{path}: tensor {name} has shape {found} as in {what}: another kind of ResNet?")
-        if not tensor.is_floating_point():
+        if tensor.dtype not in _FLOATS:
             raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
         if not torch.isfinite(tensor).all():
             raise UserError(

@@ -1,6 +1,7 @@
 """Recognise a checkpoint by its structure and take its ResNet out, with an account of every tensor in it."""
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -18,9 +19,12 @@ from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
 from transfer.keep import kept
 from transfer.layouts import FAIR, IMAGENET, LAYOUTS, Input, Layout
+from transfer.safe_pickle import label
 from transfer.shapes import checked, read_architecture
 from transfer.untrusted import Loaded, read_file
 
+MAX_NETWORKS = 32  # in one file: each is held against each
+MAX_CONFIG = 100_000  # characters
 _COUNTER = "num_batches_tracked"
 # What looks like a part of a ResNet's trunk: where it has no place there, the network is of another kind.
 _TRUNK_LIKE = re.compile(r"(conv|bn|norm|layer|stem|maxpool|res)\d*")
@@ -75,6 +79,8 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     loaded = read_file(path)
     tensors = loaded.tensors
     candidates = find_candidates(tensors)
+    if len(candidates) > MAX_NETWORKS:
+        raise UserError(f"{path}: holds {len(candidates)} ResNets: damaged or hostile; refused")
     if not candidates:
         raise UserError(f"{path}: {refusals.no_resnet(loaded)}")
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
@@ -234,9 +240,7 @@ def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) ->
         return _recorded(path, settings)
     text = loaded.other.get("config")
     if isinstance(text, str) and "iterations_per_epoch" in loaded.other:  # by tools/pretrain.py
-        ours = yaml.safe_load(text)["INPUT"]
-        mean, std = (tuple(255 * value for value in ours[key]) for key in ("MEAN", "STD"))
-        return replace(IMAGENET, mean=mean, std=std)
+        return _configured(path, text)
     if kind == "caffe2" and architecture.groups > 1:
         return FAIR
     if loaded.card:
@@ -245,13 +249,28 @@ def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) ->
     return LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
 
 
+def _configured(path: Path, text: str) -> Input:
+    """From the configuration in a checkpoint by tools/pretrain.py."""
+    try:
+        ours = yaml.safe_load(text[:MAX_CONFIG])["INPUT"]
+        mean, std = (_three([255 * value for value in ours[key]]) for key in ("MEAN", "STD"))
+        return replace(IMAGENET, mean=mean, std=std)
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        raise UserError(f"{path}: its `config` is damaged: no INPUT.MEAN and INPUT.STD in it") from None
+
+
 def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
     try:
-        return Input(
-            str(settings["INPUT.FORMAT"]),
-            tuple(float(value) for value in settings["MODEL.PIXEL_MEAN"]),
-            tuple(float(value) for value in settings["MODEL.PIXEL_STD"]),
-            bool(settings["MODEL.RESNETS.STRIDE_IN_1X1"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its preprocessing record is damaged: {error!r}") from None
+        if settings["INPUT.FORMAT"] not in ("RGB", "BGR"):
+            raise ValueError("INPUT.FORMAT")
+        mean, std = (_three(settings[f"MODEL.PIXEL_{part}"]) for part in ("MEAN", "STD"))
+        return Input(settings["INPUT.FORMAT"], mean, std, bool(settings["MODEL.RESNETS.STRIDE_IN_1X1"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: its preprocessing record is damaged: {label(str(error), 80)}") from None
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
+    if len(found) != 3 or not all(map(math.isfinite, found)):
+        raise ValueError("not three numbers")
+    return found

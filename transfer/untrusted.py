@@ -1,29 +1,34 @@
 """Any weights file as named tensors, read without running anything that it contains.
 
-Downloads are untrusted: torch files are read with `weights_only`, pickles by an unpickler that knows arrays and
+Downloads are untrusted: torch files and pickles are read by a machine of our own that knows tensors, arrays and
 plain containers only, and sizes are bounded by the file's own size before anything is allocated.
 """
 
+import contextlib
 import json
+import math
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load as parse_safetensors
 
-from pretrain import checkpoint
 from pretrain.errors import UserError
 from transfer.numpy_pickle import Array, read_pickle
-from transfer.torch_zip import read_zip
+from transfer.safe_pickle import label
+from transfer.torch_zip import MAGIC, read_legacy, read_zip
 from transfer.weights_writer import HEADER
 
 MAX_DEPTH = 32  # of containers in one another: real files have 6
-MAX_TENSORS = 200_000
-_TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # first object of torch files before 1.6
+MAX_TENSORS = 50_000
+MAX_ITEMS = 5_000_000  # in all containers together: one container can be in a file a million times
+MAX_NAME = 400  # characters of the way to a tensor
+MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
+MAX_CARD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,131 @@ def read_file(path: Path) -> Loaded:
         UserError: missing, no regular file, unreadable, unsafe, or larger inside than outside.
     """
     contents, form, opaque = read_contents(path)
+    tensors = named_tensors(path, contents)
+    top = contents if isinstance(contents, dict) else {}
+    other = {label(key): value for key, value in top.items() if not isinstance(value, torch.Tensor)}
+    kind = getattr(contents, "name", "") or type(contents).__name__
+    return Loaded(form, tensors, other, tuple(map(label, top)), kind, opaque, _card(path))
+
+
+def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
+    """The file's object with tensors in it, its format, and the classes that were not loaded."""
+    opaque: list[str] = []
+    with open_regular(path) as file:
+        before = _stamp(file)
+        size = before[0]
+        head = file.read(512)
+        file.seek(0)
+        form = _format(path, head, size)
+        if form == "zip":
+            contents = read_zip(path, file, size, opaque)
+        else:
+            data = file.read(size)
+            readers = {"safetensors": _read_safetensors, "pickle": read_pickle}
+            contents = readers[form](path, data) if form in readers else read_legacy(path, data, opaque)
+        if _stamp(file) != before:
+            raise UserError(f"{path}: changed while it was read: wait until it is written or downloaded")
+    return contents, form if form in ("safetensors", "pickle") else "torch", tuple(opaque)
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file, or a link to one; a device or pipe is never waited for.
+
+    Raises:
+        UserError: missing, no regular file, or unreadable.
+    """
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # first, since to open a device can do something
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint file") from None
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:
+        raise UserError(f"{path}: is no regular file; name a checkpoint file")
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: is no regular file; name a checkpoint file")
+        try:
+            yield file
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _stamp(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _format(path: Path, head: bytes, size: int) -> str:
+    if len(head) < 16:
+        raise UserError(f"{path}: not a readable PyTorch checkpoint (truncated?): {len(head)} bytes")
+    if head[:2] == b"PK":
+        return "zip"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"
+    if MAGIC in head[:20]:
+        return "legacy"
+    if head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"./PaxHeaders")):
+        raise UserError(
+            f"{path}: a tar file, of PyTorch 0.1 or an archive; unpack it, or load it with an old PyTorch and "
+            "save its state_dict() again"
+        )
+    if head[:1] in (b"\x80", b"(", b"}", b"]", b"c"):
+        return "pickle"
+    if head.startswith((b"version https://git-lfs", b"<", b"{")):
+        raise UserError(f"{path}: is text, not weights: the download gave a web page or a pointer")
+    raise UserError(
+        f"{path}: neither a PyTorch checkpoint (truncated?), nor safetensors, nor a pickle of numpy arrays"
+    )
+
+
+def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
+    """The tensors; under `model`, beside what the header says of them, in a file by `transfer.weights_writer`."""
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER:
+        raise UserError(f"{path}: a safetensors header of {length} bytes: damaged or hostile")
+    try:
+        header = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        tensors = dict(parse_safetensors(data))
+        if HEADER not in header:
+            return tensors
+        return {**json.loads(header[HEADER]), "model": tensors}
+    except Exception as error:  # safetensors_rust's own class, json's, a type that PyTorch lacks
+        reason = label(" ".join(str(error).split()), 160) or type(error).__name__
+        raise UserError(f"{path}: not a readable safetensors file: {reason}") from None
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """Pixel statistics in the `config.json` beside the file, as timm and the Hugging Face hub lay it there."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with open_regular(path.parent / "config.json") as file:
+            content = json.loads(file.read(MAX_CARD))
+        card = content.get("pretrained_cfg", content)
+        found = {key: [float(v) for v in card[key]] for key in ("mean", "std")}
+    except (
+        UserError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
+        return {}
+    usable = all(len(v) == 3 and all(math.isfinite(x) for x in v) for v in found.values())
+    return found if usable and min(found["std"]) > 0 else {}
+
+
+def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:
+    """Each tensor in nested containers by the way to it. Raises `UserError` for more data than the file has."""
     tensors: dict[str, torch.Tensor] = {}
     budget = 4 * path.stat().st_size + (1 << 20)  # bfloat16 becomes float32; shared storage is counted anew
-    for name, value in leaves(path, contents):
+    for name, value in _leaves(path, contents):
         if name in tensors:
             raise UserError(f"{path}: holds two tensors by the name {name}: save the wanted network alone")
         tensors[name] = value
@@ -67,85 +194,31 @@ def read_file(path: Path) -> Loaded:
             raise UserError(
                 f"{path}: its tensors claim to be larger than the file: damaged or hostile; refused"
             )
-    top = contents if isinstance(contents, dict) else {}
-    other = {str(key): value for key, value in top.items() if not isinstance(value, torch.Tensor)}
-    return Loaded(form, tensors, other, tuple(map(str, top)), type(contents).__name__, opaque, _card(path))
+    return tensors
 
 
-def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
-    """The file's object with tensors in it, its format, and the classes that were not loaded."""
-    head = _head(path)
-    opaque: list[str] = []
-    if head[:2] == b"PK":
-        return read_zip(path, opaque), "torch", tuple(opaque)
-    if head[8:9] == b"{":
-        return _read_safetensors(path), "safetensors", ()
-    if _TORCH_MAGIC in head:
-        return checkpoint.load(path, opaque=opaque), "torch", tuple(opaque)
-    if head[:1] in (b"\x80", b"(", b"}", b"]"):
-        return read_pickle(path), "pickle", ()
-    raise UserError(
-        f"{path}: neither a PyTorch checkpoint (truncated?), nor safetensors, nor a pickle of numpy arrays"
-    )
-
-
-def _head(path: Path) -> bytes:
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise UserError(f"{path}: is no regular file; name a checkpoint file")
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(head) < 16:
-        raise UserError(f"{path}: not a readable PyTorch checkpoint (truncated?): {len(head)} bytes")
-    return head
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors; under `model`, beside what the header says of them, in a file by `transfer.weights_writer`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        tensors = dict(load_file(path))
-        if HEADER not in header:
-            return tensors
-        return {**json.loads(header[HEADER]), "model": tensors}
-    except Exception as error:  # safetensors_rust's own class, json's
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-
-
-def _card(path: Path) -> dict[str, Any]:
-    """Pixel statistics in the `config.json` beside the file, as timm and the Hugging Face hub lay it there."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        content = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        card = content.get("pretrained_cfg", content)
-        return {key: [float(v) for v in card[key]] for key in ("mean", "std")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """(dotted name, tensor) of everything in nested containers, in the file's order."""
     stack: list[tuple[str, Any, int]] = [("", contents, 0)]
-    steps = 0
+    items = 0
     while stack:
         name, node, depth = stack.pop()
-        steps += 1
-        if depth > MAX_DEPTH or steps > 20 * MAX_TENSORS:
-            raise UserError(f"{path}: its containers are nested without end: damaged or hostile; refused")
         if isinstance(node, torch.Tensor):
             yield name, node
-        elif isinstance(node, Array):
-            yield name, torch.from_numpy(node.value)
-        elif isinstance(node, dict):
-            items = [(f"{name}.{key}" if name else str(key), value, depth + 1) for key, value in node.items()]
-            stack.extend(reversed(items))
-        elif isinstance(node, list | tuple):
-            items = [(f"{name}.{i}" if name else str(i), value, depth + 1) for i, value in enumerate(node)]
-            stack.extend(reversed(items))
+            continue
+        if isinstance(node, Array):
+            if node.value is not None:
+                yield name, torch.from_numpy(node.value)
+            continue
+        items += 1 + len(node)
+        if depth > MAX_DEPTH or items > MAX_ITEMS:
+            raise UserError(f"{path}: its containers are nested without end: damaged or hostile; refused")
+        entries = node.items() if isinstance(node, dict) else enumerate(node)
+        inner = [
+            (f"{name}.{label(key)}" if name else label(key), value, depth + 1)
+            for key, value in entries
+            if isinstance(value, torch.Tensor | Array | dict | list | tuple)
+        ]
+        if inner and len(name) > MAX_NAME:
+            raise UserError(f"{path}: a name of more than {MAX_NAME} characters: damaged or hostile; refused")
+        stack.extend(reversed(inner))

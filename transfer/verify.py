@@ -22,7 +22,7 @@ from pretrain.encoders import ResNet
 from pretrain.errors import UserError
 from transfer.names import detectron2_name
 from transfer.sources import Source
-from transfer.weights_file import read_weights
+from transfer.weights_file import for_detectron2, read_weights
 
 LEVELS = ("res2", "res3", "res4", "res5")
 _TRUNK = re.compile(r"(stem|res[2-5])\.")
@@ -141,7 +141,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _config(path: Path) -> tuple[CfgNode, dict[str, Any]]:
     """detectron2's defaults with the file's own settings, and these."""
-    settings = read_weights(path)["preprocessing"]  # also makes sure that the file is safe to unpickle
+    settings = read_weights(path)["preprocessing"]
     if settings is None:
         raise UserError(f"{path}: no preprocessing record: not written by tools/convert_to_d2.py")
     cfg = get_cfg()
@@ -153,11 +153,14 @@ def _config(path: Path) -> tuple[CfgNode, dict[str, Any]]:
 
 
 def _fill(module: nn.Module, path: Path) -> tuple[str, ...]:
-    """Load by detectron2's own checkpointer; the names of what it could not place."""
+    """Fill a module by detectron2's own matching; the names of what it could not place.
+
+    The file itself is read by us: detectron2 would run the code in a pickle.
+    """
     checkpointer = _Checkpointer(module)
     checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
     checkpointer.logger.setLevel(logging.CRITICAL)  # the names become an error
-    checkpointer.load(str(path))
+    checkpointer._load_model(for_detectron2(read_weights(path)))
     return checkpointer.unplaced
 
 

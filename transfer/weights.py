@@ -18,7 +18,7 @@ from torch import nn
 from pretrain.console import say
 from pretrain.errors import UserError
 from transfer.sources import file_digest
-from transfer.weights_file import read_weights
+from transfer.weights_file import for_detectron2, read_weights
 
 # A ResNet's trunk in FPN and C4 models; a norm that a C4 head adds behind res5 is not part of it.
 _TRUNK = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")
@@ -104,7 +104,7 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
         )
     check_preprocessing(cfg, weights)
     matched = check_filled(model, weights)
-    _load(model, path)
+    _load(model, weights)
     return {"path": str(path), "sha256": file_digest(path), "matched": matched, "record": weights["record"]}
 
 
@@ -114,7 +114,8 @@ def load_detector(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: unreadable, or not exactly this model; names the first tensor that differs.
     """
-    placed = _placed(model, read_weights(path))
+    weights = read_weights(path)
+    placed = _placed(model, weights)
     state = model.state_dict()
     missing = [name for name in state if name not in placed and not name.endswith(_COUNTER)]
     # Buffers of old files that the configuration gives today; detectron2 passes over them too.
@@ -128,7 +129,7 @@ def load_detector(model: nn.Module, path: Path) -> None:
                 f"{path}: not a checkpoint of this model: it {fault} {names[0]} ({len(names)} such); "
                 "use the configuration of the run that wrote it"
             )
-    _load(model, path)
+    _load(model, weights)
 
 
 def local_path(name: str) -> Path:
@@ -154,18 +155,23 @@ def _placed(model: nn.Module, weights: dict[str, Any]) -> dict[str, torch.Tensor
     """
     named = dict(weights["model"])
     if weights["heuristics"]:
-        named = align_and_update_state_dicts(
-            model.state_dict(), named, c2_conversion=weights["author"] == "Caffe2"
-        )
+        try:
+            named = align_and_update_state_dicts(
+                model.state_dict(), named, c2_conversion=weights["author"] == "Caffe2"
+            )
+        except (ValueError, KeyError, AssertionError) as error:  # one tensor that would fit in two places
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"MODEL.WEIGHTS: its names do not match the model's: {reason}") from None
     return {name.removeprefix("module."): tensor for name, tensor in named.items()}
 
 
-def _load(model: nn.Module, path: Path) -> None:
+def _load(model: nn.Module, weights: dict[str, Any]) -> None:
+    """By detectron2's own matching, of what our reader read: detectron2's would run the code in a pickle."""
     checkpointer = DetectionCheckpointer(model)
     # It would list all new heads as missing at each start; what matters has been checked.
     checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
     checkpointer.logger.setLevel(logging.ERROR)
-    checkpointer.load(str(path), checkpointables=[])
+    checkpointer._load_model(for_detectron2(weights))
 
 
 def _same(found: Any, needed: Any) -> bool:

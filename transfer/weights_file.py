@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from pretrain.errors import UserError
 from transfer.numpy_pickle import Array
 from transfer.candidates import has_resnet
-from transfer.untrusted import leaves, read_contents
+from transfer.safe_pickle import label
+from transfer.untrusted import named_tensors, read_contents
+
+MAX_TENSORS = 10_000  # detectron2 compares each name with each; its largest detectors have some 2,000
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -21,10 +23,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, not only numbers, or a checkpoint that must be converted first.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
     contents, form, _ = read_contents(path)
-    if form != "pickle" and has_resnet(dict(leaves(path, contents))):
+    if form != "pickle" and has_resnet(named_tensors(path, contents)):
         raise UserError(
             f"{path}: convert it first: python tools/convert_to_d2.py {path} {path.name.split('.')[0]}.pkl"
         )
@@ -40,22 +40,53 @@ def read_weights(path: Path) -> dict[str, Any]:
     model = contents.get("model", contents)
     if not isinstance(model, dict):
         raise UserError(f"{path}: its `model` is a {type(model).__name__}, not a dict of weights")
+    if len(model) > MAX_TENSORS:
+        raise UserError(f"{path}: holds {len(model)} tensors: no weights file of a detector")
+    named_tensors(path, model)  # which are not larger than the file
     for key in ("preprocessing", "record"):
-        if not isinstance(contents.get(key), dict | None):
-            raise UserError(f"{path}: its `{key}` is not a dict: not written by tools/convert_to_d2.py")
+        if not isinstance(contents.get(key), dict | None) or not _plain(contents.get(key)):
+            raise UserError(f"{path}: its `{key}` is damaged: not written by tools/convert_to_d2.py")
     return {
-        "model": {name: _as_tensor(path, name, value) for name, value in model.items()},
-        "author": str(contents.get("__author__", "unknown")),
-        "heuristics": bool(contents.get("matching_heuristics", False)),
+        "model": {label(name): _as_tensor(path, name, value) for name, value in model.items()},
+        "author": label(contents.get("__author__", "unknown")),
+        "heuristics": contents.get("matching_heuristics", False) is True,
         "preprocessing": contents.get("preprocessing"),
         "record": contents.get("record"),
+    }
+
+
+def for_detectron2(weights: dict[str, Any]) -> dict[str, Any]:
+    """What `read_weights` gave as the dict that detectron2's checkpointer makes of such a file."""
+    return {
+        "model": dict(weights["model"]),
+        "__author__": weights["author"],
+        "matching_heuristics": weights["heuristics"],
     }
 
 
 def _as_tensor(path: Path, name: Any, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
-    array = value.value if isinstance(value, Array) else numpy.asarray(value)
-    if array.dtype.kind in "fiub":
-        return torch.from_numpy(array)
-    raise UserError(f"{path}: {name} is a {type(value).__name__}, not an array of numbers: no weights file?")
+    if isinstance(value, Array) and value.value is not None:
+        return torch.from_numpy(value.value)
+    if type(value) in (bool, int, float):  # Detectron 1's files have some
+        try:
+            return torch.tensor(value)
+        except (RuntimeError, OverflowError):
+            pass
+    kind = getattr(value, "name", "") or type(value).__name__
+    raise UserError(f"{path}: {label(name)} is a {kind}, not an array of numbers: no weights file?")
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    """Whether a record holds nothing but short printable texts and numbers, as ours do."""
+    if isinstance(value, dict):
+        pairs = len(value) <= 10_000 and depth < 6
+        return pairs and all(
+            isinstance(k, str) and k.isprintable() and _plain(v, depth + 1) for k, v in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return len(value) <= 10_000 and depth < 6 and all(_plain(part, depth + 1) for part in value)
+    if isinstance(value, str):
+        return value.isprintable() and len(value) <= 10_000
+    return value is None or type(value) in (bool, float) or (type(value) is int and abs(value) < 1 << 63)

@@ -1,0 +1,338 @@
+"""A pickle machine of our own: it builds plain data, and calls nothing that a file names.
+
+Python's unpickler runs whatever its `find_class` returns, lets a file set attributes of it, allocates what a
+memo index claims, and hashes nested tuples without a limit, which crashes the interpreter. Here a global is one
+of our `Constructor`s or an inert `Opaque`, and everything is bounded by the file's own size.
+"""
+
+import codecs
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from pretrain.errors import UserError
+
+MAX_STEPS = 3_000_000  # opcodes: the largest real files have some 100,000
+MAX_INTEGER = 256  # bytes
+MAX_KEYS = 20_000  # of a dict, if they are no texts: hashes of numbers can be made to collide
+MAX_KEY_PARTS = 64  # of a tuple that is a key
+
+
+class Constructor:
+    """Stands for a function or class that a file names: `make(*arguments)` is called in its place."""
+
+    __slots__ = ("make", "name")
+
+    def __init__(self, make: Callable[..., Any], name: str = "") -> None:
+        self.make, self.name = make, name
+
+
+class Buildable:
+    """An object that a pickle fills after having made it."""
+
+    def build(self, state: Any) -> None:
+        """Take the state in; raise for one that is damaged."""
+        raise NotImplementedError
+
+
+class Opaque(dict):
+    """Stands for an object of a class that we do not load. It keeps entries that a dict's subclass would."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__()
+        self.name = name
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+
+def label(value: Any, limit: int = 200) -> str:
+    """A key or name of a file as short text of printable characters, for tables, messages and terminals."""
+    if isinstance(value, Constructor | Opaque):
+        value = value.name
+    if isinstance(value, tuple):
+        return "(" + ", ".join(label(part, 20) for part in value[:8] if not isinstance(part, tuple)) + ")"
+    text = (
+        value[:limit]
+        if isinstance(value, str)
+        else repr(value[:limit] if isinstance(value, bytes) else value)
+    )
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+class Machine:
+    """Runs the opcodes of one pickle after another.
+
+    Args:
+        data: the file's bytes.
+        resolve: (module, name) -> what stands for that global: a `Constructor` or plain data.
+        persistent: identity -> object, for torch's storages.
+        position: of the first opcode.
+    """
+
+    def __init__(
+        self,
+        data: bytes | bytearray,
+        resolve: Callable[[str, str], Any],
+        *,
+        persistent: Callable[[Any], Any] | None = None,
+        position: int = 0,
+    ) -> None:
+        self.data, self.position = data, position
+        self.resolve, self.persistent = resolve, persistent
+        self.steps = self.keys = 0
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """The next pickle's object.
+
+        Raises:
+            UserError: what no file of weights does. Damage raises whatever it leads to.
+        """
+        self.stack, self.marks, self.memo = [], [], {}
+        data = self.data
+        while True:
+            code = data[self.position]
+            self.position += 1
+            if code == 0x2E:  # STOP
+                return self.stack.pop()
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise UserError(f"it uses the pickle opcode {code:#x}, which no file of weights needs")
+            operation(self)
+            self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise UserError(f"it holds more than {MAX_STEPS} objects: damaged or hostile")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        end = self.position + count
+        if count < 0 or end > len(self.data):
+            raise EOFError("it ends in the middle of an object")
+        part = self.data[self.position : end]
+        self.position = end
+        return bytes(part)
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def line(self, limit: int = 1 << 16) -> bytes:
+        end = self.data.find(b"\n", self.position, self.position + limit)
+        if end < 0:
+            raise EOFError("it ends in the middle of a line")
+        part = bytes(self.data[self.position : end])
+        self.position = end + 1
+        return part
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def items(self) -> list[Any]:
+        """What was pushed since the mark."""
+        found, self.stack = self.stack, self.marks.pop()
+        return found
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(arguments, tuple):
+            raise UserError("it calls something without a tuple of arguments: damaged or hostile")
+        if isinstance(function, Opaque):  # what an unknown class's method would return
+            return function
+        if not isinstance(function, Constructor):
+            raise UserError(f"it calls a {type(function).__name__}: damaged or hostile")
+        return function.make(*arguments)
+
+    def reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self.call(self.stack[-1], arguments)
+
+    def new_with_keywords(self) -> None:
+        self.stack.pop()
+        self.reduce()
+
+    def instance(self) -> None:
+        module, name = self.line().decode(), self.line().decode()
+        arguments = tuple(self.items())
+        self.push(self.call(self.resolve(module, name), arguments))
+
+    def old_object(self) -> None:
+        function, *arguments = self.items()
+        self.push(self.call(function, tuple(arguments)))
+
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Buildable):
+            target.build(state)
+        elif not isinstance(target, dict):  # attributes of a dict, such as `_metadata`, are not needed
+            if type(target).__module__ != "torch":  # nor a parameter's
+                raise UserError(f"it sets the state of a {type(target).__name__}: damaged or hostile")
+
+    def named(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise UserError("it asks for a global without a name: damaged or hostile")
+        self.push(self.resolve(module, name))
+
+    def identified(self, identity: Any) -> None:
+        if self.persistent is None:
+            raise UserError("it refers to data outside of the pickle: no file of weights")
+        self.push(self.persistent(identity))
+
+    def append(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(values)
+        elif not isinstance(target, Opaque):
+            raise UserError(f"it appends to a {type(target).__name__}: damaged or hostile")
+
+    def append_one(self) -> None:
+        value = self.stack.pop()
+        self.append([value])
+
+    def set_items(self, target: Any, pairs: list[Any]) -> None:
+        if not isinstance(target, dict) or len(pairs) % 2:
+            raise UserError(f"it sets entries of a {type(target).__name__}: damaged or hostile")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if type(key) is not str:
+                self.check_key(key, target)
+            target[key] = value
+
+    def check_key(self, key: Any, target: dict[Any, Any]) -> None:
+        """Hashing a tuple takes a call for each nested one, and as long as its parts together."""
+        parts = [key]
+        for _ in range(MAX_KEY_PARTS):
+            if not parts:
+                break
+            part = parts.pop()
+            if isinstance(part, tuple):
+                parts += part[: MAX_KEY_PARTS + 1]
+        self.keys += 1
+        if parts or len(target) > MAX_KEYS or self.keys > 10 * MAX_KEYS:
+            raise UserError("it has too many keys that are no texts: damaged or hostile")
+
+    def set_one(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items(self.stack[-1], [key, value])
+
+    def set_many(self) -> None:
+        pairs = self.items()
+        self.set_items(self.stack[-1], pairs)
+
+    def whole_dict(self) -> None:
+        made: dict[Any, Any] = {}
+        self.set_items(made, self.items())
+        self.push(made)
+
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise IndexError("it takes more than there is")
+        made = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.push(made)
+
+    def store(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def integer(self, size: int) -> None:
+        if not 0 <= size <= MAX_INTEGER:
+            raise UserError(f"it holds an integer of {size} bytes: damaged or hostile")
+        self.push(int.from_bytes(self.take(size), "little", signed=True))
+
+    def integer_line(self) -> None:
+        text = self.line(4 * MAX_INTEGER).rstrip(b"L")
+        self.push(text == b"01" if text in (b"00", b"01") else int(text))  # protocol 0's False and True
+
+    def quoted(self) -> None:
+        text = self.line(len(self.data)).strip()
+        if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"\"'":
+            raise ValueError("a text without quotes")
+        self.push(codecs.escape_decode(text[1:-1])[0].decode("latin1"))  # type: ignore[attr-defined]
+
+    def text(self, form: str) -> None:
+        self.push(self.take(self.number(form)).decode("utf-8", "surrogatepass"))
+
+    def old_text(self, form: str) -> None:
+        self.push(self.take(self.number(form)).decode("latin1"))  # arrays' data in pickles by Python 2
+
+    def pop(self) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.items()
+
+
+_Operation = Callable[[Machine], Any]
+_OPERATIONS: dict[int, _Operation] = {
+    ord(code): operation
+    for code, operation in {
+        "\x80": lambda m: m.take(1),  # PROTO
+        "\x95": lambda m: m.take(8),  # FRAME
+        "(": Machine.mark,
+        "0": Machine.pop,
+        "1": Machine.items,  # POP_MARK
+        "2": lambda m: m.push(m.stack[-1]),  # DUP
+        "N": lambda m: m.push(None),
+        "\x88": lambda m: m.push(True),
+        "\x89": lambda m: m.push(False),
+        "I": Machine.integer_line,
+        "L": Machine.integer_line,
+        "J": lambda m: m.push(m.number("<i")),
+        "K": lambda m: m.push(m.number("B")),
+        "M": lambda m: m.push(m.number("<H")),
+        "\x8a": lambda m: m.integer(m.number("B")),
+        "\x8b": lambda m: m.integer(m.number("<i")),
+        "F": lambda m: m.push(float(m.line(256))),
+        "G": lambda m: m.push(m.number(">d")),
+        "S": Machine.quoted,
+        "T": lambda m: m.old_text("<i"),
+        "U": lambda m: m.old_text("B"),
+        "V": lambda m: m.push(m.line(len(m.data)).decode("raw-unicode-escape")),
+        "X": lambda m: m.text("<I"),
+        "\x8c": lambda m: m.text("B"),
+        "\x8d": lambda m: m.text("<Q"),
+        "B": lambda m: m.push(m.take(m.number("<I"))),
+        "C": lambda m: m.push(m.take(m.number("B"))),
+        "\x8e": lambda m: m.push(m.take(m.number("<Q"))),
+        "\x96": lambda m: m.push(m.take(m.number("<Q"))),  # a bytearray
+        "]": lambda m: m.push([]),
+        "a": Machine.append_one,
+        "e": lambda m: m.append(m.items()),
+        "l": lambda m: m.push(m.items()),
+        ")": lambda m: m.push(()),
+        "t": lambda m: m.push(tuple(m.items())),
+        "\x85": lambda m: m.tuple_of(1),
+        "\x86": lambda m: m.tuple_of(2),
+        "\x87": lambda m: m.tuple_of(3),
+        "}": lambda m: m.push({}),
+        "d": Machine.whole_dict,
+        "s": Machine.set_one,
+        "u": Machine.set_many,
+        "\x8f": lambda m: m.push([]),  # a set: nothing needs it as one
+        "\x90": lambda m: m.append(m.items()),
+        "\x91": lambda m: m.push(m.items()),  # a frozenset
+        "p": lambda m: m.store(int(m.line(32))),
+        "q": lambda m: m.store(m.number("B")),
+        "r": lambda m: m.store(m.number("<I")),
+        "\x94": lambda m: m.store(len(m.memo)),
+        "g": lambda m: m.push(m.memo[int(m.line(32))]),
+        "h": lambda m: m.push(m.memo[m.number("B")]),
+        "j": lambda m: m.push(m.memo[m.number("<I")]),
+        "c": lambda m: m.push(m.resolve(m.line().decode(), m.line().decode())),
+        "\x93": Machine.named,
+        "R": Machine.reduce,
+        "\x81": Machine.reduce,  # NEWOBJ
+        "\x92": Machine.new_with_keywords,
+        "i": Machine.instance,
+        "o": Machine.old_object,
+        "b": Machine.build,
+        "P": lambda m: m.identified(m.line().decode("ascii")),
+        "Q": lambda m: m.identified(m.stack.pop()),
+    }.items()
+}
