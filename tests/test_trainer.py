@@ -7,6 +7,7 @@ import detection_data
 import pytest
 import torch
 from conftest import run_script
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -133,8 +134,7 @@ def test_voc_configs_train_at_full_width_on_the_true_layout(name: str, tmp_path:
     root = tmp_path / "datasets"
     detection_data.write_voc(root, images=2)
     if name == "voc_mask_R50_FPN":
-        classes = tuple(f"class{i}" for i in range(20))
-        annotations, images = detection_data.write_coco(tmp_path / "masks", images=3, classes=classes)
+        annotations, images = detection_data.write_coco(tmp_path / "masks", images=3, classes=CLASS_NAMES)
         for image in images.iterdir():
             image.rename(root / "VOC2012/JPEGImages" / image.name)
         (root / "VOC2012/annotations_masks").mkdir()
