@@ -29,14 +29,9 @@ def test_blocks_alternate_and_the_first_pair_is_not_counted() -> None:
 def test_both_loops_take_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step on the same batch, with the same draws of proposals, leaves the same weights."""
     data = detection_data.write_coco(tmp_path / "a", images=2)
-    overrides = [
-        *SMALL,
-        *detection_data.custom(data, data),
-        "OUTPUT_DIR",
-        str(tmp_path),
-        "SOLVER.WARMUP_FACTOR",
-        "1.0",
-    ]
+    # in one memory format: a rounding error could turn the order of two proposals round
+    same = ["OUTPUT_DIR", str(tmp_path), "MODEL.CHANNELS_LAST", "False"]
+    overrides = [*SMALL, *detection_data.custom(data, data), *same]
     cfg = config.load("transfer/coco_R50_FPN.yaml", overrides)
     benchmark._find_data(cfg, tmp_path)
     with benchmark.EventStorage(), benchmark.Progress(cfg, 0) as log:

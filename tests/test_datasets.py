@@ -118,3 +118,21 @@ def test_wrong_class_count_and_unknown_name(tmp_path: Path) -> None:
         datasets.prepare(cfg)
     with pytest.raises(UserError, match="unknown data set my_data"):
         datasets.prepare(_load("voc_R50_C4_24k", tmp_path, "DATASETS.TEST", "('my_data',)"))
+
+
+def test_cityscapes_are_read_as_detectron2_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cityscapesscripts")
+    pytest.importorskip("shapely")
+    from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+
+    from transfer import cityscapes
+
+    detection_data.write_cityscapes(tmp_path, images=4)
+    folders = [str(tmp_path / "cityscapes" / kind / "val") for kind in ("leftImg8bit", "gtFine")]
+    d2_compat.alias_cityscapes()
+    expected = load_cityscapes_instances(*folders)
+    assert {a["category_id"] for r in expected for a in r["annotations"]} == {0, 2}  # person, car
+    assert cityscapes.instances(*folders) == expected
+    monkeypatch.setattr(cityscapes, "CHUNK", 1)
+    monkeypatch.setattr(cityscapes.os, "cpu_count", lambda: 2)
+    assert cityscapes.instances(*folders) == expected  # by two processes

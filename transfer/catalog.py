@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin, register_coco_instances
 
 from pretrain.errors import UserError
-from transfer import voc
+from transfer import cityscapes, voc
 from transfer.prepare.voc_labels import CLASSES
 
 # Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.
@@ -41,10 +41,13 @@ def register_builtin(root: Path) -> None:
     builtin.register_all_pascal_voc(str(root))
     builtin.register_all_ade20k(str(root))
     for name in list(DatasetCatalog.list()):
+        metadata = MetadataCatalog.get(name)
         if name.startswith("voc_20") and BUILTIN.fullmatch(name):
-            metadata = MetadataCatalog.get(name)
             DatasetCatalog.remove(name)  # see transfer.voc
             DatasetCatalog.register(name, partial(voc.boxes, Path(metadata.dirname), metadata.split))
+        elif name.startswith("cityscapes_fine_instance_seg_"):
+            DatasetCatalog.remove(name)  # see transfer.cityscapes
+            DatasetCatalog.register(name, partial(cityscapes.instances, metadata.image_dir, metadata.gt_dir))
     folder = root / "VOC2012"
     for name, split in VOC_MASKS.items():
         annotations = folder / "annotations_masks" / f"instances_{split}.json"

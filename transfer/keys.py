@@ -12,16 +12,14 @@ def add_keys(cfg: Any) -> None:
     node = type(cfg)
     # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: from scratch, and said so.
     cfg.MODEL.INIT = "weights"
-    cfg.MODEL.CHANNELS_LAST = True  # memory format of the convolutions; the numbers do not change
+    cfg.MODEL.CHANNELS_LAST = True  # memory format of the convolutions; the order of additions changes, no more
     cfg.MODEL.COMPILE = False  # torch.compile of the backbone
     cfg.MODEL.DC5 = node({"CHANNELS": 512})  # of the 3x3 convolution behind a dilated C5 (App. A.1)
     cfg.MODEL.SEM_SEG_HEAD.DILATION = 6  # of the two 3x3 convolutions of FCN16sHead (App. A.5)
     # Semantic segmentation: a random scale of the whole image, then a square crop, padded where it is smaller.
     cfg.INPUT.SCALE_CROP = node({"ENABLED": False, "SCALES": (0.5, 2.0), "SIZE": 513})
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD (the paper) | AdamW (the demo: trains from scratch in minutes)
-    cfg.SOLVER.ACCUMULATE = (
-        1  # parts into which each process divides its share of a batch, one after the other
-    )
+    cfg.SOLVER.ACCUMULATE = 1  # parts of each process's share of a batch, one after the other
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # bfloat16 | float16 (scaled losses, as in detectron2)
     cfg.SOLVER.LOG_PERIOD = 20  # iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
