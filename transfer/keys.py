@@ -12,7 +12,9 @@ def add_keys(cfg: Any) -> None:
     node = type(cfg)
     # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: from scratch, and said so.
     cfg.MODEL.INIT = "weights"
-    cfg.MODEL.CHANNELS_LAST = True  # memory format of the convolutions; the order of additions changes, no more
+    cfg.MODEL.CHANNELS_LAST = (
+        True  # memory format of the convolutions; the order of additions changes, no more
+    )
     cfg.MODEL.COMPILE = False  # torch.compile of the backbone
     cfg.MODEL.DC5 = node({"CHANNELS": 512})  # of the 3x3 convolution behind a dilated C5 (App. A.1)
     cfg.MODEL.SEM_SEG_HEAD.DILATION = 6  # of the two 3x3 convolutions of FCN16sHead (App. A.5)

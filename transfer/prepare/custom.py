@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.checkpoint import write_atomic
 from pretrain.errors import UserError
-from transfer import annotations, subset
+from transfer import annotation_checks, annotations, subset
 from transfer.annotations import Problem
 from transfer.prepare.files import sha256
 from transfer.prepare.headers import differences
@@ -108,7 +108,7 @@ def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
     found = annotations.problems(content, args.images, masks="masks" in learn, keypoints="keypoints" in learn)
     for index, text in differences(content["images"], args.images):
         name = f"image {content['images'][index].get('id', f'at position {index}')}"
-        found.append(Problem(f"{name}: {text}", "images", index, "left out", annotations.drop))
+        found.append(Problem(f"{name}: {text}", "images", index, "left out", annotation_checks.drop))
     return found
 
 
