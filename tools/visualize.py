@@ -35,7 +35,11 @@ def main() -> None:
                 raise UserError(
                     f"--run {args.run}: no config.yaml there; name the OUTPUT_DIR of a finished run"
                 )
-        cfg = config.load(name, ["MODEL.INIT", "weights", *weights, *args.overrides])
+        cfg = config.load(name, ["MODEL.INIT", "weights", *weights, *args.overrides], need_weights=False)
+        if not cfg.MODEL.WEIGHTS:
+            raise UserError(
+                "MODEL.WEIGHTS is empty: name a fine-tuned model, such as a run's model_final.pth, or give --run"
+            )
         written = inspection.show_predictions(cfg, args.output, count=args.count, images=args.images)
     print(f"wrote {written[-1]} and {len(written) - 1} pictures")
 

@@ -82,6 +82,7 @@ def _check(cfg: CfgNode) -> None:
     # detectron2's trainer knows it; our loop does not, and a key without effect would mislead
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")
+    _check_data(cfg)
     _check_evaluation(cfg)
     _check_resnet(cfg)
     _check_compiled(cfg)
@@ -90,6 +91,20 @@ def _check(cfg: CfgNode) -> None:
         raise UserError(
             f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} reaches beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: "
             "set both together"
+        )
+
+
+def _check_data(cfg: CfgNode) -> None:
+    if not 0 < cfg.DATASETS.FRACTION <= 1:
+        raise UserError(f"DATASETS.FRACTION {cfg.DATASETS.FRACTION}: give a number above 0 and up to 1")
+    if cfg.DATASETS.SHOTS < 0:
+        raise UserError(f"DATASETS.SHOTS {cfg.DATASETS.SHOTS}: give 0 (all objects) or more")
+    crop = cfg.INPUT.SCALE_CROP
+    if crop.ENABLED and crop.SIZE < 1:
+        raise UserError(f"INPUT.SCALE_CROP.SIZE {crop.SIZE}: give the crop's side in pixels")
+    if crop.ENABLED and not (len(crop.SCALES) == 2 and 0 < crop.SCALES[0] <= crop.SCALES[1]):
+        raise UserError(
+            f"INPUT.SCALE_CROP.SCALES {tuple(crop.SCALES)}: give the least and the largest, as (0.5, 2.0)"
         )
 
 
