@@ -30,7 +30,13 @@ DETECTRON2_REQUIREMENTS = [
     "tensorboard>=2.9",
 ]
 # Evaluation on LVIS and Cityscapes, conversion of SBD's masks, the faster evaluation of COCO.
-DATA_REQUIREMENTS = ["scipy>=1.9", "lvis>=0.5.3", "cityscapesscripts>=2.2", "faster-coco-eval>=1.6"]
+DATA_REQUIREMENTS = [
+    "scipy>=1.9",
+    "lvis>=0.5.3",
+    "cityscapesscripts>=2.2",
+    "faster-coco-eval>=1.6",
+    "shapely>=2",
+]
 # Photographs for the demo where Debian's packages are not to be had.
 DEMO_REQUIREMENTS = ["scikit-image>=0.20", "scikit-learn>=1.2"]
 
@@ -46,6 +52,13 @@ setup(
     extras_require={
         "demo": DEMO_REQUIREMENTS,
         "data": DATA_REQUIREMENTS,
-        "dev": ["pytest>=7", "ruff>=0.5", "mypy>=1.8", "types-PyYAML", *DEMO_REQUIREMENTS, *DATA_REQUIREMENTS],
+        "dev": [
+            "pytest>=7",
+            "ruff>=0.5",
+            "mypy>=1.8",
+            "types-PyYAML",
+            *DEMO_REQUIREMENTS,
+            *DATA_REQUIREMENTS,
+        ],
     },
 )

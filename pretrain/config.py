@@ -7,6 +7,7 @@ that runs code found in the file.
 """
 
 import difflib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.errors import UserError
 from pretrain.validate import validate
+from pretrain.yaml_numbers import write_out
 
 CONFIG_ROOT = Path(__file__).resolve().parents[1] / "configs"
 
@@ -28,7 +30,8 @@ class _SafeFiles(CfgNode):
     def _open_cfg(cls, filename: str) -> Any:
         if "://" in filename:
             raise UserError(f"_BASE_: {filename} is a URL; download the file and name its path")
-        return open(filename, encoding="utf-8")
+        with open(filename, encoding="utf-8") as file:
+            return io.StringIO(write_out(file.read()))
 
 
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:

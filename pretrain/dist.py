@@ -1,9 +1,15 @@
 """Process groups: one script runs as one process or as many, on CPUs (gloo) or GPUs (NCCL)."""
 
+import multiprocessing
 import os
+import re
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 
 import torch
 import torch.distributed as td
@@ -57,10 +63,25 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def init_from_env(device: torch.device) -> None:
-    """Join the process group that torchrun (or `spawn`) describes in the environment; else do nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not td.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+    """Join the process group that torchrun (or `spawn`) describes in the environment; else do nothing.
+
+    Raises `UserError` when the address cannot be used.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or td.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
         td.init_process_group(backend, timeout=timedelta(hours=4))  # the others wait while one evaluates
+    except td.DistNetworkError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            reason = "the port is in use"
+        else:
+            reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--dist-url tcp://{address}: {reason}: give another port or host, the same on every machine "
+            "(torchrun: --master-port, --master-addr)"
+        ) from None
 
 
 def shutdown() -> None:
@@ -69,30 +90,86 @@ def shutdown() -> None:
         td.destroy_process_group()
 
 
-def spawn(worker: Callable[..., None], processes: int, args: tuple = ()) -> None:
+def spawn(
+    worker: Callable[..., None],
+    processes: int,
+    args: tuple = (),
+    *,
+    machines: int = 1,
+    machine_rank: int = 0,
+    url: str = "auto",
+) -> None:
     """Run `worker(*args)` in `processes` processes of this machine, with the environment torchrun would set.
 
-    One process runs in place. `UserError`s of a worker are raised again here, once.
+    One process runs in place. `UserError`s of a worker are raised again here, once, and an exit code of
+    a worker's own is this process's. SIGTERM and SIGUSR1 are passed on to the workers.
+
+    Args:
+        processes: on each machine.
+        machines: of the job; each runs this with its own `machine_rank`, from 0.
+        url: `tcp://HOST:PORT` of machine 0, or `auto`: any free port of this machine, the only one.
     """
-    if processes == 1:
+    host, port = _address(url, machines=machines, machine_rank=machine_rank)
+    if processes * machines == 1:
         worker(*args)
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    environment = {"WORLD_SIZE": processes * machines, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": host,
+                   "MASTER_PORT": port}  # fmt: skip
+    first = machine_rank * processes
+    context = mp.spawn(_spawned, args=(worker, first, environment, args), nprocs=processes, join=False)
     try:
-        mp.spawn(_spawned, args=(worker, processes, port, args), nprocs=processes)
+        with _passing_on(context.pids()):
+            while not context.join(grace_period=10):
+                pass
     except mp.ProcessRaisedException as error:
         if f"{UserError.__module__}.{UserError.__qualname__}: " in str(error):
             raise UserError(message(error)) from None
         raise
+    except mp.ProcessExitedException as error:  # by sys.exit, or by a signal: minus its number
+        raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
 
 
-def _spawned(local_rank: int, worker: Callable[..., None], processes: int, port: int, args: tuple) -> None:
-    os.environ.update(
-        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(processes),
-        LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+def _address(url: str, *, machines: int, machine_rank: int) -> tuple[str, int]:
+    if machines < 1 or not 0 <= machine_rank < machines:
+        raise UserError(f"--num-machines {machines} --machine-rank {machine_rank}: ranks are 0..machines - 1")
+    if url == "auto":
+        if machines > 1:
+            raise UserError("--dist-url auto is for one machine: give tcp://HOST:PORT of machine 0")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return "127.0.0.1", free.getsockname()[1]
+    match = re.fullmatch(r"tcp://(.+):(\d+)", url)
+    if not match or int(match[2]) > 65535:
+        raise UserError(f"--dist-url {url}: give auto, or tcp://HOST:PORT of machine 0")
+    return match[1].strip("[]"), int(match[2])
+
+
+@contextmanager
+def _passing_on(pids: list[int]) -> Iterator[None]:
+    """Send SIGTERM and SIGUSR1, which a scheduler sends to this process, to its workers too."""
+
+    def send(number: int, frame: FrameType | None) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        previous = {number: signal.signal(number, send) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _spawned(
+    local_rank: int, worker: Callable[..., None], first: int, environment: dict, args: tuple
+) -> None:
+    # This process was spawned, but its loader workers are to start as they do everywhere else, under torchrun too
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    own = {"RANK": first + local_rank, "LOCAL_RANK": local_rank}
+    os.environ.update({name: str(value) for name, value in {**environment, **own}.items()})
     worker(*args)
     shutdown()  # not after an error: NCCL would wait for the other processes, and nobody would see it
 
@@ -127,3 +204,13 @@ def mean_over_processes(tensors: list[torch.Tensor]) -> None:
     flat /= world_size()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.detach().copy_(mean.view_as(tensor))
+
+
+def copy_from_main(tensors: list[torch.Tensor]) -> None:
+    """Replace each float tensor by the main process's, in place, in one message."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    td.broadcast(flat, 0)
+    for tensor, value in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.detach().copy_(value.view_as(tensor))

@@ -37,9 +37,13 @@ def write_coco(
     images: int = 4,
     classes: tuple[str, ...] = ("cup", "key"),
     masks: bool = True,
+    keypoints: int = 0,
     seed: int = 0,
 ) -> tuple[Path, Path]:
-    """A COCO-format set: (json file, image folder). The category ids are 3, 6, ...: not contiguous, as in COCO."""
+    """A COCO-format set: (json file, image folder). The category ids are 3, 6, ...: not contiguous, as in COCO.
+
+    With `keypoints`, each object has so many along its diagonal, named left_a, right_a, left_b, ...
+    """
     rng = np.random.default_rng(seed)
     picture_folder = folder / "images"
     picture_folder.mkdir(parents=True)
@@ -64,7 +68,19 @@ def write_coco(
                 bitmap[y : y + h, x : x + w] = 1
                 rle = coco_mask.encode(bitmap)
                 annotation["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+            if keypoints:
+                places = [
+                    (x + w * (k + 1) // (keypoints + 1), y + h * (k + 1) // (keypoints + 1))
+                    for k in range(keypoints)
+                ]
+                annotation["keypoints"] = [v for place in places for v in (*place, 2)]
+                annotation["num_keypoints"] = keypoints
             content["annotations"].append(annotation)
+    for category in content["categories"] if keypoints else ():
+        category["keypoints"] = [
+            f"{('left', 'right')[k % 2]}_{'abcdefghij'[k // 2]}" for k in range(keypoints)
+        ]
+        category["skeleton"] = []
     annotations = folder / "instances.json"
     annotations.write_text(json.dumps(content))
     return annotations, picture_folder
@@ -104,3 +120,99 @@ def _voc_object(x: int, y: int, w: int, h: int, kind: int) -> str:
         f"<bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
         f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
     )
+
+
+def write_voc_labels(root: Path, split: str, images: int = 3) -> None:
+    """Labels per pixel for `voc_2012_semseg_*`, and their images: rectangles of class 9 and 12, a void rim."""
+    rng = np.random.default_rng(0)
+    for part in ("JPEGImages", f"semseg/{split}"):
+        (root / "VOC2012" / part).mkdir(parents=True, exist_ok=True)
+    for i in range(images):
+        picture, boxes = boxes_picture(rng, 128, 96, 2)
+        label = np.zeros((96, 128), np.uint8)
+        for x, y, w, h, kind in boxes:
+            label[y : y + h, x : x + w] = 255
+            label[y + 2 : y + h - 2, x + 2 : x + w - 2] = (9, 12)[kind]
+        Image.fromarray(picture).save(root / "VOC2012/JPEGImages" / f"{split}_{i}.jpg")
+        Image.fromarray(label).save(root / "VOC2012/semseg" / split / f"{split}_{i}.png")
+
+
+def write_cityscapes(root: Path, split: str = "val", images: int = 3) -> None:
+    """Cityscapes in its own layout: a road, two cars and a person on each image of 128 x 96 pixels.
+
+    Objects are above 100 pixels: smaller ones do not count in Cityscapes' AP.
+    """
+    photos, labels = (
+        root / "cityscapes/leftImg8bit" / split / "ulm",
+        root / "cityscapes/gtFine" / split / "ulm",
+    )
+    photos.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        stem = f"ulm_{i:06}_000019"
+        shift = int(rng.integers(0, 20))
+        # (name, label id, training id, x, y, w, h), in drawing order
+        objects = [
+            ("road", 7, 0, 0, 48, 128, 48), ("car", 26, 13, 4 + shift, 40, 24, 16),
+            ("car", 26, 13, 60 + shift, 44, 20, 20),
+            ("person", 24, 11, 100, 30 + shift, 12, 30),
+        ]  # fmt: skip
+        ids, train_ids = np.zeros((96, 128), np.uint8), np.full((96, 128), 255, np.uint8)
+        instances = np.zeros((96, 128), np.uint16)
+        for number, (name, label_id, train_id, x, y, w, h) in enumerate(objects):
+            window = (slice(y, y + h), slice(x, x + w))
+            ids[window], train_ids[window] = label_id, train_id
+            instances[window] = label_id if name == "road" else label_id * 1000 + number
+        polygons = [
+            {"label": name, "polygon": [[x, y], [x + w - 1, y], [x + w - 1, y + h - 1], [x, y + h - 1]]}
+            for name, _, _, x, y, w, h in objects
+        ]
+        Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(
+            photos / f"{stem}_leftImg8bit.png"
+        )
+        content = {"imgHeight": 96, "imgWidth": 128, "objects": polygons}
+        (labels / f"{stem}_gtFine_polygons.json").write_text(json.dumps(content))
+        Image.fromarray(instances).save(labels / f"{stem}_gtFine_instanceIds.png")
+        Image.fromarray(ids).save(labels / f"{stem}_gtFine_labelIds.png")
+        Image.fromarray(train_ids).save(labels / f"{stem}_gtFine_labelTrainIds.png")
+
+
+def write_lvis(root: Path, name: str, images: int = 3) -> None:
+    """`lvis_v0.5_val` or `lvis_v1_val` with all the categories of detectron2's list, polygons, and COCO's images.
+
+    Each image has a frequent, a common and a rare object; category 4 is not exhaustively annotated on the first.
+    """
+    from detectron2.data.datasets import builtin
+
+    split = name.rpartition("_")[2]
+    classes = builtin.get_lvis_instances_meta(name)["thing_classes"]
+    rng = np.random.default_rng(0)
+    categories = [
+        {"id": i + 1, "name": kind, "synonyms": [kind], "synset": f"{i}.n.01", "def": "", "frequency": "fcr"[i % 3],
+         "image_count": 1, "instance_count": 1}
+        for i, kind in enumerate(classes)
+    ]  # fmt: skip
+    content: dict[str, Any] = {
+        "info": {},
+        "licenses": [],
+        "images": [],
+        "annotations": [],
+        "categories": categories,
+    }
+    (root / "lvis").mkdir(parents=True, exist_ok=True)
+    (root / "coco" / f"{split}2017").mkdir(parents=True, exist_ok=True)
+    for i in range(1, images + 1):
+        file = f"{split}2017/{i:012}.jpg"
+        picture, boxes = boxes_picture(rng, 128, 96, 3)
+        Image.fromarray(picture).save(root / "coco" / file)
+        content["images"].append(
+            {"id": i, "width": 128, "height": 96, "coco_url": f"http://images.cocodataset.org/{file}",
+             "neg_category_ids": [5], "not_exhaustive_category_ids": [4] if i == 1 else []}
+        )  # fmt: skip
+        for kind, (x, y, w, h, _) in enumerate(boxes):
+            content["annotations"].append(
+                {"id": len(content["annotations"]) + 1, "image_id": i, "category_id": kind + 1, "area": w * h,
+                 "bbox": [x, y, w, h], "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+            )  # fmt: skip
+    (root / "lvis" / f"{name}.json").write_text(json.dumps(content))

@@ -137,7 +137,7 @@ def test_coco_evaluation_needs_no_compiled_part(dataset: str, tmp_path: Path) ->
 
 
 def test_class_histogram_is_printed(dataset: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="detectron2"):
         build.get_detection_dataset_dicts([dataset])
     table = next(message for message in caplog.messages if "#instances" in message)
     row = next(line for line in table.splitlines() if "square" in line)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import dist
+from pretrain import dist, norm
 from transfer import precise_bn
 
 
@@ -19,8 +19,9 @@ def _model() -> nn.Module:
 
 
 def _data(count: int) -> list[torch.Tensor]:
+    """Batches of unequal sizes and spreads: 2 to 5 images."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(2, 3, 8, 8, generator=generator) * (i + 1) for i in range(count)]
+    return [torch.randn(2 + i % 4, 3, 8, 8, generator=generator) * (i + 1) for i in range(count)]
 
 
 def _by_hand(batches: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -61,12 +62,17 @@ def _measure(folder: str) -> None:
     model = _model().train()
     precise_bn.update(model, iter(_data(6)[dist.rank() :: 2]), 3)
     torch.save(_statistics(model), f"{folder}/{dist.rank()}.pt")
+    synced = norm.convert_sync_batchnorm(nn.SyncBatchNorm.convert_sync_batchnorm(_model())).train()
+    precise_bn.update(synced, map(dist.local_part, _data(3)), 3)
+    torch.save(_statistics(synced), f"{folder}/synced{dist.rank()}.pt")
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> None:
     dist.spawn(_measure, 2, (str(tmp_path),))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for first, second, expected in zip(*ranks, _by_hand(_data(6)), strict=True):
-        assert torch.equal(first, second)
-        torch.testing.assert_close(first, expected)
+    # BN: each process has batches of its own. SyncBN: each has its part, equal or not, of every batch.
+    for name, batches in (("", _data(6)), ("synced", _data(3))):
+        ranks = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
+        for first, second, expected in zip(*ranks, _by_hand(batches), strict=True):
+            assert torch.equal(first, second)
+            torch.testing.assert_close(first, expected)

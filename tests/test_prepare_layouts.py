@@ -7,7 +7,6 @@ import pytest
 
 from pretrain.errors import UserError
 from transfer.prepare import layouts
-from transfer.prepare.command import main
 
 
 def put(file: Path, text: str = "") -> Path:
@@ -16,31 +15,36 @@ def put(file: Path, text: str = "") -> Path:
     return file
 
 
-def refusal(call: object, *arguments: object) -> str:
+def refusal(call: object, *arguments: object, **options: object) -> str:
     with pytest.raises(UserError) as caught:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments, **options)  # type: ignore[operator]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [("instances", layouts.check_coco), ("person_keypoints", layouts.check_keypoints)],
+)
+def test_coco(kind: str, check: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layouts, "COCO_IMAGES", {"train2017": 2, "val2017": 1})
-    said = refusal(layouts.check_coco, tmp_path)
-    assert "instances_train2017.json" in said and "annotations_trainval2017.zip" in said
+    said = refusal(check, tmp_path)
+    assert f"{kind}_train2017.json" in said and "annotations_trainval2017.zip" in said
+    assert f"prepare_data.py coco --root {tmp_path}" in said
     for split in layouts.COCO_IMAGES:
-        put(tmp_path / "coco" / "annotations" / f"instances_{split}.json")
-    assert "zips/train2017.zip" in refusal(layouts.check_coco, tmp_path)
+        put(tmp_path / "coco" / "annotations" / f"{kind}_{split}.json")
+    assert "zips/train2017.zip" in refusal(check, tmp_path)
     put(tmp_path / "coco" / "train2017" / "1.jpg")
-    assert "1 of 2 images" in refusal(layouts.check_coco, tmp_path)
+    assert "1 of 2 images" in refusal(check, tmp_path)
     put(tmp_path / "coco" / "train2017" / "2.jpg")
     put(tmp_path / "coco" / "val2017" / "3.jpg")
-    assert "in place" in layouts.check_coco(tmp_path)
+    assert "in place" in check(tmp_path)  # type: ignore[operator]
     for split, names in (("train2017", ["1.jpg", "9.jpg"]), ("val2017", ["3.jpg"])):
         listed = {"images": [{"file_name": name} for name in names]}
-        (tmp_path / "coco/annotations" / f"instances_{split}.json").write_text(json.dumps(listed))
-    assert "train2017/9.jpg is missing" in refusal(layouts.CHECKS["coco"], tmp_path)
+        (tmp_path / "coco/annotations" / f"{kind}_{split}.json").write_text(json.dumps(listed))
+    assert "train2017/9.jpg is missing" in refusal(check, tmp_path, thorough=True)
     (tmp_path / "coco" / "train2017" / "2.jpg").rename(tmp_path / "coco" / "train2017" / "9.jpg")
-    assert "in place" in layouts.CHECKS["coco"](tmp_path)
+    assert "in place" in check(tmp_path, thorough=True)  # type: ignore[operator]
 
 
 def voc(root: Path, year: str, split: str, names: list[str]) -> None:
@@ -68,7 +72,8 @@ def test_voc_masks(tmp_path: Path) -> None:
     folder = tmp_path / "VOC2012"
     assert "VOCtrainval_11-May-2012.tar" in refusal(layouts.check_voc_masks, tmp_path)
     put(folder / "JPEGImages" / "a.jpg")
-    assert "is to come" in refusal(layouts.check_voc_masks, tmp_path)
+    said = refusal(layouts.check_voc_masks, tmp_path)
+    assert "instances_train_aug.json is missing" in said and "prepare_data.py voc-masks" in said
     put(
         folder / "annotations_masks" / "instances_train_aug.json",
         json.dumps({"images": [{"file_name": "a.jpg"}]}),
@@ -84,9 +89,3 @@ def test_voc_masks(tmp_path: Path) -> None:
     put(folder / "JPEGImages" / "b.jpg")
     put(val, json.dumps({"images": [{"file_name": "b.jpg"}]}))
     assert "in place" in layouts.check_voc_masks(tmp_path)
-
-
-@pytest.mark.parametrize("name", sorted(layouts.CHECKS))
-def test_building_them_is_not_offered_yet(name: str, tmp_path: Path) -> None:
-    said = refusal(main, "", [name, "--root", str(tmp_path)])
-    assert "can only be checked yet" in said

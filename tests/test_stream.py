@@ -1,5 +1,6 @@
 """The training stream is a pure function of the seed: the same on any number of processes, exact on resume."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -71,3 +72,49 @@ def test_augmentation_depends_on_seed_and_position_only(tmp_path: Path) -> None:
             assert torch.equal(a["image"], b["image"])
             assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
     assert len({tuple(item["image"].shape) for batch in first for item in batch}) > 2  # and it does augment
+
+
+def test_repeat_factors_are_detectron2s_and_met_in_expectation(tmp_path: Path) -> None:
+    """Of 8 images, class "rare" is in one (f = 1/8) and "often" in all: with threshold 0.5 sqrt(0.5 / (1/8)) = 2."""
+    annotations, images = detection_data.write_coco(tmp_path / "a", images=8, classes=("often", "rare"))
+    content = json.loads(annotations.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 3
+    content["annotations"][0]["category_id"] = 6
+    annotations.write_text(json.dumps(content))
+    data = annotations, images
+    cfg = _config(
+        *detection_data.TINY, *detection_data.custom(data, data),
+        "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", "0.5",
+    )  # fmt: skip
+    datasets.prepare(cfg)
+    assert stream.read(cfg).factors.tolist() == [2, 1, 1, 1, 1, 1, 1, 1]
+
+    factors = np.array([1.0, 1.25, 2.5])
+    batches = stream._Batches(np.zeros(3, dtype=bool), _config(), 0, factors=factors)
+    epochs = [batches._order(epoch) for epoch in range(4000)]
+    counts = np.array([np.bincount(epoch, minlength=3) for epoch in epochs])
+    assert set(counts[:, 0]) == {1} and set(counts[:, 1]) == {1, 2} and set(counts[:, 2]) == {2, 3}
+    # a Bernoulli mean over 4000 epochs: standard deviation at most 0.5 / sqrt(4000) = 0.008
+    np.testing.assert_allclose(counts.mean(0), factors, atol=0.04)
+    assert batches._order(7) == epochs[7] != epochs[8]
+    again = stream._Batches(np.zeros(3, dtype=bool), _config("SEED", "1"), 0, factors=factors)
+    assert [again._order(epoch) for epoch in range(9)] != epochs[:9]
+
+
+def test_repeated_images_are_augmented_anew_and_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = _config("SOLVER.IMS_PER_BATCH", "4")
+
+    def batches(start: int = 0) -> list[list[tuple[int, int]]]:
+        items = stream._Batches(np.zeros(5, dtype=bool), cfg, start, factors=np.array([1, 1.5, 2, 3.3, 1]))
+        return list(islice(iter(items), 12))
+
+    alone = batches()
+    assert [position for batch in alone for _, position in batch] == list(range(48))
+    assert alone[5:] == batches(5)[:7]
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        shares.append(batches())
+    assert alone == [first + second for first, second in zip(*shares, strict=True)]

@@ -91,7 +91,21 @@ def test_recipe(name: str) -> None:
         ("transfer/demo_R18_FPN.yaml", [*RANDOM, "MODEL.RESNETS.RES5_DILATION", "2"], ["DEPTH 18", "RES5_DILATION 1"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SEED", "-1"], ["SEED -1", "0 or more"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER 0", "--eval-only"]),
-        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.EVAL_PERIOD", "50"], ["TEST.EVAL_PERIOD 50", "leave it at 0"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "DATASETS.FRACTION", "0"], ["DATASETS.FRACTION 0", "up to 1"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "DATASETS.SHOTS", "-1"], ["DATASETS.SHOTS -1", "or more"]),
+        ("transfer/semseg_voc_R50.yaml", [*RANDOM, "INPUT.SCALE_CROP.SIZE", "-1"], ["SCALE_CROP.SIZE -1", "pixels"]),
+        ("transfer/semseg_voc_R50.yaml", [*RANDOM, "INPUT.SCALE_CROP.SCALES", "(2, 1)"], ["SCALES (2, 1)", "least"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.EVAL_PERIOD", "-1"], ["TEST.EVAL_PERIOD -1", "0"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.KEEP_BEST", "bbox/AP"], ["TEST.KEEP_BEST", "TEST.EVAL_PERIOD"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.KEEP_BEST", "AP"], ["TEST.KEEP_BEST AP", "bbox/AP"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.AUG.ENABLED", "True"], ["TEST.AUG.ENABLED True", "False"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.AMP.DTYPE", "fp16"], ["SOLVER.AMP.DTYPE fp16", "float16"]),
+        ("transfer/coco_R50_FPN.yaml", [*RANDOM, "SOLVER.ACCUMULATE", "0"], ["SOLVER.ACCUMULATE 0", "1"]),
+        (
+            "transfer/coco_R50_FPN.yaml",
+            [*RANDOM, "DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"],
+            ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_key_and_the_remedy(name: str, overrides: list[str], parts: list[str]) -> None:
@@ -108,6 +122,18 @@ def test_processes_that_do_not_divide_the_batch(processes: int, remedy: str) -> 
     cfg = config.load("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu"])
     with pytest.raises(UserError, match=remedy):
         config.check_processes(cfg, processes, local=processes)
+
+
+def test_parts_that_do_not_divide_a_share() -> None:
+    cfg = config.load(
+        "transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu", "SOLVER.ACCUMULATE", "3"]
+    )
+    with pytest.raises(UserError, match=r"SOLVER\.ACCUMULATE 3: the 8 images of each process.*use 2"):
+        config.check_processes(cfg, 2, local=2)
+
+
+def test_explaining_needs_no_weights() -> None:
+    assert config.load("transfer/coco_R50_FPN.yaml", need_weights=False).MODEL.WEIGHTS == ""
 
 
 def test_base_may_not_be_a_url(tmp_path) -> None:

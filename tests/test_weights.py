@@ -262,6 +262,12 @@ def test_a_detector_of_another_kind_is_refused(converted: Path, tmp_path: Path) 
     assert f"lacks {name} (1 such)" in fault({n: t for n, t in state.items() if n != name})
     assert "has in excess extra" in fault(state | {"extra": torch.zeros(1)})
     assert f"in another shape {name}" in fault(state | {name: torch.zeros(3)})
+    scores = "roi_heads.box_predictor.cls_score.weight"
+    classes = len(state[scores]) - 1
+    line = fault(state | {scores: torch.zeros(4, state[scores].shape[1])})
+    assert f"it knows 3 classes and MODEL.ROI_HEADS.NUM_CLASSES is {classes}" in line
+    shallow = {n: t for n, t in state.items() if ".res4.1." not in n}
+    assert "is MODEL.RESNETS.DEPTH that of the run" in fault(shallow)
     statistics = "backbone.bottom_up.res3.0.conv1.norm.running_mean"
     assert statistics in fault({n: t for n, t in state.items() if n != statistics})
     with pytest.raises(UserError, match="lacks"):

@@ -1,9 +1,13 @@
-"""Build the demo's data, or check a data set's layout.
+"""Fetch, unpack and convert a data set into the layout that training expects, or check one.
 
-python tools/prepare_data.py demo --size standard          # into datasets/demo_standard
-python tools/prepare_data.py demo --size standard --check  # looks into every file of it
-python tools/prepare_data.py demo --deb A.deb B.deb        # packages fetched elsewhere
-python tools/prepare_data.py coco --check --root datasets  # what is missing, and where it comes from
+python tools/prepare_data.py demo --size standard            # composes datasets/demo_standard
+python tools/prepare_data.py voc                             # downloads what is missing, goes on after Ctrl-C
+python tools/prepare_data.py voc-masks --archives ~/Downloads  # from files fetched elsewhere, no network
+python tools/prepare_data.py coco --check --root /data       # what is missing, and where it comes from
+python tools/prepare_data.py custom --json mine.json --images photos --check
+python tools/prepare_data.py custom --json mine.json --images photos --fraction 0.1 --output tenth.json
+
+What each set needs and becomes: docs/data.md
 """
 
 import sys

@@ -1,8 +1,12 @@
 """Fine-tune Faster or Mask R-CNN from converted weights, test it, and write results.json.
 
 python tools/train_net.py --config transfer/coco_R50_FPN.yaml --num-gpus 8 MODEL.WEIGHTS moco_v2.pkl
+python tools/train_net.py --config transfer/voc_R50_C4_24k.yaml --scale 1 MODEL.WEIGHTS moco_v2.pkl
 python tools/train_net.py --config transfer/demo_R18_FPN.yaml MODEL.INIT random OUTPUT_DIR output/random
 python tools/train_net.py --config transfer/coco_R50_FPN.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+python tools/train_net.py --config transfer/coco_R50_FPN.yaml --explain
+
+Several machines, stopping and resuming, memory: docs/running.md.
 """
 
 import argparse
@@ -18,32 +22,66 @@ from pretrain.errors import UserError, run_tool
 
 
 def main() -> None:
+    args = _parse()
+    from transfer import config, scale
+
+    overrides = [*args.overrides]
+    for flag, key in ((args.fraction, "DATASETS.FRACTION"), (args.shots, "DATASETS.SHOTS")):
+        overrides += [] if flag is None else [key, str(flag)]
+    cfg = config.load(args.config, overrides, need_weights=not args.explain)
+    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
+    if started > 1 and (args.num_gpus, args.num_machines) != (1, 1):
+        raise UserError(
+            "--num-gpus, --num-machines: torchrun has started the processes already; leave them out"
+        )
+    processes = max(started, args.num_gpus * args.num_machines)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started > 1 else args.num_gpus
+    says = int(os.environ.get("RANK", 0)) == 0 and args.machine_rank == 0
+    # SOLVER.REFERENCE_WORLD_SIZE scales to the processes there are, as in detectron2
+    gpus = processes if args.scale is None and cfg.SOLVER.REFERENCE_WORLD_SIZE else args.scale
+    if gpus is not None and not args.eval_only:
+        cfg, sentence = scale.rescale(cfg, gpus)
+        if says:
+            print(sentence, flush=True)
+    if args.explain:
+        from transfer.explain import explain
+
+        print("\n".join(explain(cfg, args.config)))
+        return
+    config.check_processes(cfg, processes, local=local, train=not args.eval_only)
+    warning = scale.lr_warning(cfg, config.read(args.config))
+    if says and warning and not args.eval_only:
+        print(warning, flush=True)
+    from transfer import trainer
+
+    run = partial(trainer.run, cfg, resume=args.resume, eval_only=args.eval_only)
+    machines = {"machines": args.num_machines, "machine_rank": args.machine_rank, "url": args.dist_url}
+    dist.spawn(run, args.num_gpus, **machines)
+    dist.shutdown()  # not after an error: NCCL would wait for the other processes
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config", "--config-file", required=True, help="YAML file, as given or under configs/"
+    add = parser.add_argument
+    add("--config", "--config-file", required=True, help="YAML file, as given or under configs/")
+    add("--num-gpus", type=int, default=1, help="processes on each machine; the total batch stays")
+    add("--num-machines", type=int, default=1, help="each runs this command with its --machine-rank")
+    add("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: this machine only")
+    add("--resume", action="store_true", help="go on with an interrupted run in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="only test MODEL.WEIGHTS, a fine-tuned detector")
+    add(
+        "--explain",
+        action="store_true",
+        help="only say what the config does otherwise than paper and detectron2",
     )
-    parser.add_argument(
-        "--num-gpus", type=int, default=1, help="processes on this machine; the total batch stays"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUTPUT_DIR")
-    parser.add_argument(
-        "--eval-only", action="store_true", help="only test MODEL.WEIGHTS, a fine-tuned detector"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
-    args = parser.parse_intermixed_args()
-
-    from transfer import config, trainer
-
-    cfg = config.load(args.config, args.overrides)
-    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
-    if started > 1 and args.num_gpus != 1:
-        raise UserError("--num-gpus: torchrun has started the processes already; leave it out")
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started > 1 else args.num_gpus
-    config.check_processes(cfg, max(started, args.num_gpus), local=local, train=not args.eval_only)
-    dist.spawn(partial(trainer.run, cfg, resume=args.resume, eval_only=args.eval_only), args.num_gpus)
-    dist.shutdown()  # not after an error: NCCL would wait for the other processes
+    add("--scale", type=int, metavar="GPUS", help="batch, learning rate and schedule for so many GPUs, not 8")
+    add("--fraction", type=float, help="of the training images to train on (DATASETS.FRACTION)")
+    add("--shots", type=int, help="train on so many objects of each class (DATASETS.SHOTS)")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -1,105 +1,131 @@
 """Configuration of the fine-tuning stage: detectron2's keys, a few of ours, and the checks before a run."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from transfer import d2_compat  # noqa: F401 (first: mends detectron2 before it is imported)
+from transfer import d2_compat  # first: mends detectron2 before it is imported
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
 
 from pretrain.config import find_config, merge
 from pretrain.errors import UserError
+from transfer.keys import add_keys
+
+_CHOICES = {
+    "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
+}
+_TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 
 
 def defaults() -> CfgNode:
-    """detectron2's defaults plus our keys."""
+    """detectron2's defaults with our keys, and the defaults that are others here."""
     cfg = get_cfg()
+    add_keys(cfg)
     cfg.MODEL.DEVICE = "auto"  # auto | cpu | cuda
-    # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: from scratch, and said so.
-    cfg.MODEL.INIT = "weights"
-    cfg.MODEL.CHANNELS_LAST = True  # memory format of the convolutions; the numbers do not change
-    cfg.MODEL.COMPILE = False  # torch.compile of the backbone
-    cfg.MODEL.DC5 = CfgNode({"CHANNELS": 512})  # of the 3x3 convolution behind a dilated C5 (App. A.1)
-    cfg.MODEL.SEM_SEG_HEAD.DILATION = 6  # of the two 3x3 convolutions of FCN16sHead (App. A.5)
-    # Semantic segmentation: a random scale of the whole image, then a square crop, padded where it is smaller.
-    cfg.INPUT.SCALE_CROP = CfgNode({"ENABLED": False, "SCALES": (0.5, 2.0), "SIZE": 513})
-    cfg.SOLVER.OPTIMIZER = "SGD"  # SGD (the paper) | AdamW (the demo: trains from scratch in minutes)
-    cfg.SOLVER.ACCUMULATE = 1  # parts into which each process divides its share of a batch, one after the other
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # bfloat16 | float16 (scaled losses, as in detectron2)
-    cfg.SOLVER.LOG_PERIOD = 20  # iterations
-    cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
-    cfg.DATASETS.ROOT = "datasets"  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
-    # your own COCO-format data: all four together, in the place of TRAIN and TEST
-    cfg.DATASETS.TRAIN_JSON = ""
-    cfg.DATASETS.TRAIN_IMAGES = ""
-    cfg.DATASETS.TEST_JSON = ""
-    cfg.DATASETS.TEST_IMAGES = ""
-    cfg.DATASETS.REPAIR = False  # leave out annotations that cannot be used, instead of stopping at them
-    # train on a part of the labels: a fraction of the images, or images until each class has SHOTS objects
-    cfg.DATASETS.FRACTION = 1.0
-    cfg.DATASETS.SHOTS = 0
-    cfg.DATASETS.SUBSET_SEED = 0
-    cfg.TEST.KEEP_BEST = ""  # e.g. bbox/AP: with TEST.EVAL_PERIOD, keeps model_best.pth
-    cfg.TEST.PICTURES = 8  # test images that are drawn, predictions beside ground truth
-    cfg.TEST.PICTURE_SCORE = 0.5  # detections below this score are not drawn
-    cfg.LOG = CfgNode({"TENSORBOARD": True, "WANDB": ""})  # WANDB: a project's name, where wandb is installed
     cfg.SEED = 0
     cfg.OUTPUT_DIR = "output/transfer"
     return cfg
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a config (as given or under `configs/`) with overrides and check it. Raises `UserError`."""
-    cfg = defaults()
-    merge(cfg, find_config(name), overrides)
+def load(name: str, overrides: Sequence[str] = (), *, need_weights: bool = True) -> CfgNode:
+    """Read a config (as given or under `configs/`) with overrides and check it. Raises `UserError`.
+
+    Args:
+        need_weights: whether it must say how to initialise: it need not where nothing is trained.
+    """
+    cfg = read(name, overrides)
+    _check_init(cfg, need_weights=need_weights)
     _check(cfg)
     return cfg
 
 
-def _check(cfg: CfgNode) -> None:
+def read(name: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """A config without the checks of values. Raises `UserError` for unknown keys and files."""
+    cfg = defaults()
+    merge(cfg, find_config(name), overrides)
+    return cfg
+
+
+def _check_init(cfg: CfgNode, *, need_weights: bool) -> None:
     if cfg.MODEL.INIT not in ("weights", "random"):
         raise UserError(f"MODEL.INIT {cfg.MODEL.INIT}: choose weights or random")
     if cfg.MODEL.INIT == "random" and cfg.MODEL.WEIGHTS:
         raise UserError(
             f"MODEL.INIT random contradicts MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: give one of the two"
         )
-    if cfg.MODEL.INIT == "weights" and not cfg.MODEL.WEIGHTS:
+    if need_weights and cfg.MODEL.INIT == "weights" and not cfg.MODEL.WEIGHTS:
         raise UserError(
             "MODEL.WEIGHTS is empty: name a converted file (MODEL.WEIGHTS w.pkl), "
             "or say MODEL.INIT random to train from scratch"
         )
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "AdamW"):
-        raise UserError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER}: choose SGD or AdamW")
-    if cfg.SOLVER.LR_SCHEDULER_NAME not in ("WarmupMultiStepLR", "WarmupCosineLR"):
-        raise UserError(
-            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}: choose WarmupMultiStepLR or WarmupCosineLR"
-        )
+
+
+def _check(cfg: CfgNode) -> None:
+    for key, choices in _CHOICES.items():
+        value = _get(cfg, key)
+        if value not in choices:
+            raise UserError(f"{key} {value}: choose {' or '.join(choices)}")
     if cfg.SEED < 0:
         raise UserError(f"SEED {cfg.SEED}: give 0 or more; every run here is reproducible")
     if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(
             f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: give 1 or more; --eval-only tests without training"
         )
-    # detectron2's trainer knows these; our loop does not, and a key without effect would mislead
-    for key, only in (
-        ("DATALOADER.SAMPLER_TRAIN", "TrainingSampler"),
-        ("TEST.EVAL_PERIOD", 0),
-        ("TEST.AUG.ENABLED", False),
-    ):
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value != only:
-            raise UserError(f"{key} {value}: not supported here; leave it at {only}")
+    if cfg.SOLVER.ACCUMULATE < 1:
+        raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: give 1 (undivided) or more")
+    # detectron2's trainer knows it; our loop does not, and a key without effect would mislead
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")
+    _check_data(cfg)
+    _check_evaluation(cfg)
     _check_resnet(cfg)
+    _check_compiled(cfg)
     last_step = max(cfg.SOLVER.STEPS, default=0)
     if last_step >= cfg.SOLVER.MAX_ITER and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         raise UserError(
             f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} reaches beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: "
             "set both together"
         )
+
+
+def _check_data(cfg: CfgNode) -> None:
+    if not 0 < cfg.DATASETS.FRACTION <= 1:
+        raise UserError(f"DATASETS.FRACTION {cfg.DATASETS.FRACTION}: give a number above 0 and up to 1")
+    if cfg.DATASETS.SHOTS < 0:
+        raise UserError(f"DATASETS.SHOTS {cfg.DATASETS.SHOTS}: give 0 (all objects) or more")
+    crop = cfg.INPUT.SCALE_CROP
+    if crop.ENABLED and crop.SIZE < 1:
+        raise UserError(f"INPUT.SCALE_CROP.SIZE {crop.SIZE}: give the crop's side in pixels")
+    if crop.ENABLED and not (len(crop.SCALES) == 2 and 0 < crop.SCALES[0] <= crop.SCALES[1]):
+        raise UserError(
+            f"INPUT.SCALE_CROP.SCALES {tuple(crop.SCALES)}: give the least and the largest, as (0.5, 2.0)"
+        )
+
+
+def _check_evaluation(cfg: CfgNode) -> None:
+    if cfg.TEST.EVAL_PERIOD < 0:
+        raise UserError(f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}: give 0 (only at the end) or more")
+    if not cfg.TEST.KEEP_BEST:
+        return
+    if cfg.TEST.KEEP_BEST.split("/")[0] not in _TASKS or cfg.TEST.KEEP_BEST.count("/") != 1:
+        tasks = ", ".join(_TASKS)
+        raise UserError(f"TEST.KEEP_BEST {cfg.TEST.KEEP_BEST}: write bbox/AP, for example; tasks are {tasks}")
+    if not cfg.TEST.EVAL_PERIOD:
+        raise UserError(
+            f"TEST.KEEP_BEST {cfg.TEST.KEEP_BEST} needs TEST.EVAL_PERIOD: test every so many iterations"
+        )
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def _check_resnet(cfg: CfgNode) -> None:
@@ -117,6 +143,23 @@ def _check_resnet(cfg: CfgNode) -> None:
             raise UserError(f"MODEL.RESNETS.DEPTH {depth} needs MODEL.RESNETS.{key} {needed}")
 
 
+def _check_compiled(cfg: CfgNode) -> None:
+    """Refuse models whose operators live in detectron2's C++ extension, where that is not compiled."""
+    if d2_compat.describe()["has_C"]:
+        return
+    for key, needs in (
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", any),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN".__eq__),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated".__eq__),
+    ):
+        value = _get(cfg, key)
+        if needs(value):
+            raise UserError(
+                f"{key} {value}: needs detectron2's C++ extension, which is not compiled here; run "
+                f"`{d2_compat.INSTALLER} --from git` in an environment without detectron2"
+            )
+
+
 def check_processes(cfg: CfgNode, processes: int, *, local: int, train: bool = True) -> None:
     """Refuse a number of processes that this machine or the batch size does not allow. Raises `UserError`.
 
@@ -131,6 +174,12 @@ def check_processes(cfg: CfgNode, processes: int, *, local: int, train: bool = T
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} (the total) cannot be divided among "
             f"{processes} processes: use --num-gpus {_largest_divisor(cfg.SOLVER.IMS_PER_BATCH, processes)}"
+        )
+    share = cfg.SOLVER.IMS_PER_BATCH // processes
+    if train and share % cfg.SOLVER.ACCUMULATE:
+        raise UserError(
+            f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: the {share} images of each process cannot be divided into as "
+            f"many parts: use {_largest_divisor(share, cfg.SOLVER.ACCUMULATE)}"
         )
     gpus = torch.cuda.device_count()
     if processes > 1 and cfg.MODEL.DEVICE != "cpu" and gpus < local:

@@ -9,6 +9,7 @@ Not mended, because nothing here calls them: `engine.launch` and `AMPTrainer` (a
 `use_fast_impl=False`: its fast path lives in `detectron2._C`.
 """
 
+import atexit
 import importlib
 import importlib.metadata
 import importlib.resources
@@ -86,6 +87,50 @@ def set_local_process_group() -> None:
         group = dist.new_group(ranks)  # every process takes part in creating every group
         if dist.get_rank() in ranks:
             comm._LOCAL_PROCESS_GROUP = group
+    atexit.register(forget_process_groups)
+
+
+def forget_process_groups() -> None:
+    """Let go of detectron2's process groups while Python is still whole.
+
+    It keeps them in module variables. Gloo's threads that end with the interpreter, and not before, were
+    seen to end the process with "terminate called without an active exception", once in four runs.
+    """
+    from detectron2.utils import comm
+
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+
+
+def alias_cityscapes() -> None:
+    """Let main's Cityscapes code find `cityscapesscripts`, which it imports from a folder of its authors' company.
+
+    Nothing to do where cityscapesscripts is not installed.
+    """
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        return
+    # Gone since numpy 2.4, used by cityscapesscripts 2.3; it reshapes the result, so that isin's does as well.
+    if "in1d" not in vars(numpy):
+        numpy.in1d = numpy.isin  # type: ignore[attr-defined]
+    parent, path = None, ""
+    for part in ("deeplearning", "projects", "cityscapesApi"):
+        path = f"{path}.{part}".lstrip(".")
+        module = sys.modules.setdefault(path, types.ModuleType(path))
+        if parent is not None:
+            setattr(parent, part, module)
+        parent = module
+    for name in (
+        "", ".helpers", ".helpers.labels", ".evaluation", ".evaluation.evalInstanceLevelSemanticLabeling",
+        ".evaluation.evalPixelLevelSemanticLabeling",
+    ):  # fmt: skip
+        sys.modules[f"{path}.cityscapesscripts{name}"] = importlib.import_module(f"cityscapesscripts{name}")
+    parent.cityscapesscripts = sys.modules["cityscapesscripts"]  # type: ignore[union-attr]
+
+
+def mend_lvis() -> None:
+    """lvis 0.5.3, the last release, uses `np.float` when it counts."""
+    if "float" not in vars(numpy):
+        numpy.float = float  # type: ignore[attr-defined]
 
 
 def _folder() -> Path:

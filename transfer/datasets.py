@@ -1,7 +1,5 @@
-"""Data sets by name: which folder each name means, registered with detectron2 and checked before a run."""
+"""Data sets by name, registered with detectron2 and checked before a run, and the records that are trained on."""
 
-import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,16 +8,20 @@ from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import builtin, register_coco_instances
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
+from pretrain.console import say
 from pretrain.errors import UserError
-from transfer.prepare import layouts
+from transfer import catalog, own_data, present, subset
 
-# Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.
-VOC_MASKS = {"voc_2012_masks_train": "train_aug", "voc_2012_masks_val": "val"}
-CUSTOM = {"custom_train": "TRAIN", "custom_test": "TEST"}
-DEMO = re.compile(r"(demo\w*)_(train|val)")
+COCO_KEYPOINTS = 17  # for which pycocotools has the sigmas of the metric
+# meta architecture -> (node of the class count, metadata with the names of the classes)
+CLASS_COUNTS = {
+    "GeneralizedRCNN": (("ROI_HEADS", "thing_classes"),),
+    "RetinaNet": (("RETINANET", "thing_classes"),),
+    "SemanticSegmentor": (("SEM_SEG_HEAD", "stuff_classes"),),
+    "PanopticFPN": (("ROI_HEADS", "thing_classes"), ("SEM_SEG_HEAD", "stuff_classes")),
+}
 
 
 def prepare(cfg: CfgNode, *, train: bool = True) -> None:
@@ -33,127 +35,125 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
         train: whether the training sets are needed.
     Raises:
         UserError: an unknown name, a missing file (which one, and where it comes from), an annotation that
-            cannot be used, or a class count that is not the model's.
+            cannot be used, or a count of classes or keypoints that is not the model's.
     """
     root = Path(cfg.DATASETS.ROOT).expanduser()
-    _use_custom(cfg)
-    _move_builtin(str(root))
-    names = dict.fromkeys((*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST))
-    for name in names:
-        _check_layout(name, root)
-        if name in VOC_MASKS:
-            folder = root / "VOC2012"
-            annotations = folder / "annotations_masks" / f"instances_{VOC_MASKS[name]}.json"
-            _register(name, annotations, folder / "JPEGImages")
-        elif match := DEMO.fullmatch(name):
+    catalog.register_builtin(root)
+    own_data.use(cfg)
+    for key in ("TRAIN", "TEST") if train else ("TEST",):
+        if not cfg.DATASETS[key]:
+            raise UserError(
+                f"DATASETS.{key} is empty: name a data set, or give your own data by DATASETS.TRAIN_JSON, "
+                "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
+            )
+    wanted = [("TRAIN", name) for name in cfg.DATASETS.TRAIN if train]
+    wanted += [("TEST", name) for name in cfg.DATASETS.TEST]
+    for key, name in wanted:
+        present.check(name, root)
+        if match := catalog.DEMO.fullmatch(name):
             folder, split = root / match[1], match[2]
             # four of photographs, more where only the fallback's shapes could be had
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_read(folder / "demo.json")["classes"])
-            _register(name, folder / "annotations" / f"instances_{split}.json", folder / split)
-        elif name in CUSTOM:
-            annotations = Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_JSON"))
-            _register(name, annotations, Path(getattr(cfg.DATASETS, f"{CUSTOM[name]}_IMAGES")))
-        elif name not in DatasetCatalog.list():
-            raise UserError(
-                f"DATASETS: unknown data set {name}; for your own data give DATASETS.TRAIN_JSON, TRAIN_IMAGES, "
-                "TEST_JSON and TEST_IMAGES"
+            classes = own_data.read(folder / "demo.json")["classes"]
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+            catalog.register_coco(
+                name,
+                folder / "annotations" / f"instances_{split}.json",
+                folder / split,
+                thing_classes=classes,
             )
+        catalog.require(key, name)
+        catalog.count(name)
+    names = dict.fromkeys(name for _, name in wanted)
     _check_classes(cfg, names)
+    if cfg.MODEL.KEYPOINT_ON:
+        _check_keypoints(cfg, names)
 
 
-def class_names(name: str) -> list[str]:
-    """Names of the classes of a registered data set, in the order of the model's outputs."""
+def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The records of `DATASETS.TRAIN` that are trained on: those with usable labels, of them the chosen part.
+
+    Images without annotations, or without enough keypoints, are left out first, as detectron2 does it; then
+    `DATASETS.FRACTION` and `SHOTS` choose (`transfer.subset`). Says what was chosen.
+    """
+    model = cfg.MODEL
+    try:
+        records: list[dict[str, Any]] = get_detection_dataset_dicts(
+            list(cfg.DATASETS.TRAIN),
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
+        )
+    except AssertionError as error:  # "No valid data found", "Dataset is empty", ...
+        raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {error}") from None
+    data = cfg.DATASETS
+    if data.FRACTION == 1 and not data.SHOTS:
+        return records
+    if data.SHOTS and "annotations" not in records[0]:
+        raise UserError("DATASETS.SHOTS counts objects, and these data have labels per pixel: use FRACTION")
+    classes = [
+        [a["category_id"] for a in record.get("annotations", ()) if not a.get("iscrowd")]
+        for record in records
+    ]
+    if data.SHOTS:
+        _check_each_class_occurs(data.TRAIN[0], classes)
+    chosen = subset.choose(classes, fraction=data.FRACTION, shots=data.SHOTS, seed=data.SUBSET_SEED)
+    shots = f", until each class had {data.SHOTS} objects" if data.SHOTS else ""
+    say(
+        f"training on {len(chosen)} of {len(records)} images (DATASETS.FRACTION {data.FRACTION:g}{shots}; seed "
+        f"{data.SUBSET_SEED}), with {sum(len(classes[i]) for i in chosen)} of {sum(map(len, classes))} objects"
+    )
+    return [records[i] for i in chosen]
+
+
+def class_names(name: str, kind: str = "thing_classes") -> list[str]:
+    """Names of the classes of a registered data set, in the order of the model's outputs.
+
+    `kind`: thing_classes (objects) or stuff_classes (labels per pixel). Raises `UserError` if it has none.
+    """
     metadata = MetadataCatalog.get(name)
-    if not hasattr(metadata, "thing_classes"):  # a COCO json names its classes when it is read
+    if not hasattr(metadata, kind):  # a COCO json names its classes when it is read
         DatasetCatalog.get(name)
-    return list(metadata.thing_classes)
+    if not hasattr(metadata, kind):
+        what = "objects" if kind == "thing_classes" else "labels per pixel"
+        raise UserError(
+            f"{name} has no {what} ({kind} in its metadata): choose another data set or another model"
+        )
+    return list(getattr(metadata, kind))
 
 
 def _check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Refuse a model whose class count is not the data's: detectron2 would fail in the middle of a step."""
     for name in names:
-        count = len(class_names(name))
-        if count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise UserError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: {name} has {count} classes; "
-                f"set it to {count}"
-            )
+        for node, kind in CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE, ()):
+            count, expected = cfg.MODEL[node].NUM_CLASSES, len(class_names(name, kind))
+            if count != expected:
+                raise UserError(
+                    f"MODEL.{node}.NUM_CLASSES {count}: {name} has {expected} classes; set it to {expected}"
+                )
 
 
-def _use_custom(cfg: CfgNode) -> None:
-    keys = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
-    if not any(cfg.DATASETS[key] for key in keys):
-        return
-    for key in keys:
-        path = Path(cfg.DATASETS[key] or "-")
-        if not (path.is_dir() if key.endswith("IMAGES") else path.is_file()):
+def _check_keypoints(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Refuse a number of keypoints that is not the data's, and one for which the metric has no sigmas."""
+    count, sigmas = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    for name in names:
+        points = MetadataCatalog.get(name).get("keypoint_names")
+        if points is None:
+            raise UserError(f"{name} has no keypoints: choose another data set, or MODEL.KEYPOINT_ON False")
+        if len(points) != count:
             raise UserError(
-                f"DATASETS.{key} {cfg.DATASETS[key]!r}: no such {'folder' if key.endswith('IMAGES') else 'file'}; "
-                f"own data needs {', '.join(keys)} together"
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {count}: {name} has {len(points)} keypoints; "
+                f"set it to {len(points)}"
             )
-    train, test = (_check_json(cfg, part) for part in ("TRAIN", "TEST"))
-    if train != test:
+    if sigmas != count and (sigmas or count != COCO_KEYPOINTS):
         raise UserError(
-            f"DATASETS.TEST_JSON: its categories {test} are not those of TRAIN_JSON, {train}, in the order of their ids"
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} numbers: give {count}, one a keypoint (COCO's go from .025 for "
+            "eyes to .107 for hips; .05 for all is a start)"
         )
-    cfg.INPUT.MASK_FORMAT = "bitmask"  # reads polygons and RLE alike
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ("custom_test",)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(train)
 
 
-def _check_json(cfg: CfgNode, part: str) -> list[str]:
-    """Names of the categories of one's own COCO json, by id; everything that training or testing reads is there."""
-    key = f"DATASETS.{part}_JSON"
-    path, images = Path(cfg.DATASETS[f"{part}_JSON"]), Path(cfg.DATASETS[f"{part}_IMAGES"])
-    content = _read(path)
-    needed = ["image_id", "category_id", "bbox", "area", "iscrowd"] + ["segmentation"] * cfg.MODEL.MASK_ON
-    try:
-        for annotation in content["annotations"]:
-            for field in needed:
-                if annotation.get(field) in (None, [], ""):
-                    hint = ": add MODEL.MASK_ON False" if field == "segmentation" else ""
-                    raise UserError(f"{key} {path}: annotation {annotation.get('id')} has no {field}{hint}")
-        if not content["annotations"]:
-            raise UserError(f"{key} {path}: holds no annotation")
-        for image in content["images"]:
-            if not (images / image["file_name"]).is_file():
-                raise UserError(f"{key} {path}: its image {images / image['file_name']} is missing")
-        return [c["name"] for c in sorted(content["categories"], key=lambda category: category["id"])]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{key} {path}: not a COCO json: {error!r}") from None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not a whole JSON file: {error}") from None
-
-
-def _move_builtin(root: str) -> None:
-    """detectron2 fixes the folder of COCO and VOC when it is imported: register them anew under `root`."""
-    for name in list(DatasetCatalog.list()):
-        if name.startswith(("coco_", "voc_20", "keypoints_coco_")):
-            DatasetCatalog.remove(name)
-            if name in MetadataCatalog.list():
-                MetadataCatalog.remove(name)
-    builtin.register_all_coco(root)
-    builtin.register_all_pascal_voc(root)
-
-
-def _check_layout(name: str, root: Path) -> None:
-    if name in VOC_MASKS:
-        layouts.check_voc_masks(root)
-    elif name.startswith("voc_20"):
-        layouts.check_voc(root, years=(name.split("_")[1],))
-    elif name.startswith("coco_2017"):
-        layouts.check_coco(root)
-    elif match := DEMO.fullmatch(name):
-        layouts.check_demo(root / match[1])
-
-
-def _register(name: str, annotations: Path, images: Path) -> None:
-    if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, str(annotations), str(images))
+def _check_each_class_occurs(name: str, classes: list[list[int]]) -> None:
+    occurring = {kind for kinds in classes for kind in kinds}
+    absent = [kind for i, kind in enumerate(class_names(name)) if i not in occurring]
+    if absent:
+        shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        say(f"DATASETS.SHOTS: {len(absent)} classes have no object in {name}: {shown}")

@@ -1,19 +1,24 @@
-"""What the paper adds to detectron2's models. Importing this registers it under its public name."""
+"""What the paper adds to detectron2's detectors. Importing this registers it under its public names."""
 
 from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
+import torch
 from detectron2.config import CfgNode
-from detectron2.layers import get_norm
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY, Backbone, build_resnet_backbone
 from detectron2.modeling.roi_heads import Res5ROIHeads
+from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
+
+from pretrain.errors import UserError
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """The C4 box head of the paper: the res5 stage followed by one more BN layer (He et al. App. A.1).
 
+    The norm ends the res5 block, in front of the pooling, so that a mask head reads normalised features too.
     The name is the one that published configs use.
     """
 
@@ -22,3 +27,58 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
         res5, channels = super()._build_res5_block(cfg)
         res5.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
         return res5, channels
+
+
+class DilatedC5(Backbone):
+    """A ResNet whose res5 is dilated and keeps the stride of res4, then a 3x3 convolution with a norm.
+
+    The paper has "a 3x3 convolution (with BN)" that leaves 512 channels (He et al. App. A.1; no code was ever
+    released). Left open, and chosen here:
+
+    - No ReLU behind the norm. The same appendix writes "with BN and ReLU" of the convolutions of its
+      segmentation head and names BN alone here, as behind res5 in C4; FPN's outputs have none either.
+    - The convolution itself is not dilated, and starts as FPN's do.
+    - RPN and box head both read its output, the only one: the paper counts it to the backbone.
+
+    The ResNet is detectron2's: all three 3x3 convolutions of res5 are dilated. torchvision's
+    `replace_stride_with_dilation` leaves the first of them at dilation 1.
+
+    Args:
+        bottom_up: the ResNet; gives `res5`.
+        channels: of the output.
+        norm: as `detectron2.layers.get_norm` takes it; "": a bias in its place.
+    """
+
+    def __init__(self, bottom_up: Backbone, channels: int, *, norm: str) -> None:
+        super().__init__()
+        res5 = bottom_up.output_shape()["res5"]
+        self.bottom_up = bottom_up
+        self.output = Conv2d(
+            res5.channels, channels, 3, padding=1, bias=not norm, norm=get_norm(norm, channels)
+        )
+        c2_xavier_fill(self.output)
+        self._out_features = ["dc5"]
+        self._out_feature_channels = {"dc5": channels}
+        self._out_feature_strides = {"dc5": res5.stride}
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(N, 3, H, W) -> `dc5`: (N, channels, H / 16, W / 16), rounded up."""
+        return {"dc5": self.output(self.bottom_up(images)["res5"])}
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5:
+    """The R50-dilated-C5 backbone of the paper, by its MODEL.BACKBONE.NAME.
+
+    MODEL.DC5.CHANNELS and MODEL.RESNETS.NORM make the added convolution.
+
+    Raises:
+        UserError: MODEL.RESNETS keys that make another network.
+    """
+    for key, needed in (("RES5_DILATION", 2), ("OUT_FEATURES", ["res5"])):
+        if cfg.MODEL.RESNETS[key] != needed:
+            raise UserError(
+                f"MODEL.RESNETS.{key} {cfg.MODEL.RESNETS[key]}: build_resnet_dc5_backbone needs {needed}"
+            )
+    resnet = build_resnet_backbone(cfg, input_shape)
+    return DilatedC5(resnet, cfg.MODEL.DC5.CHANNELS, norm=cfg.MODEL.RESNETS.NORM)

@@ -1,8 +1,10 @@
-"""Pictures of predictions beside the ground truth."""
+"""Pictures of images with their objects or labels per pixel: annotated, predicted, or both side by side."""
 
+import colorsys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -13,13 +15,20 @@ from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.utils.visualizer import Visualizer
 
 from pretrain.checkpoint import write_atomic
+from transfer import objects
+from transfer.mapper import build_mapper
+from transfer.objects import Objects
+
+T = TypeVar("T")
 
 COLUMN_GAP = 6  # pixels
+MOST_PROPOSALS = 20
+NARROWEST = 320  # pixels: smaller images are enlarged, so that the class names can be read
 # RGB of the classes in turn, told apart on photographs: a prediction has the colour of its class, as the truth has
 PALETTE = [
     (230, 25, 75),
@@ -49,45 +58,160 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]
         model: gives detectron2's inference output; its mode is left as it was found.
         folder: receives `00.jpg`, `01.jpg`, ...
     """
+    if not cfg.TEST.PICTURES or not cfg.DATASETS.TEST:
+        return []
     name = cfg.DATASETS.TEST[0]
-    records: list[dict[str, Any]] = DatasetCatalog.get(name)
-    count = min(cfg.TEST.PICTURES, len(records))
-    chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).round().astype(int)]
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = build_mapper(cfg, is_train=False)
     training = model.training
     model.eval()
     paths = []
-    for number, record in enumerate(chosen):
-        instances = model([mapper(record)])[0]["instances"].to("cpu")
-        picture = _side_by_side(record, instances[instances.scores >= cfg.TEST.PICTURE_SCORE], name)
+    for number, record in enumerate(spread(DatasetCatalog.get(name), cfg.TEST.PICTURES)):
+        picture = beside_truth(record, model([mapper(record)])[0], name, score=cfg.TEST.PICTURE_SCORE)
         paths.append(folder / f"{number:02}.jpg")
-        _, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-        write_atomic(paths[-1], partial(_write, encoded.tobytes()))
+        write_jpeg(paths[-1], picture)
     model.train(training)
     return paths
 
 
-def _drawable(record: dict[str, Any]) -> dict[str, Any]:
-    """The record, without its masks where some of its objects have none: detectron2 draws all or nothing."""
-    objects = record["annotations"]
-    if all("segmentation" in item for item in objects):
-        return record
-    bare = [{key: value for key, value in item.items() if key != "segmentation"} for item in objects]
-    return {**record, "annotations": bare}
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, spread evenly over them."""
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in chosen]
+
+
+def beside_truth(record: dict[str, Any], output: dict[str, Any], name: str, *, score: float) -> np.ndarray:
+    """(H, 2 W + gap, 3) RGB uint8: the annotated image, and the same image with what a model found.
+
+    Args:
+        record: of the data set `name`.
+        output: of a detectron2 model for this image: detections, labels per pixel, or proposals.
+        score: detections below it are not drawn.
+    """
+    image = read_image(record["file_name"], format="RGB")
+    found = objects.of_output(output)
+    if found is None:
+        labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
+        return side_by_side(draw_labels(image, label_file(record), name), draw_labels(image, labels, name))
+    assert found.scores is not None  # a model's
+    # proposals are sorted; nearly all of them have a high score
+    found = (
+        found.at(np.arange(min(len(found), MOST_PROPOSALS)))
+        if "proposals" in output
+        else found.at(found.scores >= score)
+    )
+    return side_by_side(
+        draw_objects(image, objects.of_record(record), name), draw_objects(image, found, name)
+    )
+
+
+def draw_objects(image: np.ndarray, shown: Objects, name: str, marks: list[str] | None = None) -> np.ndarray:
+    """The image (H, W, 3) RGB uint8 with boxes, masks, keypoints and class names, at least `NARROWEST` wide.
+
+    Args:
+        name: of the data set, registered with detectron2, for its class names and colours.
+        marks: in the place of class names and scores.
+    """
+    metadata = MetadataCatalog.get(name)
+    canvas = _Steady(image, metadata, scale=_scale(image))
+    colours = [_colour(metadata, kind) for kind in shown.classes.tolist()]
+    canvas.overlay_instances(
+        boxes=shown.boxes,
+        labels=_texts(metadata, shown) if marks is None else marks,
+        masks=shown.masks if len(shown) else None,
+        keypoints=shown.keypoints if len(shown) else None,
+        assigned_colors=colours,
+        alpha=0.5,
+    )
+    return np.ascontiguousarray(canvas.output.get_image())
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray | None, name: str) -> np.ndarray:
+    """The image under its labels per pixel (H, W); what is ignored stays dark. Without labels: the image."""
+    metadata = MetadataCatalog.get(name)
+    classes = list(metadata.get("stuff_classes", ()))
+    if labels is None:
+        labels = np.full(image.shape[:2], 255)
+    painted = (0.3 * image).astype(np.uint8)
+    for kind in np.unique(labels[labels < len(classes)]).tolist():
+        region = labels == kind
+        painted[region] = 0.4 * image[region] + 0.6 * 255 * np.array(_stuff_colour(metadata, kind))
+    canvas = _Steady(painted, metadata, scale=_scale(image))
+    for kind in np.unique(labels[labels < len(classes)]).tolist():
+        canvas.draw_text(classes[kind], _inside(labels == kind), color="white")
+    return np.ascontiguousarray(canvas.output.get_image())
+
+
+def highlight(picture: np.ndarray, box: np.ndarray, width: int) -> np.ndarray:
+    """The picture of `beside_truth` with a box (x0, y0, x1, y1) framed in white on black, in both halves.
+
+    Args:
+        width: of the image, in whose pixels the box is.
+    """
+    picture = picture.copy()
+    half = (picture.shape[1] - COLUMN_GAP) // 2
+    for left in (0, half + COLUMN_GAP):
+        around = box * half / width + (-5, -5, 5, 5)  # outside of the detection's own frame and name
+        x0, y0, x1, y1 = around.round().astype(int).tolist()
+        for colour, thick in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+            cv2.rectangle(picture[:, left : left + half], (x0, y0), (x1, y1), colour, thick)
+    return picture
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Two pictures (H, W, 3) with a white gap between them."""
+    gap = np.full((left.shape[0], COLUMN_GAP, 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def write_jpeg(path: Path, picture: np.ndarray) -> bytes:
+    """Write (H, W, 3) RGB uint8 atomically; returns the file's content."""
+    _, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    content: bytes = encoded.tobytes()
+    write_atomic(path, partial(_write, content))
+    return content
 
 
 def _write(data: bytes, file: IO[bytes]) -> None:
     file.write(data)
 
 
-def _side_by_side(record: dict[str, Any], instances: Any, name: str) -> np.ndarray:
-    """(H, 2 W + gap, 3) RGB uint8."""
-    image = read_image(record["file_name"], format="RGB")
-    metadata = MetadataCatalog.get(name)
-    if not hasattr(metadata, "thing_colors"):
-        metadata.thing_colors = [PALETTE[i % len(PALETTE)] for i in range(len(metadata.thing_classes))]
-    truth, predicted = (_Steady(image, metadata, instance_mode=ColorMode.SEGMENTATION) for _ in range(2))
-    left = truth.draw_dataset_dict(_drawable(record)).get_image()
-    right = predicted.draw_instance_predictions(instances).get_image()
-    gap = np.full((left.shape[0], COLUMN_GAP, 3), 255, np.uint8)
-    return np.concatenate([left, gap, right], axis=1)
+def _scale(image: np.ndarray) -> float:
+    return max(1.0, NARROWEST / image.shape[1])
+
+
+def label_file(record: dict[str, Any]) -> np.ndarray | None:
+    """The annotated labels per pixel (H, W) of a record, where it has them."""
+    if "sem_seg_file_name" not in record:
+        return None
+    labels: np.ndarray = read_image(record["sem_seg_file_name"], format="L")
+    return labels.reshape(labels.shape[:2])
+
+
+def _texts(metadata: Any, shown: Objects) -> list[str]:
+    names = metadata.get("thing_classes", None)
+    texts = []
+    for i, kind in enumerate(shown.classes.tolist()):
+        text = (names[kind] if names else str(kind)) if kind >= 0 else ""
+        if shown.scores is not None:
+            text += f" {shown.scores[i]:.0%}"
+        texts.append(text + (" (crowd)" if shown.crowd[i] else ""))
+    return texts
+
+
+def _colour(metadata: Any, kind: int) -> tuple[float, ...]:
+    colours = metadata.get("thing_colors", None) or PALETTE
+    return tuple(value / 255 for value in colours[kind % len(colours)])
+
+
+def _stuff_colour(metadata: Any, kind: int) -> tuple[float, ...]:
+    colours = metadata.get("stuff_colors", None)
+    if colours:
+        return tuple(value / 255 for value in colours[kind])
+    return colorsys.hsv_to_rgb(0.61803 * kind % 1, 0.8, 0.95)  # neighbours on the list are far apart in hue
+
+
+def _inside(region: np.ndarray) -> tuple[float, float]:
+    """The point (x, y) of a region (H, W) bool that is farthest from its edge."""
+    depth = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(x) - 1, float(y) - 1

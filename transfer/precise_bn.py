@@ -53,3 +53,11 @@ def update(model: nn.Module, batches: Iterator[Any], iterations: int) -> int:
     for buffer, mean in zip(buffers, sums, strict=True):
         buffer.copy_(mean)
     return len(layers)
+
+
+def share(model: nn.Module) -> None:
+    """Give every process the main one's running statistics: the ones that are saved are the ones to test.
+
+    Layers that are not synchronised keep statistics of their own process's images.
+    """
+    dist.copy_from_main([b for name, b in model.named_buffers() if "running_" in name])

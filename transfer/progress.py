@@ -1,7 +1,9 @@
-"""The training log of a fine-tuning run: a line on the screen, the same values in `log.jsonl`."""
+"""The training log of a fine-tuning run: a line on the screen, the same values in `metrics.json`."""
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +15,17 @@ from detectron2.config import CfgNode
 
 from pretrain import checkpoint, dist
 from pretrain.console import duration, say
+from transfer import loggers
+from transfer.evaluation import Metrics
+
+METRICS = "metrics.json"  # detectron2's name: one JSON object a line
 
 
 class Progress:
-    """Prints a line every `SOLVER.LOG_PERIOD` iterations and appends the same values to `log.jsonl`."""
+    """Prints a line every `SOLVER.LOG_PERIOD` iterations and writes its values to `metrics.json` and loggers.
+
+    `start` iterations are done already; what files say of later ones is taken back.
+    """
 
     def __init__(self, cfg: CfgNode, start: int) -> None:
         self.period, self.end, self.images = (
@@ -24,32 +33,68 @@ class Progress:
             cfg.SOLVER.MAX_ITER,
             cfg.SOLVER.IMS_PER_BATCH,
         )
-        self.path = Path(cfg.OUTPUT_DIR) / "log.jsonl"
+        self.path = Path(cfg.OUTPUT_DIR) / METRICS
         self.sums: dict[str, torch.Tensor] = {}
         self.count, self.waited, self.since, self.start = 0, 0.0, time.perf_counter(), start
         self.began = self.since
+        self.loggers: list[loggers.Logger] = []
         if dist.is_main():
             self._drop_lines_after(start)
+            self.loggers = loggers.open_all(cfg, start)
 
-    def waiting(self) -> "_Waiting":
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for logger in self.loggers:
+            logger.close()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
         """Times a `with` block as waiting for data."""
-        return _Waiting(self)
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
-    def add(self, iteration: int, losses: dict[str, torch.Tensor], lr: float) -> None:
-        """Count one iteration (from 0) with its losses; print and write when a period is full."""
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keeps the time of a `with` block out of speed and ETA."""
+        began = time.perf_counter()
+        yield
+        spent = time.perf_counter() - began
+        self.since, self.began = self.since + spent, self.began + spent
+
+    def add(self, done: int, losses: dict[str, torch.Tensor], lr: float) -> None:
+        """Count iteration `done` (from 1) with its losses; print and write when a period is full."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
-        done = iteration + 1
         if (done % self.period == 0 or done == self.end) and dist.is_main():
-            self._write(done, lr)
+            self._write_losses(done, lr)
 
-    def _write(self, done: int, lr: float) -> None:
+    def write_metrics(self, done: int, metrics: dict[str, Metrics]) -> None:
+        """Log the results of a test after iteration `done`, as `bbox/AP`, with the set's name if there are many.
+
+        Call it on the main process.
+        """
+        values = {
+            f"{task}/{name}" if len(metrics) == 1 else f"{data_set}/{task}/{name}": value
+            for data_set, tasks in metrics.items()
+            for task, measured in tasks.items()
+            for name, value in measured.items()
+        }
+        self._write(done, values)
+
+    def flush(self) -> None:
+        """See to it that what has been logged outlives a kill."""
+        for logger in self.loggers:
+            logger.flush()
+
+    def _write_losses(self, done: int, lr: float) -> None:
         now = time.perf_counter()
         spent = now - self.since
         means = {name: round(float(value) / self.count, 4) for name, value in self.sums.items()}
         record = {
-            "iteration": done,
             "loss": round(sum(means.values()), 4),
             **means,
             "lr": lr,
@@ -62,29 +107,24 @@ class Progress:
             f"iteration {done}/{self.end}  loss {record['loss']:.3f}  ({parts})  lr {lr:.2g}  "
             f"{record['images_per_second']:.1f} images/s  data {record['data_wait']:.0%}  ETA {duration(remaining)}"
         )
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._write(done, record)
         self.sums, self.count, self.waited, self.since = {}, 0, 0.0, now
+
+    def _write(self, done: int, values: dict[str, float | None]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": done, **values}) + "\n")
+        known = {name: value for name, value in values.items() if value is not None}
+        for logger in self.loggers:
+            logger.write(done, known)
 
     def _drop_lines_after(self, start: int) -> None:
         """A resumed run writes the lines after its checkpoint once more: keep only those before it."""
         lines = self.path.read_text().splitlines() if self.path.exists() and start else []
         kept = [line for line in lines if _iteration(line) <= start]
+        if start >= self.end:  # the test at the end comes once more
+            kept = [line for line in kept if _iteration(line) < start or '"loss"' in line]
         text = "".join(line + "\n" for line in kept).encode()
         checkpoint.write_atomic(self.path, lambda file: file.write(text))
-
-
-class _Waiting:
-    """Adds the time spent inside a `with` block to the log's waiting time."""
-
-    def __init__(self, log: Progress) -> None:
-        self.log = log
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.log.waited += time.perf_counter() - self.began
 
 
 def _iteration(line: str) -> float:

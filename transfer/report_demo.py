@@ -97,7 +97,7 @@ def _pretraining(folder: Path) -> dict[str, Any]:
 
 
 def _finetuning(moco: list[Path], random: list[Path]) -> list[Chart]:
-    logs = [(name, style, read_log(run / "log.jsonl")) for name, style, runs in (
+    logs = [(name, style, read_log(run / "metrics.json")) for name, style, runs in (
         ("random init", RANDOM, random), ("MoCo", MOCO, moco)) for run in runs]  # fmt: skip
     keys = {"loss": "Total loss", "loss_cls": "Classification loss", "loss_mask": "Mask loss"}
     charts = [

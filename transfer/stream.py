@@ -6,7 +6,8 @@ resumed run, and a run on another number of processes, sees the images that it w
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,36 +17,69 @@ from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from pretrain import dist
-from pretrain.errors import UserError
+from transfer.datasets import training_records
+from transfer.mapper import build_mapper
+from transfer.stop import outlive_the_stop
 
 Batch = list[dict[str, Any]]
 REFERENCE_GPUS = 8  # the paper's machine: a batch of 16 is eight pairs, each of one orientation
 
 
-def training_batches(cfg: CfgNode, start: int) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Source:
+    """The training images of a config.
+
+    Attributes:
+        records: detectron2's, serialised, as detectron2 does: a list of dicts would be copied into the memory
+            of every worker.
+        portrait: (N,) bool: higher than wide.
+        factors: (N,) how many times an epoch holds each image on average, at least 1; None: once.
+    """
+
+    records: DatasetFromList
+    portrait: np.ndarray
+    factors: np.ndarray | None
+
+
+def read(cfg: CfgNode) -> Source:
+    """The records of `DATASETS.TRAIN` that are trained on."""
+    records = training_records(cfg)
+    factors = None
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, threshold
+        ).numpy()
+    # records of label images need not say their size; the grouping is for boxes
+    portrait = np.array([r.get("height", 0) > r.get("width", 0) for r in records], dtype=bool)
+    return Source(DatasetFromList(records, copy=False), portrait, factors)
+
+
+def batches(source: Source, cfg: CfgNode, start: int) -> Iterator[Batch]:
     """This process's share of each total batch, from iteration `start` on, in detectron2's input format."""
-    records = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-    portrait = np.array([record["height"] > record["width"] for record in records], dtype=bool)
     loader = torch.utils.data.DataLoader(
-        # serialised, as detectron2 does: a list of dicts would be copied into every worker's memory
-        _Mapped(DatasetFromList(records, copy=False), DatasetMapper(cfg, is_train=True), cfg.SEED),
-        batch_sampler=_Batches(portrait, cfg, start),
+        _Mapped(source.records, build_mapper(cfg, is_train=True), cfg.SEED),
+        batch_sampler=_Batches(source.portrait, cfg, start, factors=source.factors),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
+
+
+def training_batches(cfg: CfgNode, start: int) -> Iterator[Batch]:
+    """`batches` of `read(cfg)`."""
+    return batches(read(cfg), cfg, start)
 
 
 class _Mapped(torch.utils.data.Dataset):
     """(index, position) -> the mapped record, with numpy's and Python's generators seeded by the position."""
 
-    def __init__(self, records: Any, mapper: DatasetMapper, seed: int) -> None:
+    def __init__(self, records: Any, mapper: Callable[[dict[str, Any]], dict[str, Any]], seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
@@ -53,25 +87,16 @@ class _Mapped(torch.utils.data.Dataset):
         state = np.random.SeedSequence([self.seed, position]).generate_state(4)
         np.random.seed(state)  # detectron2's augmentations draw from the global generators
         random.seed(int(state[0]))
-        return map_record(self.mapper, self.records[index])
-
-
-def map_record(mapper: DatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
-    """A record as the model takes it. Raises `UserError` that names an image which is broken or not as said."""
-    try:
-        mapped: dict[str, Any] = mapper(record)
-        return mapped
-    except (OSError, SyntaxError, ValueError) as error:  # ValueError: detectron2's SizeMismatchError
-        reason = " ".join(str(error).split())
-        name = record["file_name"]
-        raise UserError(f"{name}: not a readable image of the size that its json says: {reason}") from None
+        return self.mapper(self.records[index])
 
 
 class _Batches(torch.utils.data.Sampler):
     """Endless (index, position) pairs, batch by batch."""
 
-    def __init__(self, portrait: np.ndarray, cfg: CfgNode, start: int) -> None:
-        self.portrait, self.seed, self.start = portrait, cfg.SEED, start
+    def __init__(
+        self, portrait: np.ndarray, cfg: CfgNode, start: int, *, factors: np.ndarray | None = None
+    ) -> None:
+        self.portrait, self.seed, self.start, self.factors = portrait, cfg.SEED, start, factors
         self.total = cfg.SOLVER.IMS_PER_BATCH
         self.group = max(1, self.total // REFERENCE_GPUS) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else 1
         if self.total % self.group:
@@ -93,8 +118,7 @@ class _Batches(torch.utils.data.Sampler):
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         position = epoch = 0
         while True:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.portrait))
-            for index in order.tolist():
+            for index in self._order(epoch):
                 group = waiting[bool(self.portrait[index])]
                 group.append((index, position))
                 position += 1
@@ -103,6 +127,22 @@ class _Batches(torch.utils.data.Sampler):
                     group.clear()
             epoch += 1
 
+    def _order(self, epoch: int) -> list[int]:
+        """Images of an epoch, shuffled.
 
-def _one_thread(worker: int) -> None:
+        Repeat factors that are not whole are rounded up with the probability of their fraction, anew each epoch
+        (Gupta et al. 2019, App. B.2, as detectron2's sampler).
+        """
+        random_numbers = np.random.default_rng([self.seed, epoch])
+        indices = np.arange(len(self.portrait))
+        if self.factors is not None:
+            whole = np.floor(self.factors)
+            times = whole + (random_numbers.random(len(indices)) < self.factors - whole)
+            indices = np.repeat(indices, times.astype(int))
+        order: list[int] = random_numbers.permutation(indices).tolist()
+        return order
+
+
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    outlive_the_stop()

@@ -71,7 +71,8 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     if empty:
         raise UserError(
             f"MODEL.WEIGHTS does not fill the backbone: {len(empty)} of {len(trunk)} tensors would stay "
-            f"random, first {empty[0]}; convert by tools/convert_to_d2.py and use the settings that it prints"
+            f"random, first {empty[0]}; is MODEL.RESNETS.DEPTH that of the weights? convert them by "
+            "tools/convert_to_d2.py and use the settings that it prints"
         )
     extra = [
         name for name in placed if _TRUNK.match(name) and name not in state and not name.endswith(_COUNTER)
@@ -127,9 +128,22 @@ def load_detector(model: nn.Module, path: Path) -> None:
         if names:
             raise UserError(
                 f"{path}: not a checkpoint of this model: it {fault} {names[0]} ({len(names)} such); "
-                "use the configuration of the run that wrote it"
+                f"{_remedy(names, placed, state)}"
             )
     _load(model, weights)
+
+
+def _remedy(names: list[str], placed: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:
+    """Which key differs from that of the run that wrote a checkpoint, as far as the tensors at fault tell."""
+    if all("predictor" in name for name in names):
+        scores = next((name for name in names if name.endswith("cls_score.weight") and name in placed), None)
+        if scores:  # one row a class, and one of the background
+            has, needs = len(placed[scores]) - 1, len(state[scores]) - 1
+            return f"it knows {has} classes and MODEL.ROI_HEADS.NUM_CLASSES is {needs}"
+        return "is MODEL.ROI_HEADS.NUM_CLASSES that of the run that wrote it?"
+    if all(_TRUNK.match(name) for name in names):
+        return "is MODEL.RESNETS.DEPTH that of the run that wrote it?"
+    return "use the configuration of the run that wrote it"
 
 
 def local_path(name: str) -> Path:

@@ -1,25 +1,15 @@
 """Make the images of a demo set in chunks, by several processes; what an interrupted run left is kept."""
 
 import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import cv2
-from tqdm import tqdm
 
-from pretrain.errors import UserError
-from transfer.prepare import coco_json, cutouts, fallback, streams
+from transfer.prepare import coco_json, cutouts, fallback, pool, streams
 from transfer.prepare.files import is_whole_jpeg, write_jpeg, write_json
 from transfer.prepare.recipe import Recipe
 
@@ -77,7 +67,7 @@ def build_images(job: Job, workers: int) -> int:
     kept = total - sum(chunk.stop - chunk.start for chunk in todo)
     if kept:
         print(f"{kept} of {total} images are there already")
-    with _Progress(total, kept) as progress:
+    with pool.Progress(total, kept) as progress:
         for size, new in _run(job, todo, workers):
             made += new
             progress.advance(size)
@@ -124,53 +114,4 @@ def _run(job: Job, chunks: list[Chunk], workers: int) -> Iterator[tuple[int, int
         return
     cv2.setNumThreads(1)
     sources_of(job)  # before forking, so that the photographs are in memory once
-    if workers == 1:
-        for chunk in chunks:
-            yield _make_chunk(job, chunk)
-        return
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
-    )
-    try:
-        for future in as_completed([pool.submit(_make_chunk, job, chunk) for chunk in chunks]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError("a worker was killed, for want of memory perhaps: try --workers 1") from None
-    finally:  # on Ctrl-C too: the chunks under way finish, the others are dropped
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed parent cannot tell it to."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line at every tenth."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self.began = total, done, time.monotonic()
-        self.bar = tqdm(total=total, initial=done, unit="img", disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def advance(self, count: int) -> None:
-        tenths = 10 * self.done // self.total
-        self.done += count
-        self.bar.update(count)
-        if self.bar.disable and 10 * self.done // self.total > tenths:
-            print(f"{self.done} of {self.total} images, {time.monotonic() - self.began:.0f} s", flush=True)
+    yield from pool.each(partial(_make_chunk, job), chunks, workers=workers)

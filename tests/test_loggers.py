@@ -1,0 +1,67 @@
+"""TensorBoard and Weights & Biases: values arrive once, and a library that is missing is said so in one line."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain.errors import UserError
+from transfer import config, loggers
+from transfer.progress import Progress
+
+
+def _config(output: Path, *more: str):
+    return config.load(
+        "transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", "OUTPUT_DIR", str(output), *more]
+    )
+
+
+def test_tensorboard_takes_back_what_a_resumed_run_repeats(tmp_path: Path) -> None:
+    for start, value in ((0, 1.0), (2, 2.0)):
+        with Progress(_config(tmp_path), start) as log:
+            for iteration in range(start + 1, 5):
+                log.write_metrics(iteration, {"set": {"bbox": {"AP": value, "AP75": None}}})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["bbox/AP"]
+    points = [(event.step, event.value) for event in events.Scalars("bbox/AP")]
+    assert points == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    assert (tmp_path / "metrics.json").read_text().count("\n") == 4
+
+
+def test_wandb_gets_the_values_in_a_run_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
+    )
+    fake = SimpleNamespace(init=lambda **options: calls.append(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for start in (0, 1):
+        cfg = _config(tmp_path, "LOG.WANDB", "moco", "LOG.TENSORBOARD", "False")
+        loggers.check(cfg)
+        with Progress(cfg, start) as log:
+            log.write_metrics(start + 1, {"a": {"bbox": {"AP": 3.0}}, "b": {"bbox": {"AP": 4.0}}})
+    first, values, end, second, *_ = calls
+    assert (first["project"], first["resume"], first["config"]["SOLVER"]["MAX_ITER"]) == (
+        "moco",
+        "allow",
+        90000,
+    )
+    assert first["id"] == second["id"]
+    assert (values, end) == ((1, {"a/bbox/AP": 3.0, "b/bbox/AP": 4.0}), "end")
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_libraries_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"LOG\.WANDB moco: wandb is not installed: `pip install wandb`"):
+        loggers.check(_config(tmp_path, "LOG.WANDB", "moco"))
+    assert loggers.open_all(_config(tmp_path), 0) == []
+    assert "pip install tensorboard" in capsys.readouterr().out

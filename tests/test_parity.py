@@ -1,0 +1,170 @@
+"""The paper's detectors against stock detectron2: the same weights and images give the same numbers.
+
+Stock is the model zoo's own config, set to the same norm and input format and to nothing else of ours. What the
+paper adds (a norm behind res5, a convolution behind a dilated res5) is added to the stock model here, by hand.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import pytest
+import torch
+from torch import nn
+
+from transfer import config, modeling  # noqa: F401 (registers)
+
+# isort: split
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    Backbone,
+    GeneralizedRCNN,
+    build_backbone,
+    build_model,
+    build_proposal_generator,
+    build_roi_heads,
+)
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+# Applied to both sides: the format of the weights, and fewer proposals to save time.
+FORMAT = [
+    "MODEL.DEVICE", "cpu", "INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]",
+    "MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]", "MODEL.RESNETS.STRIDE_IN_1X1", "False", "MODEL.BACKBONE.FREEZE_AT",
+    "0", "MODEL.RESNETS.NORM", "SyncBN",
+]  # fmt: skip
+FEWER = [
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", "40", "MODEL.RPN.POST_NMS_TOPK_TEST", "12", "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "0.0", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.DETECTIONS_PER_IMAGE", "10",
+]  # fmt: skip
+
+
+def _ours(name: str, *overrides: str) -> CfgNode:
+    own = ["MODEL.INIT", "random", "MODEL.DEVICE", "cpu"]
+    return config.load(f"transfer/{name}.yaml", [*own, *FEWER, *overrides])
+
+
+def _stock(name: str, *overrides: str) -> CfgNode:
+    package = Path(detectron2.__file__).parent
+    folders = (package / "model_zoo/configs", package.parent / "configs")  # a release; a checkout
+    cfg = get_cfg()
+    cfg.merge_from_file(str(next(f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file())))
+    cfg.merge_from_list([*FORMAT, *FEWER, *overrides])
+    return cfg
+
+
+def _images(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Two noise images of different sizes, with two objects each, as detectron2's mapper gives them."""
+    generator = torch.Generator().manual_seed(0)
+    images: list[dict[str, Any]] = []
+    for height, width in ((96, 128), (112, 80)):
+        instances = Instances((height, width))
+        corners = [[8.0, 8.0, 60.0, 70.0], [30.0, 20.0, 78.0, 90.0]]
+        instances.gt_boxes = Boxes(torch.tensor(corners))
+        instances.gt_classes = torch.tensor([0, cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1])
+        if cfg.MODEL.MASK_ON:
+            instances.gt_masks = PolygonMasks([[[x, y, u, y, u, v, x, v]] for x, y, u, v in corners])
+        image = torch.randint(0, 256, (3, height, width), generator=generator).to(torch.uint8)
+        images.append({"image": image, "instances": instances, "height": 2 * height, "width": 2 * width})
+    return images
+
+
+def _randomise(model: nn.Module) -> None:
+    """Batch norms of no special values: parameters and statistics that all show in the output."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1.0, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.8, 1.5, generator=generator)
+
+
+def _numbers(model: nn.Module, images: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Everything that a model computes: detections, losses, gradients, and statistics after a training step."""
+    numbers: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for index, output in enumerate(model.eval()(images)):
+            for field, value in output["instances"].get_fields().items():
+                numbers[f"image {index} {field}"] = value.tensor if isinstance(value, Boxes) else value
+    torch.manual_seed(2)  # proposals are sampled
+    with EventStorage():
+        losses = model.train()(images)
+    sum(losses.values()).backward()
+    numbers |= {name: loss.detach() for name, loss in losses.items()}
+    numbers |= {f"gradient {name}": p.grad for name, p in model.named_parameters()}
+    return numbers | {f"after {name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _compare(ours: nn.Module, stock: nn.Module, cfg: CfgNode, renamed: dict[str, str] | None = None) -> None:
+    """`renamed`: beginnings of the stock model's names -> of ours, where the test has added modules to it."""
+
+    def our_name(name: str) -> str:
+        for old, new in (renamed or {}).items():
+            name = name.replace(old, new)
+        return name
+
+    _randomise(ours)
+    state = ours.state_dict()
+    names = {name: our_name(name) for name in stock.state_dict()}
+    assert set(names.values()) == set(state)
+    stock.load_state_dict({name: state[own] for name, own in names.items()})
+    images = _images(cfg)
+    actual, expected = _numbers(ours, images), _numbers(stock, images)
+    expected = {our_name(name): value for name, value in expected.items()}
+    assert set(actual) == set(expected)
+    assert {"image 0 scores", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} <= set(actual)
+    assert ("loss_mask" in actual) == ("image 1 pred_masks" in actual) == cfg.MODEL.MASK_ON
+    assert len(actual["image 0 scores"]) == len(actual["image 1 scores"]) == 10
+    assert all(float(actual[name]) > 0 for name in actual if name.startswith("loss_"))
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_fpn_is_the_zoos_mask_rcnn() -> None:
+    cfg = _ours("coco_R50_FPN")
+    stock = _stock("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", "MODEL.FPN.NORM", "SyncBN")
+    _compare(build_model(cfg), build_model(stock), cfg)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_c4_is_the_zoos_with_a_norm_behind_res5(masks: bool) -> None:
+    cfg = _ours("voc_R50_C4_24k", "MODEL.MASK_ON", str(masks))
+    zoo = (
+        "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x"
+        if masks
+        else "PascalVOC-Detection/faster_rcnn_R_50_C4"
+    )
+    stock = build_model(_stock(zoo, "MODEL.ROI_HEADS.NUM_CLASSES", "20"))
+    assert type(stock.roi_heads).__name__ == "Res5ROIHeads"
+    stock.roi_heads.res5.add_module("norm", nn.SyncBatchNorm(2048))
+    _compare(build_model(cfg), stock, cfg)
+
+
+class _ConvBehind(Backbone):
+    def __init__(self, resnet: Backbone) -> None:
+        super().__init__()
+        self.resnet = resnet
+        self.conv = nn.Conv2d(2048, 512, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(512)
+        self._out_features = ["res5"]
+        self._out_feature_channels, self._out_feature_strides = {"res5": 512}, {"res5": 16}
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"res5": self.bn(self.conv(self.resnet(images)["res5"]))}
+
+
+def test_dilated_c5_is_the_zoos_with_a_convolution_behind_it() -> None:
+    cfg = _ours("voc_R50_DC5_24k")
+    zoo = _stock("COCO-Detection/faster_rcnn_R_50_DC5_1x", "MODEL.ROI_HEADS.NUM_CLASSES", "20")
+    backbone = _ConvBehind(build_backbone(zoo))
+    stock = GeneralizedRCNN(
+        backbone=backbone,
+        proposal_generator=build_proposal_generator(zoo, backbone.output_shape()),
+        roi_heads=build_roi_heads(zoo, backbone.output_shape()),
+        pixel_mean=zoo.MODEL.PIXEL_MEAN,
+        pixel_std=zoo.MODEL.PIXEL_STD,
+    )
+    renamed = {"backbone.resnet.": "backbone.bottom_up.", "backbone.conv.": "backbone.output."}
+    _compare(build_model(cfg), stock, cfg, renamed | {"backbone.bn.": "backbone.output.norm."})

@@ -1,0 +1,188 @@
+"""What is wrong with a COCO-format annotation file, with ids, before a training stumbles over it; and a mended copy.
+
+detectron2 asserts, drops objects silently or fails in the middle of an epoch on most of what is found here.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import UserError
+from transfer import annotation_checks as checks
+from transfer import masks_check
+from transfer.prepare.headers import shown_size
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        text: one line, with the id of the image or annotation.
+        part: `images` or `annotations`, the list that holds the entry; empty where the whole file is meant.
+        index: of the entry in that list.
+        remedy: what `mend` does, for the report; empty where nothing can be done.
+        mend: the entry -> a mended one, or None to leave it out.
+    """
+
+    text: str
+    part: str = ""
+    index: int = -1
+    remedy: str = ""
+    mend: Callable[[Entry], Entry | None] | None = None
+
+
+def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool) -> list[Problem]:
+    """Everything that detectron2 cannot use in a COCO-format file.
+
+    Args:
+        content: the parsed json.
+        images: the folder whose files are looked for (not opened); None to leave that out.
+        masks: whether masks are to be learnt.
+        keypoints: whether keypoints are to be learnt.
+    """
+    if broken := _structure(content):
+        return broken
+    found = list(_image_problems(content["images"], images))
+    found += _category_problems(content["categories"])
+    sizes = {
+        image["id"]: (image["width"], image["height"])
+        for image in content["images"]
+        if checks.is_id(image.get("id")) and _is_size(image)
+    }
+    known = {image["id"] for image in content["images"] if checks.is_id(image.get("id"))}
+    points = checks.keypoint_counts(content) if keypoints else {}
+    categories = {c["id"]: points.get(c["id"], 0) for c in content["categories"] if checks.is_id(c.get("id"))}
+    lowest_free = 1 + max((a["id"] for a in content["annotations"] if checks.is_int(a.get("id"))), default=0)
+    seen: set[Any] = set()
+    for index, annotation in enumerate(content["annotations"]):
+        name = f"annotation {annotation.get('id', f'at position {index}')}"
+        for text, remedy, mend in (
+            *checks.ids(annotation, seen, max(lowest_free, 1) + index),
+            *checks.references(annotation, known, categories),
+            *checks.box(annotation, sizes.get(checks.hashable(annotation.get("image_id")))),
+            *masks_check.problems(
+                annotation, sizes.get(checks.hashable(annotation.get("image_id"))), wanted=masks
+            ),
+            *(checks.keypoints(annotation, categories) if keypoints else ()),
+        ):
+            found.append(Problem(f"{name} {text}", "annotations", index, remedy, mend))
+    return found
+
+
+def remarks(content: Entry) -> list[str]:
+    """What is worth a line about a file without problems, but no error."""
+    ids = sorted(category["id"] for category in content["categories"])
+    lines = []
+    if ids != list(range(1, len(ids) + 1)):
+        shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        lines.append(
+            f"category ids {shown} are not 1 to {len(ids)}: classes are numbered in the order of the ids"
+        )
+    used = Counter(annotation["category_id"] for annotation in content["annotations"])
+    unused = [str(c["name"]) for c in content["categories"] if not used[c["id"]]]
+    if unused:
+        shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+        lines.append(f"{len(unused)} of {len(ids)} categories have no annotation: {shown}")
+    return lines
+
+
+def repaired(content: Entry, problems: list[Problem]) -> Entry:
+    """A copy in which each problem is mended; annotations of images that had to go have gone with them.
+
+    Raises `UserError` on a problem that cannot be mended.
+    """
+    changed: dict[tuple[str, int], Entry | None] = {}
+    for problem in problems:
+        if problem.mend is None:
+            raise UserError(f"{problem.text}: DATASETS.REPAIR cannot mend this")
+        entry = changed.get((problem.part, problem.index), content[problem.part][problem.index])
+        changed[problem.part, problem.index] = None if entry is None else problem.mend(entry)
+    copy = dict(content)
+    for part in ("images", "annotations"):
+        entries = (changed.get((part, index), entry) for index, entry in enumerate(content[part]))
+        copy[part] = [entry for entry in entries if entry is not None]
+    left = {image["id"] for image in copy["images"]}
+    copy["annotations"] = [a for a in copy["annotations"] if a["image_id"] in left]
+    return copy
+
+
+def _structure(content: Any) -> list[Problem]:
+    if not isinstance(content, dict):
+        return [Problem("not a COCO json: it holds no object at its top level")]
+    found = []
+    for part in ("images", "annotations", "categories"):
+        entries = content.get(part)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            found.append(Problem(f"not a COCO json: it has no list {part!r}"))
+        elif not entries:
+            found.append(
+                Problem({"annotations": "holds no annotation"}.get(part, f"its list {part!r} is empty"))
+            )
+    return found
+
+
+def _image_problems(images: list[Entry], folder: Path | None) -> Iterator[Problem]:
+    seen: set[Any] = set()
+    names: dict[Path, set[str]] = {}
+    for index, image in enumerate(images):
+        label = f"image {image.get('id', f'at position {index}')}"
+        if not checks.is_id(image.get("id")):
+            yield Problem(
+                f"{label} has no id that is a number or a text", "images", index, "left out", checks.drop
+            )
+            continue
+        if image["id"] in seen:
+            yield Problem(
+                f"{label}: the id is used twice", "images", index, "second one left out", checks.drop
+            )
+        seen.add(image["id"])
+        path = None
+        if not isinstance(image.get("file_name"), str):
+            yield Problem(f"{label} has no file_name", "images", index, "left out", checks.drop)
+        elif folder is not None:
+            path = folder / image["file_name"]
+            if path.parent not in names:
+                names[path.parent] = (
+                    {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+                )
+            if path.name not in names[path.parent]:
+                yield Problem(
+                    f"{label}: its file {path} is missing", "images", index, "left out", checks.drop
+                )
+                path = None
+        if not _is_size(image):
+            text = f"{label}: its width and height are {image.get('width')!r} and {image.get('height')!r}"
+            if path is None:
+                yield Problem(text, "images", index, "left out", checks.drop)
+            else:
+                yield Problem(text, "images", index, "read from the file", _measure(path))
+
+
+def _measure(path: Path) -> Callable[[Entry], Entry]:
+    def mend(image: Entry) -> Entry:
+        try:
+            width, height = shown_size(path)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+        return {**image, "width": width, "height": height}
+
+    return mend
+
+
+def _category_problems(categories: list[Entry]) -> list[Problem]:
+    found = []
+    for index, category in enumerate(categories):
+        if not checks.is_int(category.get("id")) or not isinstance(category.get("name"), str):
+            found.append(Problem(f"category at position {index} needs a whole number 'id' and a text 'name'"))
+    counts = Counter(category["id"] for category in categories if checks.is_int(category.get("id")))
+    found += [Problem(f"category id {key}: used {n} times") for key, n in counts.items() if n > 1]
+    return found
+
+
+def _is_size(image: Entry) -> bool:
+    return all(checks.is_int(image.get(side)) and image[side] > 0 for side in ("width", "height"))

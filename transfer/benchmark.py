@@ -1,0 +1,193 @@
+"""How fast training is, beside plain detectron2: the same model, data and settings, in turns in one process."""
+
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.events import EventStorage
+
+from pretrain import dist
+from pretrain.console import say
+from pretrain.errors import UserError
+from transfer import datasets, loop, results, solver, stream, synthetic, trainer
+from transfer.progress import Progress
+from transfer.snapshot import State
+from transfer.step import Batch, autocast, grad_scaler, seed
+from transfer.stop import Signals
+
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
+    """Time our loop and detectron2's in turns, `rounds` blocks each, and print the comparison.
+
+    Both loops train for real, each on the images that its own loader draws. detectron2's is its model,
+    mapper, loader and `SimpleTrainer` (`AMPTrainer` under SOLVER.AMP) without hooks but the schedule; ours
+    writes its log. Where the training set is not there, a synthetic one takes its place.
+
+    Args:
+        cfg: by `transfer.config.load`, with MODEL.INIT random.
+        iterations: of a block.
+        rounds: pairs of blocks; one more pair of a third of the length warms up.
+    Returns:
+        `ours` and `plain`: iterations a second of each block; `ratios`: ours to plain of each pair; `split`:
+        seconds of the parts of our step.
+    """
+    cfg = cfg.clone()
+    with tempfile.TemporaryDirectory() as folder, EventStorage():
+        _find_data(cfg, Path(folder))
+        cfg.OUTPUT_DIR = folder
+        cfg.MODEL.DEVICE = dist.pick_device(cfg.MODEL.DEVICE).type
+        cfg.SOLVER.MAX_ITER = max(cfg.SOLVER.MAX_ITER, 10 * rounds * iterations)  # the schedule does not end
+        cfg.freeze()
+        torch.manual_seed(cfg.SEED)
+        state, batches = _our_state(cfg)
+        with Progress(cfg, 0) as log, contextlib.redirect_stdout(io.StringIO()):  # it prints a line a period
+            loops = {"ours": lambda: _ours(cfg, state, batches, log), "plain": _plain_loop(cfg)}
+            blocks = _interleave(loops, iterations=iterations, rounds=rounds)
+            split = _split(cfg, state, batches, iterations)
+    ratios = [ours / plain for ours, plain in zip(blocks["ours"], blocks["plain"], strict=True)]
+    report = {**blocks, "ratios": ratios, "split": split}
+    for line in _lines(cfg, report, iterations):
+        say(line)
+    return report
+
+
+def _find_data(cfg: CfgNode, folder: Path) -> None:
+    """Register the training set; where it is not there, write a synthetic one to `folder`."""
+    try:
+        datasets.prepare(cfg)
+    except UserError as error:
+        if not cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" or cfg.MODEL.KEYPOINT_ON:
+            raise  # keypoints and labels per pixel are not made
+        say(f"{error}")
+        say("so synthetic images take the place of the data")
+        path, images = synthetic.write(folder / "data", side=max(cfg.INPUT.MIN_SIZE_TRAIN))
+        for part in ("TRAIN", "TEST"):
+            cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"] = str(path), str(images)
+        datasets.prepare(cfg)
+
+
+def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
+    """What `transfer.loop.train` sets up."""
+    model, _ = trainer.build(cfg)
+    model.train()
+    optimizer = solver.build_optimizer(cfg, model)
+    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), None)
+    return state, stream.batches(stream.read(cfg), cfg, 0)
+
+
+def _ours(cfg: CfgNode, state: State, batches: Iterator[Batch], log: Progress) -> None:
+    loop.advance(cfg, state, state.model, batches, log=log, signals=Signals())
+
+
+def _plain_loop(cfg: CfgNode) -> Callable[[], None]:
+    """One iteration of detectron2's loop, as its `DefaultTrainer` puts it together; ours is the optimizer."""
+    torch.manual_seed(cfg.SEED)
+    model = build_model(cfg)
+    loader = build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
+    optimizer = solver.build_optimizer(cfg, model)  # detectron2's SGD, or the same AdamW for both
+    amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cuda"  # it has none on a CPU
+    plain = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
+    schedule = build_lr_scheduler(cfg, optimizer)
+
+    def iterate() -> None:
+        plain.run_step()
+        schedule.step()
+
+    return iterate
+
+
+def _interleave(
+    loops: dict[str, Callable[[], None]], *, iterations: int, rounds: int
+) -> dict[str, list[float]]:
+    """Iterations a second of `rounds` blocks of each loop, in turns; what else the machine does hits both."""
+    speeds: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(rounds + 1):
+        count = iterations if number else max(2, iterations // 3)
+        for name, iterate in loops.items():
+            _synchronise()
+            began = time.perf_counter()
+            for _ in range(count):
+                iterate()
+            _synchronise()
+            if number:  # the first block warms up
+                speeds[name].append(count / (time.perf_counter() - began))
+    return speeds
+
+
+def _split(cfg: CfgNode, state: State, batches: Iterator[Batch], iterations: int) -> dict[str, float]:
+    """Mean seconds of the parts of a step, each ended by waiting for the GPU, which costs a little time."""
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    @contextlib.contextmanager
+    def timed(part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        _synchronise()
+        spent[part] += (time.perf_counter() - began) / iterations
+
+    for iteration in range(iterations):
+        with timed("data"):
+            batch = next(batches)
+        seed(cfg.SEED, iteration)
+        state.optimizer.zero_grad()
+        size = len(batch) // cfg.SOLVER.ACCUMULATE
+        for first in range(0, len(batch), size):
+            with timed("forward"), autocast(cfg):
+                total = sum(state.model(batch[first : first + size]).values()) / cfg.SOLVER.ACCUMULATE
+            with timed("backward"):
+                (total if state.scaler is None else state.scaler.scale(total)).backward()
+        with timed("optimizer"):
+            if state.scaler is None:
+                state.optimizer.step()
+            else:
+                state.scaler.step(state.optimizer)
+                state.scaler.update()
+    return spent
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _lines(cfg: CfgNode, report: dict[str, Any], iterations: int) -> list[str]:
+    machine = results.environment(cfg.MODEL.DEVICE)
+    hardware, versions = machine["hardware"], machine["versions"]
+    ratios, split = report["ratios"], report["split"]
+    whole = sum(split.values())
+    parts = ", ".join(f"{part} {1000 * split[part]:.0f} ms ({split[part] / whole:.0%})" for part in PARTS)
+    return [
+        f"machine: {hardware['gpu'] or hardware['cpu']}, {hardware['threads']} thread(s), "
+        f"{cfg.DATALOADER.NUM_WORKERS} loader process(es), torch {versions['torch']}, detectron2 "
+        f"{versions['detectron2']}",
+        f"batch {cfg.SOLVER.IMS_PER_BATCH}, {cfg.SOLVER.OPTIMIZER}, mixed precision "
+        f"{cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else 'off'}, "
+        f"{len(ratios)} x {iterations} iterations each, in turns",
+        *(f"{name}: {_spread(report[key], '.2f')} iterations/s" for name, key in _LOOPS.items()),
+        f"ratio, ours to plain: {_spread(ratios, '.3f')}",
+        f"our step: {parts}",
+    ]
+
+
+_LOOPS = {"ours": "ours", "plain detectron2": "plain"}
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} (median; {min(values):{form}} to {max(values):{form}})"

@@ -1,0 +1,134 @@
+"""Names of data sets and the folders that they mean, in detectron2's catalogs."""
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transfer import d2_compat
+
+# isort: split
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin, register_coco_instances
+
+from pretrain.errors import UserError
+from transfer import cityscapes, voc
+from transfer.prepare.voc_labels import CLASSES
+
+# Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.
+VOC_MASKS = {"voc_2012_masks_train": "train_aug", "voc_2012_masks_val": "val"}
+VOC_LABELS = {"voc_2012_semseg_train": "train_aug", "voc_2012_semseg_val": "val"}
+CUSTOM = {"custom_train": "TRAIN", "custom_test": "TEST"}
+DEMO = re.compile(r"(demo\w*)_(train|val)")
+# What detectron2 registers when it is imported, under the folder that was current then.
+BUILTIN = re.compile(
+    r"(keypoints_)?coco_20(14|17)_.*|voc_20(07|12)_(train|val|trainval|test)|lvis_v(0\.5|1)_.*"
+    r"|cityscapes_fine_.*|ade20k_sem_seg_.*"
+)
+
+
+def register_builtin(root: Path) -> None:
+    """detectron2's own data sets and ours of VOC2012, all under `root`."""
+    for name in list(DatasetCatalog.list()):
+        if BUILTIN.fullmatch(name):
+            _forget(name)
+    builtin.register_all_coco(str(root))
+    builtin.register_all_lvis(str(root))
+    builtin.register_all_cityscapes(str(root))
+    builtin.register_all_cityscapes_panoptic(str(root))
+    builtin.register_all_pascal_voc(str(root))
+    builtin.register_all_ade20k(str(root))
+    for name in list(DatasetCatalog.list()):
+        metadata = MetadataCatalog.get(name)
+        if name.startswith("voc_20") and BUILTIN.fullmatch(name):
+            DatasetCatalog.remove(name)  # see transfer.voc
+            DatasetCatalog.register(name, partial(voc.boxes, Path(metadata.dirname), metadata.split))
+        elif name.startswith("cityscapes_fine_instance_seg_"):
+            DatasetCatalog.remove(name)  # see transfer.cityscapes
+            DatasetCatalog.register(name, partial(cityscapes.instances, metadata.image_dir, metadata.gt_dir))
+    folder = root / "VOC2012"
+    for name, split in VOC_MASKS.items():
+        annotations = folder / "annotations_masks" / f"instances_{split}.json"
+        register_coco(name, annotations, folder / "JPEGImages", thing_classes=list(CLASSES))
+    for name, split in VOC_LABELS.items():
+        _register_labels(name, folder, split)
+    d2_compat.alias_cityscapes()
+
+
+def register_coco(name: str, annotations: Path, images: Path, **metadata: Any) -> None:
+    """A COCO-format set, in the place of what had the name before."""
+    _forget(name)
+    register_coco_instances(name, metadata, str(annotations), str(images))
+
+
+def require(key: str, name: str) -> None:
+    """Raise `UserError` with the nearest names if `name`, given for a config key, is not registered."""
+    known = [
+        *DatasetCatalog.list(),
+        "demo_standard_train",
+        "demo_standard_val",
+        "demo_quick_train",
+        "demo_quick_val",
+    ]
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=3)
+    choices = f"did you mean {' or '.join(near)}?" if near else (
+        "choose one of detectron2's (coco_2017_train, voc_2007_trainval, lvis_v0.5_train, ...),"
+    )  # fmt: skip
+    raise UserError(
+        f"DATASETS.{key}: unknown data set {name}; {choices} For your own data give DATASETS.TRAIN_JSON, "
+        "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
+    )
+
+
+class Counted:
+    """A registered function that notes how much it returned, so that nothing is read only to be counted."""
+
+    def __init__(self, load: Callable[[], list[dict[str, Any]]]) -> None:
+        self.load = load
+        self.counts: tuple[int, int] | None = None
+
+    def __call__(self) -> list[dict[str, Any]]:
+        records = self.load()
+        self.counts = (len(records), sum(len(record.get("annotations", ())) for record in records))
+        return records
+
+
+def count(name: str) -> None:
+    """Note how many images and annotations a registered set has whenever it is loaded."""
+    load = DatasetCatalog[name]
+    if not isinstance(load, Counted):
+        metadata = MetadataCatalog.get(name)  # removing a set leaves its metadata
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, Counted(load))
+        assert MetadataCatalog.get(name) is metadata
+
+
+def counts(name: str) -> tuple[int, int]:
+    """(images, annotations) of a set that `count` was called for; loads it if nobody has."""
+    load = DatasetCatalog[name]
+    if load.counts is None:
+        load()
+    found: tuple[int, int] = load.counts
+    return found
+
+
+def _register_labels(name: str, folder: Path, split: str) -> None:
+    _forget(name)
+    DatasetCatalog.register(name, partial(voc.labels, folder, split))
+    MetadataCatalog.get(name).set(
+        stuff_classes=["background", *CLASSES],
+        ignore_label=255,
+        evaluator_type="sem_seg",
+        image_root=str(folder / "JPEGImages"),
+        sem_seg_root=str(folder / "semseg" / split),
+    )
+
+
+def _forget(name: str) -> None:
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog.list():
+            catalog.remove(name)

@@ -1,0 +1,257 @@
+"""detectron2's evaluators, chosen by what a data set is, with the AP or IoU of each class beside the means.
+
+The numbers are those of the evaluators; nothing is measured anew here.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transfer import d2_compat
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    coco_evaluation,
+    pascal_voc_evaluation,
+)
+
+from pretrain.errors import UserError
+from transfer import semseg
+from transfer.present import need
+
+Results = dict[str, dict[str, float]] | None
+
+
+def build(cfg: CfgNode, name: str) -> DatasetEvaluator:
+    """The evaluator of a registered data set. Raises `UserError` where a library that it needs is missing."""
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    if kind == "coco":
+        return Coco(cfg, name)
+    if kind == "pascal_voc":
+        return Voc(name)
+    if kind == "lvis":
+        need("lvis", name)
+        d2_compat.mend_lvis()
+        return Lvis(cfg, name)
+    if kind in ("cityscapes_instance", "cityscapes_sem_seg"):
+        need("cityscapesscripts", name)
+        d2_compat.alias_cityscapes()
+        return CityscapesInstances(name) if kind == "cityscapes_instance" else CityscapesLabels(name)
+    if kind == "sem_seg":
+        return semseg.sem_seg_evaluator(name, cfg)
+    if kind in ("coco_panoptic_seg", "ade20k_panoptic_seg"):
+        need("panopticapi", name)
+        return _panoptic(cfg, name, things=kind.startswith("coco"))
+    raise UserError(f"DATASETS.TEST: {name} asks for an evaluator {kind!r}, which is not supported here")
+
+
+def describe(name: str) -> str:
+    """What measures a data set, with its version: for the record of a run."""
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    if kind == "coco":
+        return _versioned("faster-coco-eval" if _faster_class() else "pycocotools")
+    if kind == "pascal_voc":
+        points = (
+            "11-point AP (VOC07)"
+            if MetadataCatalog.get(name).year == 2007
+            else "AP over all points (VOC10 on)"
+        )
+        return f"{points}, detectron2's"
+    if kind == "lvis":
+        return _versioned("lvis")
+    if kind.startswith("cityscapes"):
+        return _versioned("cityscapesScripts")
+    return f"{kind}, detectron2's"
+
+
+class Coco(COCOEvaluator):
+    """AP of boxes, masks and keypoints, counted by faster-coco-eval where it is installed, else pycocotools."""
+
+    def __init__(self, cfg: CfgNode, name: str) -> None:
+        sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        # the folder is used only for a data set that was registered without a json, which is then written there
+        folder = None if hasattr(MetadataCatalog.get(name), "json_file") else f"{cfg.OUTPUT_DIR}/evaluation"
+        # detectron2's own fast implementation lives in detectron2._C
+        super().__init__(name, output_dir=folder, use_fast_impl=False, kpt_oks_sigmas=sigmas)
+        self.configured = _tasks(cfg)
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        """As detectron2's, which without any prediction would forget masks and keypoints."""
+        tasks: list[str] = super()._tasks_from_predictions(predictions) if predictions else self.configured
+        return tasks
+
+    def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
+        faster = _faster_class()
+        whole = all(isinstance(key, int) for key in self._coco_api.imgs)
+        if faster is None or not whole:  # faster-coco-eval takes whole numbers only
+            super()._eval_predictions(predictions, img_ids)
+            return
+        with _replaced(coco_evaluation, "COCOeval", faster):
+            super()._eval_predictions(predictions, img_ids)
+
+
+class Voc(PascalVOCDetectionEvaluator):
+    """VOC AP: 11-point for VOC2007, the area under the curve for VOC2012, as detectron2 and the papers.
+
+    Classes without an object in the list (there is none in VOC's own lists) are left out of the means:
+    detectron2 would count them as 0.
+    """
+
+    def evaluate(self) -> Results:
+        """Collective. None on every process but the main one."""
+        by_class: dict[str, list[float]] = defaultdict(list)
+        voc_eval = pascal_voc_evaluation.voc_eval
+
+        def recorded(detections: str, annotations: str, images: str, kind: str, **options: Any) -> Any:
+            result = voc_eval(detections, annotations, images, kind, **options)
+            by_class[kind].append(float(result[2]) * 100)
+            return result
+
+        with _replaced(pascal_voc_evaluation, "voc_eval", recorded), np.errstate(invalid="ignore"):
+            if super().evaluate() is None:
+                return None
+        present = self._present()
+        means = np.mean([by_class[kind] for kind in self._class_names if kind in present], axis=0)  # (10,)
+        values = {"AP": float(means.mean()), "AP50": float(means[0]), "AP75": float(means[5])}
+        for kind in self._class_names:
+            values[f"AP-{kind}"] = float(np.mean(by_class[kind])) if kind in present else float("nan")
+        return {"bbox": values}
+
+    def _present(self) -> set[str]:
+        """Classes with an object that counts."""
+        names = Path(self._image_set_path).read_text().split()
+        objects = (
+            o for n in names for o in pascal_voc_evaluation.parse_rec(self._anno_file_template.format(n))
+        )
+        return {o["name"] for o in objects if not o["difficult"]}
+
+
+class Lvis(LVISEvaluator):
+    """LVIS AP, 300 detections an image; rare, common and frequent classes apart (APr, APc, APf)."""
+
+    def __init__(self, cfg: CfgNode, name: str) -> None:
+        super().__init__(name)
+        self.configured = _tasks(cfg)
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> tuple[str, ...]:
+        tasks = super()._tasks_from_predictions(predictions) if predictions else self.configured
+        return tuple(tasks)
+
+    def evaluate(self) -> Results:
+        """Collective. None on every process but the main one. What lvis gives as -1 is undefined."""
+        results = super().evaluate()
+        if results is None:
+            return None
+        undefined = float("nan")
+        return {
+            task: {key: value if value >= 0 else undefined for key, value in values.items()}
+            for task, values in results.items()
+        }
+
+
+class CityscapesInstances(CityscapesInstanceEvaluator):
+    """Cityscapes' AP of masks over IoU .50:.95, by its own scripts."""
+
+    def evaluate(self) -> Results:
+        """Collective. None on every process but the main one."""
+        from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as script
+
+        # It would leave a matches.json in the working folder, and fails at numpy's numbers when it does.
+        nothing_written = _replaced(script, "writeDict2JSON", lambda content, file: None)
+        with _results_of(script, "evaluateImgLists") as calls, nothing_written:
+            results: Results = super().evaluate()
+        if results is not None:
+            for kind, values in calls[0]["averages"]["classes"].items():
+                results["segm"][f"AP-{kind}"] = 100 * float(values["ap"])
+        return results
+
+
+class CityscapesLabels(CityscapesSemSegEvaluator):
+    """Cityscapes' IoU of 19 classes, by its own scripts. `mIoU` is what they call IoU."""
+
+    def evaluate(self) -> Results:
+        """Collective. None on every process but the main one."""
+        from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
+
+        with _results_of(script, "evaluateImgLists") as calls:
+            results: Results = super().evaluate()
+        if results is None:
+            return None
+        values = {"mIoU": results["sem_seg"]["IoU"], **results["sem_seg"]}
+        for kind, value in calls[0]["classScores"].items():
+            values[f"IoU-{kind}"] = 100 * float(value)
+        return {"sem_seg": values}
+
+
+def _panoptic(cfg: CfgNode, name: str, *, things: bool) -> DatasetEvaluators:
+    parts: list[DatasetEvaluator] = [COCOPanopticEvaluator(name, str(Path(cfg.OUTPUT_DIR) / "evaluation"))]
+    if things:
+        parts.append(Coco(cfg, name))
+    if hasattr(MetadataCatalog.get(name), "sem_seg_root"):
+        parts.append(semseg.sem_seg_evaluator(name, cfg))
+    return DatasetEvaluators(parts)
+
+
+def _faster_class() -> type | None:
+    """faster-coco-eval's counting in the place of pycocotools' `COCOeval`; None where it is not installed."""
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        return None
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    class Faster(COCOeval_faster):
+        """Takes pycocotools' `COCO` objects, and counts every category as they do."""
+
+        def __init__(self, truth: Any, found: Any, kind: str) -> None:
+            super().__init__(COCO(truth.dataset), COCO(found.dataset), kind)
+            # for keypoints, categories without annotations would be left out: one AP a class is expected
+            self.params.catIds = sorted(truth.getCatIds())
+
+    return Faster
+
+
+def _tasks(cfg: CfgNode) -> list[str]:
+    return ["bbox"] + ["segm"] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Another object under a module's name, for a while: what detectron2 looks up there it takes from us."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _results_of(module: Any, name: str) -> Iterator[list[Any]]:
+    """What a module's function returns while this lasts: detectron2 keeps a part of it only."""
+    function, results = getattr(module, name), []
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        results.append(function(*arguments, **options))
+        return results[-1]
+
+    with _replaced(module, name, recorded):
+        yield results
+
+
+def _versioned(package: str) -> str:
+    return f"{package} {importlib.metadata.version(package)}"

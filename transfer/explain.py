@@ -1,0 +1,142 @@
+"""What a configuration does otherwise than the paper, and otherwise than plain detectron2, and on whose word."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+import detectron2
+from detectron2.config import CfgNode, get_cfg
+
+from pretrain.config import merge
+from transfer.keys import add_keys
+from transfer.recipe_models import FPN, OPEN, TRAINED, Facts
+from transfer.recipes import RECIPES, Recipe
+
+# What changes nothing in the numbers of a run, or names the run itself.
+_BOOKKEEPING = (
+    "DATALOADER.NUM_WORKERS", "DATASETS.ROOT", "LOG.", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "MODEL.DEVICE",
+    "MODEL.INIT", "MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "TEST.EVAL_PERIOD",
+    "TEST.KEEP_BEST", "TEST.PICTURE", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK",
+)  # fmt: skip
+# Reasons for values that no recipe holds.
+_REASONS = {
+    "SEED": "every run is reproducible",
+    "DATASETS.TRAIN": "the data",
+    "DATASETS.TEST": "the data",
+    "MODEL.FPN.NORM": FPN["MODEL.FPN.NORM"][1],
+    "TEST.PRECISE_BN.ENABLED": FPN["TEST.PRECISE_BN.ENABLED"][1],
+}
+_LONGEST = 26  # characters of a list in a table; longer ones are shortened
+
+
+def explain(cfg: CfgNode, name: str) -> list[str]:
+    """Lines that hold a configuration against the paper's recipe of that name and against detectron2.
+
+    Args:
+        cfg: as `transfer.config.load` gives it, overrides included.
+        name: of the config it was loaded from, such as `transfer/coco_R50_FPN.yaml`.
+    """
+    recipe = RECIPES.get(Path(name).stem)
+    return [*_paper(cfg, Path(name).stem, recipe), "", *_plain(cfg, recipe)]
+
+
+def differences(cfg: CfgNode, facts: Facts) -> list[str]:
+    """Those keys of `facts` whose value in `cfg` is another one, sorted."""
+    values = dict(_flat(cfg))
+    return sorted(key for key, (value, _) in facts.items() if not _same(values[key], value))
+
+
+def _paper(cfg: CfgNode, name: str, recipe: Recipe | None) -> Iterator[str]:
+    if recipe is None:
+        yield f"{name}: no recipe of the paper by this name; there are {', '.join(RECIPES)}"
+        return
+    values = dict(_flat(cfg))
+    wrong = differences(cfg, recipe.facts)
+    yield f"{name}: {recipe.experiment}"
+    yield f"Differences to that recipe, of {len(recipe.facts)} values: {len(wrong) or 'none'}"
+    rows = [(key, _text(values[key]), _text(recipe.facts[key][0]), recipe.facts[key][1]) for key in wrong]
+    yield from _table(("key", "here", "recipe", "source of the recipe's value"), rows)
+    chosen = [key for key, (_, source) in sorted(recipe.facts.items()) if source.startswith(OPEN)]
+    if chosen:
+        yield ""
+        yield f"Not stated by the authors, in the recipe our choice: {len(chosen)}"
+        reasons = [
+            (key, _text(recipe.facts[key][0]), recipe.facts[key][1].removeprefix(OPEN)) for key in chosen
+        ]
+        yield from _table(("key", "recipe", "reason"), reasons)
+
+
+def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
+    zoo = recipe.zoo if recipe else _nearest_base(cfg)
+    base = get_cfg()
+    add_keys(base)
+    path = _zoo_path(zoo) if zoo else None
+    if path:
+        merge(base, path, ())
+    plain = dict(_flat(base))
+    facts = recipe.facts if recipe else TRAINED
+    rows = [
+        (key, _text(value), _text(plain[key]), _reason(key, value, facts))
+        for key, value in sorted(_flat(cfg))
+        if not _same(value, plain[key]) and not key.startswith(_BOOKKEEPING)
+    ]
+    against = f"its defaults and its {zoo}" if path else "its defaults"
+    yield f"Differences to plain detectron2, {against}: {len(rows) or 'none'}"
+    yield from _table(("key", "here", "detectron2", "why"), rows)
+
+
+def _reason(key: str, value: Any, facts: Facts) -> str:
+    if key in facts and _same(value, facts[key][0]):
+        return facts[key][1]
+    if key in facts:
+        return "not the recipe's: set in this config or on the command line"
+    return _REASONS.get(key, "set in this config or on the command line")
+
+
+def _nearest_base(cfg: CfgNode) -> str:
+    if "fpn" in cfg.MODEL.BACKBONE.NAME:
+        return "Base-RCNN-FPN.yaml"
+    if "GeneralizedRCNN" not in cfg.MODEL.META_ARCHITECTURE:
+        return ""
+    return "Base-RCNN-DilatedC5.yaml" if cfg.MODEL.RESNETS.RES5_DILATION == 2 else "Base-RCNN-C4.yaml"
+
+
+def _zoo_path(name: str) -> Path | None:
+    """A config of detectron2's zoo: inside an installed package, beside the package in a checkout."""
+    package = Path(detectron2.__file__).parent
+    places = (package / "model_zoo" / "configs" / name, package.parent / "configs" / name)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, lists and tuples alike."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _text(value: Any) -> str:
+    text = repr(tuple(value) if isinstance(value, list) else value)
+    if isinstance(value, list | tuple) and len(value) > 3 and len(text) > _LONGEST:
+        return f"({value[0]!r}, ... {len(value)} ... {value[-1]!r})"
+    return text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Left-aligned columns, two spaces apart; nothing for no rows."""
+    if not rows:
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

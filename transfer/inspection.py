@@ -1,0 +1,205 @@
+"""Looking at the data as the model gets them, and at what a trained model does wrong."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.modeling import build_model
+
+from pretrain import dist
+from pretrain.console import say
+from pretrain.errors import UserError
+from transfer import contact_sheet, datasets, matching, objects, pictures, stream, weights
+from transfer.contact_sheet import Section
+from transfer.mapper import build_mapper
+from transfer.matching import Mistake
+
+
+def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path]:
+    """Write a sheet of training images with their annotations.
+
+    Args:
+        cfg: by `transfer.config.load`.
+        count: number of images.
+        raw: as they are on the disk, spread over the set; else as the model sees them: the first images of
+            the run's own stream, resized, cropped and flipped.
+    Returns:
+        The files written.
+    Raises:
+        UserError: what is wrong with the data.
+    """
+    cfg = cfg.clone()
+    datasets.prepare(cfg)
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a data set")
+    name = cfg.DATASETS.TRAIN[0]
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    section = Section("Training images", "", "image")
+    if raw:
+        records = datasets.training_records(cfg)
+        section.about = f"{count} of {len(records)} images, as they are on the disk, spread over {names}."
+        section.pictures = [_raw(record, name) for record in pictures.spread(records, count)]
+    else:
+        cfg.DATALOADER.NUM_WORKERS = 0
+        batches = stream.training_batches(cfg, 0)
+        seen = list(islice((item for batch in batches for item in batch), count))
+        section.about = f"The first {len(seen)} images of the training stream of {names}, after augmentation."
+        section.pictures = [_augmented(item, name, cfg.INPUT.FORMAT) for item in seen]
+    return contact_sheet.write(folder, f"Data: {names}", _kinds(name), [section])
+
+
+def _raw(record: dict[str, Any], name: str) -> tuple[np.ndarray, str]:
+    image = read_image(record["file_name"], format="RGB")
+    shown = objects.of_record(record)
+    picture = pictures.draw_objects(image, shown, name)
+    if "sem_seg_file_name" in record:
+        picture = pictures.side_by_side(
+            picture, pictures.draw_labels(image, pictures.label_file(record), name)
+        )
+    return picture, _data_caption(record["file_name"], image, shown, name)
+
+
+def _augmented(item: dict[str, Any], name: str, channels: str) -> tuple[np.ndarray, str]:
+    image = np.ascontiguousarray(convert_image_to_rgb(item["image"].permute(1, 2, 0), channels))
+    shown = objects.of_training(item["instances"]) if "instances" in item else objects.of_record({})
+    picture = pictures.draw_objects(image, shown, name)
+    if "sem_seg" in item:
+        picture = pictures.side_by_side(picture, pictures.draw_labels(image, item["sem_seg"].numpy(), name))
+    return picture, _data_caption(item["file_name"], image, shown, name)
+
+
+def _data_caption(path: str, image: np.ndarray, shown: objects.Objects, name: str) -> str:
+    counts = Counter(_names(name)[kind] for kind in shown.classes.tolist())
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "no objects"
+    return f"{Path(path).name}, {image.shape[1]} x {image.shape[0]} pixels: {listed}"
+
+
+def _names(name: str) -> list[str]:
+    metadata = MetadataCatalog.get(name)
+    return list(metadata.get("thing_classes", ()) or metadata.get("stuff_classes", ()))
+
+
+def _kinds(name: str) -> str:
+    names = _names(name)
+    return f"{len(names)} classes: {', '.join(names[:30])}{', ...' if len(names) > 30 else ''}"
+
+
+@dataclass
+class _Findings:
+    """What went wrong over a test set: wrong detections and missed objects, or whole images by their labels."""
+
+    false_positives: list[Mistake] = field(default_factory=list)
+    misses: list[Mistake] = field(default_factory=list)
+    labelled: list[Mistake] = field(default_factory=list)
+
+
+@torch.no_grad()
+def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> list[Path]:
+    """Write a sheet of ground truth beside prediction on the first test set, the worst mistakes first.
+
+    Args:
+        cfg: by `transfer.config.load`, with the weights of a fine-tuned model in MODEL.WEIGHTS.
+        count: pictures of each kind.
+        images: how many images of the test set are looked at, spread over it.
+    Returns:
+        The files written.
+    Raises:
+        UserError: what is wrong with the data or the weights.
+    """
+    cfg = cfg.clone()
+    datasets.prepare(cfg, train=False)
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name a data set")
+    name = cfg.DATASETS.TEST[0]
+    records = pictures.spread(DatasetCatalog.get(name), images)
+    if not any(record.get("annotations") or "sem_seg_file_name" in record for record in records):
+        raise UserError(f"DATASETS.TEST {name}: has no annotations to hold predictions against")
+    path = weights.local_path(cfg.MODEL.WEIGHTS)
+    cfg.MODEL.DEVICE = dist.pick_device(cfg.MODEL.DEVICE).type
+    model = build_model(cfg)
+    weights.load_detector(model, path)
+    model.eval()
+    mapper = build_mapper(cfg, is_train=False)
+    threshold = cfg.TEST.PICTURE_SCORE
+
+    def predict(image: int) -> dict[str, Any]:
+        output: dict[str, Any] = model([mapper(records[image])])[0]
+        return output
+
+    def draw(mistakes: list[Mistake]) -> list[tuple[np.ndarray, str]]:
+        # predicted anew: the masks of a whole set do not fit into memory
+        worst = sorted(mistakes, key=lambda mistake: -mistake.weight)[:count]
+        return [_picture(m, records[m.image], predict(m.image), name, threshold) for m in worst]
+
+    sections = _sections(_examine(records, predict, name, score=threshold), draw, threshold)
+    sample = [Mistake(i, None, 0.0, "") for i in pictures.spread(list(range(len(records))), count)]
+    sections.append(Section("A sample", "Spread evenly over the test set.", "sample", draw(sample)))
+    about = f"{path}: {len(records)} images of {name}. Left the annotation, right the prediction."
+    return contact_sheet.write(folder, f"Predictions: {name}", about, sections)
+
+
+def _examine(
+    records: list[dict[str, Any]], predict: Callable[[int], dict[str, Any]], name: str, *, score: float
+) -> _Findings:
+    findings, names = _Findings(), _names(name)
+    for image, record in enumerate(records):
+        output = predict(image)
+        found = objects.of_output(output)
+        labels = pictures.label_file(record)
+        if "proposals" in output:
+            raise UserError(
+                "MODEL.META_ARCHITECTURE: a model of proposals alone has no classes to be wrong about"
+            )
+        if found is not None:
+            truth = objects.of_record(record)
+            matched = matching.match(truth, found)
+            findings.false_positives += matching.false_positives(image, truth, found, matched, names)
+            findings.misses += matching.misses(image, truth, found, matched, names, score=score)
+        elif labels is not None:
+            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            findings.labelled.append(matching.labelling(image, labels, predicted, names))
+        if (image + 1) % 50 == 0:
+            say(f"{image + 1} of {len(records)} images")
+    return findings
+
+
+def _sections(
+    findings: _Findings, draw: Callable[[list[Mistake]], list[tuple[np.ndarray, str]]], threshold: float
+) -> list[Section]:
+    if findings.labelled:
+        about = "Mean IoU over the classes that an image shows or that are predicted in it."
+        return [Section("Worst images first", about, "image", draw(findings.labelled))]
+    wrong = (
+        f"{len(findings.false_positives)} in all, the highest scores first. A detection is right where it overlaps "
+        "an object of its class, not found by one of a higher score, with a box IoU of at least .5."
+    )
+    missed = (
+        f"{len(findings.misses)} in all: found by no detection of score {threshold:g} or more. Large ones that "
+        "nothing detects come first."
+    )
+    return [
+        Section("Wrong detections", wrong, "false_positive", draw(findings.false_positives)),
+        Section("Missed objects", missed, "miss", draw(findings.misses)),
+    ]
+
+
+def _picture(
+    mistake: Mistake, record: dict[str, Any], output: dict[str, Any], name: str, threshold: float
+) -> tuple[np.ndarray, str]:
+    picture = pictures.beside_truth(record, output, name, score=threshold)
+    if mistake.box is not None:
+        picture = pictures.highlight(picture, mistake.box, record["width"])
+    file = Path(record["file_name"]).name
+    return picture, f"{mistake.caption} ({file})" if mistake.caption else file

@@ -1,0 +1,96 @@
+"""Where a run's values go besides the screen and `metrics.json`: TensorBoard, and Weights & Biases."""
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from pretrain.console import say
+from pretrain.errors import UserError
+
+
+class Logger(Protocol):
+    """Takes values by name at an iteration, counted from 1."""
+
+    def write(self, iteration: int, values: dict[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_all(cfg: CfgNode, start: int) -> list[Logger]:
+    """The loggers that `LOG` asks for. Call it on the main process; points after `start` are taken back.
+
+    Raises `UserError` when `LOG.WANDB` names a project and there is no wandb.
+    """
+    wanted: list[tuple[bool, Callable[[CfgNode, int], Logger]]] = [
+        (cfg.LOG.TENSORBOARD, _TensorBoard),
+        (bool(cfg.LOG.WANDB), _Wandb),
+    ]
+    loggers = []
+    for enabled, make in wanted:
+        try:
+            if enabled:
+                loggers.append(make(cfg, start))
+        except ImportError:
+            say("note: no TensorBoard log: `pip install tensorboard`, or set LOG.TENSORBOARD False")
+    return loggers
+
+
+def check(cfg: CfgNode) -> None:
+    """Raise `UserError` where `LOG` asks for a library that is not there, before anything is computed."""
+    if cfg.LOG.WANDB:
+        _import_wandb(cfg)
+
+
+class _TensorBoard:
+    def __init__(self, cfg: CfgNode, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step: a resumed run writes the points after its checkpoint once more
+        self.writer = SummaryWriter(str(Path(cfg.OUTPUT_DIR) / "tensorboard"), purge_step=start + 1)
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, iteration)
+
+    def flush(self) -> None:
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    def __init__(self, cfg: CfgNode, start: int) -> None:
+        folder = Path(cfg.OUTPUT_DIR).resolve()
+        self.run = _import_wandb(cfg).init(
+            project=cfg.LOG.WANDB,
+            name=folder.name,
+            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resumed run goes on in its own plot
+            resume="allow",  # and wandb passes over the iterations that it has
+            dir=str(folder),
+            config=yaml.safe_load(cfg.dump()),
+        )
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=iteration)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _import_wandb(cfg: CfgNode) -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(
+            f"LOG.WANDB {cfg.LOG.WANDB}: wandb is not installed: `pip install wandb`, or leave the key empty"
+        ) from None

@@ -1,0 +1,126 @@
+"""The training loop: detectron2's model, solver and losses, and what happens every so many iterations."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from transfer import d2_compat
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.events import EventStorage
+
+from pretrain import checkpoint, dist
+from pretrain.console import say
+from transfer import best, evaluation, precise_bn, snapshot, solver, stream
+from transfer.evaluation import Metrics
+from transfer.progress import Progress
+from transfer.snapshot import State
+from transfer.step import Batch, grad_scaler, seed, step
+from transfer.stop import STOPPED, Signals
+
+FINAL = "model_final.pth"
+
+
+def train(
+    cfg: CfgNode, model: nn.Module, *, data: object = None, resume: bool = False
+) -> tuple[State, dict[str, Metrics]]:
+    """Train `model` in place to `SOLVER.MAX_ITER`, PreciseBN included; write `model_final.pth`, and test it.
+
+    Args:
+        data: `data_record.data_digests(cfg)`.
+        resume: go on from `model_last.pth`, where there is one.
+    Returns:
+        The state at the end, and `evaluation.evaluate`'s metrics.
+    Raises:
+        UserError: a loss that is not finite, a `model_last.pth` of other settings, a broken image.
+        SystemExit: with `stop.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
+    """
+    model.train()
+    optimizer = solver.build_optimizer(cfg, model)
+    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), data)
+    output = Path(cfg.OUTPUT_DIR)
+    if resume:
+        snapshot.restore(state, cfg)
+    if dist.is_main():
+        snapshot.remove_leftovers(output)
+        text = cfg.dump().encode()
+        checkpoint.write_atomic(output / "config.yaml", lambda file: file.write(text))
+    parallel = d2_compat.distribute(model, broadcast_buffers=False)
+    source = stream.read(cfg)
+    batches = stream.batches(source, cfg, state.iteration)
+    with EventStorage(state.iteration), Progress(cfg, state.iteration) as log, Signals() as signals:
+        while state.iteration < cfg.SOLVER.MAX_ITER:
+            stop = advance(cfg, state, parallel, batches, log=log, signals=signals)
+            if _turn(cfg.TEST.EVAL_PERIOD, state, cfg):
+                with log.pause():
+                    _measure_bn(cfg, state, parallel, stream.batches(source, cfg, state.iteration))
+                    _test(cfg, state, log)
+                model.train()
+            if stop or _turn(cfg.SOLVER.CHECKPOINT_PERIOD, state, cfg):
+                _save(cfg, state, log)
+            if stop and state.iteration < cfg.SOLVER.MAX_ITER:
+                del batches  # ends the loader's workers
+                say(f"stopped at iteration {state.iteration}; the same command with --resume goes on")
+                raise SystemExit(STOPPED)
+        _save(cfg, state, log)
+        signals.saved = True
+        _measure_bn(cfg, state, parallel, batches)
+        del batches  # ends the loader's workers
+        if dist.is_main():
+            checkpoint.save(output / FINAL, {"model": model.state_dict()})
+        return state, _test(cfg, state, log)
+
+
+def advance(
+    cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch], *, log: Progress, signals: Signals
+) -> bool:
+    """One iteration. Whether to stop after it: the same answer on every process."""
+    with log.waiting():
+        batch = next(batches)
+    losses, stop = step(
+        cfg, model, batch, state.optimizer, state.iteration, scaler=state.scaler, stop=signals.requested
+    )
+    lr = state.optimizer.param_groups[0]["lr"]
+    state.scheduler.step()
+    state.iteration += 1
+    log.add(state.iteration, losses, lr)
+    return stop
+
+
+def _turn(period: int, state: State, cfg: CfgNode) -> bool:
+    """Whether what is done every `period` iterations (0: never) is due now; the end of training is apart."""
+    return period > 0 and state.iteration % period == 0 and state.iteration < cfg.SOLVER.MAX_ITER
+
+
+def _save(cfg: CfgNode, state: State, log: Progress) -> None:
+    log.flush()
+    snapshot.save(state, cfg)
+    dist.barrier()  # nobody leaves, and nobody is ended for it, while one writes
+
+
+def _measure_bn(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch]) -> None:
+    """PreciseBN before each test, as detectron2 does it.
+
+    The running statistics of a model in training are a moving average over ever changing weights; the test of
+    a model in the middle of its training would say little about it with them. Training itself does not use
+    them, and the state that is saved depends on the iteration alone.
+    """
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        seed(cfg.SEED, state.iteration)
+        layers = precise_bn.update(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER)
+        say(f"PreciseBN: {layers} layers measured over {cfg.TEST.PRECISE_BN.NUM_ITER} batches")
+    else:
+        precise_bn.share(model)
+
+
+def _test(cfg: CfgNode, state: State, log: Progress) -> dict[str, Metrics]:
+    metrics = evaluation.evaluate(cfg, state.model)
+    if dist.is_main():
+        for line in evaluation.table(metrics):
+            say(line)
+        log.write_metrics(state.iteration, metrics)
+        best.keep(cfg, state, metrics)
+    return metrics

@@ -1,0 +1,142 @@
+"""From a data set's record to the model's input: the one place where a detectron2 `DatasetMapper` is made."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+
+from pretrain.errors import UserError
+
+Record = dict[str, Any]
+
+
+def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[Record], Record]:
+    """What turns a record of detectron2's data set format into an input of its models.
+
+    Boxes, masks, keypoints and labels per pixel are detectron2's `DatasetMapper`'s; `INPUT.SCALE_CROP` takes
+    the place of its resizing in training. All randomness comes from numpy's global generator. The function
+    that is returned can be pickled, and raises `UserError` where a file is not what the record says.
+    """
+    options: dict[str, Any] = {}
+    if is_train and cfg.INPUT.SCALE_CROP.ENABLED:
+        if cfg.INPUT.CROP.ENABLED:
+            raise UserError("INPUT.CROP and INPUT.SCALE_CROP are both enabled: set one of them to False")
+        options["augmentations"] = _scale_crop_flip(cfg)
+    mapper = DatasetMapper(cfg, is_train, **options)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    return partial(_map, mapper, classes=head.NUM_CLASSES, ignored=head.IGNORE_VALUE)
+
+
+def _map(mapper: DatasetMapper, record: Record, *, classes: int, ignored: int) -> Record:
+    """A record as the model takes it. Raises `UserError` that names an image which is broken or not as said."""
+    try:
+        if "sem_seg_file_name" in record:
+            _check_label_file(record)
+        mapped: Record = mapper(record)
+    except (OSError, SyntaxError, ValueError) as error:  # ValueError: detectron2's SizeMismatchError
+        reason = " ".join(str(error).split())
+        name = record["file_name"]
+        raise UserError(f"{name}: not a readable image of the size that its json says: {reason}") from None
+    if "sem_seg" in mapped:
+        values = np.unique(mapped["sem_seg"].numpy())
+        wrong = values[(values >= classes) & (values != ignored)]
+        if len(wrong):
+            raise UserError(
+                f"{record['sem_seg_file_name']}: label {wrong[0]}, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: "
+                f"labels are 0..{classes - 1}, and {ignored} where none is known"
+            )
+    return mapped
+
+
+def _check_label_file(record: Record) -> None:
+    """Refuse what detectron2 would misread: it turns colours, a palette's too, into their brightness."""
+    path = record["sem_seg_file_name"]
+    try:
+        with Image.open(path) as label:  # reads the header
+            mode, size = label.mode, label.size
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: not a readable label image: {' '.join(str(error).split())}") from None
+    if mode != "L":
+        raise UserError(
+            f"{path}: an image of mode {mode}: labels are 8-bit grey values (mode L, one number a class); "
+            "tools/prepare_data.py writes them"
+        )
+    if size != (record.get("width", size[0]), record.get("height", size[1])):
+        raise UserError(f"{path}: {size[0]}x{size[1]}, and its image is {record['width']}x{record['height']}")
+
+
+def _scale_crop_flip(cfg: CfgNode) -> list[T.Augmentation]:
+    low, high = cfg.INPUT.SCALE_CROP.SCALES
+    scale_crop = ScaleCrop(
+        low, high, cfg.INPUT.SCALE_CROP.SIZE, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    )
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip == "none":
+        return [scale_crop]
+    return [scale_crop, T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+
+
+class ScaleCrop(T.Augmentation):
+    """A random scale of the whole image, then a random square of it (He et al. App. A.5; DeepLab's order).
+
+    The scale is uniform in [low, high] and the same for height and width; image bilinear (Pillow's, which
+    averages when it shrinks), label nearest. The square's corner is uniform over all places, rows and columns
+    independently; where the image is smaller, it is padded at the right and the bottom.
+
+    detectron2's FixedSizeCrop is not used: it draws one number for rows and columns, so that its crops lie
+    along the diagonal, and in v0.6 it pads labels with 0, a class.
+    """
+
+    def __init__(self, low: float, high: float, size: int, pad_value: list[float], ignored: int) -> None:
+        """`size` in pixels; `pad_value` a number per channel; `ignored` pads labels."""
+        super().__init__()
+        self.low, self.high, self.size = low, high, size
+        self.pad_value, self.ignored = pad_value, ignored
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """For an image (H, W, C)."""
+        old_height, old_width = image.shape[:2]
+        scale = np.random.uniform(self.low, self.high)
+        height, width = max(1, round(old_height * scale)), max(1, round(old_width * scale))
+        crop_height, crop_width = min(height, self.size), min(width, self.size)
+        top = np.random.randint(height - crop_height + 1)
+        left = np.random.randint(width - crop_width + 1)
+        return T.TransformList(
+            [
+                T.ResizeTransform(old_height, old_width, height, width, Image.Resampling.BILINEAR),
+                T.CropTransform(left, top, crop_width, crop_height, width, height),
+                _Pad(self.size - crop_height, self.size - crop_width, self.pad_value, self.ignored),
+            ]
+        )
+
+
+class _Pad(T.Transform):
+    """Pad at the bottom and the right: images with a value per channel (which fvcore's cannot), labels with one."""
+
+    def __init__(self, rows: int, columns: int, value: list[float], ignored: int) -> None:
+        super().__init__()
+        self.rows, self.columns, self.value, self.ignored = rows, columns, value, ignored
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """(H, W, C) uint8: the value is rounded to whole numbers."""
+        height, width, channels = img.shape
+        padded = np.empty((height + self.rows, width + self.columns, channels), img.dtype)
+        padded[:] = np.round(self.value)
+        padded[:height, :width] = img
+        return padded
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(H, W)"""
+        return np.pad(segmentation, ((0, self.rows), (0, self.columns)), constant_values=self.ignored)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords

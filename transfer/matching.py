@@ -1,0 +1,154 @@
+"""Detections held against annotations: which ones are right, which are wrong and how, what was missed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfer.objects import Objects
+
+IOU = 0.5  # of the boxes, from which on a detection may be an object
+NEAR = 0.1  # below it, a wrong detection has nothing to do with an object
+
+
+@dataclass
+class Match:
+    """Of one image, with D detections and T annotated objects.
+
+    Attributes:
+        object_of: (D,) index of the object that each detection is; -1 for none.
+        excused: (D,) bool: detections without an object, most of which lie in a crowd region of their class.
+        overlaps: (D, T) IoU of the boxes; for a crowd region the part of the detection that lies in it.
+    """
+
+    object_of: np.ndarray
+    excused: np.ndarray
+    overlaps: np.ndarray
+
+
+def match(truth: Objects, found: Objects) -> Match:
+    """Greedy, as COCO's evaluation: from the highest score down, each detection is the object of its class,
+    not taken yet, that it overlaps most, where that is an IoU of at least .5. Crowd regions are no objects.
+    """
+    assert found.scores is not None
+    overlap = overlaps(found.boxes, truth.boxes, truth.crowd)
+    object_of = np.full(len(found), -1)
+    excused = np.zeros(len(found), bool)
+    free = ~truth.crowd
+    for i in np.argsort(-found.scores, kind="stable"):
+        same = truth.classes == found.classes[i]
+        open_to = np.where(same & free, overlap[i], -1)
+        best = int(open_to.argmax()) if len(truth) else -1
+        if best >= 0 and open_to[best] >= IOU:
+            object_of[i] = best
+            free[best] = False
+        else:
+            excused[i] = bool((overlap[i][same & truth.crowd] >= IOU).any())
+    return Match(object_of, excused, overlap)
+
+
+def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """IoU of boxes (D, 4) and (T, 4) as (D, T); for crowd regions the part of the detection inside them."""
+    corner = np.maximum(found[:, None, :2], truth[None, :, :2])
+    opposite = np.minimum(found[:, None, 2:], truth[None, :, 2:])
+    common = np.prod(np.clip(opposite - corner, 0, None), axis=2)
+    area, area_truth = areas(found)[:, None], areas(truth)[None]
+    whole = np.where(crowd[None], area, area + area_truth - common)
+    return common / np.maximum(whole, 1e-12)
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) -> (N,)"""
+    result: np.ndarray = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return result
+
+
+@dataclass
+class Mistake:
+    """One wrong detection, missed object, or image with labels per pixel.
+
+    Attributes:
+        image: index of the image.
+        box: (4,) of the detection or the object; None where the whole image is meant.
+        weight: how bad it is, for sorting.
+        caption: a line that says what it is.
+    """
+
+    image: int
+    box: np.ndarray | None
+    weight: float
+    caption: str
+
+
+def false_positives(
+    image: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str]
+) -> list[Mistake]:
+    """The wrong detections of an image; the higher the score, the worse."""
+    assert found.scores is not None
+    return [
+        Mistake(image, found.boxes[i], float(found.scores[i]), _why(i, truth, found, matched, names))
+        for i in np.flatnonzero((matched.object_of < 0) & ~matched.excused).tolist()
+    ]
+
+
+def _why(i: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str]) -> str:
+    assert found.scores is not None
+    said = f"{names[found.classes[i]]}, score {found.scores[i]:.2f}: "
+    near = np.where(truth.crowd, -1, matched.overlaps[i])
+    if not len(truth) or near.max() < NEAR:
+        return said + "nothing is annotated there"
+    same = np.where(truth.classes == found.classes[i], near, -1)
+    if same.max() >= IOU:
+        return said + f"a second box on one {names[found.classes[i]]} (IoU {same.max():.2f})"
+    if near.max() >= IOU:
+        return said + f"it is annotated as {names[truth.classes[int(near.argmax())]]} (IoU {near.max():.2f})"
+    nearest = names[truth.classes[int(near.argmax())]]
+    return said + f"its box meets a {nearest} with an IoU of only {near.max():.2f}"
+
+
+def misses(
+    image: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str], *, score: float
+) -> list[Mistake]:
+    """Objects found by no detection of at least `score`; the larger the object and the lower the score of
+    what detection there is, the worse (area in pixels x (1 - score)).
+    """
+    assert found.scores is not None
+    result = []
+    for i in np.flatnonzero(~truth.crowd).tolist():
+        own = found.scores[matched.object_of == i]
+        best = float(own.max()) if len(own) else 0.0
+        if best >= score:
+            continue
+        width, height = (truth.boxes[i, 2:] - truth.boxes[i, :2]).round().astype(int).tolist()
+        reason = (
+            f"its best detection scores {best:.2f}" if len(own) else _nearest(i, truth, found, matched, names)
+        )
+        caption = f"{names[truth.classes[i]]}, {width} x {height} pixels: {reason}"
+        result.append(Mistake(image, truth.boxes[i], width * height * (1 - best), caption))
+    return result
+
+
+def _nearest(i: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str]) -> str:
+    assert found.scores is not None
+    overlap = matched.overlaps[:, i]
+    if not len(overlap) or overlap.max() < NEAR:
+        return "nothing is detected there"
+    j = int(overlap.argmax())
+    return f"nearest is a {names[found.classes[j]]} of score {found.scores[j]:.2f}, IoU {overlap[j]:.2f}"
+
+
+def labelling(image: int, truth: np.ndarray, found: np.ndarray, names: Sequence[str]) -> Mistake:
+    """How well an image is labelled, (H, W) each: by the mean IoU of the classes in either; the lower, the worse.
+
+    Pixels whose label is no class (255: ignored) do not count.
+    """
+    known = truth < len(names)
+    truth, found = truth[known], found[known]
+    scores = {}
+    for kind in np.union1d(truth, found).tolist():
+        either, both = ((truth == kind) | (found == kind)).sum(), ((truth == kind) & (found == kind)).sum()
+        scores[names[kind]] = float(both / either)
+    mean = sum(scores.values()) / len(scores) if scores else 1.0
+    lowest = sorted(scores.items(), key=lambda item: item[1])[:4]
+    listed = ", ".join(f"{kind} {score:.2f}" for kind, score in lowest)
+    return Mistake(image, None, 1 - mean, f"mean IoU {mean:.2f}; lowest: {listed}")

@@ -1,0 +1,182 @@
+"""One's own COCO-format data: checked before a run, mended on request, with the class count and keypoints it brings."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+
+from pretrain.checkpoint import write_atomic
+from pretrain.console import say
+from pretrain.errors import UserError
+from transfer import annotations, catalog
+
+KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
+SHOWN = 10  # problems that are printed
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a config needs to know of one file.
+
+    Attributes:
+        path: the file to read: the user's, or the mended copy.
+        ids: of the categories, in order.
+        classes: their names, in the order of the ids.
+        keypoints: names; empty where they are not learnt.
+    """
+
+    path: Path
+    ids: tuple[int, ...]
+    classes: tuple[str, ...]
+    keypoints: tuple[str, ...]
+
+
+def use(cfg: CfgNode) -> None:
+    """Register `DATASETS.{TRAIN,TEST}_{JSON,IMAGES}`, if given, in the place of DATASETS.TRAIN and TEST.
+
+    Sets the class counts and the number of keypoints of `cfg`. Raises `UserError` on files that are missing or
+    cannot be used.
+    """
+    if not any(cfg.DATASETS[key] for key in KEYS):
+        return
+    for key in KEYS:
+        path = Path(cfg.DATASETS[key] or "-").expanduser()
+        if not (path.is_dir() if key.endswith("IMAGES") else path.is_file()):
+            raise UserError(
+                f"DATASETS.{key} {cfg.DATASETS[key]!r}: no such {'folder' if key.endswith('IMAGES') else 'file'}; "
+                f"own data needs {', '.join(KEYS)} together"
+            )
+    train, test = _own(cfg, "TRAIN"), _own(cfg, "TEST")
+    if train.classes != test.classes:
+        raise UserError(
+            f"DATASETS.TEST_JSON: its categories {list(test.classes)} are not those of TRAIN_JSON, "
+            f"{list(train.classes)}, in the order of their ids"
+        )
+    if train.keypoints != test.keypoints:
+        raise UserError(
+            f"DATASETS.TEST_JSON: its keypoints {list(test.keypoints)} are not those of TRAIN_JSON, "
+            f"{list(train.keypoints)}"
+        )
+    for (name, part), own in zip(catalog.CUSTOM.items(), (train, test), strict=True):
+        metadata: dict[str, Any] = {
+            "thing_classes": list(own.classes),
+            "thing_dataset_id_to_contiguous_id": {key: index for index, key in enumerate(own.ids)},
+        }
+        if own.keypoints:
+            metadata |= {"keypoint_names": list(own.keypoints), "keypoint_flip_map": _flips(own.keypoints)}
+        images = Path(cfg.DATASETS[f"{part}_IMAGES"]).expanduser()
+        catalog.register_coco(name, own.path, images, **metadata)
+    cfg.INPUT.MASK_FORMAT = "bitmask"  # reads polygons and RLE alike
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(catalog.CUSTOM)[:1], tuple(catalog.CUSTOM)[1:]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(train.classes)
+    if train.keypoints:
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(train.keypoints)
+
+
+def _own(cfg: CfgNode, part: str) -> Own:
+    path = Path(cfg.DATASETS[f"{part}_JSON"]).expanduser()
+    images = Path(cfg.DATASETS[f"{part}_IMAGES"]).expanduser()
+    copy = Path(cfg.OUTPUT_DIR) / "repaired" / f"{part.lower()}.json" if cfg.DATASETS.REPAIR else None
+    stamp = path.stat()
+    return _checked(
+        f"DATASETS.{part}_JSON {path}", path, images, copy, stamp.st_mtime_ns, stamp.st_size,
+        masks=cfg.MODEL.MASK_ON, keypoints=cfg.MODEL.KEYPOINT_ON,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8)  # a large file is parsed once a process
+def _checked(
+    label: str, path: Path, images: Path, copy: Path | None, *stamp: int, masks: bool, keypoints: bool
+) -> Own:
+    content = read(path)
+    found = annotations.problems(content, images, masks=masks, keypoints=keypoints)
+    used = path
+    if found and copy is not None:
+        content = _mend(label, content, found, images, masks=masks, keypoints=keypoints)
+        text = json.dumps(content).encode()
+        write_atomic(copy, lambda file: file.write(text))
+        say(f"{label}: the mended copy is {copy}")
+        used = copy
+    elif found:
+        _refuse(label, found)
+    for line in annotations.remarks(content):
+        say(f"{label}: {line}")
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    names = _keypoint_names(label, content) if keypoints else ()
+    ids, classes = zip(*((category["id"], category["name"]) for category in categories), strict=True)
+    return Own(used, ids, classes, names)
+
+
+def _mend(
+    label: str, content: Any, found: list[annotations.Problem], images: Path, *, masks: bool, keypoints: bool
+) -> Any:
+    done: Counter[str] = Counter()
+    for _ in range(3):  # an image whose size was unknown may have boxes outside
+        try:
+            content = annotations.repaired(content, found)
+        except UserError as error:
+            raise UserError(f"{label}: {error}") from None
+        done.update(f"{problem.part} {problem.remedy}" for problem in found)
+        found = annotations.problems(content, images, masks=masks, keypoints=keypoints)
+        if not found:
+            break
+    else:
+        _refuse(label, found)
+    say(f"{label}: DATASETS.REPAIR: " + ", ".join(f"{n} {what}" for what, n in done.items()))
+    return content
+
+
+def _refuse(label: str, found: list[annotations.Problem]) -> None:
+    """Print the first problems, then raise."""
+    mendable = all(problem.mend for problem in found)
+    advice = "; mend the file, or add DATASETS.REPAIR True" if mendable else ""
+    if len(found) == 1:
+        raise UserError(f"{label}: {found[0].text}{advice}")
+    for problem in found[:SHOWN]:
+        say(f"{label}: {problem.text}")
+    if len(found) > SHOWN:
+        say(f"... and {len(found) - SHOWN} more")
+    raise UserError(f"{label}: {found[0].text}, and {len(found) - 1} more problem(s){advice}")
+
+
+def _keypoint_names(label: str, content: Any) -> tuple[str, ...]:
+    named = {tuple(map(str, c["keypoints"])) for c in content["categories"] if c.get("keypoints")}
+    if len(named) > 1:
+        raise UserError(f"{label}: its categories have different keypoints; a model has one set of them")
+    if named:
+        return named.pop()
+    numbers = len(content["annotations"][0]["keypoints"]) // 3
+    say(
+        f"{label}: keypoints without names keep their places in mirrored images; if left and right differ, name them "
+        "in the category's 'keypoints' (left_x, right_x), or set INPUT.RANDOM_FLIP none"
+    )
+    return tuple(f"point{i}" for i in range(1, numbers + 1))
+
+
+def _flips(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Pairs that change places in a mirrored image: names that differ only in left and right."""
+    pairs = []
+    for name in names:
+        match = re.search("left", name, flags=re.IGNORECASE)
+        if match:
+            right = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}.get(match[0], "right")
+            partner = name[: match.start()] + right + name[match.end() :]
+            if partner in names:
+                pairs.append((name, partner))
+    return pairs
+
+
+def read(path: Path) -> Any:
+    """The content of a json file. Raises `UserError` if it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a whole JSON file: {error}") from None

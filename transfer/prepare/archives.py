@@ -1,0 +1,70 @@
+"""The archives that a data set comes in: taken from the network or from a folder, unpacked where they are needed."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pretrain.errors import UserError
+from transfer.prepare.download import difference, fetch, unpack
+
+
+class Archive(NamedTuple):
+    """A file that a data set is made of, under the name that its `url` ends with."""
+
+    url: str
+    size: int | None = None  # bytes
+    md5: str | None = None  # hex digits
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def obtain(archive: Archive, root: Path, args: argparse.Namespace) -> Path:
+    """The archive's file: from the folder `args.archives` if that is given, else downloaded to ROOT/downloads.
+
+    `args.no_checksum` takes a file of another size or checksum, such as a mirror's.
+
+    Raises:
+        UserError: which file is missing or wrong, and where it comes from.
+    """
+    size, md5 = (None, None) if args.no_checksum else (archive.size, archive.md5)
+    if args.archives is None:
+        return fetch(archive.url, root / "downloads" / archive.name, size=size, md5=md5)
+    path: Path = args.archives / archive.name
+    if not path.is_file():
+        raise UserError(f"--archives: {path} is missing: it comes from {archive.url}")
+    if wrong := difference(path, size=size, md5=md5):
+        raise UserError(
+            f"--archives: {path} {wrong}: get it from {archive.url} again, or pass --no-checksum for a mirror's"
+        )
+    return path
+
+
+def install(
+    archive: Archive,
+    folder: Path,
+    args: argparse.Namespace,
+    *,
+    check: Callable[[], object],
+    leave_out: str | None = None,
+) -> None:
+    """Unpack the archive into `folder` unless `check()` passes already, that is, raises no UserError.
+
+    Files with `leave_out` in their path are not unpacked.
+
+    A downloaded file is removed once `check()` passes, unless `args.keep_archives`; one of the user's never.
+    """
+    try:
+        check()
+        print(f"{archive.name}: its files are in {folder} already")
+        return
+    except UserError:
+        pass
+    path = obtain(archive, args.root, args)
+    print(f"unpacking {path} into {folder}", flush=True)
+    unpack(path, folder, leave_out=leave_out)
+    check()
+    if args.archives is None and not args.keep_archives:
+        path.unlink()

@@ -1,0 +1,38 @@
+"""COCO 2017: photographs of 80 classes with boxes, masks and people's joints, in ROOT/coco.
+
+COCO publishes no checksums: the md5 sums are those that several public projects check these files against.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from transfer.prepare import layouts
+from transfer.prepare.archives import Archive, install
+
+ARCHIVES = {
+    "annotations": Archive(
+        layouts.COCO_ARCHIVE["annotations"], 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"
+    ),
+    "val2017": Archive(layouts.COCO_ARCHIVE["val2017"], 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+    "train2017": Archive(
+        layouts.COCO_ARCHIVE["train2017"], 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"
+    ),
+}
+
+
+def build(root: Path, args: argparse.Namespace) -> None:
+    """Fetch and unpack what is missing."""
+    for part, archive in ARCHIVES.items():
+        check_part = (
+            partial(layouts.check_coco_annotations, root)
+            if part == "annotations"
+            else partial(layouts.check_coco_images, root, part)
+        )
+        install(archive, root / "coco", args, check=check_part)
+    print(check(root, args))
+
+
+def check(root: Path, args: argparse.Namespace) -> str:
+    """Every image that the annotations name, by its name."""
+    return f"{layouts.check_coco(root, thorough=True)}\n{layouts.check_keypoints(root, thorough=True)}"

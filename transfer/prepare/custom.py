@@ -1,0 +1,179 @@
+"""One's own COCO-format data: a thorough check, a mended copy, and a reproducible part of it with fewer labels."""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import write_atomic
+from pretrain.errors import UserError
+from transfer import annotation_checks, annotations, subset
+from transfer.annotations import Problem
+from transfer.prepare.files import sha256
+from transfer.prepare.headers import differences
+from transfer.prepare.summary import holds, summary
+
+SHOWN = 20  # problems
+PASSES = 3  # a box is compared with its image only once that image's size is right
+LABELS = ("masks", "keypoints")
+FLAGS = {"DATASETS.FRACTION": "--fraction", "DATASETS.SHOTS": "--shots", "DATASETS.SUBSET_SEED": "--seed"}
+
+Content = dict[str, Any]
+
+
+def build(root: Path, args: argparse.Namespace) -> None:
+    """Print what `args.json` holds and what is wrong with it; write `args.output` if a change is asked for.
+
+    `args.repair` mends what can be mended, `args.fraction`, `args.shots` and `args.seed` choose a part of the
+    images (`transfer.subset`); both are recorded in the output's "info".
+
+    Raises:
+        UserError: there are problems and no `args.repair`, or one that cannot be mended.
+    """
+    _check_flags(args)
+    content, found = _report(args)
+    if found and not args.repair:
+        raise UserError(_verdict(args, found))
+    record: Content = {"file": args.json.name, "sha256": sha256(args.json)}
+    if args.repair:
+        content, record["repaired"] = _mend(content, found, args)
+        for what, count in sorted(record["repaired"].items()):
+            print(f"{count} {what}")
+    if args.fraction != 1 or args.shots:
+        content = _part(content, args)
+        record |= {"fraction": args.fraction, "shots": args.shots, "seed": args.seed}
+    if args.output is None:
+        print(f"{args.json}: no problem was found")
+        return
+    info = content["info"] if isinstance(content.get("info"), dict) else {}
+    data = json.dumps({**content, "info": {**info, "made_from": record}}).encode()
+    write_atomic(args.output, lambda file: file.write(data))
+    print(f"wrote {args.output}: {len(content['images'])} images, {len(content['annotations'])} annotations")
+
+
+def check(root: Path, args: argparse.Namespace) -> str:
+    """The same report; nothing is written. Raises UserError on any problem."""
+    if args.repair or args.output or args.fraction != 1 or args.shots:
+        raise UserError("--check writes nothing: leave out --repair, --output, --fraction and --shots")
+    _check_flags(args)
+    _, found = _report(args)
+    if found:
+        raise UserError(_verdict(args, found))
+    return f"{args.json}: no problem was found"
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if not args.json.is_file():
+        raise UserError(f"--json {args.json}: no such file")
+    if not args.images.is_dir():
+        raise UserError(f"--images {args.images}: no such folder")
+    changes = args.repair or args.fraction != 1 or args.shots
+    if changes and args.output is None:
+        raise UserError("--repair, --fraction and --shots write a new file: say which one by --output")
+    if args.output is not None and not changes:
+        raise UserError("--output: nothing is to be changed; add --repair, --fraction or --shots")
+    if args.output is not None and args.output.resolve() == args.json.resolve():
+        raise UserError(f"--output {args.output} is the file of --json, which is never overwritten")
+
+
+def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
+    """Read the file, and print its summary, remarks and problems."""
+    try:
+        content = json.loads(args.json.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{args.json}: not a whole JSON file: {error}") from None
+    found = _problems(content, args)
+    if _is_coco(content):
+        print(f"{args.json}:")
+        for line in (*summary(content), *(annotations.remarks(content) if not found else ())):
+            print(f"  {line}")
+    if found:
+        print(f"{len(found)} problem(s):")
+    for problem in found[:SHOWN]:
+        print(f"  {problem.text}" + (f" (--repair: {problem.remedy})" if problem.mend else ""))
+    if len(found) > SHOWN:
+        print(f"  ... and {len(found) - SHOWN} more")
+    return content, found
+
+
+def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
+    """What `transfer.annotations` finds, then what the images' files say."""
+    if not _is_coco(content):
+        return annotations.problems(content, args.images, masks=False, keypoints=False)
+    learn = args.learn
+    if learn is None:  # whatever the file holds
+        fields = zip(LABELS, ("segmentation", "keypoints"), strict=True)
+        learn = [label for label, field in fields if holds(content, field)]
+    found = annotations.problems(content, args.images, masks="masks" in learn, keypoints="keypoints" in learn)
+    for index, text in differences(content["images"], args.images):
+        name = f"image {content['images'][index].get('id', f'at position {index}')}"
+        found.append(Problem(f"{name}: {text}", "images", index, "left out", annotation_checks.drop))
+    return found
+
+
+def _is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(content.get(part), list) and all(isinstance(entry, dict) for entry in content[part])
+        for part in ("images", "annotations", "categories")
+    )
+
+
+def _verdict(args: argparse.Namespace, found: list[Problem]) -> str:
+    """The one line that ends a run with problems."""
+    more = f", and {len(found) - 1} more problem(s)" if len(found) > 1 else ""
+    if any(problem.mend is None for problem in found):
+        first = next(problem for problem in found if problem.mend is None)
+        return f"{args.json}: {first.text}{more}; this has to be mended by hand"
+    return f"{args.json}: {found[0].text}{more}; --repair --output FILE writes a mended copy"
+
+
+def _mend(content: Content, found: list[Problem], args: argparse.Namespace) -> tuple[Content, dict[str, int]]:
+    """A copy without problems, and how often what was done to which part."""
+    done: Counter[str] = Counter()
+    for _ in range(PASSES):
+        if any(problem.mend is None for problem in found):
+            break
+        if not found:
+            return content, dict(done)
+        content = annotations.repaired(content, found)
+        done.update(f"{problem.part}: {problem.remedy}" for problem in found)
+        found = _problems(content, args)
+    if found:
+        raise UserError(_verdict(args, found))
+    return content, dict(done)
+
+
+def _part(content: Content, args: argparse.Namespace) -> Content:
+    """The same images that a training with `DATASETS.FRACTION`, `SHOTS` and `SUBSET_SEED` chooses.
+
+    That is, of those with an object that is no crowd, in the order of their ids; the chosen ones keep all their
+    annotations, and all categories stay.
+    """
+    number = {category: n for n, category in enumerate(sorted(c["id"] for c in content["categories"]))}
+    classes: dict[Any, list[int]] = {}
+    for annotation in content["annotations"]:
+        if not annotation["iscrowd"]:
+            classes.setdefault(annotation["image_id"], []).append(number[annotation["category_id"]])
+    images = sorted(
+        (image for image in content["images"] if image["id"] in classes), key=lambda image: image["id"]
+    )
+    try:
+        chosen = subset.choose(
+            [classes[image["id"]] for image in images],
+            fraction=args.fraction,
+            shots=args.shots,
+            seed=args.seed,
+        )
+    except UserError as error:
+        text = str(error)
+        for key, flag in FLAGS.items():
+            text = text.replace(key, flag)
+        raise UserError(text) from None
+    kept = [images[index] for index in chosen]
+    ids = {image["id"] for image in kept}
+    return {
+        **content,
+        "images": kept,
+        "annotations": [annotation for annotation in content["annotations"] if annotation["image_id"] in ids],
+    }

@@ -1,0 +1,251 @@
+"""Download a file so that an interruption costs nothing, and unpack an archive so that no half file is left."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from pretrain.errors import UserError
+
+BLOCK = 1 << 20  # bytes per read
+TIMEOUT_S = 60  # of silence
+ATTEMPTS = 5  # in a row that bring nothing new
+PAUSE_S = 2.0  # between them
+GB = 1e9
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError)
+
+
+def fetch(url: str, path: Path, *, size: int | None = None, md5: str | None = None) -> Path:
+    """Download `url` to `path`, going on with `path.part` where an earlier run stopped; returns `path`.
+
+    A file that is there already and is the right one is kept. `size` is in bytes, `md5` in hex digits; both
+    are checked before the file gets its name.
+
+    Raises:
+        UserError: no network, no such file, no space, or other content than expected: one line that says which
+            file to put where by hand.
+    """
+    by_hand = (
+        f"run the same command again to go on, or put {url.rpartition('/')[2]} from {url} at {path} by hand"
+    )
+    if path.is_file():
+        if wrong := difference(path, size=size, md5=md5):
+            raise UserError(f"{path} {wrong}: remove it, then {by_hand}")
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        have = part.stat().st_size if part.is_file() else 0
+        demand_space(path.parent, (size or 0) - have, f"downloading {path.name}")
+        _download(url, part, size)
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{url}: the server says {error.code} {error.reason}; {by_hand}") from None
+    except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        reason = getattr(error, "reason", None) or error
+        raise UserError(f"{url}: download failed ({reason}); {by_hand}") from None
+    if wrong := difference(part, size=size, md5=md5):
+        part.unlink()  # going on with it would end the same way
+        raise UserError(f"{url}: what was downloaded {wrong}; {by_hand}")
+    part.replace(path)
+    return path
+
+
+def difference(path: Path, *, size: int | None = None, md5: str | None = None) -> str:
+    """What tells a file from the expected one ("has ..., not ..."), or "" if nothing does."""
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"has {found} bytes, not {size}"
+    if md5 is None:
+        return ""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file, _progress(f"checking {path.name}", found) as advance:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            advance(len(block))
+    return "" if digest.hexdigest() == md5 else f"has md5 {digest.hexdigest()}, not {md5}"
+
+
+def unpack(archive: Path, folder: Path, *, leave_out: str | None = None) -> None:
+    """Unpack the files of a tar, tar.gz or zip into `folder`; those there already, of the same size, are kept.
+
+    Files with `leave_out` in their path are passed over.
+
+    Each file is whole or absent, so an interrupted run is just repeated. Only plain files and folders are
+    made: a name that leads out of `folder`, or a link, is refused.
+
+    Raises:
+        UserError: not a whole archive, no space, or a refused name.
+    """
+    try:
+        is_zip = archive.suffix == ".zip" or zipfile.is_zipfile(archive)  # of a cut one the end is missing
+        needed = _bytes_to_unpack(archive, folder, is_zip)
+        demand_space(folder, needed, f"unpacking {archive.name}")
+        with _progress(f"unpacking {archive.name}", needed) as advance:
+            for name, size, open_file in _zip_files(archive) if is_zip else _tar_files(archive):
+                target = folder / name
+                if not (_is_there(target, size) or (leave_out and leave_out in name)):
+                    _copy(open_file, target)
+                    advance(size)
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise UserError(
+            f"{archive} is no whole archive ({reason}): remove it, then run the same command again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
+
+
+def demand_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise UserError if the disk of `folder` (which need not exist yet) has fewer than `needed` bytes free."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(f"{folder}: {purpose} needs {needed / GB:.1f} GB, {free / GB:.1f} GB are free")
+
+
+def _download(url: str, part: Path, size: int | None) -> None:
+    """Fill `part`; a broken connection is tried again as long as each attempt brings something."""
+    attempts = 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            if _append(url, part, size):
+                return
+            problem: Exception = OSError("the connection closed early")
+        except urllib.error.HTTPError as error:
+            if error.code < 500:  # trying again does not help
+                raise
+            problem = error
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
+        grown = part.is_file() and part.stat().st_size > before
+        attempts = 0 if grown else attempts + 1
+        if attempts >= ATTEMPTS:
+            raise problem
+        time.sleep(PAUSE_S)
+
+
+def _append(url: str, part: Path, size: int | None) -> bool:
+    """Get what `part` lacks; whether it is complete now."""
+    have = part.stat().st_size if part.is_file() else 0
+    if size is not None and have == size:
+        return True
+    request = urllib.request.Request(url, headers={"User-Agent": "prepare_data"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing lies beyond what we have: it is complete, or it is another file
+            raise
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+            return True
+        part.unlink()
+        return False
+    with response:
+        starts = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+        resumed = response.status == 206 and starts == str(have)
+        have = have if resumed else 0  # a server without Range sends everything again
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else size
+        with part.open("ab" if resumed else "wb") as file, _progress(part.stem, total, have) as advance:
+            while block := response.read(BLOCK):
+                file.write(block)
+                advance(len(block))
+    return total is None or part.stat().st_size >= total
+
+
+def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
+    """Bytes that unpacking will write; for a compressed tar its own size, the least that it can be."""
+    if not is_zip and not _is_plain_tar(archive):
+        return archive.stat().st_size
+    files = _zip_files(archive) if is_zip else _tar_files(archive)
+    return sum(size for name, size, _ in files if not _is_there(folder / name, size))
+
+
+def _is_plain_tar(archive: Path) -> bool:
+    with archive.open("rb") as file:
+        file.seek(257)
+        return file.read(5) == b"ustar"
+
+
+Found = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]  # name, bytes, what opens it
+
+
+def _zip_files(archive: Path) -> Found:
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            if not info.is_dir():
+                yield _inside(archive, info.filename), info.file_size, lambda info=info: opened.open(info)  # type: ignore[misc]
+
+
+def _tar_files(archive: Path) -> Found:
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            if member.isdir():
+                continue
+            content = opened.extractfile(member) if member.isreg() else None
+            if content is None:
+                raise UserError(f"{archive}: {member.name} is a link or a device: unpack it by hand")
+            yield _inside(archive, member.name), member.size, lambda content=content: content  # type: ignore[misc]
+
+
+def _inside(archive: Path, name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
+        raise UserError(f"{archive}: {name} would be written outside of the data set's folder")
+    return str(path)
+
+
+def _is_there(target: Path, size: int) -> bool:
+    return target.is_file() and target.stat().st_size == size
+
+
+def _copy(open_file: Callable[[], IO[bytes]], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open_file() as source, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file, BLOCK)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the bytes just done: a line every ten seconds, on a terminal every one."""
+    began = shown = time.monotonic()
+    start = done
+    period, end = (1.0, "\r") if sys.stdout.isatty() else (10.0, "\n")
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        now = time.monotonic()
+        if now - shown < period:
+            return
+        shown, rate = now, (done - start) / (now - began)
+        of = (
+            f" of {total / GB:.2f} GB, {timedelta(seconds=round((total - done) / max(rate, 1)))} left"
+            if total
+            else " GB"
+        )
+        print(f"{what}: {done / GB:.2f}{of}, {rate / 1e6:.1f} MB/s", end=end, flush=True)
+
+    yield advance
+    if shown != began and end == "\r":
+        print()

@@ -1,0 +1,137 @@
+"""LVIS v0.5 (that of the MoCo paper) and v1: annotations of their own over the images of COCO 2017.
+
+Sources: the addresses and v1's counts are those of https://www.lvisdataset.org/dataset; the counts of v0.5 are in
+the LVIS paper (arXiv:1908.03195, "57k" train images); the categories are those that detectron2 has built in.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretrain.errors import UserError
+from transfer.prepare.archives import Archive, install
+from transfer.prepare.by_hand import command, demand, names_in
+
+URL = "https://dl.fbaipublicfiles.com/LVIS"
+
+
+class Version(NamedTuple):
+    categories: int  # their ids are 1 to this
+    images: dict[str, int]  # per split, at least; v0.5's train split is published as "57k" only
+    folders: dict[str, tuple[str, ...]]  # per split, COCO's folders that its images lie in
+
+
+VERSIONS = {
+    "v0.5": Version(1230, {"train": 57_000, "val": 5_000}, {"train": ("train2017",), "val": ("val2017",)}),
+    "v1": Version(
+        1203,
+        {"train": 100_170, "val": 19_809},
+        {"train": ("train2017",), "val": ("train2017", "val2017")},
+    ),
+}
+COCO_IMAGES = {"train2017": 118_287, "val2017": 5_000}
+
+
+def build(root: Path, args: argparse.Namespace) -> None:
+    """Fetch the annotations of `args.version` to ROOT/lvis; COCO's images have to be there.
+
+    Raises:
+        UserError: a download that failed, or what is missing.
+    """
+    for split in VERSIONS[args.version].images:
+        file = _json(root, args.version, split)  # there or not: `unpack` leaves no half of it
+        install(
+            _archive(args.version, split), root / "lvis", args, check=partial(demand, file, "the archive")
+        )
+    print(check(root, args))
+
+
+def check(root: Path, args: argparse.Namespace) -> str:
+    """Read the annotations of `args.version` and look for every image, in memory of about 7 times the json's size."""
+    present = {name: names_in(root / "coco" / name) for name in COCO_IMAGES}
+    counts = []
+    for split in VERSIONS[args.version].images:
+        content = _load(root, args.version, split)
+        _check_content(_json(root, args.version, split), content)
+        for image in content["images"]:
+            folder, name = image["coco_url"].split("/")[-2:]
+            if name not in present.get(folder, ()):
+                raise UserError(f"{root / 'coco' / folder / name} is missing: {command('coco', root)}")
+        counts.append(
+            f"{split} {len(content['images'])} images with {len(content['annotations'])} annotations"
+        )
+    return f"{root / 'lvis'}: LVIS {args.version} is whole: {', '.join(counts)}"
+
+
+def check_lvis(root: Path, version: str, splits: tuple[str, ...] = ("train", "val")) -> str:
+    """LVIS for `lvis_VERSION_{train,val}`: names and counts only, so cheap enough to run before a training."""
+    for split in splits:
+        demand(_json(root, version, split), f"{_archive(version, split).url}: {_again(root, version)}")
+        for folder in VERSIONS[version].folders[split]:
+            found = sum(name.endswith(".jpg") for name in names_in(root / "coco" / folder))
+            if found < COCO_IMAGES[folder]:
+                raise UserError(
+                    f"{root / 'coco' / folder} holds {found} of COCO's {COCO_IMAGES[folder]} images, "
+                    f"which LVIS {version} {split} needs: {command('coco', root)}"
+                )
+    return f"{root / 'lvis'}: LVIS {version} is in place"
+
+
+def _archive(version: str, split: str) -> Archive:
+    return Archive(f"{URL}/lvis_{version}_{split}.json.zip")
+
+
+def _json(root: Path, version: str, split: str) -> Path:
+    return root / "lvis" / f"lvis_{version}_{split}.json"
+
+
+def _again(root: Path, version: str) -> str:
+    return command(f"lvis --version {version}", root)
+
+
+def _load(root: Path, version: str, split: str) -> dict[str, Any]:
+    """The parsed file, if its counts are those of the version."""
+    file, wanted = _json(root, version, split), VERSIONS[version]
+    demand(file, f"{_archive(version, split).url}: {_again(root, version)}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        images, categories = len(content["images"]), [category["id"] for category in content["categories"]]
+        len(content["annotations"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is no whole LVIS file ({error}): remove it, then {_again(root, version)}"
+        ) from None
+    if images < wanted.images[split]:
+        raise UserError(
+            f"{file} has {images} images, not {wanted.images[split]}: remove it, then {_again(root, version)}"
+        )
+    if sorted(categories) != list(range(1, wanted.categories + 1)):
+        raise UserError(
+            f"{file}: its {len(categories)} category ids are not 1 to {wanted.categories}, those of {version}: "
+            f"remove it, then {_again(root, version)}"
+        )
+    return content
+
+
+def _check_content(file: Path, content: dict[str, Any]) -> None:
+    """What detectron2's loader asserts or reads: references, addresses of the images, masks as polygons."""
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    seen: set[Any] = set()
+    for image in content["images"]:
+        if image.get("coco_url", "").count("/") < 2:
+            raise UserError(f"{file}: image {image['id']} has no coco_url, which says where its file lies")
+    for annotation in content["annotations"]:
+        name = f"{file}: annotation {annotation.get('id')}"
+        if annotation.get("id") in seen or annotation.get("id") is None:
+            raise UserError(f"{name}: its id is missing or used twice")
+        seen.add(annotation["id"])
+        if annotation.get("image_id") not in images or annotation.get("category_id") not in categories:
+            raise UserError(f"{name}: its image_id or category_id is not in the file")
+        polygons = annotation.get("segmentation")
+        if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+            raise UserError(f"{name}: its mask has no polygon, or one of fewer than 3 points")
+        if len(annotation.get("bbox", ())) != 4 or "area" not in annotation:
+            raise UserError(f"{name}: it has no box or no area")

@@ -1,0 +1,65 @@
+"""PASCAL VOC 2007 (trainval and test) and 2012 (trainval): ROOT/VOC2007 and ROOT/VOC2012.
+
+The archives unpack to ROOT/VOCdevkit; detectron2 looks beside it, so links lead there. The md5 sums are
+those of torchvision's `VOCDetection`.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pretrain.errors import UserError
+from transfer.prepare import layouts
+from transfer.prepare.archives import Archive, install
+
+KNOWN = {  # bytes, md5
+    ("2007", "trainval"): (460_032_000, "c52e279531787c972589f7e41ab4ae64"),
+    ("2007", "test"): (451_020_800, "b6e924de25625d8de591ea690078ad9f"),
+    ("2012", "trainval"): (1_999_639_040, "6cd6e144f989b92b3379bac3b3de84fd"),
+}
+ARCHIVES = {key: Archive(layouts.VOC_ARCHIVE[key], *known) for key, known in KNOWN.items()}
+
+
+def build(root: Path, args: argparse.Namespace) -> None:
+    """Fetch, unpack and link what is missing."""
+    for year, split in ARCHIVES:
+        install_split(root, year, split, args, check=partial(layouts.check_voc_split, root, year, split))
+    print(check(root, args))
+
+
+def check(root: Path, args: argparse.Namespace) -> str:
+    """Every image and XML file that the lists name."""
+    return layouts.check_voc(root)
+
+
+def install_split(
+    root: Path, year: str, split: str, args: argparse.Namespace, *, check: Callable[[], object]
+) -> None:
+    """Bring what one archive holds to ROOT/VOC<year>, unless `check()` passes already.
+
+    Raises:
+        UserError: also if ROOT/VOC<year> is not our link but a folder of the user's that lacks something.
+    """
+    folder, unpacked = root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"
+
+    def linked() -> None:
+        if unpacked.is_dir() and not folder.exists() and not folder.is_symlink():
+            _link(folder, unpacked)
+        check()
+
+    if folder.exists() and not (unpacked.exists() and folder.samefile(unpacked)):
+        try:
+            check()
+        except UserError as error:
+            raise UserError(f"{error}, once {folder}, which it did not make, is moved away") from None
+    install(ARCHIVES[year, split], root, args, check=linked)
+
+
+def _link(folder: Path, unpacked: Path) -> None:
+    try:
+        folder.symlink_to(unpacked.relative_to(folder.parent), target_is_directory=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made a link to {unpacked} ({error}): move that folder there instead"
+        ) from None

@@ -1,0 +1,140 @@
+"""The labels of PASCAL VOC and of SBD on its images: instance masks, boxes and labels per pixel of one image."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pretrain.errors import UserError
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOID = 255  # "don't know": a band of about 5 pixels around each of VOC's objects, and difficult ones
+HALF_BAND = 2  # pixels of an object that the band hides on each side
+SAME_BOX = 0.5  # least IoU between a mask's box and the box of the same object in the XML file
+
+
+class Mask(NamedTuple):
+    category: int  # 1..20
+    pixels: np.ndarray  # bool (H, W)
+
+
+class Box(NamedTuple):
+    category: int  # 1..20
+    xyxy: tuple[float, float, float, float]  # pixel edges counted from 0: right and bottom are outside
+    difficult: bool
+
+
+def read_palette(file: Path) -> np.ndarray:
+    """The palette's indices of a PNG, which are VOC's labels: uint8 (H, W)."""
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("P", "L"):
+                raise UserError(f"{file}: mode {image.mode}, not the palette image that VOC's archive holds")
+            return np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): remove it, then unpack VOC's archive again"
+        ) from None
+
+
+def voc_masks(objects: np.ndarray, classes: np.ndarray) -> list[Mask]:
+    """Masks from `SegmentationObject` and `SegmentationClass`, both (H, W); void belongs to none."""
+    found = []
+    for number in np.unique(objects[(objects > 0) & (objects < VOID)]):
+        pixels = objects == number
+        inside = classes[pixels & (classes > 0) & (classes < VOID)]
+        if len(inside):
+            found.append(Mask(int(np.bincount(inside).argmax()), pixels))
+    return found
+
+
+def read_sbd(file: Path, part: str) -> Any:
+    """The record `GTinst` or `GTcls` (`part`) of one of SBD's .mat files.
+
+    Its `Segmentation` is uint8 (H, W); `GTinst` has `Categories`, the class (1..20) of each instance.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError("SBD's masks are read with scipy: pip install 'scipy>=1.9'") from None
+    try:
+        return loadmat(file, squeeze_me=True, struct_as_record=False)[part]
+    except Exception as error:  # scipy raises whatever the damage leads to
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}): remove it, then unpack benchmark.tgz again"
+        ) from None
+
+
+def sbd_masks(record: Any) -> list[Mask]:
+    """Masks from `GTinst`: value i of `Segmentation` is the instance whose class is `Categories[i - 1]`."""
+    categories = np.atleast_1d(record.Categories)  # a bare number where there is one instance
+    numbers = np.unique(record.Segmentation)
+    return [
+        Mask(int(categories[i - 1]), record.Segmentation == i)
+        for i in numbers.tolist()
+        if 0 < i <= len(categories)
+    ]
+
+
+def read_boxes(file: Path) -> list[Box]:
+    """The objects of one of VOC's XML files. VOC counts pixels from 1 and names the last one inside."""
+    try:
+        objects = ElementTree.parse(file).getroot().findall("object")
+        found = []
+        for element in objects:
+            left, top, right, bottom = (
+                float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            category = CLASSES.index(element.findtext("name") or "") + 1
+            box = (left - 1, top - 1, right, bottom)
+            found.append(Box(category, box, (element.findtext("difficult") or "0").strip() == "1"))
+        return found
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): remove it, then unpack VOC's archive again"
+        ) from None
+
+
+def tight_box(pixels: np.ndarray, *, grow: int = 0) -> tuple[float, float, float, float]:
+    """Pixel edges (left, top, right, bottom) around a mask, `grow` further out but inside the image."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    height, width = pixels.shape
+    return (
+        float(max(columns[0] - grow, 0)),
+        float(max(rows[0] - grow, 0)),
+        float(min(columns[-1] + 1 + grow, width)),
+        float(min(rows[-1] + 1 + grow, height)),
+    )
+
+
+def match(masks: list[Mask], boxes: list[Box], *, grow: int) -> list[Box]:
+    """The box of each mask: one of `boxes` of the same class, each used once, or the mask's own.
+
+    The assignment maximises the sum of the IoUs of the masks' tight boxes, `grow` pixels larger on each side,
+    with the given ones; a pair below SAME_BOX does not count. A mask without a partner keeps that tight box.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    own = [Box(mask.category, tight_box(mask.pixels, grow=grow), False) for mask in masks]
+    overlap = np.array([[_iou(mine, given) for given in boxes] for mine in own]).reshape(len(own), len(boxes))
+    overlap[overlap < SAME_BOX] = 0
+    for row, column in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
+        if overlap[row, column] > 0:
+            own[row] = boxes[column]
+    return own
+
+
+def _iou(a: Box, b: Box) -> float:
+    if a.category != b.category:
+        return 0.0
+    width = min(a.xyxy[2], b.xyxy[2]) - max(a.xyxy[0], b.xyxy[0])
+    height = min(a.xyxy[3], b.xyxy[3]) - max(a.xyxy[1], b.xyxy[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (a.xyxy, b.xyxy)]
+    return width * height / (areas[0] + areas[1] - width * height)

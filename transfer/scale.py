@@ -1,0 +1,70 @@
+"""A recipe for fewer or more GPUs: batch, learning rate and schedule together, by the linear rule."""
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+
+from pretrain.errors import UserError
+
+REFERENCE_GPUS = (
+    8  # of the paper and of detectron2's model zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
+)
+
+
+def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
+    """The config for `gpus` GPUs with as many images on each as before, and a sentence that says so.
+
+    As detectron2's `DefaultTrainer.auto_scale_workers`: the batch and the learning rate in proportion (Goyal
+    et al. 2017), iterations, steps and warm-up in inverse proportion, so that as many images are seen; the
+    periods of tests and checkpoints too. The recipe is for `SOLVER.REFERENCE_WORLD_SIZE` GPUs, or 8.
+
+    Raises:
+        UserError: the batch cannot be dealt out to the GPUs of the recipe.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or REFERENCE_GPUS
+    if gpus < 1:
+        raise UserError(f"--scale {gpus}: give the number of GPUs that the recipe is to be for, 1 or more")
+    if cfg.SOLVER.IMS_PER_BATCH % reference:
+        raise UserError(
+            f"--scale {gpus}: SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {reference} GPUs "
+            "that the recipe is for; say how many in SOLVER.REFERENCE_WORLD_SIZE"
+        )
+    old, new = cfg.SOLVER, cfg.clone()
+    new.defrost()
+    new.SOLVER.IMS_PER_BATCH = old.IMS_PER_BATCH // reference * gpus
+    new.SOLVER.BASE_LR = old.BASE_LR * gpus / reference
+    for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+        new.SOLVER[key] = _stretch(old[key], gpus, reference)
+    new.SOLVER.STEPS = tuple(_stretch(step, gpus, reference) for step in old.STEPS)
+    new.TEST.EVAL_PERIOD = _stretch(cfg.TEST.EVAL_PERIOD, gpus, reference)
+    new.SOLVER.REFERENCE_WORLD_SIZE = gpus
+    parts = [
+        f"batch {old.IMS_PER_BATCH} -> {new.SOLVER.IMS_PER_BATCH}",
+        f"lr {old.BASE_LR:g} -> {new.SOLVER.BASE_LR:g}",
+        f"{old.MAX_ITER} -> {new.SOLVER.MAX_ITER} iterations",
+        f"steps {tuple(old.STEPS)} -> {tuple(new.SOLVER.STEPS)}",
+        f"warm-up {old.WARMUP_ITERS} -> {new.SOLVER.WARMUP_ITERS}",
+    ]
+    return new, f"the recipe for {reference} GPUs, for {gpus}: {', '.join(parts)}"
+
+
+def lr_warning(cfg: CfgNode, recipe: CfgNode) -> str | None:
+    """A line about a learning rate that is out of proportion to the batch, else None.
+
+    Args:
+        cfg: the config that will run.
+        recipe: the same file without overrides.
+    """
+    now, meant = (c.SOLVER.BASE_LR / c.SOLVER.IMS_PER_BATCH for c in (cfg, recipe))
+    if cfg.SOLVER.OPTIMIZER != "SGD" or 2 / 3 < now / meant < 3 / 2:  # the linear rule is SGD's
+        return None
+    return (
+        f"warning: SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g} for a batch of {cfg.SOLVER.IMS_PER_BATCH}: the recipe's "
+        f"{recipe.SOLVER.BASE_LR:g} for {recipe.SOLVER.IMS_PER_BATCH} in proportion is "
+        f"{meant * cfg.SOLVER.IMS_PER_BATCH:g}; --scale N sets batch, rate and schedule together"
+    )
+
+
+def _stretch(count: int, gpus: int, reference: int) -> int:
+    return round(count * reference / gpus)

@@ -1,0 +1,164 @@
+"""Semantic segmentation as in the paper (He et al. App. A.5): a small FCN on a dilated ResNet, and its mIoU.
+
+detectron2's `SemanticSegmentor` is the frame: it normalises images, pads batches, and brings the answer to the
+image's own size. Importing this registers the head under its name.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from fvcore.nn.weight_init import c2_msra_fill
+
+from pretrain.errors import UserError
+
+STRIDE = 16
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class FCN16sHead(nn.Module):
+    """Two dilated 3x3 convolutions with norm and ReLU, a 1x1 classifier, and bilinear interpolation by 16.
+
+    Of SEM_SEG_HEAD it reads IN_FEATURES (one), CONVS_DIM, NORM, DILATION, NUM_CLASSES, IGNORE_VALUE and
+    LOSS_WEIGHT. Left open by the paper, and chosen here:
+
+    - Initial values: those of detectron2's own head for the 3x3 convolutions (He et al.'s normal, fan out); the
+      classifier starts at N(0, 0.01) without bias, so that all classes begin equally likely. No dropout.
+    - The loss is the mean over the labelled pixels of a process's share of the batch, as elsewhere in
+      detectron2; zero where no pixel is labelled.
+    - Interpolation: see `upsample`.
+
+    Raises:
+        UserError: the backbone's stride is not 16.
+    """
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+        super().__init__()
+        head = cfg.MODEL.SEM_SEG_HEAD
+        self.feature = _single_feature(head.IN_FEATURES, input_shape)
+        self.ignore_value: int = head.IGNORE_VALUE  # SemanticSegmentor pads labels with it
+        self.loss_weight: float = head.LOSS_WEIGHT
+        channels, convs = input_shape[self.feature].channels, []
+        for _ in range(2):
+            conv = Conv2d(
+                channels,
+                head.CONVS_DIM,
+                kernel_size=3,
+                padding=head.DILATION,
+                dilation=head.DILATION,
+                bias=not head.NORM,
+                norm=get_norm(head.NORM, head.CONVS_DIM),
+                activation=F.relu,
+            )
+            c2_msra_fill(conv)
+            convs.append(conv)
+            channels = head.CONVS_DIM
+        self.convs = nn.Sequential(*convs)
+        self.classifier = nn.Conv2d(channels, head.NUM_CLASSES, kernel_size=1)
+        assert self.classifier.bias is not None
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(
+        self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """As `SemanticSegmentor` calls it.
+
+        Args:
+            features: of the backbone; (N, C, h, w).
+            targets: (N, H, W) class numbers or IGNORE_VALUE; used in training only.
+        Returns:
+            (None, losses) in training, (logits, {}) otherwise. Logits are (N, classes, 16 h + 1, 16 w + 1), a
+            few rows and columns more than the image has: `SemanticSegmentor` cuts them off.
+        """
+        logits = upsample(self.classifier(self.convs(features[self.feature])))
+        if not self.training:
+            return logits, {}
+        assert targets is not None
+        logits = logits[:, :, : targets.shape[1], : targets.shape[2]]
+        total = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+        labelled = (targets != self.ignore_value).sum().clamp(min=1)
+        return None, {"loss_sem_seg": total / labelled * self.loss_weight}
+
+
+def upsample(logits: torch.Tensor) -> torch.Tensor:
+    """Bilinear interpolation by 16 with the geometry of the backbone, in float32.
+
+    Cell i of a ResNet of stride 16 looks at the image around pixel 16 i: its strided convolutions and its
+    pooling are odd and padded by half. So pixel p is interpolated at p / 16; behind the last cell, that cell
+    counts. For 513 = 16 * 32 + 1 and 769 = 16 * 48 + 1, the paper's crops, this is `align_corners=True`, the
+    corners being centres of cells; for other sizes that would stretch the map, by up to 15 pixels, and
+    `align_corners=False` would shift all of it by 7.5.
+
+    Args:
+        logits: (N, C, h, w)
+    Returns:
+        (N, C, 16 h + 1, 16 w + 1)
+    """
+    height, width = logits.shape[-2:]
+    extended = F.pad(logits.float(), (0, 1, 0, 1), mode="replicate")
+    size = (STRIDE * height + 1, STRIDE * width + 1)
+    return F.interpolate(extended, size, mode="bilinear", align_corners=True)
+
+
+def _single_feature(names: list[str], shapes: dict[str, ShapeSpec]) -> str:
+    if len(names) != 1 or names[0] not in shapes:
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(names)}: FCN16sHead takes one of the backbone's {list(shapes)}"
+        )
+    stride = shapes[names[0]].stride
+    if stride != STRIDE:
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(names)} has stride {stride}: FCN16sHead needs {STRIDE}: "
+            "res5 of a ResNet with MODEL.RESNETS.RES5_DILATION 2"
+        )
+    return names[0]
+
+
+class MeanIoUEvaluator(SemSegEvaluator):
+    """detectron2's evaluator, the same on v0.6 and main, and without what nobody reads.
+
+    `sem_seg`: `mIoU`, `fwIoU`, `mACC`, `pACC`, `IoU-CLASS`, `ACC-CLASS`, in percent; over the whole test set, at
+    the images' own size, pixels with the ignored label left out. Classes that do not occur in the labels are
+    undefined and left out of mIoU (v0.6 counts them as 0 where they are predicted; in the full sets of VOC and
+    Cityscapes every class occurs).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._compute_boundary_iou = False  # main's: slow, and not of the paper
+
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
+        """Nothing: the masks of all images would be kept in memory and sent between processes."""
+        return []
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Collective. None on every process but the main one."""
+        results: dict[str, dict[str, float]] | None = super().evaluate()
+        if results is not None:
+            values = results["sem_seg"]
+            values["mIoU"] = float(np.nanmean([values[f"IoU-{name}"] for name in self._class_names]))
+        return results
+
+
+def sem_seg_evaluator(name: str, cfg: CfgNode) -> MeanIoUEvaluator:
+    """The evaluator of a registered data set with labels per pixel. Raises `UserError` if it does not fit `cfg`."""
+    evaluator = MeanIoUEvaluator(name)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    for key, found, needed in (
+        ("NUM_CLASSES", head.NUM_CLASSES, evaluator._num_classes),
+        ("IGNORE_VALUE", head.IGNORE_VALUE, evaluator._ignore_label),
+    ):
+        if found != needed:
+            raise UserError(f"MODEL.SEM_SEG_HEAD.{key} {found}: {name} has {needed}; set it to that")
+    return evaluator

@@ -1,0 +1,113 @@
+"""The state of a fine-tuning run between two steps: saved whole, and restored so that nothing differs."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+
+from pretrain import checkpoint, dist
+from pretrain.console import say
+from pretrain.errors import UserError
+from transfer import results
+from transfer.step import LAST, not_finite
+
+
+@dataclass
+class State:
+    """What training changes.
+
+    Data order, augmentation and the sampling of proposals are functions of the iteration, so that no state
+    of a random generator or loader belongs to it.
+
+    Attributes:
+        scaler: of float16 losses, else None.
+        data: `data_record.data_digests` of the run: a resumed run must train on the same.
+        iteration: steps done.
+        earlier: seconds that the sessions took which this one goes on from.
+        best: what `TEST.KEEP_BEST` has kept so far.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler | None
+    data: Any = None
+    iteration: int = 0
+    earlier: float = 0.0
+    best: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def parts(self) -> dict[str, Any]:
+        """What has a `state_dict`, by name."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts if self.scaler is None else {**parts, "scaler": self.scaler}
+
+
+def save(state: State, cfg: CfgNode) -> None:
+    """Write `model_last.pth`. Every process calls it; all have the same weights, and one writes.
+
+    Raises `UserError`, on every process, when a weight is infinite or NaN: the last good file stays.
+    """
+    check_finite(state, cfg)
+    if dist.is_main():
+        contents = {name: part.state_dict() for name, part in state.parts().items()}
+        contents |= {
+            "iteration": state.iteration,
+            "seconds": state.earlier + time.perf_counter() - state.began,
+            "best": state.best,
+            "data": state.data,
+            "processes": dist.world_size(),
+            "config_sha256": results.config_digest(cfg),
+        }
+        checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
+
+
+def restore(state: State, cfg: CfgNode) -> None:
+    """Go on from `model_last.pth`, where there is one. Raises `UserError` for other settings or data."""
+    path = Path(cfg.OUTPUT_DIR) / LAST
+    if not path.exists():
+        say(f"--resume: no {path}; starting from iteration 0")
+        return
+    stored = checkpoint.load(path)
+    if stored.get("config_sha256") != results.config_digest(cfg):
+        raise UserError(
+            f"--resume: {path} was written under other settings than these: give those of "
+            f"{path.with_name('config.yaml')}, or another OUTPUT_DIR"
+        )
+    if stored["data"] != state.data:
+        raise UserError(
+            f"--resume: {path} was trained on other data: the images or annotations of DATASETS.TRAIN or "
+            "DATASETS.TEST have changed since; put them back, or choose another OUTPUT_DIR"
+        )
+    for name, part in state.parts().items():
+        part.load_state_dict(stored[name])
+    state.iteration, state.earlier, state.best = stored["iteration"], stored["seconds"], stored["best"]
+    say(f"resumed {path} at iteration {state.iteration}")
+    if stored["processes"] != dist.world_size():
+        say(
+            f"note: it ran in {stored['processes']} process(es) and goes on in {dist.world_size()}: on the same "
+            "images, but each process samples proposals of its own, so the end will not be equal to the bit"
+        )
+
+
+def check_finite(state: State, cfg: CfgNode) -> None:
+    """Raise `UserError` if a weight or statistic is infinite or NaN."""
+    tensors = [t.detach() for t in state.model.state_dict().values() if t.is_floating_point()]
+    if not torch.stack([torch.isfinite(t).all() for t in tensors]).all():
+        raise not_finite(cfg, state.iteration, "a weight")
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the half-written files of a process that was killed while it saved."""
+    for path in output.glob(".model_*.pth.*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,165 @@
+"""One optimizer step: forward and backward in parts, the check of the losses, the update."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from detectron2.config import CfgNode
+
+from pretrain import dist
+from pretrain.errors import UserError
+
+LAST = "model_last.pth"
+Batch = list[dict[str, Any]]
+Losses = dict[str, torch.Tensor]
+
+
+def step(
+    cfg: CfgNode,
+    model: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    iteration: int,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    stop: bool = False,
+) -> tuple[Losses, bool]:
+    """One optimizer step on this process's share of a batch, in `SOLVER.ACCUMULATE` parts.
+
+    Args:
+        batch: a multiple of `SOLVER.ACCUMULATE` images.
+        iteration: from 0.
+        scaler: for float16.
+        stop: whether this process was asked to stop.
+    Returns:
+        The losses by name, detached, averaged over parts and processes; whether any process was asked to stop.
+    Raises:
+        UserError: a loss is infinite or NaN, on any process; every process raises, and no weight has changed.
+    """
+    seed(cfg.SEED, iteration)
+    parts = cfg.SOLVER.ACCUMULATE
+    size = len(batch) // parts
+    names: list[str] = []
+    means = torch.zeros((), device=cfg.MODEL.DEVICE)
+    optimizer.zero_grad()
+    for number in range(parts):
+        last = number == parts - 1
+        with nullcontext() if last else _unsynchronised(model):
+            with autocast(cfg):
+                losses: Losses = model(batch[number * size : (number + 1) * size])
+                total = sum(losses.values(), torch.zeros((), device=cfg.MODEL.DEVICE)) / parts
+            names = list(losses)
+            means = means + torch.stack([loss.detach().float() for loss in losses.values()]) / parts
+            if last:
+                verdict = _Verdict(means, stop=stop)
+            (total if scaler is None else scaler.scale(total)).backward()
+    finite, stop = verdict.read()
+    if not finite:
+        values = zip(names, verdict.means.tolist(), strict=True)
+        raise not_finite(cfg, iteration + 1, ", ".join(f"{name} {value:g}" for name, value in values))
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.unscale_(optimizer)  # before clipping, which detectron2's optimizers do in their step
+        scaler.step(optimizer)  # passes over a step with an infinite gradient, and lowers the scale
+        scaler.update()
+    return dict(zip(names, verdict.means, strict=True)), stop
+
+
+def autocast(cfg: CfgNode) -> AbstractContextManager:
+    """`SOLVER.AMP` as a context for the forward pass."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return nullcontext()
+    return torch.autocast(cfg.MODEL.DEVICE, dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE))
+
+
+def grad_scaler(cfg: CfgNode) -> torch.amp.GradScaler | None:
+    """float16 needs scaled losses: its smallest number is 6e-8. bfloat16 has float32's range."""
+    wanted = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+    # The first scale is often too high, and the first steps are then passed over: no mistake.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    return torch.amp.GradScaler(cfg.MODEL.DEVICE) if wanted else None
+
+
+def seed(seed: int, iteration: int) -> None:
+    """Proposals are sampled at random: by a generator that knows the iteration, so that a resume is exact."""
+    torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + dist.rank())
+
+
+def not_finite(cfg: CfgNode, iteration: int, what: str) -> UserError:
+    """What to do about a loss or weight that is infinite or NaN; `iteration` counts from 1."""
+    last = Path(cfg.OUTPUT_DIR) / LAST
+    kept = f"the last good state is {last}" if last.exists() else "no state was saved yet"
+    return UserError(
+        f"the loss is not finite at iteration {iteration} ({what}); {kept}: lower SOLVER.BASE_LR, lengthen "
+        "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"
+    )
+
+
+@contextmanager
+def advice(cfg: CfgNode) -> Iterator[None]:
+    """Turn failures that depend on the machine into the keys that help. Raises `UserError`."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        share = cfg.SOLVER.IMS_PER_BATCH // dist.world_size()
+        raise UserError(
+            f"the GPU's memory does not suffice for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
+            f"raise SOLVER.ACCUMULATE to {_next_divisor(share, cfg.SOLVER.ACCUMULATE)} (the same batch, fewer "
+            "images at a time), set SOLVER.AMP.ENABLED True, or lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST); "
+            "--scale N takes smaller batches"
+        ) from None
+    except RuntimeError as error:
+        if not cfg.MODEL.COMPILE or not type(error).__module__.startswith(
+            ("torch._dynamo", "torch._inductor")
+        ):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"MODEL.COMPILE True: torch.compile fails here ({reason}): leave it False") from error
+
+
+def _next_divisor(number: int, above: int) -> int:
+    return next((n for n in range(above + 1, number + 1) if number % n == 0), number)
+
+
+def _unsynchronised(model: nn.Module) -> AbstractContextManager:
+    """Gradients need to be averaged over the processes once a step, with the last part."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+class _Verdict:
+    """Means of the losses over the processes, and two questions about them: all finite? does anyone stop?
+
+    On a GPU the answers travel while the backward pass is queued, and are read when it is: the step waits
+    for the forward pass alone, where detectron2, which reads its losses after the backward pass, waits for
+    both; so no time is lost between backward pass and update.
+    """
+
+    def __init__(self, losses: torch.Tensor, *, stop: bool) -> None:
+        everything = torch.cat([losses, torch.full((1,), float(stop), device=losses.device)])
+        dist.mean_over_processes([everything])
+        self.means = everything[:-1]
+        answers = torch.stack([torch.isfinite(self.means).all(), everything[-1] > 0])
+        self.ready = None
+        if answers.is_cuda:
+            self.answers = torch.empty(2, dtype=torch.bool, pin_memory=True)
+            self.answers.copy_(answers, non_blocking=True)
+            self.ready = torch.cuda.Event()
+            self.ready.record()
+        else:
+            self.answers = answers
+
+    def read(self) -> tuple[bool, bool]:
+        if self.ready is not None:
+            self.ready.synchronize()
+        finite, stop = self.answers.tolist()
+        return finite, stop
