@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "Jinja2>=3.0",
     "tqdm>=4.60",
     "PyYAML>=5.4",
+    "safetensors>=0.4",
 ]
 # What detectron2 imports: its own list cannot be used, since it pins tools such as black.
 DETECTRON2_REQUIREMENTS = [

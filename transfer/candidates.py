@@ -64,7 +64,8 @@ def same(tensors: Tensors, first: Candidate, second: Candidate) -> bool:
     """Whether two names stand for one network: OpenSelfSup's `backbone` is an alias of `encoder_q.0`."""
     pair = [translated(tensors, candidate) for candidate in (first, second)]
     return pair[0].keys() == pair[1].keys() and all(
-        (tensor.shape, tensor.dtype) == (pair[1][name].shape, pair[1][name].dtype) and torch.equal(tensor, pair[1][name])
+        (tensor.shape, tensor.dtype) == (pair[1][name].shape, pair[1][name].dtype)
+        and torch.equal(tensor, pair[1][name])
         for name, tensor in pair[0].items()
     )
 

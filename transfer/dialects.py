@@ -17,7 +17,8 @@ class Dialect:
 
     Attributes:
         name: for messages.
-        anchor: finds, in full names, a tensor that each ResNet of this dialect has once; group 1: its prefix.
+        anchor: finds, in full names, tensors that each ResNet of this dialect has; group 1: its prefix. Several
+            ones, else a query network that lacks just one would pass unseen, and the key's be taken.
         translate: a name without the prefix -> torchvision's, or None where it names no tensor of a ResNet.
     """
 
@@ -91,18 +92,22 @@ def _caffe2(name: str) -> str | None:
         return None
     stage, block, branch, part = match.groups()
     norm = part != "w"
-    module = f"downsample.{int(norm)}" if branch == "1" else f"{'bn' if norm else 'conv'}{'abc'.index(branch[1]) + 1}"
+    module = (
+        f"downsample.{int(norm)}"
+        if branch == "1"
+        else f"{'bn' if norm else 'conv'}{'abc'.index(branch[1]) + 1}"
+    )
     return f"layer{int(stage) - 1}.{block}.{module}.{_C2_LEAVES[part]}"
 
 
 DIALECTS = (
-    Dialect("torchvision", re.compile(r"(.*\.)?layer1\.0\.conv1\.weight"), _torchvision),
-    Dialect("sequential", re.compile(r"(.*\.)?4\.0\.conv1\.weight"), _sequential),
+    Dialect("torchvision", re.compile(r"(.*\.)?layer[12]\.0\.conv[12]\.weight"), _torchvision),
+    Dialect("sequential", re.compile(r"(.*\.)?[45]\.0\.conv[12]\.weight"), _sequential),
     Dialect(
         "transformers",
-        re.compile(r"(.*\.)?encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight"),
+        re.compile(r"(.*\.)?encoder\.stages\.[01]\.layers\.0\.layer\.[01]\.convolution\.weight"),
         _transformers,
     ),
-    Dialect("detectron2", re.compile(r"(.*\.)?res2\.0\.conv1\.weight"), _detectron2),
-    Dialect("caffe2", re.compile(r"(.*\.)?res2_0_branch2a_w"), _caffe2),
+    Dialect("detectron2", re.compile(r"(.*\.)?res[23]\.0\.conv[12]\.weight"), _detectron2),
+    Dialect("caffe2", re.compile(r"(.*\.)?res[23]_0_branch2[ab]_w"), _caffe2),
 )

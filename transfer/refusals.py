@@ -2,22 +2,31 @@
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
+from transfer.safe_pickle import label
 from transfer.untrusted import Loaded
 
 _HEAD = re.compile(
     r"(.*\.)?(fc|head|heads|projector|predictor|classifier|projection_head|prototypes|neck)(\..*)?"
     r"\.(weight|bias|weight_g|weight_v)"
 )
-_FAMILIES = {
-    r"(^|\.)(cls_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
+_FAMILIES = {  # in this order: the special ones before those whose parts they borrow
+    r"(^|\.)layer1\.0\.conv[12]\.paths\.": "a selective-kernel ResNet (SK)",
+    r"(^|\.)stages\.\d+\.\d+\.conv\w*_kxk\.|(^|\.)stages\.\d+\.\d+\.conv1_1x1\.": "a ResNet of timm's ByobNet, with a stem and "
+    "blocks of its own",
+    r"(^|\.)stages\.\d+\.\d+\.conv1\.gain$": "a normaliser-free ResNet",
     r"relative_position_bias_table": "a Swin transformer",
-    r"(^|\.)downsample_layers\.\d|(^|\.)stages\.\d+\.(blocks\.)?\d+\.gamma$|\.dwconv\.": "a ConvNeXt",
+    r"(^|\.)(cls_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
+    r"(^|\.)downsample_layers\.\d|(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma$|grn\.|conv_dw\.|mlp\.grn\.)"
+    r"|\.dwconv\.": "a ConvNeXt",
+    r"(^|\.)stages\.0\.blocks\.0\.conv3\.weight$": "a pre-activation ResNet (v2)",
     r"trunk_output\.block\d|(^|\.)s[1-4]\.b\d+\.conv1": "a RegNet",
     r"(^|\.)attnpool\.": "CLIP's modified ResNet",
-    r"(^|\.)features\.\d+\.(0\.)?weight$": "a VGG, AlexNet, DenseNet or MobileNet",
+    r"(^|\.)conv_stem\.weight$": "an EfficientNet or MobileNet",
+    r"(^|\.)features\.(\d+\.(0\.)?weight$|conv0\.|denseblock)": "a VGG, AlexNet, DenseNet or MobileNet",
 }
 _ONLY = "Faster and Mask R-CNN here take ResNets, ResNeXts and wide ResNets"
 
@@ -41,6 +50,27 @@ def no_resnet(loaded: Loaded) -> str:
     return f"no ResNet in it (no tensor like *layer1.0.conv1.weight); its top-level keys: {keys}"
 
 
+def stated_variant(path: Path, loaded: Loaded) -> str:
+    """Why the network is not what its tensors look like, by what is said of it; empty where nothing is.
+
+    timm's anti-aliased ResNets pool without a single tensor of their own, and transformers has a switch for a
+    first stage of stride 2: by their tensors both are plain ResNets. What the file (`arch`), the `config.json`
+    beside it or the file's name says is all that there is to go by.
+    """
+    for where, said in (
+        ("its `arch`", loaded.other.get("arch")),
+        ("its config.json", loaded.card.get("architecture")),
+        ("its name", path.name),
+    ):
+        if isinstance(said, str) and (found := re.search(r"(?<![a-z])resnet(blur|aa)\d+", said)):
+            return f"a ResNet with anti-aliased strides ({found[0]}, says {where}), {_OTHER}; {_PLAIN}"
+    if loaded.card.get("downsample_in_first_stage") is True:
+        return f"a ResNet with a stride in its first stage (says its config.json), {_OTHER}; {_PLAIN}"
+    if (act := loaded.card.get("hidden_act", "relu")) != "relu":
+        return f"a ResNet with activation {label(act, 20)} (says its config.json), {_OTHER}; {_PLAIN}"
+    return ""
+
+
 def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
     """Why these tensors are a ResNet that detectron2 has no module for; empty where they are not."""
     stem = network.get("conv1.weight")
@@ -48,7 +78,11 @@ def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
         (name for name in network if re.match(r"conv1\.\d|stem\.|conv[23]\.weight|bn[23]\.", name)), None
     )
     tests: list[tuple[Callable[[str], object], str]] = [
-        (lambda n: re.search(r"\.(se|se_module|fc1|fc2|fc_reduce)\.", n), "squeeze-and-excitation blocks"),
+        (
+            lambda n: re.search(r"\.(se|se_module|fc1|fc2|fc_reduce)\.", n),
+            "squeeze-and-excitation or other channel attention",
+        ),
+        (lambda n: re.search(r"\.convs\.\d", n), "Res2Net's split convolutions"),
         (
             lambda n: re.search(r"\.(attn|conv2\.(conv|paths|attn))\.", n),
             "selective-kernel or attention blocks",
@@ -76,4 +110,5 @@ def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
+_OTHER = "which detectron2's backbone cannot hold"
 _PLAIN = "give a plain ResNet's checkpoint"

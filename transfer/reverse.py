@@ -1,6 +1,5 @@
 """The way back: a backbone from any source as a file for torchvision, timm or MoCo's tools."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def export(input: Path, output: Path, *, to: str, source: str = "auto", branch: 
     return [*_summary(found, output, arch), *_advice(found, output, to=to, arch=arch)]
 
 
-def _contents(found: Source, to: str, arch: str) -> Mapping[str, Any]:
+def _contents(found: Source, to: str, arch: str) -> dict[str, Any]:
     if to != "moco":
         return dict(found.backbone)
     state: dict[str, torch.Tensor] = {f"module.encoder_q.{name}": t for name, t in found.backbone.items()}

@@ -170,9 +170,9 @@ class Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Buildable):
             target.build(state)
-        elif not isinstance(target, dict):  # attributes of a dict, such as `_metadata`, are not needed
-            if type(target).__module__ != "torch":  # nor a parameter's
-                raise UserError(f"it sets the state of a {type(target).__name__}: damaged or hostile")
+        # attributes of a dict, such as `_metadata`, are not needed, nor a parameter's
+        elif not isinstance(target, dict) and type(target).__module__ != "torch":
+            raise UserError(f"it sets the state of a {type(target).__name__}: damaged or hostile")
 
     def named(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -253,7 +253,7 @@ class Machine:
         text = self.line(len(self.data)).strip()
         if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"\"'":
             raise ValueError("a text without quotes")
-        self.push(codecs.escape_decode(text[1:-1])[0].decode("latin1"))  # type: ignore[attr-defined]
+        self.push(codecs.escape_decode(text[1:-1])[0].decode("latin1"))
 
     def text(self, form: str) -> None:
         self.push(self.take(self.number(form)).decode("utf-8", "surrogatepass"))

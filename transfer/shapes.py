@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def _size(path: Path, network: dict[str, torch.Tensor], names: list[str], dim: i
     return Counter(sizes).most_common(1)[0][0]
 
 
+@lru_cache(8)
+def _expected(architecture: Architecture) -> dict[str, torch.Size]:
+    """Names and shapes of a network's tensors, in its order; callers only read them."""
+    with torch.device("meta"):
+        reference = ResNet(architecture).state_dict()
+    return {
+        name: tensor.shape for name, tensor in reference.items() if not name.endswith("num_batches_tracked")
+    }
+
+
 def checked(
     path: Path, network: dict[str, torch.Tensor], architecture: Architecture
 ) -> dict[str, torch.Tensor]:
@@ -73,11 +84,7 @@ def checked(
     Raises:
         UserError: names the first tensor that is missing, unexpected, mis-shaped, no float, or not finite.
     """
-    with torch.device("meta"):
-        reference = ResNet(architecture).state_dict()
-    expected = {
-        name: tensor.shape for name, tensor in reference.items() if not name.endswith("num_batches_tracked")
-    }
+    expected = _expected(architecture)
     missing = [name for name in expected if name not in network]
     extra = [name for name in network if name not in expected]
     what = f"a ResNet-{architecture.depth}"

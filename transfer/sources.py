@@ -86,7 +86,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
     network, dropped = _account(tensors, chosen, LAYOUTS.get(kind))
     network = _merged_norm(chosen, network)
-    if reason := refusals.other_resnet(network):
+    if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded):
         raise UserError(f"{path}: {reason}")
     counters = [name for name in network if name.endswith(_COUNTER)]
     for name in counters:
@@ -223,8 +223,8 @@ def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[st
     for name, tensor in network.items():
         if name.endswith(".bias"):
             norm = name.removesuffix("bias")
-            full[f"{norm}running_mean"] = torch.zeros_like(tensor)
-            full[f"{norm}running_var"] = torch.ones_like(tensor) - 1e-5  # what BN adds to it
+            full[f"{norm}running_mean"] = torch.zeros(tensor.shape)
+            full[f"{norm}running_var"] = torch.ones(tensor.shape) - 1e-5  # what BN adds to it
     return full
 
 
@@ -243,10 +243,13 @@ def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) ->
         return _configured(path, text)
     if kind == "caffe2" and architecture.groups > 1:
         return FAIR
-    if loaded.card:
+    found = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+    if "mean" in loaded.card:
         mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
-        return replace(IMAGENET, mean=mean, std=std)
-    return LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+        found = replace(found, mean=mean, std=std)
+    if loaded.card.get("downsample_in_bottleneck") is True and architecture.bottleneck:  # transformers
+        found = replace(found, stride_in_1x1=True)
+    return found
 
 
 def _configured(path: Path, text: str) -> Input:

@@ -29,6 +29,8 @@ MAX_ITEMS = 5_000_000  # in all containers together: one container can be in a f
 MAX_NAME = 400  # characters of the way to a tensor
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
+# what timm (the first) and transformers say of a ResNet that its tensors do not
+CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Loaded:
         keys: the top level's keys; empty where it is no dict.
         kind: the top level's type, for messages.
         opaque: names of the classes in the file that were not loaded.
-        card: `mean` and `std` (of RGB in [0, 1]) from the `config.json` beside a safetensors file.
+        card: from the `config.json` beside a safetensors or .bin file: those of `CARD` that it has, and `mean`
+            and `std` (of RGB in [0, 1]).
     """
 
     format: str
@@ -158,27 +161,23 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """Pixel statistics in the `config.json` beside the file, as timm and the Hugging Face hub lay it there."""
-    if path.suffix != ".safetensors":
+    """What the `config.json` beside the file says, as timm and the Hugging Face hub lay it there."""
+    if path.suffix not in (".safetensors", ".bin"):
         return {}
     try:
         with open_regular(path.parent / "config.json") as file:
             content = json.loads(file.read(MAX_CARD))
-        card = content.get("pretrained_cfg", content)
-        found = {key: [float(v) for v in card[key]] for key in ("mean", "std")}
-    except (
-        UserError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ):
+    except (UserError, OSError, ValueError, RecursionError):
         return {}
-    usable = all(len(v) == 3 and all(math.isfinite(x) for x in v) for v in found.values())
-    return found if usable and min(found["std"]) > 0 else {}
+    if not isinstance(content, dict):
+        return {}
+    card = {key: content[key] for key in CARD if isinstance(content.get(key), str | bool)}
+    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        pixels = content.get("pretrained_cfg", content)
+        found = {key: [float(v) for v in pixels[key]] for key in ("mean", "std")}
+        if all(len(v) == 3 and all(map(math.isfinite, v)) for v in found.values()) and min(found["std"]) > 0:
+            card |= found
+    return card
 
 
 def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:
@@ -209,6 +208,8 @@ def _leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(node, Array):
             if node.value is not None:
                 yield name, torch.from_numpy(node.value)
+            continue
+        if not isinstance(node, dict | list | tuple):  # the whole file is one number
             continue
         items += 1 + len(node)
         if depth > MAX_DEPTH or items > MAX_ITEMS:

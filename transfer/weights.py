@@ -105,8 +105,20 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
         )
     check_preprocessing(cfg, weights)
     matched = check_filled(model, weights)
+    _check_kept(model, weights)
     _load(model, weights)
     return {"path": str(path), "sha256": file_digest(path), "matched": matched, "record": weights["record"]}
+
+
+def _check_kept(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Refuse a model in which a pre-trained FPN or box head (`--keep`) has no place: it would be lost unsaid."""
+    state, placed = model.state_dict(), _placed(model, weights)
+    for name in (weights["record"] or {}).get("kept", ()):
+        if name in placed and name not in state:
+            raise UserError(
+                f"MODEL.WEIGHTS: {name} was kept, and has no place in this model: set MODEL.FPN.NORM and "
+                "MODEL.ROI_BOX_HEAD.{NORM,NUM_CONV,NUM_FC} as it was pre-trained, or convert without --keep"
+            )
 
 
 def load_detector(model: nn.Module, path: Path) -> None:
