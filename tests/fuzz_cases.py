@@ -154,13 +154,13 @@ def _formats(layout: str) -> list[str]:
 
 def _saved(layout: str, contents: Any, rng: random.Random, *, form: str = "") -> tuple[bytes, str]:
     form = form or rng.choice(_formats(layout))
-    if form == "safetensors" and not isinstance(contents, dict):
-        form = "zip"
     if form == "pickle":
         return pickle.dumps(contents, protocol=rng.choice([2, 3, 4, 5])), ".pkl"
     if form == "safetensors":
         flat: State = {}
         _flatten("", contents, flat, 0)
+        if not flat or sum(tensor.numel() for tensor in flat.values()) > 10_000_000:
+            return _saved(layout, contents, rng, form="zip")
         # safetensors wants tensors without shared memory
         plain = {
             n: t.detach().clone().contiguous()
@@ -375,8 +375,8 @@ def _other_name(key: str, holder: dict[Any, Any], rng: random.Random) -> Any:
     new = rng.choice(
         [
             key + "x", "copy." + key, key.replace("layer1", "layer5"), key.replace("0", "9", 1), key.upper(), "",
-            key.replace(".", "\n"), "\x1b[31m" + key, "x" * 5000, 7, (1, key), b"bytes", None, key.replace("weight", "w"),
-            key.replace("encoder", "decoder"), key[1:], key + ".weight", "\ud800" + key,
+            key.replace(".", "\n"), "\x1b[31m" + key, "x" * 5000, 7, (1, key), b"bytes", None,
+            key.replace("weight", "w"),            key.replace("encoder", "decoder"), key[1:], key + ".weight", "\ud800" + key,
         ]
     )  # fmt: skip
     return key + "'" if new in holder else new
@@ -477,7 +477,7 @@ def _nest(contents: Any, rng: random.Random) -> Any:
 def _doubled(contents: Any, rng: random.Random) -> Any:
     """One container in the file many times over."""
     node: Any = {"x": torch.zeros(2).numpy() if _has_arrays(contents) else torch.zeros(2)}
-    for _ in range(rng.choice([3, 12, 28])):
+    for _ in range(rng.choice([3, 3, 9, 9, 9, 12, 28]) if rng.random() < 0.3 else 3):
         node = [node, node] if rng.random() < 0.7 else {"a": node, "b": node}
     if isinstance(contents, dict):
         contents["doubled"] = node

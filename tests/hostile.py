@@ -27,7 +27,7 @@ def hostile_pickles(sentinel: str) -> dict[str, bytes]:
 
 
 def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[str, bytes]:
-    getter = name("builtins", "getattr")
+    getter, system = name("builtins", "getattr"), name("os", "system")
     words = b"(" + text("touch") + text(sentinel) + b"l"
     return {
         "os.system": call(name("os", "system"), shell),
@@ -44,7 +44,7 @@ def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[s
         "operator.attrgetter": call(call(call(name("operator", "attrgetter"), text("system")), imported), shell),
         "operator.methodcaller": call(call(name("operator", "methodcaller"), text("system"), shell), imported),
         "functools.partial": call(call(name("functools", "partial"), name("os", "system"), shell)),
-        "builtins.map": call(name("builtins", "list"), call(name("builtins", "map"), name("os", "system"), b"(" + shell + b"l")),
+        "builtins.map": call(name("builtins", "list"), call(name("builtins", "map"), system, b"(" + shell + b"l")),
         "torch.hub": call(name("torch.hub", "load"), text("/tmp"), text("x")),
         "torch.load": call(name("torch", "load"), text("/dev/zero")),
         "numpy.load": call(name("numpy", "load"), text(sentinel)),
@@ -56,18 +56,20 @@ def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[s
         "dotted torch": call(name("torch", "os.system"), shell),
         "dotted numpy": call(name("numpy.core.multiarray", "os.system"), shell),
         "torch by another way": call(name("torch._utils", "sys.modules"), shell),
-        "BUILD of a function": name("torch._utils", "_rebuild_tensor_v2") + b"N}" + text("__call__") + name("os", "system") + b"s\x86b",
+        "BUILD of a function": name("torch._utils", "_rebuild_tensor_v2") + b"N}" + text("__call__") + system + b"s\x86b",
         "BUILD of a class": name("numpy", "dtype") + b"N}" + text("numpy") + name("os", "system") + b"s\x86b",
         "setitem of a module": name("os", "environ") + text("X") + shell + b"s",
         "persistent id": call(name("os", "system"), shell) + b"Q",
-        "_rebuild_from_type": call(name("torch._tensor", "_rebuild_from_type_v2"), name("os", "system"), name("os", "system"), b"(" + shell + b"t", b"}"),
+        "_rebuild_from_type": call(
+            name("torch._tensor", "_rebuild_from_type_v2"), system, system, b"(" + shell + b"t", b"}"
+        ),
         "dtype of an object": call(name("numpy", "dtype"), call(name("os", "system"), shell)),
-        "OrderedDict of calls": call(name("collections", "OrderedDict"), b"((" + text("k") + call(name("os", "system"), shell) + b"tt"),
+        "OrderedDict of calls": call(name("collections", "OrderedDict"), b"((" + text("k") + call(system, shell) + b"tt"),
     }  # fmt: skip
 
 
 def _bombs() -> dict[str, bytes]:
-    nested = b")" + b"\x85" * 200_000
+    nested = b")" + b"\x85" * 120_000
     collide = b"}(" + b"".join(
         b"\x8a\x10" + (i * ((1 << 61) - 1)).to_bytes(16, "little", signed=True) + b"N" for i in range(1, 30_000)
     ) + b"u"  # fmt: skip
@@ -88,11 +90,12 @@ def _bombs() -> dict[str, bytes]:
         "long decimal": b"L" + b"9" * 60_000 + b"L\n",
         "extension": b"\x82\x01",
         "out of band": b"\x97",
-        "many objects": b"(" + b"}" * 300_000 + b"l",
-        "many marks": b"(" * 100_000 + b"t" * 100_000,
+        "many objects": b"(" + b"}" * 50_000 + b"l",
+        "many marks": b"(" * 20_000 + b"t" * 20_000,
         "empty stack": b"0000000",
         "huge frame": b"\x95" + struct.pack("<Q", 1 << 60) + b"N",
-        "storage of nothing": b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"\x8a\x08" + struct.pack("<q", 1 << 60) + b"tQ",
+        "storage of nothing": b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu")
+        + b"\x8a\x08" + struct.pack("<q", 1 << 60) + b"tQ",
         "shared array data": _shared_array(),
         "long line": b"I" + b"1" * 100_000 + b"\n",
     }  # fmt: skip
@@ -107,4 +110,4 @@ def _shared_array() -> bytes:
     data = b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20)
     first = b"(K\x01J" + struct.pack("<i", 1 << 20) + b"\x85" + kind + b"\x89" + data + b"r\xf0\xff\x00\x00tb"
     more = b"(K\x01J" + struct.pack("<i", 1 << 20) + b"\x85" + kind + b"\x89" + b"j\xf0\xff\x00\x00tb"
-    return b"(" + make + first + (make + more) * 3000 + b"l"
+    return b"(" + make + first + (make + more) * 1500 + b"l"

@@ -46,8 +46,9 @@ _HF_LAYER = re.compile(
 def _transformers(name: str) -> str | None:
     """`ResNetModel` of Hugging Face's transformers."""
     for ours, theirs in (("conv1", "convolution"), ("bn1", "normalization")):
-        if name.startswith(f"embedder.embedder.{theirs}."):
-            return _torchvision(f"{ours}.{name.rpartition('.')[2]}")
+        prefix = f"embedder.embedder.{theirs}."
+        if name.startswith(prefix):
+            return _torchvision(f"{ours}.{name.removeprefix(prefix)}")
     match = _HF_LAYER.fullmatch(name)
     if not match:
         return None

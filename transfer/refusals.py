@@ -15,8 +15,8 @@ _HEAD = re.compile(
 )
 _FAMILIES = {  # in this order: the special ones before those whose parts they borrow
     r"(^|\.)layer1\.0\.conv[12]\.paths\.": "a selective-kernel ResNet (SK)",
-    r"(^|\.)stages\.\d+\.\d+\.conv\w*_kxk\.|(^|\.)stages\.\d+\.\d+\.conv1_1x1\.": "a ResNet of timm's ByobNet, with a stem and "
-    "blocks of its own",
+    r"(^|\.)stages\.\d+\.\d+\.conv\w*_kxk\.|(^|\.)stages\.\d+\.\d+\.conv1_1x1\.": "a ByobNet "
+    "(timm's ResNets with a stem and blocks of their own)",
     r"(^|\.)stages\.\d+\.\d+\.conv1\.gain$": "a normaliser-free ResNet",
     r"relative_position_bias_table": "a Swin transformer",
     r"(^|\.)(cls_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
@@ -50,7 +50,7 @@ def no_resnet(loaded: Loaded) -> str:
     return f"no ResNet in it (no tensor like *layer1.0.conv1.weight); its top-level keys: {keys}"
 
 
-def stated_variant(path: Path, loaded: Loaded) -> str:
+def stated_variant(path: Path, loaded: Loaded, kind: str) -> str:
     """Why the network is not what its tensors look like, by what is said of it; empty where nothing is.
 
     timm's anti-aliased ResNets pool without a single tensor of their own, and transformers has a switch for a
@@ -64,6 +64,8 @@ def stated_variant(path: Path, loaded: Loaded) -> str:
     ):
         if isinstance(said, str) and (found := re.search(r"(?<![a-z])resnet(blur|aa)\d+", said)):
             return f"a ResNet with anti-aliased strides ({found[0]}, says {where}), {_OTHER}; {_PLAIN}"
+    if kind != "transformers":
+        return ""
     if loaded.card.get("downsample_in_first_stage") is True:
         return f"a ResNet with a stride in its first stage (says its config.json), {_OTHER}; {_PLAIN}"
     if (act := loaded.card.get("hidden_act", "relu")) != "relu":

@@ -117,6 +117,13 @@ class Machine:
         self.position = end
         return bytes(part)
 
+    def byte(self) -> int:
+        self.position += 1
+        return self.data[self.position - 1]
+
+    def unsigned(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
@@ -255,11 +262,11 @@ class Machine:
             raise ValueError("a text without quotes")
         self.push(codecs.escape_decode(text[1:-1])[0].decode("latin1"))
 
-    def text(self, form: str) -> None:
-        self.push(self.take(self.number(form)).decode("utf-8", "surrogatepass"))
+    def text(self, size: int) -> None:
+        self.push(self.take(size).decode("utf-8", "surrogatepass"))
 
-    def old_text(self, form: str) -> None:
-        self.push(self.take(self.number(form)).decode("latin1"))  # arrays' data in pickles by Python 2
+    def old_text(self, size: int) -> None:
+        self.push(self.take(size).decode("latin1"))  # arrays' data in pickles by Python 2
 
     def pop(self) -> None:
         if self.stack:
@@ -284,23 +291,23 @@ _OPERATIONS: dict[int, _Operation] = {
         "I": Machine.integer_line,
         "L": Machine.integer_line,
         "J": lambda m: m.push(m.number("<i")),
-        "K": lambda m: m.push(m.number("B")),
+        "K": lambda m: m.push(m.byte()),
         "M": lambda m: m.push(m.number("<H")),
-        "\x8a": lambda m: m.integer(m.number("B")),
+        "\x8a": lambda m: m.integer(m.byte()),
         "\x8b": lambda m: m.integer(m.number("<i")),
         "F": lambda m: m.push(float(m.line(256))),
         "G": lambda m: m.push(m.number(">d")),
         "S": Machine.quoted,
-        "T": lambda m: m.old_text("<i"),
-        "U": lambda m: m.old_text("B"),
+        "T": lambda m: m.old_text(m.number("<i")),
+        "U": lambda m: m.old_text(m.byte()),
         "V": lambda m: m.push(m.line(len(m.data)).decode("raw-unicode-escape")),
-        "X": lambda m: m.text("<I"),
-        "\x8c": lambda m: m.text("B"),
-        "\x8d": lambda m: m.text("<Q"),
-        "B": lambda m: m.push(m.take(m.number("<I"))),
-        "C": lambda m: m.push(m.take(m.number("B"))),
-        "\x8e": lambda m: m.push(m.take(m.number("<Q"))),
-        "\x96": lambda m: m.push(m.take(m.number("<Q"))),  # a bytearray
+        "X": lambda m: m.text(m.unsigned(4)),
+        "\x8c": lambda m: m.text(m.byte()),
+        "\x8d": lambda m: m.text(m.unsigned(8)),
+        "B": lambda m: m.push(m.take(m.unsigned(4))),
+        "C": lambda m: m.push(m.take(m.byte())),
+        "\x8e": lambda m: m.push(m.take(m.unsigned(8))),
+        "\x96": lambda m: m.push(m.take(m.unsigned(8))),  # a bytearray
         "]": lambda m: m.push([]),
         "a": Machine.append_one,
         "e": lambda m: m.append(m.items()),
@@ -318,12 +325,12 @@ _OPERATIONS: dict[int, _Operation] = {
         "\x90": lambda m: m.append(m.items()),
         "\x91": lambda m: m.push(m.items()),  # a frozenset
         "p": lambda m: m.store(int(m.line(32))),
-        "q": lambda m: m.store(m.number("B")),
-        "r": lambda m: m.store(m.number("<I")),
+        "q": lambda m: m.store(m.byte()),
+        "r": lambda m: m.store(m.unsigned(4)),
         "\x94": lambda m: m.store(len(m.memo)),
         "g": lambda m: m.push(m.memo[int(m.line(32))]),
-        "h": lambda m: m.push(m.memo[m.number("B")]),
-        "j": lambda m: m.push(m.memo[m.number("<I")]),
+        "h": lambda m: m.push(m.memo[m.byte()]),
+        "j": lambda m: m.push(m.memo[m.unsigned(4)]),
         "c": lambda m: m.push(m.resolve(m.line().decode(), m.line().decode())),
         "\x93": Machine.named,
         "R": Machine.reduce,

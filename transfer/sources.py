@@ -84,9 +84,9 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     if not candidates:
         raise UserError(f"{path}: {refusals.no_resnet(loaded)}")
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
-    network, dropped = _account(tensors, chosen, LAYOUTS.get(kind))
+    network, dropped = _account(path, tensors, chosen, LAYOUTS.get(kind))
     network = _merged_norm(chosen, network)
-    if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded):
+    if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded, kind):
         raise UserError(f"{path}: {reason}")
     counters = [name for name in network if name.endswith(_COUNTER)]
     for name in counters:
@@ -150,6 +150,11 @@ def _choose(
         return "unknown", pool[0], "as --branch says"
     distinct = [candidates[0], *(c for c in candidates[1:] if not same(tensors, candidates[0], c))]
     if source == "auto" and len(distinct) == 1:
+        if kind := _passed_over(candidates[0]):
+            raise UserError(
+                f"{path}: its only ResNet, at {candidates[0]}, is one that {kind} files hold beside the wanted one: "
+                f"not the whole file? Take it by --branch {candidates[0].branch or candidates[0]}"
+            )
         return "unknown", candidates[0], "the only network"
     wanted_text = f"--source {source}" if source != "auto" else "a known layout"
     raise UserError(
@@ -175,12 +180,19 @@ def _matches(layout: Layout, pattern: str, candidate: Candidate) -> bool:
     return bool(re.fullmatch(pattern, candidate.branch)) if pattern or not layout.over else False
 
 
+def _passed_over(candidate: Candidate) -> str:
+    """The kind of file in which a network of this name is never the one to take; empty: none."""
+    if candidate.branch == "backbone":  # only beside lightly's `query_backbone`
+        return ""
+    return next((k for k, v in LAYOUTS.items() if v.over and _matches(v, v.over, candidate)), "")
+
+
 def _evident(layout: Layout, names: list[str]) -> bool:
     return not layout.evidence or any(re.search(layout.evidence, name) for name in names)
 
 
 def _account(
-    tensors: Tensors, chosen: Candidate, layout: Layout | None
+    path: Path, tensors: Tensors, chosen: Candidate, layout: Layout | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Split the file's tensors into the network, by torchvision's names, and dropped groups with counts."""
     network: dict[str, torch.Tensor] = {}
@@ -191,10 +203,12 @@ def _account(
         inside = name.startswith(chosen.prefix)
         rest = name.removeprefix(chosen.prefix) if inside else ""
         named = chosen.dialect.translate(rest) if inside else _moved(name, chosen, elsewhere)
+        if not named and inside and _TRUNK_LIKE.fullmatch(rest.split(".")[0]) and ".fc." not in f".{rest}":
+            named = rest  # `checked` will say that it has no place
+        if named in network:
+            raise UserError(f"{path}: holds two tensors for {named}, one is {name}: save the wanted network alone")
         if named:
             network[named] = tensor
-        elif inside and _TRUNK_LIKE.fullmatch(rest.split(".")[0]) and ".fc." not in f".{rest}":
-            network[rest] = tensor  # `checked` will say that it has no place
         else:
             dropped[_group(clean(rest) if inside else clean(name))] += 1
     return network, dict(dropped)
@@ -247,7 +261,11 @@ def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) ->
     if "mean" in loaded.card:
         mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
         found = replace(found, mean=mean, std=std)
-    if loaded.card.get("downsample_in_bottleneck") is True and architecture.bottleneck:  # transformers
+    if (
+        kind == "transformers"
+        and architecture.bottleneck
+        and loaded.card.get("downsample_in_bottleneck") is True
+    ):
         found = replace(found, stride_in_1x1=True)
     return found
 

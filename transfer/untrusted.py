@@ -25,7 +25,7 @@ from transfer.weights_writer import HEADER
 
 MAX_DEPTH = 32  # of containers in one another: real files have 6
 MAX_TENSORS = 50_000
-MAX_ITEMS = 5_000_000  # in all containers together: one container can be in a file a million times
+MAX_ITEMS = 2_000_000  # in all containers together: one container can be in a file a million times
 MAX_NAME = 400  # characters of the way to a tensor
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
