@@ -376,7 +376,7 @@ def _other_name(key: str, holder: dict[Any, Any], rng: random.Random) -> Any:
         [
             key + "x", "copy." + key, key.replace("layer1", "layer5"), key.replace("0", "9", 1), key.upper(), "",
             key.replace(".", "\n"), "\x1b[31m" + key, "x" * 5000, 7, (1, key), b"bytes", None,
-            key.replace("weight", "w"),            key.replace("encoder", "decoder"), key[1:], key + ".weight", "\ud800" + key,
+            key.replace("weight", "w"), key.replace("encoder", "decoder"), key[1:], key + ".weight", "\ud800" + key,
         ]
     )  # fmt: skip
     return key + "'" if new in holder else new

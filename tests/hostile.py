@@ -56,7 +56,8 @@ def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[s
         "dotted torch": call(name("torch", "os.system"), shell),
         "dotted numpy": call(name("numpy.core.multiarray", "os.system"), shell),
         "torch by another way": call(name("torch._utils", "sys.modules"), shell),
-        "BUILD of a function": name("torch._utils", "_rebuild_tensor_v2") + b"N}" + text("__call__") + system + b"s\x86b",
+        "BUILD of a function": name("torch._utils", "_rebuild_tensor_v2")
+        + b"N}" + text("__call__") + system + b"s\x86b",
         "BUILD of a class": name("numpy", "dtype") + b"N}" + text("numpy") + name("os", "system") + b"s\x86b",
         "setitem of a module": name("os", "environ") + text("X") + shell + b"s",
         "persistent id": call(name("os", "system"), shell) + b"Q",
@@ -64,14 +65,16 @@ def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[s
             name("torch._tensor", "_rebuild_from_type_v2"), system, system, b"(" + shell + b"t", b"}"
         ),
         "dtype of an object": call(name("numpy", "dtype"), call(name("os", "system"), shell)),
-        "OrderedDict of calls": call(name("collections", "OrderedDict"), b"((" + text("k") + call(system, shell) + b"tt"),
+        "OrderedDict of calls": call(
+            name("collections", "OrderedDict"), b"((" + text("k") + call(system, shell) + b"tt"
+        ),
     }  # fmt: skip
 
 
 def _bombs() -> dict[str, bytes]:
     nested = b")" + b"\x85" * 120_000
     collide = b"}(" + b"".join(
-        b"\x8a\x10" + (i * ((1 << 61) - 1)).to_bytes(16, "little", signed=True) + b"N" for i in range(1, 30_000)
+        b"\x8a\x10" + (i * ((1 << 61) - 1)).to_bytes(16, "little", signed=True) + b"N" for i in range(1, 12_000)
     ) + b"u"  # fmt: skip
     twice = b"]" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
     return {

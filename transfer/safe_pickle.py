@@ -14,7 +14,7 @@ from pretrain.errors import UserError
 
 MAX_STEPS = 3_000_000  # opcodes: the largest real files have some 100,000
 MAX_INTEGER = 256  # bytes
-MAX_KEYS = 20_000  # of a dict, if they are no texts: hashes of numbers can be made to collide
+MAX_KEYS = 10_000  # of a dict, if they are no texts: hashes of numbers can be made to collide
 MAX_KEY_PARTS = 64  # of a tuple that is a key
 
 

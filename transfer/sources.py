@@ -206,7 +206,9 @@ def _account(
         if not named and inside and _TRUNK_LIKE.fullmatch(rest.split(".")[0]) and ".fc." not in f".{rest}":
             named = rest  # `checked` will say that it has no place
         if named in network:
-            raise UserError(f"{path}: holds two tensors for {named}, one is {name}: save the wanted network alone")
+            raise UserError(
+                f"{path}: holds two tensors for {named}, one is {name}: save the wanted network alone"
+            )
         if named:
             network[named] = tensor
         else:
