@@ -1,9 +1,11 @@
 """A few thousand of the fuzzer's inputs; `python tests/fuzz.py` reads as many as one likes."""
 
+import pytest
 from fuzz import run
 from fuzz_cases import HARMLESS, LAYOUTS
 
 
+@pytest.mark.slow
 def test_damaged_and_hostile_files_are_refused_and_harmless_ones_read() -> None:
     report = run(2000, seed=20)
     assert not report.findings, "\n".join(report.findings)
