@@ -40,12 +40,12 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     root = Path(cfg.DATASETS.ROOT).expanduser()
     catalog.register_builtin(root)
     own_data.use(cfg)
-    for key in ("TRAIN", "TEST") if train else ("TEST",):
-        if not cfg.DATASETS[key]:
-            raise UserError(
-                f"DATASETS.{key} is empty: name a data set, or give your own data by DATASETS.TRAIN_JSON, "
-                "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
-            )
+    key = "TRAIN" if train else "TEST"
+    if not cfg.DATASETS[key]:
+        raise UserError(
+            f"DATASETS.{key} is empty: name a data set, or give your own data by DATASETS.TRAIN_JSON, "
+            "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
+        )
     wanted = [("TRAIN", name) for name in cfg.DATASETS.TRAIN if train]
     wanted += [("TEST", name) for name in cfg.DATASETS.TEST]
     for key, name in wanted:
