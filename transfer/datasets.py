@@ -1,5 +1,6 @@
 """Data sets by name, registered with detectron2 and checked before a run, and the records that are trained on."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,11 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         f"training on {len(chosen)} of {len(records)} images (DATASETS.FRACTION {data.FRACTION:g}{shots}; seed "
         f"{data.SUBSET_SEED}), with {sum(len(classes[i]) for i in chosen)} of {sum(map(len, classes))} objects"
     )
+    objects = Counter(kind for i in chosen for kind in classes[i])
+    if few := sum(number < data.SHOTS for number in objects.values()):
+        say(
+            f"note: {few} class(es) have fewer than DATASETS.SHOTS {data.SHOTS} objects: all of theirs are used"
+        )
     return [records[i] for i in chosen]
 
 

@@ -67,4 +67,4 @@ def lr_warning(cfg: CfgNode, recipe: CfgNode) -> str | None:
 
 
 def _stretch(count: int, gpus: int, reference: int) -> int:
-    return round(count * reference / gpus)
+    return max(1, round(count * reference / gpus)) if count > 0 else count  # 0: never, or none
