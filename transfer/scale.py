@@ -7,9 +7,7 @@ from detectron2.config import CfgNode
 
 from pretrain.errors import UserError
 
-REFERENCE_GPUS = (
-    8  # of the paper and of detectron2's model zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
-)
+REFERENCE_GPUS = 8  # of the paper and of detectron2's zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
 
 
 def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
