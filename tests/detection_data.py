@@ -122,6 +122,13 @@ def _voc_object(x: int, y: int, w: int, h: int, kind: int) -> str:
     )
 
 
+def tiny_run(folder: Path) -> list[str]:
+    """Overrides of a run of seconds: six images to train on and two to test on, written to `folder`."""
+    train = write_coco(folder / "train", images=6)
+    test = write_coco(folder / "test", images=2, seed=1)
+    return [*TINY, *custom(train, test)]
+
+
 def write_voc_labels(root: Path, split: str, images: int = 3) -> None:
     """Labels per pixel for `voc_2012_semseg_*`, and their images: rectangles of class 9 and 12, a void rim."""
     rng = np.random.default_rng(0)
@@ -135,6 +142,7 @@ def write_voc_labels(root: Path, split: str, images: int = 3) -> None:
             label[y + 2 : y + h - 2, x + 2 : x + w - 2] = (9, 12)[kind]
         Image.fromarray(picture).save(root / "VOC2012/JPEGImages" / f"{split}_{i}.jpg")
         Image.fromarray(label).save(root / "VOC2012/semseg" / split / f"{split}_{i}.png")
+    (root / "VOC2012/semseg" / f"{split}.txt").write_text("".join(f"{split}_{i}\n" for i in range(images)))
 
 
 def write_cityscapes(root: Path, split: str = "val", images: int = 3) -> None:

@@ -268,6 +268,7 @@ def test_checkpointer_runs_no_code_from_a_file(tmp_path: Path) -> None:
 def test_visualizer_draws_truth_and_prediction(dataset: str, tmp_path: Path) -> None:
     metadata = MetadataCatalog.get(dataset)
     blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+    np.random.seed(0)  # it draws the colours at random, and one of them is black
     truth = Visualizer(blank, metadata).draw_dataset_dict(record(tmp_path)).get_image()
     found = Visualizer(blank, metadata).draw_instance_predictions(perfect_prediction()).get_image()
     for picture in (truth, found):

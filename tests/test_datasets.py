@@ -160,7 +160,7 @@ def test_unknown_names_come_with_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("keypoints_coco_2017_val", "person_keypoints_val2017.json"),
+        ("keypoints_coco_2017_val", "person_keypoints_train2017.json"),
         ("coco_2017_val_100", "instances_val2017_100.json"),
         ("coco_2014_minival", "instances_minival2014.json"),
         ("ade20k_sem_seg_val", "ADEChallengeData2016"),

@@ -61,10 +61,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    train = detection_data.write_coco(folder / "train", images=6)
-    test = detection_data.write_coco(folder / "test", images=2, seed=1)
-    return [*TINY, *detection_data.custom(train, test)]
+    return [*TINY, *detection_data.tiny_run(tmp_path_factory.mktemp("data"))]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def _model(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_eval_only_tests_the_very_weights_and_spares_the_run(
-    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
 
@@ -58,7 +58,9 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
     assert [(output / picture).is_file() for picture in record["pictures"]] == [True, True]
 
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output)]
+    capsys.readouterr()
     trainer.run(config.load("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
+    assert "custom_test  bbox  AP 1.00  AP75 -" in capsys.readouterr().out
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])  # PreciseBN's statistics too
     assert (output / "results.json").read_text() == text
     assert json.loads((output / "results_eval.json").read_text())["weights"]["path"].endswith(
@@ -84,6 +86,14 @@ def test_weights_survive_a_failed_evaluation(tiny, tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError):
         trainer.run(_load(tiny, tmp_path / "a"))
     assert _model(tmp_path / "a")
+
+
+def test_divergence_is_one_line_whoever_notices_it(tiny, tmp_path: Path) -> None:
+    """A loss that is not finite is ours to see; proposals that are not finite make detectron2 raise first."""
+    warm = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0"]
+    with pytest.raises(UserError, match=r"not finite at iteration [2-4] .*lower SOLVER\.BASE_LR"):
+        trainer.run(_load(tiny, tmp_path / "a", *warm))
+    assert not (tmp_path / "a/model_final.pth").exists()
 
 
 def test_broken_test_image_is_one_line(tiny, tmp_path: Path) -> None:
@@ -156,6 +166,7 @@ def test_voc_configs_train_at_full_width_on_the_true_layout(name: str, tmp_path:
     [
         (["MODEL.WEIGHTS", "missing.pkl"], ["missing.pkl"]),
         (["MODEL.INIT", "random", "--eval-only"], ["--eval-only", "MODEL.WEIGHTS"]),
+        (["MODEL.INIT", "random", "--num-gpus", "0"], ["--num-gpus 0", "1 or more"]),
         (["MODEL.INIT", "random", "--num-gpus", "3"], ["SOLVER.IMS_PER_BATCH 2", "--num-gpus 2"]),
         (["MODEL.INIT", "random", "DATASETS.TEST_JSON", "gone.json"], ["DATASETS.TEST_JSON", "gone.json"]),
     ],

@@ -34,6 +34,10 @@ def main() -> None:
         raise UserError(
             "--num-gpus, --num-machines: torchrun has started the processes already; leave them out"
         )
+    if args.num_gpus < 1:
+        raise UserError(
+            f"--num-gpus {args.num_gpus}: give 1 or more (without a GPU, one process runs on the CPU)"
+        )
     processes = max(started, args.num_gpus * args.num_machines)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", started)) if started > 1 else args.num_gpus
     says = int(os.environ.get("RANK", 0)) == 0 and args.machine_rank == 0

@@ -20,6 +20,15 @@ _CHOICES = {
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
 }
+_LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.LOG_PERIOD": 1,
+    "SOLVER.WARMUP_ITERS": 0,
+    "TEST.PRECISE_BN.NUM_ITER": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATASETS.SUBSET_SEED": 0,
+}
+_DEPTHS = (18, 34, 50, 101, 152)  # of detectron2's ResNets
 _TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 
 
@@ -79,6 +88,11 @@ def _check(cfg: CfgNode) -> None:
         )
     if cfg.SOLVER.ACCUMULATE < 1:
         raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: give 1 (undivided) or more")
+    for key, least in _LEAST.items():
+        if _get(cfg, key) < least:
+            raise UserError(f"{key} {_get(cfg, key)}: give {least} or more")
+    if cfg.SOLVER.BASE_LR <= 0:
+        raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}: give a number above 0")
     # detectron2's trainer knows it; our loop does not, and a key without effect would mislead
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")
@@ -131,6 +145,8 @@ def _get(cfg: CfgNode, key: str) -> Any:
 def _check_resnet(cfg: CfgNode) -> None:
     """detectron2 builds basic blocks (ResNet-18 and 34) in FPN models, at one width and undilated, only."""
     depth = cfg.MODEL.RESNETS.DEPTH
+    if depth not in _DEPTHS:
+        raise UserError(f"MODEL.RESNETS.DEPTH {depth}: choose one of {', '.join(map(str, _DEPTHS))}")
     if depth not in (18, 34):
         return
     if "fpn" not in cfg.MODEL.BACKBONE.NAME:

@@ -166,6 +166,9 @@ def _apply() -> None:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    warnings.filterwarnings(
+        "ignore", message=".*broadcast_buffers"
+    )  # of DDP, by its old name in older torch too
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 

@@ -1,5 +1,6 @@
 """Data sets by name, registered with detectron2 and checked before a run, and the records that are trained on."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,12 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     root = Path(cfg.DATASETS.ROOT).expanduser()
     catalog.register_builtin(root)
     own_data.use(cfg)
-    for key in ("TRAIN", "TEST") if train else ("TEST",):
-        if not cfg.DATASETS[key]:
-            raise UserError(
-                f"DATASETS.{key} is empty: name a data set, or give your own data by DATASETS.TRAIN_JSON, "
-                "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
-            )
+    key = "TRAIN" if train else "TEST"
+    if not cfg.DATASETS[key]:
+        raise UserError(
+            f"DATASETS.{key} is empty: name a data set, or give your own data by DATASETS.TRAIN_JSON, "
+            "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
+        )
     wanted = [("TRAIN", name) for name in cfg.DATASETS.TRAIN if train]
     wanted += [("TEST", name) for name in cfg.DATASETS.TEST]
     for key, name in wanted:
@@ -102,6 +103,11 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
         f"training on {len(chosen)} of {len(records)} images (DATASETS.FRACTION {data.FRACTION:g}{shots}; seed "
         f"{data.SUBSET_SEED}), with {sum(len(classes[i]) for i in chosen)} of {sum(map(len, classes))} objects"
     )
+    objects = Counter(kind for i in chosen for kind in classes[i])
+    if few := sum(number < data.SHOTS for number in objects.values()):
+        say(
+            f"note: {few} class(es) have fewer than DATASETS.SHOTS {data.SHOTS} objects: all of theirs are used"
+        )
     return [records[i] for i in chosen]
 
 

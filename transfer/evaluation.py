@@ -56,7 +56,8 @@ def table(results: dict[str, Metrics]) -> list[str]:
     for name, metrics in results.items():
         for task, values in metrics.items():
             cells = "  ".join(f"{key} {_cell(value)}" for key, value in values.items() if "-" not in key)
-            lines.append(f"{name}  {task:5} {cells}")
+            empty = "  (nothing detected, or nothing there)" if values.get("AP", 0) is None else ""
+            lines.append(f"{name}  {task:5} {cells}{empty}")
         lines += _class_table(name, metrics)
     return lines
 

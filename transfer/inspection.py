@@ -42,8 +42,6 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
     """
     cfg = cfg.clone()
     datasets.prepare(cfg)
-    if not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty: name a data set")
     name = cfg.DATASETS.TRAIN[0]
     names = ", ".join(cfg.DATASETS.TRAIN)
     section = Section("Training images", "", "image")
@@ -120,8 +118,6 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
     """
     cfg = cfg.clone()
     datasets.prepare(cfg, train=False)
-    if not cfg.DATASETS.TEST:
-        raise UserError("DATASETS.TEST is empty: name a data set")
     name = cfg.DATASETS.TEST[0]
     records = pictures.spread(DatasetCatalog.get(name), images)
     if not any(record.get("annotations") or "sem_seg_file_name" in record for record in records):

@@ -16,7 +16,7 @@ from transfer.prepare import cityscapes, layouts, lvis
 PATHS = (
     "json_file", "image_root", "image_dir", "gt_dir", "dirname", "panoptic_json", "panoptic_root", "sem_seg_root",
 )  # fmt: skip
-BUILDERS = {"voc": "voc", "coco": "coco", "keypoints": "coco", "lvis": "lvis", "cityscapes": "cityscapes"}
+BUILDERS = {"coco": "coco", "lvis": "lvis", "cityscapes": "cityscapes"}
 
 
 def check(name: str, root: Path) -> None:
@@ -26,10 +26,14 @@ def check(name: str, root: Path) -> None:
     """
     if name in catalog.VOC_MASKS:
         layouts.check_voc_masks(root)
+    elif name in catalog.VOC_LABELS:
+        layouts.check_voc_semseg(root, (catalog.VOC_LABELS[name],))
     elif re.fullmatch(r"voc_20(07|12)_(train|val|trainval|test)", name):
         layouts.check_voc(root, years=(name.split("_")[1],))
     elif re.fullmatch(r"coco_2017_(train|val)", name):
         layouts.check_coco(root)
+    elif re.fullmatch(r"keypoints_coco_2017_(train|val)", name):
+        layouts.check_keypoints(root)
     elif match := catalog.DEMO.fullmatch(name):
         layouts.check_demo(root / match[1])
     elif match := re.fullmatch(r"lvis_(v0\.5|v1)_(train|val)", name):

@@ -22,7 +22,7 @@ from pretrain.checkpoint import write_atomic
 from pretrain.config import digest_text
 
 # Where a run reads, computes and writes, and how it is watched, does not change what it measures.
-_IRRELEVANT = (
+IRRELEVANT = (
     "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES", "DATASETS.TEST_JSON",
     "DATASETS.TEST_IMAGES", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.LOG_PERIOD",
     "SOLVER.CHECKPOINT_PERIOD", "TEST.PICTURES", "TEST.PICTURE_SCORE", "TEST.EVAL_PERIOD", "TEST.KEEP_BEST", "LOG",
@@ -39,7 +39,7 @@ def config_digest(cfg: CfgNode) -> str:
     """SHA-256 of the settings that the numbers depend on: equal for equal recipes, wherever they run."""
     copy = cfg.clone()
     copy.defrost()
-    for key in _IRRELEVANT:
+    for key in IRRELEVANT:
         *parents, leaf = key.split(".")
         node = copy
         for parent in parents:

@@ -7,9 +7,7 @@ from detectron2.config import CfgNode
 
 from pretrain.errors import UserError
 
-REFERENCE_GPUS = (
-    8  # of the paper and of detectron2's model zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
-)
+REFERENCE_GPUS = 8  # of the paper and of detectron2's zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
 
 
 def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
@@ -67,4 +65,4 @@ def lr_warning(cfg: CfgNode, recipe: CfgNode) -> str | None:
 
 
 def _stretch(count: int, gpus: int, reference: int) -> int:
-    return round(count * reference / gpus)
+    return max(1, round(count * reference / gpus)) if count > 0 else count  # 0: never, or none

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from transfer import d2_compat  # noqa: F401 (first)
@@ -81,7 +82,7 @@ def restore(state: State, cfg: CfgNode) -> None:
     stored = checkpoint.load(path)
     if stored.get("config_sha256") != results.config_digest(cfg):
         raise UserError(
-            f"--resume: {path} was written under other settings than these: give those of "
+            f"--resume: {path} was written under other settings than these{_differences(path, cfg)}: give those of "
             f"{path.with_name('config.yaml')}, or another OUTPUT_DIR"
         )
     if stored["data"] != state.data:
@@ -98,6 +99,29 @@ def restore(state: State, cfg: CfgNode) -> None:
             f"note: it ran in {stored['processes']} process(es) and goes on in {dist.world_size()}: on the same "
             "images, but each process samples proposals of its own, so the end will not be equal to the bit"
         )
+
+
+def _differences(path: Path, cfg: CfgNode) -> str:
+    """` (KEY was 1 and is 2)` for the settings that the numbers depend on, at most three; empty if unknown."""
+    try:
+        before = _flat(yaml.safe_load(path.with_name("config.yaml").read_text()))
+    except (OSError, yaml.YAMLError):
+        return ""
+    after = _flat(yaml.safe_load(cfg.dump()))
+    keys = [key for key in after if before.get(key) != after[key] and not key.startswith(results.IRRELEVANT)]
+    shown = [f"{key} was {before.get(key)} and is {after[key]}" for key in keys[:3]]
+    return f" ({', '.join(shown)}{', ...' if len(keys) > 3 else ''})" if keys else ""
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their whole keys."""
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    return {
+        k: v
+        for name, part in settings.items()
+        for k, v in _flat(part, f"{prefix}.{name}".lstrip(".")).items()
+    }
 
 
 def check_finite(state: State, cfg: CfgNode) -> None:

@@ -55,7 +55,7 @@ def step(
         last = number == parts - 1
         with nullcontext() if last else _unsynchronised(model):
             with autocast(cfg):
-                losses: Losses = model(batch[number * size : (number + 1) * size])
+                losses: Losses = _forward(cfg, model, batch[number * size : (number + 1) * size], iteration)
                 total = sum(losses.values(), torch.zeros((), device=cfg.MODEL.DEVICE)) / parts
             names = list(losses)
             means = means + torch.stack([loss.detach().float() for loss in losses.values()]) / parts
@@ -73,6 +73,14 @@ def step(
         scaler.step(optimizer)  # passes over a step with an infinite gradient, and lowers the scale
         scaler.update()
     return dict(zip(names, verdict.means, strict=True)), stop
+
+
+def _forward(cfg: CfgNode, model: nn.Module, batch: Batch, iteration: int) -> Losses:
+    try:
+        losses: Losses = model(batch)
+        return losses
+    except FloatingPointError as error:  # detectron2's, from proposals that are infinite or NaN
+        raise not_finite(cfg, iteration + 1, str(error).rstrip(".")) from None
 
 
 def autocast(cfg: CfgNode) -> AbstractContextManager:

@@ -77,6 +77,8 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
         model, weights_record = build(cfg, eval_only=eval_only)
         if eval_only:
             metrics, best, seconds = evaluation.evaluate(cfg, model), None, 0.0
+            for line in evaluation.table(metrics):
+                say(line)
         else:
             state, metrics = loop.train(cfg, model, data=data_digests(cfg), resume=resume)
             best, seconds = state.best, state.earlier

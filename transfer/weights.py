@@ -155,6 +155,9 @@ def _remedy(names: list[str], placed: dict[str, torch.Tensor], state: dict[str, 
         return "is MODEL.ROI_HEADS.NUM_CLASSES that of the run that wrote it?"
     if all(_TRUNK.match(name) for name in names):
         return "is MODEL.RESNETS.DEPTH that of the run that wrote it?"
+    for head, key in (("mask_head", "MODEL.MASK_ON"), ("keypoint_head", "MODEL.KEYPOINT_ON")):
+        if all(head in name for name in names):
+            return f"set {key} {names[0] in placed}, as in the run that wrote it"
     return "use the configuration of the run that wrote it"
 
 

@@ -15,6 +15,7 @@ from pretrain.errors import UserError
 from transfer.prepare.archives import Archive
 from transfer.prepare.by_hand import command, folder_for, given, names_in
 from transfer.prepare.download import unpack
+from transfer.prepare.files import is_whole_png
 from transfer.prepare.pool import Progress, each
 
 IMAGES = {"train": 2_975, "val": 500}
@@ -49,7 +50,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
         temporary.unlink()
     check_cityscapes(root, semantic=False)
     stems = [folder / "gtFine" / split / city / stem for split, city, stem in _frames(folder)]
-    _draw_all([stem for stem in stems if not _is_whole_png(_with_ending(stem, TRAIN_IDS))], args.workers)
+    _draw_all([stem for stem in stems if not is_whole_png(_with_ending(stem, TRAIN_IDS))], args.workers)
     print(check(root, args))
 
 
@@ -63,7 +64,7 @@ def check(root: Path, args: argparse.Namespace) -> str:
             files.append(folder / "gtFine" / split / city / f"{stem}{ending}")
         sizes = {}
         for file in files:
-            if not _is_whole_png(file):
+            if not is_whole_png(file):
                 raise UserError(f"{file} is no whole PNG: remove it, then {again}")
             with Image.open(file) as image:
                 sizes[image.size] = file
@@ -144,18 +145,6 @@ def _is_complete(folder: Path, kind: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def _is_whole_png(path: Path) -> bool:
-    """Whether `path` begins and ends as a PNG does: cheap, and finds what was cut off."""
-    try:
-        with path.open("rb") as file:
-            if file.read(8) != b"\x89PNG\r\n\x1a\n":
-                return False
-            file.seek(-8, os.SEEK_END)
-            return file.read(4) == b"IEND"
-    except OSError:
-        return False
 
 
 def _draw_all(stems: list[Path], workers: int) -> None:

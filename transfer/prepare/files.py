@@ -38,12 +38,21 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
 
 def is_whole_jpeg(path: Path) -> bool:
     """Whether `path` begins and ends as a JPEG does: cheap, and finds what was cut off."""
+    return _is_between(path, b"\xff\xd8", b"\xff\xd9")
+
+
+def is_whole_png(path: Path) -> bool:
+    """The same for a PNG, which ends with an empty chunk IEND and its checksum."""
+    return _is_between(path, b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
+
+
+def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
     try:
         with path.open("rb") as file:
-            if file.read(2) != b"\xff\xd8":
+            if file.read(len(begin)) != begin:
                 return False
-            file.seek(-2, os.SEEK_END)
-            return file.read(2) == b"\xff\xd9"
+            file.seek(-len(end), os.SEEK_END)
+            return file.read() == end
     except OSError:
         return False
 

@@ -104,11 +104,11 @@ def check_voc_masks(root: Path) -> str:
     return f"{folder}: instance masks are in place"
 
 
-def check_voc_semseg(root: Path) -> str:
+def check_voc_semseg(root: Path, splits: Sequence[str] = MASK_SPLITS) -> str:
     """Labels per pixel, for `voc_2012_semseg_{train,val}`: those that the lists `semseg/SPLIT.txt` name."""
     folder, where = root / "VOC2012", _voc_source(root, "2012", "trainval")
     images, made = _names_in(folder / "JPEGImages"), f"{_command('voc-masks', root)} makes it"
-    for split in MASK_SPLITS:
+    for split in splits:
         names, labels = folder / "semseg" / f"{split}.txt", folder / "semseg" / split
         if not names.is_file():
             raise UserError(f"{names} is missing: {made}")
