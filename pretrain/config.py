@@ -52,7 +52,7 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(str(path.relative_to(CONFIG_ROOT)) for path in CONFIG_ROOT.rglob("*.yaml"))
-    raise UserError(f"--config {name}: no such file, here or under configs/{_nearest(name, known)}")
+    raise UserError(f"--config {name}: no such file, here or under configs/{nearest(name, known)}")
 
 
 def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
         node = node.get(part) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node or isinstance(node[leaf], CfgNode):
         known = [name for name, _ in _flatten(cfg)]
-        raise UserError(f"{origin}: unknown config key {key}{_nearest(key, known)}")
+        raise UserError(f"{origin}: unknown config key {key}{nearest(key, known)}")
     node[leaf] = _coerce(value, node[leaf], f"{origin}: {key}")
 
 
@@ -133,7 +133,8 @@ def _flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`, where a known name or key resembles `name`; else nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not close:  # a right leaf under a wrong parent: MODEL.BASE_LR for SOLVER.BASE_LR
         separator = "." if any("." in k and "/" not in k for k in known) else os.sep

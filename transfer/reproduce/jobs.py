@@ -1,0 +1,73 @@
+"""A job: one command in a folder of its own, whose name says everything that its result depends on."""
+
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pretrain import __version__
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of one of the tools. Equal keys mean an equal result, so a finished job is never run again.
+
+    Attributes:
+        name: readable, with slashes: kind, config, init, seed.
+        command: what follows `python`, from the repository's root; `{folder}` stands for the job's own folder,
+            `{0}`, `{1}`, ... for the products of `needs`.
+        settings: text of everything that the result depends on and that `needs` does not hold: the effective
+            config, the data, the seed.
+        product: the file in the folder whose presence proves that the command has finished.
+        needs: jobs whose products the command reads.
+        processes: how many processes (GPUs) the command is started with; the result does not depend on it.
+        resumable: an interrupted run goes on with `--resume`, which begins anew where nothing is saved.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    settings: str
+    product: str
+    needs: tuple["Job", ...] = ()
+    processes: int = 1
+    resumable: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the settings, of the keys of all that is needed, and of this project's version."""
+        text = json.dumps([self.name, self.settings, __version__, *(job.key for job in self.needs)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def folder(self, root: Path) -> Path:
+        """Where the job works, below the folder of all runs."""
+        return root / f"{self.name.replace('/', '-')}-{self.key[:8]}"
+
+    def output(self, root: Path) -> Path:
+        """The product's path."""
+        return self.folder(root) / self.product
+
+    def filled(self, root: Path) -> list[str]:
+        """The command with the paths in place."""
+        paths = [str(job.output(root)) for job in self.needs]
+        command = [part.format(*paths, folder=self.folder(root)) for part in self.command]
+        return [*command, "--resume"] if self.resumable else command
+
+    def text(self, root: Path) -> str:
+        """The command as a user would type it."""
+        return shlex.join(["python", *self.filled(root)])
+
+
+def in_order(jobs: list[Job]) -> list[Job]:
+    """These jobs and all that they need, each once and after what it needs."""
+    ordered: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        for needed in job.needs:
+            add(needed)
+        ordered.setdefault(job.key, job)
+
+    for job in jobs:
+        add(job)
+    return list(ordered.values())

@@ -1,0 +1,110 @@
+"""A lock on a folder that survives the death of its holder, on network disks too.
+
+The lock is a file that only one process can create (O_EXCL). Its holder writes a new number into it every few
+seconds. Who waits watches it with its own clock: the machines' clocks need not agree. A lock that has not
+changed for `STALE` seconds belongs to a dead process and is taken over, by one of those who wait.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+BEAT = 5.0  # seconds between the holder's signs of life
+STALE = 90.0  # network disks may show a file's content a minute late
+
+
+class Lost(Exception):
+    """Another process took the lock over: it believed that this one was dead."""
+
+
+class Lock:
+    """Take it by `acquire`; while it is held a thread shows that its holder lives.
+
+    Args:
+        path: the lock file.
+        beat, stale: seconds, see above.
+    """
+
+    def __init__(self, path: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
+        self.path, self.beat, self.stale = path, beat, stale
+        self.token = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        self._stop = threading.Event()
+        self.lost = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock if nobody alive holds it. Returns at once where it is free, else within `stale` seconds."""
+        if not self._create():
+            dead = self._dead_holder()
+            if dead is None or not self._take_over(dead):
+                return False
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        if not self.lost.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+
+    def _create(self) -> bool:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w") as file:
+            file.write(f"{self.token}\n0")
+        return True
+
+    def _live(self) -> None:
+        number = 0
+        while not self._stop.wait(self.beat):
+            if holder(self.path) != self.token:
+                self.lost.set()
+                return
+            number += 1
+            temporary = self.path.with_name(f".{self.path.name}.{self.token.split()[-1]}")
+            temporary.write_text(f"{self.token}\n{number}")
+            os.replace(temporary, self.path)
+
+    def _dead_holder(self) -> str | None:
+        """The token in a lock that does not change for `stale` seconds; None if it does, or goes."""
+        before, until = _read(self.path), time.monotonic() + self.stale
+        while time.monotonic() < until:
+            time.sleep(min(self.beat, self.stale) / 4)
+            if _read(self.path) != before:
+                return None
+        return before.partition("\n")[0]
+
+    def _take_over(self, dead: str) -> bool:
+        """Only one of those who found the holder dead may replace its lock: the one that makes this file."""
+        claim = self.path.with_name(f"{self.path.name}.after-{dead.split()[-1] if dead else 'nobody'}")
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        taken = self._create()
+        claim.unlink()
+        return taken
+
+
+def holder(path: Path) -> str:
+    """Host, process and number of who holds a lock; empty: nobody."""
+    return _read(path).partition("\n")[0]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

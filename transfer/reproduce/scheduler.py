@@ -1,0 +1,114 @@
+"""Running a graph of jobs to its end: what is ready runs, what is done stays done, what fails is left behind."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pretrain.console import duration, say
+from pretrain.stop import STOPPED
+from transfer.reproduce import worker
+from transfer.reproduce.executors import Executor
+from transfer.reproduce.jobs import Job, in_order
+
+_ATTEMPTS = 2  # a failed job is tried once more
+_WAIT = 1.0  # seconds between two looks
+_ELSEWHERE = 15.0  # seconds until the next look at a job that another program works on
+
+
+def run(
+    jobs: Sequence[Job],
+    root: Path,
+    executor: Executor,
+    *,
+    wait: float = _WAIT,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Run the jobs and what they need. Several programs may do so on one folder at the same time.
+
+    Args:
+        jobs: their needs are run first.
+        root: folder of all jobs.
+        tick: called at every look, for lines about the progress.
+    Returns:
+        Key -> reason, of the jobs that did not finish: they failed twice, or what they need did.
+    Raises:
+        KeyboardInterrupt: passed on after all workers have saved and ended.
+    """
+    graph = _Graph(in_order(list(jobs)), root, executor)
+    try:
+        while graph.advance():
+            tick()
+            time.sleep(wait)
+    except KeyboardInterrupt:
+        say("stopping: the jobs under way save what they have")
+        executor.stop()
+        raise
+    return graph.failed
+
+
+class _Graph:
+    """What is to be done, what is being done, and what has failed."""
+
+    def __init__(self, jobs: list[Job], root: Path, executor: Executor) -> None:
+        self.todo, self.root, self.executor = {job.key: job for job in jobs}, root, executor
+        self.by_folder = {job.folder(root): job for job in jobs}
+        self.attempts: dict[str, int] = {}
+        self.running: set[str] = set()
+        self.not_before: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+
+    def advance(self) -> bool:
+        """Note what has ended, start what can start. Returns whether anything is left to do."""
+        for folder, status in self.executor.ended():
+            self._note_end(self.by_folder[folder], status)
+        for job in list(self.todo.values()):
+            if job.key in self.running:
+                continue
+            if self._is_settled(job):
+                del self.todo[job.key]
+            elif self._is_ready(job):
+                self._start(job)
+        return bool(self.todo)
+
+    def _is_settled(self, job: Job) -> bool:
+        broken = next((need for need in job.needs if need.key in self.failed), None)
+        if broken:
+            self.failed.setdefault(job.key, f"needs {broken.name}, which failed")
+        return job.key in self.failed or worker.is_done(job.folder(self.root), job.product)
+
+    def _is_ready(self, job: Job) -> bool:
+        done = all(worker.is_done(need.folder(self.root), need.product) for need in job.needs)
+        return done and time.monotonic() >= self.not_before.get(job.key, 0)
+
+    def _start(self, job: Job) -> None:
+        folder = job.folder(self.root)
+        worker.prepare(
+            folder,
+            {"name": job.name, "key": job.key, "command": job.filled(self.root), "product": job.product},
+        )
+        if self.executor.start(folder, name=job.name):
+            self.running.add(job.key)
+            if job.key not in self.not_before:
+                say(f"== {job.name}: {job.text(self.root)}")
+
+    def _note_end(self, job: Job, status: int) -> None:
+        self.running.discard(job.key)
+        folder = job.folder(self.root)
+        if status == worker.TAKEN:
+            if job.key not in self.not_before:
+                say(f"== {job.name}: another program works on it")
+            self.not_before[job.key] = time.monotonic() + _ELSEWHERE
+            return
+        if worker.is_done(folder, job.product):
+            say(f"== {job.name}: done in {duration(worker.state(folder)['seconds'])}")
+            return
+        if status == STOPPED:  # somebody asked it to stop, not us: it goes on
+            return
+        self.attempts[job.key] = self.attempts.get(job.key, 0) + 1
+        lines = worker.last_lines(folder)
+        reason = f"exit status {status}, see {folder / worker.LOG}{': ' + lines[-1] if lines else ''}"
+        if self.attempts[job.key] < _ATTEMPTS:
+            say(f"== {job.name}: {reason}; trying once more")
+        else:
+            say(f"== {job.name}: failed again, the table goes on without it: {reason}")
+            self.failed[job.key] = reason

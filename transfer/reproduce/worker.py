@@ -1,0 +1,128 @@
+"""What works on one job: it holds the job's lock, runs the command, and notes how that ended.
+
+It is a process of its own, so that a job outlives the program that started it: the next one finds the lock held,
+waits, and takes the result. `python -m transfer.reproduce.worker FOLDER` works on the job of a folder.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import write_atomic
+from pretrain.stop import STOPPED, Signals
+from transfer.reproduce.lock import Lock
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB, STATE, LOCK, LOG = "job.json", "state.json", "lock", "log.txt"
+TAKEN = 76  # another worker is at it
+_PATIENCE = 120  # seconds that a command may take to save and end
+
+
+def prepare(folder: Path, job: dict[str, Any]) -> None:
+    """Write what a worker is to do: `name`, `key`, `command`, `product`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / JOB, job)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """What is known of a folder's job: `state` (running, done, failed, stopped), `seconds`, `host`; or nothing."""
+    return _read(folder / STATE)
+
+
+def is_done(folder: Path, product: str) -> bool:
+    """Whether the job has finished and its product is there."""
+    return state(folder).get("state") == "done" and (folder / product).exists()
+
+
+def last_lines(folder: Path, *, count: int = 1) -> list[str]:
+    """The last lines that the command has printed, blank ones left out."""
+    try:
+        with open(folder / LOG, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.strip() for line in lines if line.strip()][-count:]
+
+
+def work(folder: Path, *, beat: float | None = None, stale: float | None = None) -> int:
+    """Run the job of a folder unless it is done or another worker is at it.
+
+    Returns the command's exit status; 0 for a job that is done, `TAKEN` where another worker is at it,
+    `STOPPED` after SIGTERM or SIGUSR1.
+    """
+    times = {name: value for name, value in (("beat", beat), ("stale", stale)) if value is not None}
+    lock, job = Lock(folder / LOCK, **times), _read(folder / JOB)
+    if not lock.acquire():
+        return TAKEN
+    try:
+        return 0 if is_done(folder, job["product"]) else _run(folder, job, lock)
+    finally:
+        lock.release()
+
+
+def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
+    before = float(state(folder).get("seconds", 0))
+    began, wall = time.monotonic(), time.time()
+    note = {"host": os.uname().nodename, "pid": os.getpid(), "began": wall}
+    _write(folder / STATE, {"state": "running", **note, "seconds": before})
+    with open(folder / LOG, "ab") as log, Signals() as signals:
+        process = subprocess.Popen(
+            [sys.executable, *job["command"]], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_die_with_the_worker, env=dict(os.environ, PYTHONUNBUFFERED="1"),
+        )  # fmt: skip
+        while process.poll() is None and not signals.requested and not lock.lost.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+        stopped = process.poll() is None
+        if stopped:
+            _stop(process)
+    if lock.lost.is_set():  # its folder is another's now
+        return TAKEN
+    seconds = before + time.monotonic() - began
+    code = STOPPED if stopped or process.returncode == STOPPED else process.returncode
+    if code == 0 and not (folder / job["product"]).exists():
+        code = 1
+    named = {0: "done", STOPPED: "stopped"}.get(code, "failed")
+    _write(folder / STATE, {"state": named, **note, "seconds": round(seconds, 1), "status": code})
+    return code
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let the command save and end, then force it."""
+    for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+            return
+
+
+def _die_with_the_worker() -> None:
+    """Linux: SIGTERM when the worker dies, even by SIGKILL, so that nobody works in a folder without its lock."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1])))
