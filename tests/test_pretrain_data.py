@@ -131,7 +131,7 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
     files = find_images([str(tmp_path)], key="DATA.TRAIN")
     (batch,) = data.train_loader(files, settings(), start=0, stop=1, device=CPU)
     with pytest.raises(UserError, match="4 of 4"):
-        data.Broken(files, 1.0).add(batch[2])
+        data.Broken(files, 1.0).add(batch.broken)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
