@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,15 +16,39 @@ from pretrain.errors import UserError
 from pretrain.images import ImageFiles
 
 _REPLACEMENTS = 16  # other images tried in the place of an unreadable one
+_NOTHING_LEFT = np.zeros((2, 0), np.float32)
 _STRIDE = 7919  # a prime: neighbours in the list may all sit in the same broken folder
 
-# Query views and key views, (N, size, size, 3) uint8, and the indices of the images that could not be read.
-Batch = tuple[torch.Tensor, torch.Tensor, list[int]]
-_Sample = tuple[np.ndarray, np.ndarray, list[int]]
+
+class Sample(NamedTuple):
+    """Both views of one image.
+
+    Attributes:
+        query, key: (size, size, 3) uint8.
+        choices: (2, P) float32, what is left to do to them on the device; P is 0 where nothing is.
+        image: index of the image that the views are of.
+        broken: indices of the images that could not be read on the way to it.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    choices: np.ndarray
+    image: int
+    broken: list[int]
 
 
-class ViewPairs(Dataset[_Sample]):
-    """Item (epoch, index) -> both views of image `index` in that epoch, and the unreadable indices met.
+class Batch(NamedTuple):
+    """Samples of one process in one iteration: as `Sample`, with N in front; `broken` is of all of them."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    choices: torch.Tensor
+    images: torch.Tensor
+    broken: list[int]
+
+
+class ViewPairs(Dataset[Sample]):
+    """Item (epoch, index) -> both views of image `index` in that epoch.
 
     An unreadable image is replaced by another one, always the same; 16 failures in a row give blank views.
     """
@@ -37,21 +61,21 @@ class ViewPairs(Dataset[_Sample]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: tuple[int, int]) -> _Sample:
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, wanted = item
         broken: list[int] = []
         for attempt in range(_REPLACEMENTS):
             index = (wanted + attempt * _STRIDE) % len(self.files)
             try:
                 query, key = views.two_views(
-                    self.files[index], self.recipe, size=self.size, min_scale=self.min_scale,
+                    self.files.read(index), self.recipe, size=self.size, min_scale=self.min_scale,
                     counters=(self.seed, epoch, index),
                 )  # fmt: skip
-                return query, key, broken
+                return Sample(query, key, _NOTHING_LEFT, index, broken)
             except Exception:  # Pillow's plugins raise a dozen classes on damaged files
                 broken.append(index)
         blank = np.zeros((self.size, self.size, 3), np.uint8)
-        return blank, blank, broken
+        return Sample(blank, blank, _NOTHING_LEFT, wanted, broken)
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
@@ -119,10 +143,10 @@ def train_loader(
     return iter(loader(ViewPairs(files, cfg), cfg, batches=batches, device=device, collate=_collate))
 
 
-def _collate(samples: list[_Sample]) -> Batch:
-    query = torch.from_numpy(np.stack([sample[0] for sample in samples]))
-    key = torch.from_numpy(np.stack([sample[1] for sample in samples]))
-    return query, key, [index for sample in samples for index in sample[2]]
+def _collate(samples: list[Sample]) -> Batch:
+    query, key, choices = (torch.from_numpy(np.stack(part)) for part in list(zip(*samples, strict=True))[:3])
+    images = torch.tensor([sample.image for sample in samples])
+    return Batch(query, key, choices, images, [index for sample in samples for index in sample.broken])
 
 
 def _start_worker(_: int) -> None:

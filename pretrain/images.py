@@ -1,15 +1,10 @@
-"""Finding and decoding image files.
-
-Pillow decodes: it reads every common format, raises on truncated files where OpenCV fills them with grey,
-and its antialiased resize is the one that torchvision's transforms use.
-"""
+"""Finding image files, and their bytes."""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from pretrain.errors import UserError
 
@@ -17,8 +12,6 @@ EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by a quarter
-Box = tuple[float, float, float, float]
 
 
 class ImageFiles(Sequence[str]):
@@ -35,6 +28,11 @@ class ImageFiles(Sequence[str]):
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
+
+    def read(self, index: int) -> bytes:
+        """The file's contents. Raises `OSError`."""
+        with open(self[index], "rb") as file:
+            return file.read()
 
 
 def find_images(folders: Sequence[str], *, key: str) -> ImageFiles:
@@ -75,47 +73,3 @@ def class_folders(folder: str) -> list[str]:
     if any(not e.is_dir() and os.path.splitext(e.name)[1].lower() in EXTENSIONS for e in visible):
         return []
     return sorted(e.name for e in visible if e.is_dir() and any(_walk(e.path, set(top))))
-
-
-def open_image(path: str) -> tuple[Image.Image, int, int]:
-    """Read the header only: the image, and its width and height as they will be after EXIF rotation."""
-    image = Image.open(path)
-    width, height = image.size
-    if image.getexif().get(_ORIENTATION, 1) >= 5:
-        width, height = height, width
-    return image, width, height
-
-
-def decode(image: Image.Image, *, shrink: float = 1.0) -> Image.Image:
-    """Decode to RGB, turned upright by its EXIF entry.
-
-    Args:
-        image: from `open_image`.
-        shrink: a JPEG may come out smaller, by the largest power of two up to this (the decoder leaves out
-            high frequencies, which saves most of its time on large photographs).
-    """
-    if shrink >= 2 and image.format == "JPEG":
-        factor = 2 ** int(np.log2(shrink))
-        image.draft("RGB", (image.width // factor, image.height // factor))
-    return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale in its upper eight bits: Pillow's conversion would clip it to white."""
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    values = np.asarray(image)
-    if values.max(initial=0) > 255:
-        values = values >> 8
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
-def centre_view(path: str, size: int) -> np.ndarray:
-    """The central square, at 7/8 of the short side as is usual for evaluation: (size, size, 3) uint8."""
-    image, width, height = open_image(path)
-    side = min(width, height) * 0.875
-    upright = decode(image, shrink=side / size)
-    scale = upright.width / width
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left * scale, top * scale, (left + side) * scale, (top + side) * scale)
-    return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -10,9 +10,10 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset
 
 from pretrain import data, dist
+from pretrain.decode import centre_view
 from pretrain.encoders import ResNet
 from pretrain.errors import UserError
-from pretrain.images import ImageFiles, centre_view, class_folders, find_images
+from pretrain.images import ImageFiles, class_folders, find_images
 from pretrain.step import Pixels
 
 _BATCH = 64
@@ -110,7 +111,7 @@ class _Centres(Dataset[tuple[np.ndarray, int]]):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         try:
-            return centre_view(self.files[index], self.size), 1
+            return centre_view(self.files.read(index), self.size), 1
         except Exception:  # as in ViewPairs
             return np.zeros((self.size, self.size, 3), np.uint8), 0
 

@@ -1,6 +1,5 @@
 """A run of pre-training: everything that it holds, built new or taken up from its last checkpoint."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain import amp, checkpoint, data, dist, encoders, images, memory, norm, notes, snapshot
+from pretrain import build, checkpoint, data, dist, images, memory, norm, notes, snapshot
 from pretrain.config import digest_text
 from pretrain.console import say
 from pretrain.encoders import ResNet
@@ -60,7 +59,7 @@ def set_up(cfg: CfgNode, *, resume: bool) -> Run:
     channels_last = device.type == "cuda" and norm.local_groups(cfg) == 1  # groups need NCHW, see norm
     pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
     probe = Probe(cfg, pixels, device=device) if bank_folder(cfg)[1] else None
-    model, optimizer, decision = _build(cfg, device, decide=stored is None or cfg.SOLVER.AMP != "auto")
+    model, optimizer, decision = build.build(cfg, device, decide=stored is None or cfg.SOLVER.AMP != "auto")
     progress = Progress(0, per_epoch, len(files), decision)
     if stored:
         progress = snapshot.restore(stored, model, optimizer, cfg=cfg, images=len(files))
@@ -91,53 +90,15 @@ def _compare(stored: dict[str, Any] | None, images: int, device: torch.device) -
         )
 
 
-def _build(cfg: CfgNode, device: torch.device, *, decide: bool) -> tuple[MoCo, torch.optim.SGD, str]:
-    """Model, optimizer, and the decision about bf16 (empty unless it is to be taken)."""
-    make = encoder_maker(cfg, device)
-    decision = (
-        amp.decide(
-            cfg.SOLVER.AMP, make, size=cfg.INPUT.SIZE, group_size=cfg.MODEL.BN_GROUP_SIZE, device=device
-        )
-        if decide
-        else ""
-    )
-    torch.manual_seed(cfg.SEED)
-    model = MoCo(
-        make,
-        dim=cfg.MODEL.DIM,
-        queue_length=cfg.MOCO.K,
-        momentum=cfg.MOCO.M,
-        temperature=cfg.MOCO.T,
-    ).to(device)
-    optimizer = torch.optim.SGD(
-        model.encoder_q.parameters(),
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-    )
-    return model, optimizer, decision
-
-
-def encoder_maker(cfg: CfgNode, device: torch.device) -> Callable[[], ResNet]:
-    """What makes the config's encoder, projection head included, with newly drawn weights."""
-    architecture = encoders.architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
-    layer = norm.norm_layer(cfg, device)
-
-    def make() -> ResNet:
-        head = encoders.projection_head(cfg.MODEL.HEAD, architecture.feature_channels, cfg.MODEL.DIM)
-        return ResNet(architecture, head=head, norm_layer=layer)
-
-    return make
-
-
 def _write_views(run: Run) -> None:
     """`views.jpg`: eight images as the encoders see them, query views above, key views below."""
     pairs = data.ViewPairs(run.files, run.cfg)
     chosen = data.epoch_order(len(run.files), run.cfg.SEED, 0)[:8]
     columns = []
     for index in chosen:
-        query, key, _ = pairs[0, int(index)]
-        columns.append(np.concatenate([np.pad(view, ((1, 1), (1, 1), (0, 0))) for view in (query, key)]))
+        pair = pairs[0, int(index)]
+        views = [np.pad(view, ((1, 1), (1, 1), (0, 0))) for view in (pair.query, pair.key)]
+        columns.append(np.concatenate(views))
     picture = Image.fromarray(np.concatenate(columns, axis=1))
     path = run.folder / "views.jpg"
     checkpoint.write_atomic(path, lambda file: picture.save(file, "JPEG", quality=92))

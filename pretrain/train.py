@@ -84,11 +84,11 @@ def _next(
     batches: Iterator[data.Batch], broken: data.Broken, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     begin = time.perf_counter()
-    query, key, unreadable = next(batches)
+    batch = next(batches)
     waited = time.perf_counter() - begin
-    if unreadable:
-        broken.add(unreadable)
-    return query.to(device, non_blocking=True), key.to(device, non_blocking=True), waited
+    if batch.broken:
+        broken.add(batch.broken)
+    return batch.query.to(device, non_blocking=True), batch.key.to(device, non_blocking=True), waited
 
 
 def _step(run: Run, views: tuple[torch.Tensor, torch.Tensor], iteration: int) -> torch.Tensor:

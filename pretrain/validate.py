@@ -11,19 +11,22 @@ from pretrain.views import RECIPES
 
 _CHOICES = {
     "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),
-    "MOCO.MECHANISM": ("moco",),
+    "MOCO.MECHANISM": ("moco", "endtoend", "memorybank"),
     "INPUT.AUG": tuple(RECIPES),
-    "SOLVER.SCHEDULE": ("cosine", "step"),
-    "SOLVER.AMP": ("auto", "bf16", "off"),
+    "INPUT.VIEWS": ("cpu", "gpu"),
+    "SOLVER.SCHEDULE": ("cosine", "step", "exponential"),
+    "SOLVER.AMP": ("auto", "bf16", "fp16", "off"),
+    "SOLVER.SAVE_ERRORS": ("stop", "continue"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }
 _POSITIVE = (
     "MODEL.DIM", "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.PERIOD",
-    "KNN.MAX_IMAGES",
+    "SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD", "SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.PERIOD", "KNN.MAX_IMAGES",
 )  # fmt: skip
 _RANGES: dict[str, tuple[float, float]] = {  # both ends included
     "MOCO.M": (0, 1),
+    "MOCO.BANK_M": (0, 1),
     "INPUT.MIN_SCALE": (1e-6, 1),
     "DATA.MAX_BROKEN": (0, 1),
     "DATA.NUM_WORKERS": (0, 1024),
@@ -32,6 +35,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # both ends included
     "SOLVER.WEIGHT_DECAY": (0, float("inf")),
     "SOLVER.MAX_ITER": (0, float("inf")),
     "SOLVER.KEEP_LAST": (0, float("inf")),
+    "SOLVER.SAVE_MINUTES": (0, float("inf")),
     "SEED": (0, 2**63),
 }
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pretrain import images, rng
+from pretrain import decode, rng
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))
@@ -114,19 +114,19 @@ def render(image: Image.Image, view: View, recipe: Recipe, *, size: int, scale: 
 
 
 def two_views(
-    path: str, recipe: Recipe, *, size: int, min_scale: float, counters: tuple[int, int, int]
+    data: bytes, recipe: Recipe, *, size: int, min_scale: float, counters: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The query's and the key's view of one image file, decoded once: two (size, size, 3) uint8 arrays.
 
     `counters` are seed, epoch and index of the image. Raises Pillow's exceptions for an unreadable file.
     """
-    image, width, height = images.open_image(path)
+    image, width, height = decode.open_image(data)
     views = [
         draw(rng.generator("view", *counters, n), recipe, width=width, height=height, min_scale=min_scale)
         for n in range(2)
     ]
     shortest = min(side for view in views for side in view.box[2:])
-    upright = images.decode(image, shrink=shortest / size)  # never below the size that is wanted
+    upright = decode.decode(image, shrink=shortest / size)  # never below the size that is wanted
     scale = upright.width / width
     query, key = (render(upright, view, recipe, size=size, scale=scale) for view in views)
     return query, key

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pretrain import loggers
 from pretrain.errors import UserError
-from transfer import config, loggers
+from transfer import config
 from transfer.progress import Progress
 
 

@@ -11,8 +11,9 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from pretrain import config, data
+from pretrain.decode import centre_view
 from pretrain.errors import UserError
-from pretrain.images import ImageFiles, centre_view, class_folders, find_images
+from pretrain.images import ImageFiles, class_folders, find_images
 
 CPU = torch.device("cpu")
 
@@ -102,9 +103,10 @@ def test_workers_change_nothing(image_folder: Callable[..., Path], workers: int)
     files = find_images([str(image_folder(8))], key="DATA.TRAIN")
     plain = list(data.train_loader(files, settings(), start=0, stop=3, device=CPU))
     other = list(data.train_loader(files, settings(DATA__NUM_WORKERS=workers), start=0, stop=3, device=CPU))
-    for (query, key, broken), (query2, key2, _) in zip(plain, other, strict=True):
-        assert query.shape == (4, 16, 16, 3) and query.dtype == torch.uint8 and broken == []
-        assert torch.equal(query, query2) and torch.equal(key, key2)
+    for batch, same in zip(plain, other, strict=True):
+        assert batch.query.shape == (4, 16, 16, 3) and batch.query.dtype == torch.uint8
+        assert batch.broken == [] and batch.choices.shape == (4, 2, 0)
+        assert all(torch.equal(a, b) for a, b in zip(batch[:4], same[:4], strict=True))
 
 
 def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path]) -> None:
@@ -113,8 +115,8 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
     (folder / "0005.jpg").write_bytes(b"no image")
     files = find_images([str(folder)], key="DATA.TRAIN")
     pairs = data.ViewPairs(files, settings())
-    assert pairs[0, 2][2] == [] and pairs[0, 3][2] == [3]
-    assert pairs[0, 3][0].any()
+    assert pairs[0, 2].broken == [] and pairs[0, 3].broken == [3]
+    assert pairs[0, 3].query.any()
     broken = data.Broken(files, 0.25)
     broken.add([3])
     broken.add([3, 5])
@@ -129,21 +131,21 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
     files = find_images([str(tmp_path)], key="DATA.TRAIN")
     (batch,) = data.train_loader(files, settings(), start=0, stop=1, device=CPU)
     with pytest.raises(UserError, match="4 of 4"):
-        data.Broken(files, 1.0).add(batch[2])
+        data.Broken(files, 1.0).add(batch.broken)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new("RGB", (40, 30), (200, 30, 60)).convert(mode).save(path)
-    assert centre_view(str(path), 16).shape == (16, 16, 3)
+    assert centre_view(path.read_bytes(), 16).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
     Image.fromarray(ramp).save(tmp_path / name)
-    view = centre_view(str(tmp_path / name), 16)[8, :, 0].astype(int)
+    view = centre_view((tmp_path / name).read_bytes(), 16)[8, :, 0].astype(int)
     assert (np.diff(view) > 0).all() and view[0] < 40 and view[-1] > 215
     Image.fromarray((ramp // 257).astype(np.uint16)).save(tmp_path / name)  # eight bits in a file of sixteen
-    assert centre_view(str(tmp_path / name), 16)[8, -1, 0] > 215
+    assert centre_view((tmp_path / name).read_bytes(), 16)[8, -1, 0] > 215

@@ -28,7 +28,7 @@ from transfer import datasets, loop, results, solver, stream, synthetic, trainer
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, autocast, grad_scaler, seed
-from transfer.stop import Signals
+from pretrain.stop import Signals
 
 PARTS = ("data", "forward", "backward", "optimizer")
 

@@ -19,7 +19,7 @@ from transfer.evaluation import Metrics
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, grad_scaler, seed, step
-from transfer.stop import STOPPED, Signals
+from pretrain.stop import STOPPED, Signals
 
 FINAL = "model_final.pth"
 

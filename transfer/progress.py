@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 
 from pretrain import checkpoint, dist
 from pretrain.console import duration, say
-from transfer import loggers
+from pretrain import loggers
 from transfer.evaluation import Metrics
 
 METRICS = "metrics.json"  # detectron2's name: one JSON object a line

@@ -23,7 +23,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from pretrain import dist
 from transfer.datasets import training_records
 from transfer.mapper import build_mapper
-from transfer.stop import outlive_the_stop
+from pretrain.stop import outlive_the_stop
 
 Batch = list[dict[str, Any]]
 REFERENCE_GPUS = 8  # the paper's machine: a batch of 16 is eight pairs, each of one orientation

@@ -19,14 +19,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 
-from pretrain import dist
+from pretrain import dist, loggers
 from pretrain.console import say
 from pretrain.errors import UserError
 from pretrain.norm import convert_sync_batchnorm
 from transfer import (
     datasets,
     evaluation,
-    loggers,
     loop,
     modeling,  # noqa: F401 (registers the paper's heads and backbones)
     notes,
@@ -54,7 +53,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:
         UserError: anything in the config, the weights or the data that the user has to mend.
-        SystemExit: with `transfer.stop.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
+        SystemExit: with `pretrain.stop.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
     """
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its notices are about its own defaults
     cfg = cfg.clone()
