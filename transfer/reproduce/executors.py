@@ -34,8 +34,12 @@ class Local:
 
     def __init__(self, gpus: list[int], *, each: int = 1, jobs: int = 1) -> None:
         if gpus and len(gpus) < each:
-            raise UserError(f"--num-gpus {each}: this machine has {len(gpus)} GPU(s); give {len(gpus)} or fewer")
-        groups = [gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each)] if gpus else []
+            raise UserError(
+                f"--num-gpus {each}: this machine has {len(gpus)} GPU(s); give {len(gpus)} or fewer"
+            )
+        groups = (
+            [gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each)] if gpus else []
+        )
         self.free: list[list[int]] = groups or [[] for _ in range(jobs)]
         self.threads = max(1, (os.cpu_count() or 1) // len(self.free))
         self.running: dict[Path, tuple[subprocess.Popen[bytes], list[int]]] = {}

@@ -1,0 +1,226 @@
+"""The graph of jobs: no job is lost and none runs twice, whatever dies and whoever else works on the folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pretrain.errors import UserError
+from pretrain.stop import STOPPED
+from transfer.reproduce import scheduler, worker
+from transfer.reproduce.executors import Local
+from transfer.reproduce.jobs import Job, in_order
+from transfer.reproduce.lock import Lock, holder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(name: str, code: str, *needs: Job, settings: str = "") -> Job:
+    """A job that runs a line of Python: it appends to `ran`, then does `code`, then writes its product."""
+    start = "import pathlib, sys, time, os; f = pathlib.Path(sys.argv[1]); (f / 'ran').open('a').write('x')\n"
+    end = "\n(f / 'product').write_text(' '.join(open(p).read() for p in sys.argv[2:]) + sys.argv[1][-1])"
+    places = [f"{{{n}}}" for n in range(len(needs))]
+    return Job(
+        name, ("-c", start.replace("{", "{{") + code + end, "{folder}", *places), settings, "product", needs
+    )
+
+
+def runs(job: Job, root: Path) -> int:
+    """How often its command was started."""
+    path = job.folder(root) / "ran"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def run(jobs: list[Job], root: Path, *, places: int = 2) -> dict[str, str]:
+    return scheduler.run(jobs, root, Local([], jobs=places), wait=0.05)
+
+
+def diamond(code: str = "") -> list[Job]:
+    a = python("a", code)
+    b, c = python("b", code, a), python("c", code, a)
+    return [a, b, c, python("d", code, b, c)]
+
+
+def test_keys_hold_everything_that_a_result_depends_on() -> None:
+    a = python("a", "")
+    assert a.key == python("a", "").key
+    assert a.key != python("a", "", settings="lr 0.1").key != python("a", "", settings="lr 0.2").key
+    assert python("b", "", a).key != python("b", "", python("a", "", settings="other")).key
+    plain = Job("a", ("x",), "", "product")
+    assert plain.key == Job("a", ("x",), "", "product", processes=8).key
+
+
+def test_order() -> None:
+    jobs = diamond()
+    assert [job.name for job in in_order([jobs[3], jobs[1]])] == ["a", "b", "c", "d"]
+
+
+def test_everything_runs_once_and_in_order(tmp_path: Path) -> None:
+    jobs = diamond()
+    assert run([jobs[3]], tmp_path) == {}
+    ends = [worker.state(job.folder(tmp_path))["began"] for job in jobs]
+    assert ends == sorted(ends[:1]) + sorted(ends[1:3]) + ends[3:] and ends[0] < min(ends[1:3]) < ends[3]
+    assert run(jobs, tmp_path) == {}
+    assert [runs(job, tmp_path) for job in jobs] == [1, 1, 1, 1]
+
+
+def test_a_failed_job_is_tried_twice_and_left_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = python("a", "sys.exit('no memory')")
+    b, c = python("b", "", a), python("c", "")
+    failed = run([b, c], tmp_path)
+    assert set(failed) == {a.key, b.key} and "no memory" in failed[a.key] and "needs a" in failed[b.key]
+    assert runs(a, tmp_path) == 2 and runs(b, tmp_path) == 0 and runs(c, tmp_path) == 1
+    assert "the table goes on without it" in capsys.readouterr().out
+
+
+def test_a_job_that_fails_once_succeeds(tmp_path: Path) -> None:
+    a = python("a", "n = len((f / 'ran').read_text())\nif n == 1: sys.exit(3)")
+    assert run([a], tmp_path) == {} and runs(a, tmp_path) == 2
+
+
+def test_a_command_that_leaves_no_product_has_failed(tmp_path: Path) -> None:
+    a = Job("a", ("-c", "pass"), "", "product")
+    assert "exit status 1" in run([a], tmp_path)[a.key]
+
+
+def test_two_programs_on_one_folder_do_not_repeat_a_job(tmp_path: Path) -> None:
+    jobs = [python(f"{n}", "time.sleep(0.3)") for n in range(4)]
+    end = python("end", "", *jobs)
+    results: list[dict[str, str]] = []
+    threads = [threading.Thread(target=lambda: results.append(run([end], tmp_path))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [{}, {}]
+    assert [runs(job, tmp_path) for job in (*jobs, end)] == [1] * 5
+
+
+def start_worker(job: Job, root: Path) -> subprocess.Popen[bytes]:
+    folder = job.folder(root)
+    worker.prepare(
+        folder, {"name": job.name, "key": job.key, "command": job.filled(root), "product": job.product}
+    )
+    code = "import sys, pathlib; from transfer.reproduce.worker import work; "
+    code += "sys.exit(work(pathlib.Path(sys.argv[1]), beat=0.1, stale=1.0))"
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def alive() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_worker_is_taken_over(tmp_path: Path, alive: list[subprocess.Popen[bytes]]) -> None:
+    job = python(
+        "a", "(f / 'pid').write_text(str(os.getpid()))\nif len((f / 'ran').read_text()) == 1: time.sleep(60)"
+    )
+    alive.append(first := start_worker(job, tmp_path))
+    folder = job.folder(tmp_path)
+    until(lambda: (folder / "pid").exists() and bool((folder / "pid").read_text()))
+    child = int((folder / "pid").read_text())
+    first.kill()
+    first.wait()
+    until(lambda: not is_alive(child))  # nobody goes on in the folder without its lock
+    assert holder(folder / worker.LOCK) and not worker.is_done(folder, "product")
+    alive.append(second := start_worker(job, tmp_path))
+    assert second.wait(60) == 0 and worker.is_done(folder, "product") and runs(job, tmp_path) == 2
+    assert not holder(folder / worker.LOCK)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_living_worker_is_left_alone(tmp_path: Path, alive: list[subprocess.Popen[bytes]]) -> None:
+    job = python("a", "time.sleep(3)")
+    alive += [start_worker(job, tmp_path)]
+    until(lambda: bool(holder(job.folder(tmp_path) / worker.LOCK)))
+    alive += [start_worker(job, tmp_path)]
+    assert alive[1].wait(30) == worker.TAKEN
+    assert alive[0].wait(30) == 0 and runs(job, tmp_path) == 1
+
+
+def test_a_signal_lets_the_command_save(tmp_path: Path, alive: list[subprocess.Popen[bytes]]) -> None:
+    code = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: ((f / 'saved').touch(), sys.exit(75)))\n"
+    job = python("a", code + "(f / 'ready').touch()\ntime.sleep(60)")
+    alive.append(process := start_worker(job, tmp_path))
+    folder = job.folder(tmp_path)
+    until((folder / "ready").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == STOPPED and (folder / "saved").exists()
+    assert worker.state(folder)["state"] == "stopped" and not holder(folder / worker.LOCK)
+
+
+def test_one_of_many_takes_a_dead_lock_over(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("somewhere 1 dead\n7")
+    locks = [Lock(path, beat=0.1, stale=0.5) for _ in range(8)]
+    taken: list[bool] = []
+    threads = [threading.Thread(target=lambda lock=lock: taken.append(lock.acquire())) for lock in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 1
+    (winner,) = [
+        lock for lock, name in zip(locks, [lock.token for lock in locks], strict=True) if holder(path) == name
+    ]
+    winner.release()
+    assert not path.exists() and list(tmp_path.iterdir()) == []
+
+
+def test_who_lost_the_lock_notices(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = Lock(path, beat=0.05, stale=0.5)
+    assert lock.acquire()
+    path.write_text("another 2 one\n0")
+    assert lock.lost.wait(5)
+    lock.release()
+    assert holder(path) == "another 2 one"
+
+
+def test_gpus_are_dealt_out(tmp_path: Path) -> None:
+    local = Local([0, 1, 2, 3], each=2)
+    jobs = [python(name, "(f / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])") for name in "abc"]
+    assert scheduler.run(jobs, tmp_path, local, wait=0.05) == {}
+    seen = {(job.folder(tmp_path) / "gpus").read_text() for job in jobs}
+    assert seen <= {"0,1", "2,3"} and len(local.free) == 2
+    with pytest.raises(UserError, match="--num-gpus 8: this machine has 4"):
+        Local([0, 1, 2, 3], each=8)
+
+
+def test_ctrl_c_ends_children(tmp_path: Path) -> None:
+    job = python("a", "(f / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)")
+    local = Local([], jobs=1)
+
+    def interrupt() -> None:
+        if (job.folder(tmp_path) / "pid").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run([job], tmp_path, local, wait=0.05, tick=interrupt)
+    until(lambda: not is_alive(int((job.folder(tmp_path) / "pid").read_text())))
+    assert worker.state(job.folder(tmp_path))["state"] == "stopped" and os.name == "posix"
