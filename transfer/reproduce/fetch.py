@@ -1,0 +1,37 @@
+"""Download a released checkpoint: `python -m transfer.reproduce.fetch URL FILE [DIGEST]`."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from pretrain.errors import UserError, run_tool
+from transfer.prepare import download
+from transfer.sources import file_digest
+
+
+def fetch(url: str, path: Path, digest: str) -> str:
+    """Download `url` to `path`, whole or not at all, and hold it against `digest`. Returns its SHA-256.
+
+    Args:
+        digest: "md5 b251726a" or "sha256 ...": the first characters, as their owners publish them; may be empty.
+    Raises:
+        UserError: no network, or another digest; the file is not kept then.
+    """
+    download.fetch(url, path)
+    kind, _, wanted = digest.partition(" ")
+    if wanted:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, kind).hexdigest()
+        if not found.startswith(wanted):
+            path.unlink()
+            raise UserError(f"{url}: its {kind} is {found} and should begin with {wanted}: not the released file")
+    return str(file_digest(path))
+
+
+def main() -> None:
+    url, path, *digest = sys.argv[1:]
+    print(f"{path}: sha256 {fetch(url, Path(path), *digest or [''])}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

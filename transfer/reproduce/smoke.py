@@ -1,0 +1,40 @@
+"""The overrides of `--smoke`: any table in minutes on tiny pictures, through the same commands."""
+
+from fvcore.common.config import CfgNode
+
+STAND_IN = "stand_in.pth"  # a quarter-width ResNet-50 of random numbers, in the place of downloaded weights
+_WIDTH = 0.25
+
+# A quarter-width network and few proposals: the same modules, at a fraction of the cost.
+_NARROW = ("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
+           "MODEL.RESNETS.WIDTH_PER_GROUP", "16")  # fmt: skip
+_FINETUNE = (
+    "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.BASE_LR", "0.001", "SOLVER.LOG_PERIOD", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
+    "INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96", "TEST.PRECISE_BN.NUM_ITER", "1",
+    "DATALOADER.NUM_WORKERS", "0", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.PRE_NMS_TOPK_TEST", "50",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.PICTURES", "4", "LOG.TENSORBOARD", "False",
+)  # fmt: skip
+_PRETRAIN = (
+    "SOLVER.MAX_ITER", "3", "SOLVER.AMP", "off", "SOLVER.LOG_PERIOD", "1", "MOCO.K", "32", "INPUT.SIZE", "32",
+    "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
+)  # fmt: skip
+
+
+def finetune(cfg: CfgNode, *, random: bool) -> tuple[str, ...]:
+    """KEY VALUE pairs for `tools/train_net.py`; converted weights bring their width along, random ones do not."""
+    crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
+    return (*_FINETUNE, *crop, *(_NARROW if random else ()))
+
+
+def pretrain(cfg: CfgNode) -> tuple[str, ...]:
+    """KEY VALUE pairs for `tools/pretrain.py`."""
+    groups = ("SOLVER.IMS_PER_BATCH", "8", "MODEL.BN_GROUP_SIZE", "4", "MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
+    return (*_PRETRAIN, *groups)
+
+
+def linear(cfg: CfgNode) -> tuple[str, ...]:
+    """KEY VALUE pairs for `tools/linear_eval.py`."""
+    return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "SOLVER.IMS_PER_BATCH", "8", "INPUT.SIZE", "32",
+            "DATA.NUM_WORKERS", "0")  # fmt: skip
