@@ -27,7 +27,7 @@ def python(name: str, code: str, *needs: Job, settings: str = "") -> Job:
     end = "\n(f / 'product').write_text(' '.join(open(p).read() for p in sys.argv[2:]) + sys.argv[1][-1])"
     places = [f"{{{n}}}" for n in range(len(needs))]
     return Job(
-        name, ("-c", start.replace("{", "{{") + code + end, "{folder}", *places), settings, "product", needs
+        name, ("python", "-c", start.replace("{", "{{") + code + end, "{folder}", *places), settings, "product", needs
     )
 
 
@@ -52,8 +52,8 @@ def test_keys_hold_everything_that_a_result_depends_on() -> None:
     assert a.key == python("a", "").key
     assert a.key != python("a", "", settings="lr 0.1").key != python("a", "", settings="lr 0.2").key
     assert python("b", "", a).key != python("b", "", python("a", "", settings="other")).key
-    plain = Job("a", ("x",), "", "product")
-    assert plain.key == Job("a", ("x",), "", "product", processes=8).key
+    plain, eight = (Job("a", (launcher, "tool.py"), "", "product") for launcher in ("python", "torchrun"))
+    assert plain.key == eight.key
 
 
 def test_order() -> None:
@@ -87,7 +87,7 @@ def test_a_job_that_fails_once_succeeds(tmp_path: Path) -> None:
 
 
 def test_a_command_that_leaves_no_product_has_failed(tmp_path: Path) -> None:
-    a = Job("a", ("-c", "pass"), "", "product")
+    a = Job("a", ("python", "-c", "pass"), "", "product")
     assert "exit status 1" in run([a], tmp_path)[a.key]
 
 

@@ -34,7 +34,10 @@ def collect(
         "source": table.source,
         "note": table.note,
         "trials": table.trials,
-        "columns": [{"title": c.title or c.config or c.cited, "config": c.config, "metrics": list(c.metrics)} for c in table.columns],
+        "columns": [
+            {"title": c.title or c.config or c.cited, "config": c.config, "metrics": list(c.metrics)}
+            for c in table.columns
+        ],
         "smoke": options.smoke,
         "schedule": options.schedule,
         "sweep": options.sweep[0] if options.sweep else None,
@@ -85,9 +88,7 @@ def _score(found: list[dict[str, Any]]) -> float:
     return sum(numbers) / len(numbers) if numbers else float("-inf")
 
 
-def _runs(
-    column: Column, jobs: Sequence[Job], runs: Path, failed: dict[str, str]
-) -> list[dict[str, Any]]:
+def _runs(column: Column, jobs: Sequence[Job], runs: Path, failed: dict[str, str]) -> list[dict[str, Any]]:
     return [_run(column, seed, job, runs, failed) for seed, job in enumerate(jobs)]
 
 

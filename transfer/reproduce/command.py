@@ -21,9 +21,13 @@ def listing() -> list[str]:
     lines = ["table, rows that can run, hours on 8 V100 for one trial without and with --fetch", ""]
     for table in book.tables.values():
         able = [row for row in table.rows if not (row.init.needs or row.init.cited)]
-        runnable = f"{len(able)} of {len(table.rows)}" if any(c.config for c in table.columns) else "cited only"
+        runnable = (
+            f"{len(able)} of {len(table.rows)}" if any(c.config for c in table.columns) else "cited only"
+        )
         lines.append(f"{table.name:<18}{table.title} ({table.source})")
-        lines.append(f"{'':<18}{runnable}; {_cost(table, book, fetch=False)} h; {_cost(table, book, fetch=True)} h")
+        lines.append(
+            f"{'':<18}{runnable}; {_cost(table, book, fetch=False)} h; {_cost(table, book, fetch=True)} h"
+        )
     return lines
 
 
@@ -64,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     watch = progress.Watch(jobs, runs)
     failed = scheduler.run(jobs, runs, _executor(args), tick=watch.look)
     _write(table, cells, options, runs=runs, folder=folder, failed=failed)
-    say(f"{folder}/report.html, table.md, table.csv, table.tex, table.json   ({duration(time.perf_counter() - began)})")
+    say(
+        f"{folder}/report.html, table.md, table.csv, table.tex, table.json   ({duration(time.perf_counter() - began)})"
+    )
     return 1 if failed else 0
 
 
@@ -125,10 +131,11 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _launcher(text: str, gpus: int) -> tuple[str, ...]:
-    """What stands between `python` and the tool."""
+    """What stands before the tool in a command."""
     if text:
-        return ("-m", "transfer.reproduce.launch", *shlex.split(text))
-    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)) if gpus > 1 else ()
+        return tuple(shlex.split(text))
+    several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus))
+    return ("python", *(several if gpus > 1 else ()))
 
 
 def _executor(args: argparse.Namespace) -> Executor:

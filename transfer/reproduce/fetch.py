@@ -24,7 +24,9 @@ def fetch(url: str, path: Path, digest: str) -> str:
             found = hashlib.file_digest(file, kind).hexdigest()
         if not found.startswith(wanted):
             path.unlink()
-            raise UserError(f"{url}: its {kind} is {found} and should begin with {wanted}: not the released file")
+            raise UserError(
+                f"{url}: its {kind} is {found} and should begin with {wanted}: not the released file"
+            )
     return str(file_digest(path))
 
 

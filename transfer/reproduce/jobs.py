@@ -16,14 +16,14 @@ class Job:
 
     Attributes:
         name: readable, with slashes: kind, config, init, seed.
-        command: what follows `python`, from the repository's root; `{folder}` stands for the job's own folder,
-            `{0}`, `{1}`, ... for the products of `needs`.
+        command: run from the repository's root; `python` is the one that runs this. `{folder}` stands for the
+            job's own folder, `{0}`, `{1}`, ... for the products of `needs`.
         settings: text of everything that the result depends on and that `needs` does not hold: the effective
             config, the data, the seed.
         product: the file in the folder whose presence proves that the command has finished.
         needs: jobs whose products the command reads.
-        processes: how many processes (GPUs) the command is started with; the result does not depend on it.
         resumable: an interrupted run goes on with `--resume`, which begins anew where nothing is saved.
+        missing: why it cannot run here: the data that are not there, and where they come from.
     """
 
     name: str
@@ -31,8 +31,8 @@ class Job:
     settings: str
     product: str
     needs: tuple["Job", ...] = ()
-    processes: int = 1
     resumable: bool = False
+    missing: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -56,7 +56,7 @@ class Job:
 
     def text(self, root: Path) -> str:
         """The command as a user would type it."""
-        return shlex.join(["python", *self.filled(root)])
+        return shlex.join(self.filled(root))
 
 
 def in_order(jobs: list[Job]) -> list[Job]:

@@ -3,8 +3,9 @@
 import csv
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pretrain.checkpoint import write_atomic
 from transfer.results import write_json
@@ -15,8 +16,12 @@ def write(folder: Path, table: dict[str, Any]) -> list[Path]:
     write_json(folder / "table.json", table)
     texts = {"table.md": markdown(table), "table.csv": as_csv(table), "table.tex": latex(table)}
     for name, text in texts.items():
-        write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))
+        write_atomic(folder / name, partial(_put, text))
     return [folder / name for name in ("table.json", *texts)]
+
+
+def _put(text: str, file: IO[bytes]) -> None:
+    file.write(text.encode())
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -26,7 +31,10 @@ def markdown(table: dict[str, Any]) -> str:
     lines += _pipes(["---"] * (1 + len(heads(table))))
     for row in table["rows"]:
         lines += _pipes([row["title"], *(_text(number, cell) for cell, number in numbers(row))])
-    lines += ["", "Each cell: ours, mean ± standard deviation over runs [95 % interval], then the paper's number and the verdict."]
+    lines += [
+        "",
+        "Each cell: ours, mean ± standard deviation over runs [95 % interval]; the paper's number and the verdict.",
+    ]
     lines += ["", *(f"- {note}" for note in notes(table))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -40,7 +48,13 @@ def as_csv(table: dict[str, Any]) -> str:
     for row in table["rows"]:
         for cell, number in numbers(row):
             low, high = number.get("interval") or ("", "")
-            values = {**number, "low": low, "high": high, "runs": " ".join(map(str, number["ours"])), **_reason(cell, number)}
+            values = {
+                **number,
+                "low": low,
+                "high": high,
+                "runs": " ".join(map(str, number["ours"])),
+                **_reason(cell, number),
+            }
             line = ["" if values.get(field) is None else values.get(field, "") for field in fields]
             writer.writerow([row["init"], cell["config"], number["metric"], *line])
     return file.getvalue()
@@ -49,7 +63,11 @@ def as_csv(table: dict[str, Any]) -> str:
 def latex(table: dict[str, Any]) -> str:
     """A booktabs table: ours, with the paper's number in small print."""
     columns = heads(table)
-    lines = [f"% {table['source']}. {protocol(table)}", f"\\begin{{tabular}}{{l{'c' * len(columns)}}}", "\\toprule"]
+    lines = [
+        f"% {table['source']}. {protocol(table)}",
+        f"\\begin{{tabular}}{{l{'c' * len(columns)}}}",
+        "\\toprule",
+    ]
     lines.append(" & ".join(["init", *map(_tex, columns)]) + " \\\\ \\midrule")
     for row in table["rows"]:
         cells = [_tex_cell(number) for _, number in numbers(row)]
@@ -88,12 +106,15 @@ def notes(table: dict[str, Any]) -> list[str]:
     found = [table["note"]] if table["note"] else []
     for row in table["rows"]:
         for cell in row["cells"]:
+            where = f"{row['title']}, {cell['config']}"
             if cell["why_not"]:
                 found.append(f"{row['title']}: {cell['why_not']}")
             for change in cell.get("changes", []):
-                found.append(f"{row['title']}, {cell['config']}: not the paper's recipe: {change}")
+                found.append(f"{where}: not the paper's recipe: {change}")
             if cell["best"]:
-                found.append(f"{row['title']}, {cell['config']}: best of {len(cell['tried'])} values of {table['sweep']}: {cell['best']}")
+                found.append(
+                    f"{where}: best of {len(cell['tried'])} values of {table['sweep']}: {cell['best']}"
+                )
     tests = {n["test"] for row in table["rows"] for _, n in numbers(row) if n.get("test")}
     return list(dict.fromkeys([*found, *(f"test: {test}" for test in sorted(tests))]))
 

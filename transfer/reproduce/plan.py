@@ -26,6 +26,8 @@ from transfer.sources import file_digest
 _IRRELEVANT = ("OUTPUT_DIR", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
                "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
 
+_HERE = ("OUTPUT_DIR", "{folder}")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -39,7 +41,7 @@ class Options:
         schedule: share of all iterations and epochs.
         smoke: the demo's pictures, tiny sizes and a few iterations.
         fetch: take released files instead of pre-training, where there are some.
-        launcher: what starts a command on several GPUs or machines, for `python`; empty: one process.
+        launcher: what starts a tool: `python`, or torchrun on several GPUs or machines.
         root: folder of the data sets.
     """
 
@@ -50,7 +52,7 @@ class Options:
     schedule: float = 1.0
     smoke: bool = False
     fetch: bool = False
-    launcher: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ("python",)
     root: Path = Path("datasets")
 
 
@@ -138,12 +140,19 @@ def _file(path: Path) -> str:
 
 
 def _convert(name: str, source: str, settings: str, needs: tuple[Job, ...]) -> Job:
-    command = ("tools/convert_to_d2.py", source, "{folder}/weights.pkl", "--record", "{folder}/record.json")
+    command = (
+        "python",
+        "tools/convert_to_d2.py",
+        source,
+        "{folder}/weights.pkl",
+        "--record",
+        "{folder}/record.json",
+    )
     return Job(f"convert/{name}", command, settings, "weights.pkl", needs)
 
 
 def _fetch(name: str, released: Released) -> Job:
-    command = ("-m", "transfer.reproduce.fetch", released.url, "{folder}/file", released.digest)
+    command = ("python", "-m", "transfer.reproduce.fetch", released.url, "{folder}/file", released.digest)
     return Job(f"fetch/{name}", command, f"{released.url} {released.digest}", "file")
 
 
@@ -155,10 +164,10 @@ def _pretrain(init: Init, options: Options) -> Job:
     overrides += ["DATA.TRAIN", data]
     cfg = pretrain_config.load(init.pretrain, overrides)
     settings = json.dumps([_relevant(cfg), data])
-    command = (*options.launcher, "tools/pretrain.py", "--config", init.pretrain, *overrides, "OUTPUT_DIR", "{folder}")
+    command = (*options.launcher, "tools/pretrain.py", "--config", init.pretrain, *overrides, *_HERE)
     return Job(
         f"pretrain/{init.name}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        processes=1,
+        missing=_no_folder(data, "imagenet"),
     )  # fmt: skip
 
 
@@ -179,26 +188,35 @@ def _finetune(
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
     overrides = (*overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = config.load(name, [*overrides, *start])
-    overrides += smoke.finetune(cfg, random=weights is None) if options.smoke else shorter(cfg, options.schedule)
+    overrides += (
+        smoke.finetune(cfg, random=weights is None) if options.smoke else shorter(cfg, options.schedule)
+    )
     cfg = config.load(name, [*overrides, *start])
-    settings = json.dumps([config_digest(cfg), _data(cfg)])
+    data, missing = _data(cfg)
+    settings = json.dumps([config_digest(cfg), data])
     follow = ("--follow-weights",) if weights else ()
     return Job(
         f"finetune/{Path(name).stem}/{init.name}/seed{seed}",
-        (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, "OUTPUT_DIR", "{folder}"),
-        settings, "results.json", (weights,) if weights else (), resumable=True,
+        (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, *_HERE),
+        settings, "results.json", (weights,) if weights else (), resumable=True, missing=missing,
     )  # fmt: skip
 
 
-def _data(cfg: CfgNode) -> dict[str, str | None]:
-    """Digests of a config's data sets; of those that are missing, nothing."""
+def _no_folder(folder: str, name: str) -> str:
+    if Path(folder).is_dir():
+        return ""
+    return f"{folder}: no such folder; python tools/prepare_data.py {name} says how to get it"
+
+
+def _data(cfg: CfgNode) -> tuple[dict[str, str | None], str]:
+    """Digests of a config's data sets, and what is missing of them: then there are no digests."""
     catalog.register_builtin(Path(cfg.DATASETS.ROOT))
     try:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             present.check(name, Path(cfg.DATASETS.ROOT))
-    except UserError:
-        return {}
-    return data_digests(cfg)
+    except UserError as error:
+        return {}, str(error)
+    return data_digests(cfg), ""
 
 
 def _linear(
@@ -212,6 +230,7 @@ def _linear(
     start = ("--weights", "{0}" if weights else "random")
     return Job(
         f"linear/{init.name}/seed{seed}",
-        (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, "OUTPUT_DIR", "{folder}"),
+        (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True,
+        missing=_no_folder(folders["val"], "imagenet"),
     )  # fmt: skip

@@ -30,7 +30,14 @@ def finetune(cfg: CfgNode, *, random: bool) -> tuple[str, ...]:
 
 def pretrain(cfg: CfgNode) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/pretrain.py`."""
-    groups = ("SOLVER.IMS_PER_BATCH", "8", "MODEL.BN_GROUP_SIZE", "4", "MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
+    groups = (
+        "SOLVER.IMS_PER_BATCH",
+        "8",
+        "MODEL.BN_GROUP_SIZE",
+        "4",
+        "MODEL.WIDTH",
+        str(_WIDTH * cfg.MODEL.WIDTH),
+    )
     return (*_PRETRAIN, *groups)
 
 

@@ -147,7 +147,11 @@ def _table(name: str, entry: dict[str, Any], inits: dict[str, Init]) -> Table:
     rows = [
         Row(inits[row["init"]], tuple(row.get("paper", ())), row.get("config", "")) for row in entry["rows"]
     ]
-    parts: dict[str, Any] = {"columns": tuple(columns), "rows": tuple(rows), "std": tuple(entry.get("std", ()))}
+    parts: dict[str, Any] = {
+        "columns": tuple(columns),
+        "rows": tuple(rows),
+        "std": tuple(entry.get("std", ())),
+    }
     return Table(name, **{**entry, **parts})
 
 

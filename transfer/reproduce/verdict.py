@@ -75,5 +75,7 @@ def _test(
         return float(2 * stats.t.sf(abs(t), trials - 1)), "t test of one run against the paper's spread"
     if several and values.std(ddof=1) > 0:
         found = stats.ttest_1samp(values, published)
-        return float(found.pvalue), "one-sample t test; the paper's number taken as exact, its spread is not published"
+        return float(
+            found.pvalue
+        ), "one-sample t test; the paper's number taken as exact, its spread is not published"
     return None, ""

@@ -75,7 +75,7 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     _write(folder / STATE, {"state": "running", **note, "seconds": before})
     with open(folder / LOG, "ab") as log, Signals() as signals:
         process = subprocess.Popen(
-            [sys.executable, *job["command"]], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            _program(job["command"]), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_die_with_the_worker, env=dict(os.environ, PYTHONUNBUFFERED="1"),
         )  # fmt: skip
         while process.poll() is None and not signals.requested and not lock.lost.is_set():
@@ -93,6 +93,10 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     named = {0: "done", STOPPED: "stopped"}.get(code, "failed")
     _write(folder / STATE, {"state": named, **note, "seconds": round(seconds, 1), "status": code})
     return code
+
+
+def _program(command: list[str]) -> list[str]:
+    return [sys.executable, *command[1:]] if command[0] == "python" else command
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,83 @@
+"""How far a table is: what --dry-run and --status print, and a line now and then while it runs."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pretrain.console import duration, say
+from transfer.reproduce import lock, worker
+from transfer.reproduce.jobs import Job
+
+_EVERY = 60.0  # seconds between two lines about a job
+
+
+def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
+    """Every command in order, with what is there already."""
+    lines = [f"{len(jobs)} jobs, {sum(_state(job, runs) == 'done' for job in jobs)} of them done, in {runs}:"]
+    for job in jobs:
+        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {job.text(runs)}"]
+        lines += [f"    missing: {job.missing}"] if job.missing and _state(job, runs) != "done" else []
+    return lines
+
+
+def status(jobs: Sequence[Job], runs: Path) -> list[str]:
+    """One line for each job: state, time, progress."""
+    width = max(map(len, (job.name for job in jobs)), default=0)
+    return [f"{job.name:<{width}}  {_line(job, runs)}".rstrip() for job in jobs]
+
+
+class Watch:
+    """Says every minute how far the running jobs are."""
+
+    def __init__(self, jobs: Sequence[Job], runs: Path) -> None:
+        self.jobs, self.runs, self.next = jobs, runs, time.monotonic() + _EVERY
+
+    def look(self) -> None:
+        """Call it often."""
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + _EVERY
+        states = {job.key: _state(job, self.runs) for job in self.jobs}
+        done = sum(state == "done" for state in states.values())
+        for job in self.jobs:
+            if states[job.key] == "running":
+                say(f"[{done}/{len(self.jobs)}] {job.name}: {_line(job, self.runs)}")
+
+
+def _state(job: Job, runs: Path) -> str:
+    folder = job.folder(runs)
+    if worker.is_done(folder, job.product):
+        return "done"
+    known = str(worker.state(folder).get("state", "waiting"))
+    if known == "running" and not lock.holder(folder / worker.LOCK):
+        return "stopped"  # its worker died and left no word
+    return known if known != "done" else "waiting"  # its product was removed
+
+
+def _line(job: Job, runs: Path) -> str:
+    folder, state = job.folder(runs), _state(job, runs)
+    known = worker.state(folder)
+    if state == "done":
+        return f"done in {duration(known['seconds'])}  {_last_ap(folder)}"
+    if state == "running":
+        seconds = known["seconds"] + time.time() - known["began"]
+        last = (worker.last_lines(folder) or [""])[0]
+        return f"running for {duration(seconds)} on {known['host']}  {last}"
+    if state == "failed":
+        return f"failed: {(worker.last_lines(folder) or ['no output'])[0]}"
+    return state
+
+
+def _last_ap(folder: Path) -> str:
+    """The main figure of results.json, if there is one."""
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "results.json").read_text())["metrics"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    if "top1" in metrics:
+        return f"top-1 {metrics['top1']:.1f}"
+    found = [f"{task} {name} {tasks[task][name]:.1f}" for tasks in metrics.values() if isinstance(tasks, dict)
+             for task in tasks for name in ("AP", "mIoU") if name in tasks[task]]  # fmt: skip
+    return ", ".join(found)
