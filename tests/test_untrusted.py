@@ -478,7 +478,7 @@ def test_old_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) ->
         {"preprocessing": {"INPUT.FORMAT": "\x1b[31m"}},
         {"preprocessing": {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": [1], "MODEL.PIXEL_STD": [1, 1, 1],
                            "MODEL.RESNETS.STRIDE_IN_1X1": False}},
-        {"preprocessing": {3: {}}},
+        {"preprocessing": {"MODEL.PIXEL_MEAN": {}, 3: {}}},
         {"config": "INPUT: [", "iterations_per_epoch": 1},
         {"config": "[" * 50_000, "iterations_per_epoch": 1},
         {"config": "!!python/object/apply:os.system ['touch harmed']", "iterations_per_epoch": 1},

@@ -19,8 +19,8 @@ _FAMILIES = {  # in this order: the special ones before those whose parts they b
     "(timm's ResNets with a stem and blocks of their own)",
     r"(^|\.)stages\.\d+\.\d+\.conv1\.gain$": "a normaliser-free ResNet",
     r"relative_position_bias_table": "a Swin transformer",
-    r"(^|\.)(cls_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
-    r"(^|\.)downsample_layers\.\d|(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma$|grn\.|conv_dw\.|mlp\.grn\.)"
+    r"(^|\.)(cls_token|class_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
+    r"(^|\.)downsample_layers\.\d|(^|\.)features\.\d+\.\d+\.layer_scale$|(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma$|grn\.|conv_dw\.|mlp\.grn\.)"
     r"|\.dwconv\.": "a ConvNeXt",
     r"(^|\.)stages\.0\.blocks\.0\.conv3\.weight$": "a pre-activation ResNet (v2)",
     r"trunk_output\.block\d|(^|\.)s[1-4]\.b\d+\.conv1": "a RegNet",
@@ -99,7 +99,7 @@ def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
             return f"a ResNet with {what} ({name}), which detectron2's backbone cannot hold; {_PLAIN}"
     if stem is not None and stem.ndim == 4 and tuple(stem.shape[2:]) == (3, 3):
         return (
-            f"tensor conv1.weight has shape {tuple(stem.shape)}: a CIFAR stem (3x3, no max-pooling), which "
+            f"tensor conv1.weight has shape {tuple(stem.shape)}: a CIFAR stem or a RegNet (3x3, no max-pooling), which "
             f"detectron2's backbone cannot hold; {_PLAIN}"
         )
     if "bn1.weight" in network and not any(name.endswith("running_var") for name in network):

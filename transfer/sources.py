@@ -18,7 +18,7 @@ from pretrain.errors import UserError
 from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
 from transfer.keep import kept
-from transfer.layouts import FAIR, IMAGENET, LAYOUTS, Input, Layout
+from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input, Layout
 from transfer.safe_pickle import label
 from transfer.shapes import checked, read_architecture
 from transfer.untrusted import Loaded, read_file
@@ -97,7 +97,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     backbone = checked(path, network, architecture)
     return Source(
         kind=kind,
-        branch=re.sub(r"^state_dict\.?", "", chosen.prefix).rstrip("."),
+        branch=re.sub(r"^state_dict(\.|$)", "", chosen.prefix).rstrip("."),
         why=why,
         passed_over=tuple(str(c) for c in candidates if c is not chosen),
         architecture=architecture,
@@ -198,7 +198,9 @@ def _account(
     network: dict[str, torch.Tensor] = {}
     dropped: Counter[str] = Counter()
     own_stages = {name.split(".")[0] for name in translated(tensors, chosen)}
-    elsewhere = {s: place for s, place in (layout.elsewhere if layout else {}).items() if s not in own_stages}
+    # what lies elsewhere belongs to the wanted network, not to one that --branch took instead
+    outside = layout.elsewhere if layout and _matches(layout, layout.wanted, chosen) else {}
+    elsewhere = {stage: place for stage, place in outside.items() if stage not in own_stages}
     for name, tensor in tensors.items():
         inside = name.startswith(chosen.prefix)
         rest = name.removeprefix(chosen.prefix) if inside else ""
@@ -252,13 +254,15 @@ def _epoch(loaded: Loaded) -> int | None:
 def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) -> Input:
     """What the network was fed: as the file says (ours, a converted one, timm's card), else its layout's rule."""
     settings = loaded.other.get("preprocessing")
-    if isinstance(settings, dict):
+    if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
         return _recorded(path, settings)
     text = loaded.other.get("config")
-    if isinstance(text, str) and "iterations_per_epoch" in loaded.other:  # by tools/pretrain.py
-        return _configured(path, text)
+    if isinstance(text, str) and "iterations_per_epoch" in loaded.other:
+        return _configured(path, text)  # by tools/pretrain.py
     if kind == "caffe2" and architecture.groups > 1:
         return FAIR
+    if kind == "detectron2" and (found := _detectors(loaded, architecture)):
+        return found
     found = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
     if "mean" in loaded.card:
         mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
@@ -270,6 +274,30 @@ def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) ->
     ):
         found = replace(found, stride_in_1x1=True)
     return found
+
+
+def _detectors(loaded: Loaded, architecture: Architecture) -> Input | None:
+    """Of a detector that another saved: by its own pixel statistics, or as all of detectron2's zoo was fed.
+
+    Nothing in its tensors tells the place of the stride: the zoo's ResNets start from MSRA's, with the stride in
+    the 1x1 convolution, its ResNeXts from Caffe2's, with the stride in the 3x3.
+    """
+    found = {name.rpartition(".")[2]: tensor for name, tensor in loaded.tensors.items() if "pixel_" in name}
+    if {"pixel_mean", "pixel_std"} <= found.keys():
+        mean, std = (_rounded(found[f"pixel_{part}"]) for part in ("mean", "std"))
+        zoo = MSRA if architecture.groups == 1 else FAIR
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))):
+            return None
+        if mean == zoo.mean:
+            return replace(zoo, std=std)
+        return replace(IMAGENET, format="BGR" if mean[0] < mean[2] else "RGB", mean=mean, std=std)
+    if loaded.other.get("__author__") == "Detectron2 Model Zoo":
+        return MSRA if architecture.groups == 1 else FAIR
+    return None
+
+
+def _rounded(tensor: torch.Tensor) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in tensor.flatten()[:3].tolist())
 
 
 def _configured(path: Path, text: str) -> Input:

@@ -123,7 +123,8 @@ def _size(items: Any = (), *_: Any) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    """A view of a storage. The last of `rest`, where torch wrote one, says whether its sign is turned."""
     if not isinstance(storage, torch.Tensor):  # of a class that was not loaded
         return Opaque(label(storage))
     size, stride = _size(size), _size(stride)
@@ -137,7 +138,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
         raise UserError(
             f"it has a tensor of shape {shape} that is larger than its {storage.numel()} numbers: damaged"
         )
-    return torch.as_strided(storage, size, stride, offset)
+    view = torch.as_strided(storage, size, stride, offset)
+    return view.neg() if any(isinstance(part, dict) and part.get("neg") for part in rest) else view
 
 
 def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
@@ -146,7 +148,7 @@ def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any)
     if not isinstance(storage, torch.Tensor) or not isinstance(kind, torch.dtype):
         return Opaque(label(str(kind)))
     whole = storage[: storage.numel() - storage.numel() % kind.itemsize]
-    return _tensor(whole.view(kind), offset, size, stride)
+    return _tensor(whole.view(kind), offset, size, stride, *rest[3:])
 
 
 def _parameter(data: Any, *_: Any) -> Any:
