@@ -20,7 +20,7 @@ def refusal(*arguments: object) -> str:
 def test_two_checkpoints_of_a_glob_are_not_input_and_output(tmp_path: Path) -> None:
     first, second = (plain_file(tmp_path / name, SMALL) for name in ("a.pth", "b.pth"))
     before = second.read_bytes()
-    assert "b.pth: exists and was not made by this converter" in refusal(first, second)
+    assert "b.pth: exists and is no weights file of this converter" in refusal(first, second)
     assert "b.pth: exists" in refusal(first, second, "--to", "timm")
     assert second.read_bytes() == before
     assert run_script(TOOL, str(first), str(second), "--no-verify", "--overwrite").returncode == 0
@@ -46,7 +46,7 @@ def test_flags_without_effect_are_refused(tmp_path: Path, flags: list[str], mess
 
 def test_the_record_is_a_file_of_its_own(tmp_path: Path) -> None:
     path = plain_file(tmp_path / "a.pth", SMALL)
-    assert "--record" in refusal(path, tmp_path / "a.pkl", "--record", tmp_path / "a.pkl")
+    assert "name a file *.json" in refusal(path, tmp_path / "a.pkl", "--record", tmp_path / "a.pkl")
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -174,7 +174,7 @@ def check_output(input: Path, output: Path, *, overwrite: bool) -> None:
         raise UserError(f"{output}: is the input; name another output")
     if output.exists() and not overwrite and not _is_ours(output):
         raise UserError(
-            f"{output}: exists and was not made by this converter; name another output, or add --overwrite"
+            f"{output}: exists and is no weights file of this converter; name another output, or add --overwrite"
         )
 
 

@@ -76,8 +76,8 @@ def convert_all(inputs: Sequence[Path], folder: Path, *, form: str, **options: A
 
 def convert_one(path: Path, output: Path, *, record: Path | None, **options: Any) -> None:
     """Convert one file and print what was found, the proof, and the configuration to paste."""
-    if record and record.absolute() in (output.absolute(), path.absolute()):
-        raise UserError(f"--record {record}: is the input or the output; name another file")
+    if record and record.suffix != ".json":
+        raise UserError(f"--record {record}: name a file *.json")
     written = convert(path, output, **options)
     if record:
         text = json.dumps(written, indent=2) + "\n"
@@ -129,4 +129,6 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
         lines.append("          " + ", ".join(f"{level} {v:.1e}" for level, v in record["proof"].items()))
     else:
         lines.append("proof     none (--no-verify)")
+    if output.suffix == ".safetensors":
+        lines.append("note      detectron2 itself reads .pkl and .pth; tools/train_net.py reads this one too")
     return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]

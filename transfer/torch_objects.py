@@ -124,7 +124,7 @@ def _size(items: Any = (), *_: Any) -> tuple[Any, ...]:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    """A view of a storage. The last of `rest`, where torch wrote one, says whether its sign is turned."""
+    """A view of a storage. The last of `rest` may mark a turned sign."""
     if not isinstance(storage, torch.Tensor):  # of a class that was not loaded
         return Opaque(label(storage))
     size, stride = _size(size), _size(stride)
@@ -138,8 +138,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> An
         raise UserError(
             f"it has a tensor of shape {shape} that is larger than its {storage.numel()} numbers: damaged"
         )
-    view = torch.as_strided(storage, size, stride, offset)
-    return view.neg() if any(isinstance(part, dict) and part.get("neg") for part in rest) else view
+    if any(isinstance(part, dict) and (part.get("neg") or part.get("conj")) for part in rest):
+        raise UserError("it has a tensor whose sign is only marked as turned: save a copy of it (.clone())")
+    return torch.as_strided(storage, size, stride, offset)
 
 
 def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
