@@ -12,8 +12,8 @@ from pretrain.config import read_dump
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input
-from transfer.safe_pickle import label
-from transfer.untrusted import Loaded
+from pretrain.files.safe_pickle import label
+from pretrain.files.untrusted import Loaded
 
 MAX_CONFIG = 100_000  # characters
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from transfer.safe_pickle import label
-from transfer.untrusted import Loaded
+from pretrain.files.safe_pickle import label
+from pretrain.files.untrusted import Loaded
 
 _HEADS = {
     "fc",

@@ -19,7 +19,7 @@ from transfer.keep import kept
 from transfer.inputs import read_input
 from transfer.layouts import IMAGENET, LAYOUTS, Input, Layout
 from transfer.shapes import checked, read_architecture
-from transfer.untrusted import Loaded, read_file
+from pretrain.files.untrusted import Loaded, read_file
 
 MAX_NETWORKS = 32  # in one file: each is held against each
 _COUNTER = "num_batches_tracked"

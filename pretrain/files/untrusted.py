@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load as parse_safetensors
 
 from pretrain.errors import UserError
-from transfer.numpy_pickle import Array, read_pickle
-from transfer.safe_pickle import label
-from transfer.torch_zip import MAGIC, read_legacy, read_zip
-from transfer.weights_writer import HEADER
+from pretrain.files.numpy_pickle import Array, read_pickle
+from pretrain.files.safe_pickle import label
+from pretrain.files.torch_zip import MAGIC, read_legacy, read_zip
 
 MAX_DEPTH = 32  # of containers in one another: real files have 6
 MAX_TENSORS = 50_000
 MAX_ITEMS = 2_000_000  # in all containers together: one container can be in a file a million times
 MAX_NAME = 400  # characters of the way to a tensor
 MAX_WHOLE = 8 << 30  # bytes of a pickle; the largest ResNet here, four times as wide, has 1.5 GB
+HEADER = "detectron2"  # the entry of a safetensors header that holds what a weights file has beside tensors
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
 # what timm (the first) and transformers say of a ResNet that its tensors do not
