@@ -49,7 +49,7 @@ setup(
     description="MoCo pre-training, detectron2 weights, and Mask R-CNN transfer, end to end",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["pretrain", "transfer", "transfer.prepare"],
+    packages=["pretrain", "pretrain.files", "transfer", "transfer.prepare"],
     package_data={"transfer": ["templates/*"], "transfer.prepare": ["data/*.json"]},
     install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
     extras_require={
