@@ -1,13 +1,18 @@
-"""Whether bfloat16 is worth it here: only a timed step tells. Some processors are ten times slower."""
+"""How the encoders compute: in which precision, and in which order a batch lies in memory.
+
+Whether bfloat16 is worth it only a timed step tells: some processors are ten times slower with it.
+"""
 
 import time
 from collections.abc import Callable
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain import dist
 from pretrain.console import say
+from pretrain.errors import UserError
 
 _WORTH_IT = 1.2  # bf16 must be this many times faster than float32
 _IMAGES = 16
@@ -16,11 +21,18 @@ _IMAGES = 16
 def decide(
     setting: str, make_encoder: Callable[[], nn.Module], *, size: int, group_size: int, device: torch.device
 ) -> str:
-    """SOLVER.AMP -> "bf16" or "off", and why, in one line that every process agrees on.
+    """SOLVER.AMP -> "bf16", "fp16" or "off", and why, in one line that every process agrees on.
 
     `auto` times training steps of a throw-away encoder on `size` x `size` images in both precisions; their
     number is made of whole batch-norm groups of `group_size`.
+
+    Raises:
+        UserError: fp16 without a GPU.
     """
+    if setting == "fp16" and device.type != "cuda":
+        raise UserError(
+            "SOLVER.AMP fp16: float16 is for GPUs; use SOLVER.AMP auto (bf16 where it is faster) or off"
+        )
     if setting != "auto":
         return f"{setting} (SOLVER.AMP)"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -34,6 +46,16 @@ def decide(
     dist.mean_over_processes([ratio])
     choice = "bf16" if ratio.item() >= _WORTH_IT else "off"
     return f"{choice} (a bf16 step takes {1 / ratio.item():.2f} times as long as a float32 one)"
+
+
+def channels_last(cfg: CfgNode, device: torch.device) -> bool:
+    """Whether batches lie channels last: the order that tensor cores and a CPU's large convolutions want.
+
+    On CPUs as measured with oneDNN on an AVX-512 one, forward and backward: 12 to 15 % less time at 128 and
+    224 pixels, 28 % less for the demo's narrow ResNet-50, but up to 20 % more for ResNet-18 at 64 pixels,
+    where the weights that are brought into that order outweigh the images.
+    """
+    return device.type == "cuda" or cfg.INPUT.SIZE >= 128 or cfg.MODEL.WIDTH < 1
 
 
 def _seconds(encoder: nn.Module, images: torch.Tensor) -> tuple[float, float]:

@@ -4,14 +4,23 @@ from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from pretrain import amp, encoders, norm
+from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
+from pretrain.mechanisms import EndToEnd, MemoryBank
 from pretrain.moco import MoCo
 
 
-def build(cfg: CfgNode, device: torch.device, *, decide: bool) -> tuple[MoCo, torch.optim.SGD, str]:
-    """Model, optimizer, and the decision about bf16 (empty unless it is to be taken)."""
+def build(
+    cfg: CfgNode, device: torch.device, *, images: int, decide: bool
+) -> tuple[Contrast, torch.optim.SGD, str]:
+    """Model, optimizer, and the decision about bf16 (empty unless it is to be taken).
+
+    Args:
+        images: in the data set; a memory bank has a vector for each.
+    """
     make = encoder_maker(cfg, device)
     decision = (
         amp.decide(
@@ -21,20 +30,33 @@ def build(cfg: CfgNode, device: torch.device, *, decide: bool) -> tuple[MoCo, to
         else ""
     )
     torch.manual_seed(cfg.SEED)
-    model = MoCo(
-        make,
-        dim=cfg.MODEL.DIM,
-        queue_length=cfg.MOCO.K,
-        momentum=cfg.MOCO.M,
-        temperature=cfg.MOCO.T,
-    ).to(device)
+    model = mechanism(cfg, make, images=images).to(device)
+    if cfg.MODEL.COMPILE:
+        for encoder in model.children():
+            encoder.compile()  # in place: the names of weights stay
     optimizer = torch.optim.SGD(
-        model.encoder_q.parameters(),
+        model.trained(),
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        fused=True,  # the same bits as without, in fewer passes over memory; no wait for a GradScaler
     )
+    if cfg.SOLVER.AMP == "fp16":  # a fused first step that overflows would leave uninitialised memory as momenta
+        for parameter in model.trained():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return model, optimizer, decision
+
+
+def mechanism(cfg: CfgNode, make: Callable[[], nn.Module], *, images: int) -> Contrast:
+    """MOCO.MECHANISM with encoders from `make`, for a data set of so many `images`."""
+    if cfg.MOCO.MECHANISM == "endtoend":
+        return EndToEnd(make, temperature=cfg.MOCO.T)
+    if cfg.MOCO.MECHANISM == "memorybank":
+        return MemoryBank(
+            make, images=images, dim=cfg.MODEL.DIM, negatives=cfg.MOCO.K, momentum=cfg.MOCO.BANK_M,
+            temperature=cfg.MOCO.T, seed=cfg.SEED,
+        )  # fmt: skip
+    return MoCo(make, dim=cfg.MODEL.DIM, queue_length=cfg.MOCO.K, momentum=cfg.MOCO.M, temperature=cfg.MOCO.T)
 
 
 def encoder_maker(cfg: CfgNode, device: torch.device) -> Callable[[], ResNet]:

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -39,8 +40,51 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
-    """Write a dict of tensors, numbers, texts, lists, tuples and dicts, atomically, by `torch.save`."""
-    write_atomic(path, lambda file: torch.save(contents, file))
+    """Write a dict of tensors, numbers, texts, lists, tuples and dicts, atomically, by `torch.save`.
+
+    Raises `UserError` naming the file: the disk is full, or nobody may write there.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        watched = _Watched(file)
+        try:
+            torch.save(contents, cast(IO[bytes], watched))
+        except RuntimeError as error:
+            raise watched.error or error from None
+
+    write_atomic(path, write)
+
+
+class _Watched:
+    """A file that keeps its first `OSError`: torch puts one of its own about positions in its place."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """As the file's own."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """As the file's own."""
+        self.file.flush()
+
+
+def link(existing: Path, path: Path) -> None:
+    """Make `path` the same file as `existing`, at once; a copy, where the file system knows no links."""
+    temporary = path.with_name(f".{path.name}.link")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(existing, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        with open(existing, "rb") as source:
+            write_atomic(path, lambda file: shutil.copyfileobj(source, file))
 
 
 def load(path: Path, *, opaque: list[str] | None = None) -> Any:

@@ -211,7 +211,7 @@ def defaults() -> CfgNode:
                 "VAL": "",  # folder of class folders; empty: leave-one-out on TRAIN
                 "K": 20,
                 "T": 0.07,
-                "PERIOD": 10,  # epochs; the last epoch is always measured
+                "PERIOD": 10,  # epochs; the last epoch is always measured; 0: no monitor
                 "MAX_IMAGES": 5000,  # of each folder
             },
             "LOG": {

@@ -1,8 +1,9 @@
-"""From a folder of images to batches of view pairs, in an order that is a pure function of (seed, epoch)."""
+"""From images to batches of view pairs, in an order that is a pure function of (seed, epoch)."""
 
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,12 +12,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain import dist, rng, views
+from pretrain import dist, views
 from pretrain.errors import UserError
-from pretrain.images import ImageFiles
+from pretrain.images import Images, Order, permutation
+from pretrain.stop import outlive_the_stop
 
 _REPLACEMENTS = 16  # other images tried in the place of an unreadable one
-_NOTHING_LEFT = np.zeros((2, 0), np.float32)
 _STRIDE = 7919  # a prime: neighbours in the list may all sit in the same broken folder
 
 
@@ -53,9 +54,10 @@ class ViewPairs(Dataset[Sample]):
     An unreadable image is replaced by another one, always the same; 16 failures in a row give blank views.
     """
 
-    def __init__(self, files: ImageFiles, cfg: CfgNode) -> None:
+    def __init__(self, files: Images, cfg: CfgNode) -> None:
         self.files = files
-        self.recipe = views.RECIPES[cfg.INPUT.AUG]
+        self.recipe = views.recipe_without(cfg.INPUT.AUG, cfg.INPUT.WITHOUT)
+        self.geometry_only = cfg.INPUT.VIEWS == "gpu"
         self.size, self.min_scale, self.seed = cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE, cfg.SEED
 
     def __len__(self) -> int:
@@ -67,44 +69,54 @@ class ViewPairs(Dataset[Sample]):
         for attempt in range(_REPLACEMENTS):
             index = (wanted + attempt * _STRIDE) % len(self.files)
             try:
-                query, key = views.two_views(
+                query, key, choices = views.two_views(
                     self.files.read(index), self.recipe, size=self.size, min_scale=self.min_scale,
-                    counters=(self.seed, epoch, index),
+                    counters=(self.seed, epoch, index), geometry_only=self.geometry_only,
                 )  # fmt: skip
-                return Sample(query, key, _NOTHING_LEFT, index, broken)
+                return Sample(query, key, choices, index, broken)
+            except UserError:  # not of one image: a shard is damaged
+                raise
             except Exception:  # Pillow's plugins raise a dozen classes on damaged files
                 broken.append(index)
         blank = np.zeros((self.size, self.size, 3), np.uint8)
-        return Sample(blank, blank, _NOTHING_LEFT, wanted, broken)
+        return Sample(blank, blank, views.nothing_left(self.geometry_only), wanted, broken)
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
     """This process's (epoch, index) pairs of each iteration from `start` to `stop`, over all epochs.
 
-    Epoch e visits the images in a random order of (seed, e) and leaves out what does not fill a batch. Image
-    i of the total batch goes to process i mod W.
+    Epoch e visits the images in an order of (seed, e) and leaves out what does not fill a batch. Image i of the
+    total batch goes to process i mod W.
+
+    Args:
+        images: their number.
+        order: (seed, epoch) -> order, such as `Images.order`; a permutation of all if there is none.
     """
 
-    def __init__(self, images: int, cfg: CfgNode, *, start: int, stop: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        cfg: CfgNode,
+        *,
+        start: int,
+        stop: int,
+        order: Callable[[int, int], Order] | None = None,
+    ) -> None:
         self.images, self.batch, self.seed = images, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED
         self.start, self.stop = start, stop
+        self.order = order or functools.partial(permutation, images)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, order_epoch = np.empty(0), -1
+        order, order_epoch = self.order(self.seed, 0), 0
         for iteration in range(self.start, self.stop):
             epoch, step = divmod(iteration, self.images // self.batch)
             if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.images, self.seed, epoch), epoch
+                order, order_epoch = self.order(self.seed, epoch), epoch
             total = order[step * self.batch : (step + 1) * self.batch]
             yield [(epoch, int(index)) for index in total[dist.rank() :: dist.world_size()]]
-
-
-def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits the images: a permutation of `images` indices."""
-    return rng.generator("order", seed, epoch).permutation(images)
 
 
 def iterations_per_epoch(images: int, cfg: CfgNode) -> int:
@@ -136,10 +148,10 @@ def loader(
 
 
 def train_loader(
-    files: ImageFiles, cfg: CfgNode, *, start: int, stop: int, device: torch.device
+    files: Images, cfg: CfgNode, *, start: int, stop: int, device: torch.device
 ) -> Iterator[Batch]:
     """The batches of iterations `start` to `stop`; those before `start` are skipped without decoding."""
-    batches = Batches(len(files), cfg, start=start, stop=stop)
+    batches = Batches(len(files), cfg, start=start, stop=stop, order=files.order)
     return iter(loader(ViewPairs(files, cfg), cfg, batches=batches, device=device, collate=_collate))
 
 
@@ -153,34 +165,4 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C and torchrun's signals reach workers too: the main process decides, they end when it does
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-class Broken:
-    """Counts the images that could not be read and stops the run when they are too many."""
-
-    def __init__(self, files: ImageFiles, limit: float) -> None:
-        self.files, self.limit = files, limit
-        self.indices: set[int] = set()
-
-    def add(self, indices: list[int]) -> None:
-        """Note the unreadable images of one batch. Raises `UserError` above DATA.MAX_BROKEN."""
-        self.indices.update(indices)
-        self.check(len(self.indices))
-
-    def check(self, count: int) -> None:
-        """Raise `UserError` if `count` images are more than DATA.MAX_BROKEN allows.
-
-        `count` is what one process met, or the mean over processes: in time each of them meets all images.
-        """
-        if count > self.limit * len(self.files) or count == len(self.files):
-            example = self.files[min(self.indices)] if self.indices else "another process's"
-            raise UserError(
-                f"DATA.MAX_BROKEN {self.limit}: {count} of {len(self.files)} images could not be read so "
-                f"far, {example} among them; mend them or raise the limit"
-            )
-
-    def report(self) -> list[str]:
-        """Lines that list the unreadable files that this process met."""
-        names = [self.files[index] for index in sorted(self.indices)]
-        return [f"{len(names)} unreadable images were replaced by others:", *names] if names else []
+    outlive_the_stop()

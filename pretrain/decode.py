@@ -1,38 +1,105 @@
-"""Decoding image files.
+"""Decoding image files: bytes -> RGB pixels, upright.
 
-Pillow decodes: it reads every common format, raises on truncated files where OpenCV fills them with grey,
-and its antialiased resize is the one that torchvision's transforms use.
+OpenCV decodes the usual JPEG: it takes a third less time than Pillow for the same pixels. Pillow decodes all
+else, because it knows every common format and raises on a truncated file where OpenCV fills it with grey.
 """
 
 import io
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from pretrain.resample import resized_crop
+
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by a quarter
+_END = b"\xff\xd9"  # the last marker of a JPEG; a file without it at its end is truncated or has an appendix
+_RGB = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV before 4.11 knows BGR alone
+_FLAGS = {
+    1: _RGB,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # as cv2.flip: 1 left-right, 0 top-bottom, -1 both
+_MARGIN = 2.0  # a JPEG is decoded smaller only to this many times the wanted size: see `ImageFile.decode`
 
 
-def open_image(data: bytes) -> tuple[Image.Image, int, int]:
-    """Read the header only: the image, and its width and height as they will be after EXIF rotation."""
-    image = Image.open(io.BytesIO(data))
-    width, height = image.size
-    if image.getexif().get(_ORIENTATION, 1) >= 5:
-        width, height = height, width
-    return image, width, height
+class ImageFile:
+    """The bytes of an image file, with its header read. Raises Pillow's exceptions for what is no image.
 
-
-def decode(image: Image.Image, *, shrink: float = 1.0) -> Image.Image:
-    """Decode to RGB, turned upright by its EXIF entry.
-
-    Args:
-        image: from `open_image`.
-        shrink: a JPEG may come out smaller, by the largest power of two up to this (the decoder leaves out
-            high frequencies, which saves most of its time on large photographs).
+    Attributes:
+        width, height: of the picture, upright after EXIF rotation.
     """
-    if shrink >= 2 and image.format == "JPEG":
-        factor = 2 ** int(np.log2(shrink))
-        image.draft("RGB", (image.width // factor, image.height // factor))
-    return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._pillow, self._orientation = data, None, 1
+        size = plain_jpeg_size(data)
+        if size is None:
+            self._pillow = Image.open(io.BytesIO(data))
+            self._orientation = self._pillow.getexif().get(_ORIENTATION, 1)
+            size = self._pillow.size
+        turned = self._orientation in range(5, 9)
+        self.width, self.height = size[::-1] if turned else size
+
+    def decode(self, *, shrink: float = 1.0) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, upright. Raises exceptions of Pillow and OpenCV.
+
+        Args:
+            shrink: how many times smaller the picture will be made. A large JPEG comes out of the decoder at
+                1/2, 1/4 or 1/8 where at least twice the wanted size remains. With less left it would be blurred
+                twice: on photographs the view then differs by 1.5/255 in the mean and 10/255 at the 99th
+                percentile from that of the whole file, against 0.3 and 2.3 here.
+        """
+        factor = next((f for f in (8, 4, 2) if shrink >= f * _MARGIN), 1)
+        image = self._pillow
+        usual = image is None or (image.format == "JPEG" and image.mode in ("RGB", "L"))
+        if usual and self._data.endswith(_END):
+            pixels = _opencv(self._data, factor)
+            if pixels is not None:
+                return _turn(pixels, self._orientation)
+        image = image or Image.open(io.BytesIO(self._data))
+        if factor > 1 and image.format == "JPEG":
+            image.draft("RGB", (image.width // factor, image.height // factor))
+        return np.array(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+
+
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8 bits in one or three colours without EXIF; None: have Pillow look, or refuse.
+
+    In a tenth of Pillow's time, which makes a list of everything that a header says.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    place, end = 2, len(data) - 10
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xC2:  # start of a frame: baseline, extended or progressive
+            bits, colours = data[place + 4], data[place + 9]
+            height, width = data[place + 5] << 8 | data[place + 6], data[place + 7] << 8 | data[place + 8]
+            usual = bits == 8 and colours in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (width, height) if usual else None
+        if marker == 0xE1 or not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
+            return None  # EXIF, or no segment of a usual header
+        place += 2 + (data[place + 2] << 8 | data[place + 3])
+    return None
+
+
+def _opencv(data: bytes, factor: int) -> np.ndarray | None:
+    flags = _FLAGS[factor]
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is not None and flags & cv2.IMREAD_COLOR:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return pixels
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright by the EXIF entry: 5 to 8 exchange the axes, then each of 2 to 8 mirrors one, both or none."""
+    if orientation not in range(2, 9):
+        return pixels
+    if orientation >= 5:
+        pixels = cv2.transpose(pixels)
+    return cv2.flip(pixels, _MIRROR[orientation]) if orientation in _MIRROR else pixels
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -47,10 +114,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def centre_view(data: bytes, size: int) -> np.ndarray:
     """The central square, at 7/8 of the short side as is usual for evaluation: (size, size, 3) uint8."""
-    image, width, height = open_image(data)
-    side = min(width, height) * 0.875
-    upright = decode(image, shrink=side / size)
-    scale = upright.width / width
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left * scale, top * scale, (left + side) * scale, (top + side) * scale)
-    return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    file = ImageFile(data)
+    side = max(round(min(file.width, file.height) * 0.875), 1)
+    box = ((file.width - side) // 2, (file.height - side) // 2, side, side)
+    pixels = file.decode(shrink=side / size)
+    return resized_crop(pixels, box, size, scale=pixels.shape[1] / file.width)

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models import resnet
 
 from pretrain.errors import UserError
+from pretrain.norm import GroupBatchNorm2d, in_groups
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class ResNet(resnet.ResNet):
             if isinstance(module, nn.Conv2d):  # BN starts at weight 1 and bias 0 by itself
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Identity() if head is None else head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> the head's output; in training image j is in batch-norm group j mod (groups in N)."""
+        if self.training and isinstance(self.bn1, GroupBatchNorm2d):
+            return in_groups(self._forward_impl, images, self.bn1.group_size)
+        return self._forward_impl(images)
 
     def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feature maps by detectron2's names: (N, 3, H, W) -> `res2` ... `res5` at strides 4 ... 32."""

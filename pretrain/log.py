@@ -1,30 +1,78 @@
-"""What a run says while it goes: one line every n steps, and the same values in `log.jsonl`."""
+"""What a run says while it goes: one line every n steps, and the same values in `metrics.json` and the loggers."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from pretrain import console, dist
+import numpy as np
+from fvcore.common.config import CfgNode
+from PIL import Image
+
+from pretrain import console, dist, loggers
+from pretrain.alarms import Alarms
 from pretrain.checkpoint import write_atomic
+
+METRICS_FILE = "metrics.json"  # detectron2's name: one JSON object a line
+_NO_CURVE = ("iteration", "time", "alarm", "text")
 
 
 class Log:
-    """`log.jsonl`: one JSON object a line. A run that goes on drops the lines after its checkpoint first."""
+    """`metrics.json` and what `LOG` asks for; a run that goes on takes back what is after its checkpoint.
 
-    def __init__(self, path: Path, *, iteration: int) -> None:
-        self.path = path
+    Every process makes one; the main one writes. Close it at the end.
+
+    Args:
+        iteration: of the checkpoint; 0 for a new run, whose `views.jpg` goes to the loggers too.
+        alarms: sees every line; what it raises is printed and written, once in a run.
+    """
+
+    def __init__(self, cfg: CfgNode, *, iteration: int, alarms: Alarms) -> None:
+        self.path = Path(cfg.OUTPUT_DIR) / METRICS_FILE
+        self.alarms = alarms
+        self.kept: list[dict[str, Any]] = []
+        self.loggers: list[loggers.Logger] = []
         if not dist.is_main():
             return
-        kept = [line for line in _lines(path) if line["iteration"] <= iteration] if iteration else []
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomic(path, lambda file: file.write(text.encode()))
+        self.kept = [line for line in _lines(self.path) if line["iteration"] <= iteration] if iteration else []
+        text = "".join(json.dumps(line) + "\n" for line in self.kept)
+        write_atomic(self.path, lambda file: file.write(text.encode()))
+        for line in self.kept:
+            alarms.see(line)  # they were said before
+        self.loggers = loggers.open_all(cfg, iteration)
+        views = self.path.with_name("views.jpg")
+        if not iteration and views.is_file():
+            for logger in self.loggers:
+                logger.picture("views", np.asarray(Image.open(views).convert("RGB")), 0)
+
+    def has(self, name: str, iteration: int) -> bool:
+        """Whether a line of the session before holds this value at this iteration; on the main process."""
+        return any(name in line and line["iteration"] == iteration for line in self.kept)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line, on the main process."""
-        if dist.is_main():
+        """Append one line, and one for each alarm that it raises, on the main process."""
+        if not dist.is_main():
+            return
+        self._append(values)
+        curves = {name: value for name, value in values.items() if name not in _NO_CURVE}
+        for logger in self.loggers:
+            logger.write(values["iteration"], curves)
+            logger.flush()  # a checkpoint comes next, and the run may be killed right after it
+        for name, text in self.alarms.see(values):
+            console.say(f"alarm ({name}): {text}")
+            self._append({"iteration": values["iteration"], "alarm": name, "text": text})
+
+    def close(self) -> None:
+        """Finish the loggers' files."""
+        for logger in self.loggers:
+            logger.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a run is worth more than its log: whether it goes on, the checkpoints decide
+            console.say(f"warning: {self.path}: cannot be written: {error.strerror or error}")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -66,12 +114,13 @@ class Clock:
 
 
 def say_step(values: dict[str, Any], *, total: int, epochs: int, seconds_left: float) -> None:
-    """Print the line of one log period."""
+    """Print the line of one log period; docs/running.md explains its fields."""
     console.say(
         f"epoch {values['epoch'] + 1}/{epochs} iter {values['iteration']}/{total}"
         f"  loss {values['loss']:.3f}  acc {100 * values['accuracy']:.1f} %"
         f"  in-batch {100 * values['in_batch_accuracy']:.1f} %"
-        f"  cos + {values['positive_cosine']:.3f} - {values['negative_cosine']:.3f}"
+        f"  cos {values['positive_cosine']:.3f} (others {values['negative_cosine']:.3f})"
+        f"  std {values['feature_std']:.2f}"
         f"  lr {values['lr']:.4g}  {values['images_per_second']:.0f} img/s"
         f"  data {100 * values['data_wait']:.0f} %  ETA {console.duration(seconds_left)}"
     )

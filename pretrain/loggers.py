@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
 
@@ -14,9 +15,11 @@ from pretrain.errors import UserError
 
 
 class Logger(Protocol):
-    """Takes values by name at an iteration, counted from 1."""
+    """Takes values by name at an iteration, counted from 1, and pictures, (H, W, 3) RGB uint8, at any."""
 
     def write(self, iteration: int, values: dict[str, float]) -> None: ...
+
+    def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -59,6 +62,9 @@ class _TensorBoard:
         for name, value in values.items():
             self.writer.add_scalar(name, value, iteration)
 
+    def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None:
+        self.writer.add_image(name, pixels, iteration, dataformats="HWC")
+
     def flush(self) -> None:
         self.writer.flush()
 
@@ -69,7 +75,8 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, cfg: CfgNode, start: int) -> None:
         folder = Path(cfg.OUTPUT_DIR).resolve()
-        self.run = _import_wandb(cfg).init(
+        self.wandb = _import_wandb(cfg)
+        self.run = self.wandb.init(
             project=cfg.LOG.WANDB,
             name=folder.name,
             id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resumed run goes on in its own plot
@@ -80,6 +87,9 @@ class _Wandb:
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         self.run.log(values, step=iteration)
+
+    def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None:
+        self.run.log({name: self.wandb.Image(pixels)}, step=iteration)
 
     def flush(self) -> None: ...
 

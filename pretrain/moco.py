@@ -5,16 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import dist, rng
+from pretrain import dist, norm, rng
+from pretrain.contrast import Contrast, Keys
 
 
-class MoCo(nn.Module):
+class MoCo(Contrast):
     """Query encoder, key encoder and queue.
-
-    A step is: `update_key_encoder`, `encode_keys`, `encode_queries`, `logits`, the optimizer's step on
-    `encoder_q`, `enqueue`. `pretrain.step` carries it out.
 
     Args:
         make_encoder: makes an encoder, (N, 3, H, W) -> (N, dim), head included.
@@ -36,13 +35,17 @@ class MoCo(nn.Module):
         momentum: float = 0.999,
         temperature: float = 0.2,
     ) -> None:
-        super().__init__()
-        self.momentum, self.temperature = momentum, temperature
-        self.encoder_q, self.encoder_k = make_encoder(), make_encoder()
+        super().__init__(make_encoder, temperature=temperature)
+        self.momentum = momentum
+        self.encoder_k = make_encoder()
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())  # both start alike, head included
         self.encoder_k.requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue_length), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    def before_step(self) -> None:
+        """Move the key encoder: before the keys, which is after the optimizer's step of the iteration before."""
+        self.update_key_encoder()
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
@@ -56,15 +59,21 @@ class MoCo(nn.Module):
         """(N, 3, H, W) -> (N, dim) of unit length; no gradient."""
         return F.normalize(self.encoder_k(images).float(), dim=1)
 
-    def encode_queries(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, dim) of unit length."""
-        return F.normalize(self.encoder_q(images).float(), dim=1)
+    def keys(
+        self,
+        views: torch.Tensor,
+        *,
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        order: torch.Tensor | None = None,
+        images: torch.Tensor | None = None,
+        iteration: int = 0,
+    ) -> Keys:
+        """Positives from the key encoder, negatives from the queue."""
+        return Keys(unshuffle(self.encode_keys(pixels(shuffle(views, order))), order), self.queue)
 
-    def logits(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Cosines over the temperature, (N, dim) and (N, dim) -> (N, 1 + K); the positive is class 0."""
-        positive = (queries * keys).sum(1, keepdim=True)  # (N, 1)
-        negative = queries @ self.queue  # (N, K)
-        return torch.cat([positive, negative], dim=1) / self.temperature
+    def after_step(self, keys: Keys, queries: torch.Tensor, images: torch.Tensor | None) -> None:
+        """Put the keys of the total batch into the queue."""
+        self.enqueue(keys.positive)
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor) -> None:
@@ -74,6 +83,17 @@ class MoCo(nn.Module):
         slots = (self.queue_ptr + torch.arange(skipped, len(keys), device=keys.device)) % length
         self.queue.index_copy_(1, slots, keys[skipped:].T.to(self.queue.dtype))
         self.queue_ptr.add_(len(keys)).remainder_(length)
+
+
+def key_order(cfg: CfgNode, iteration: int) -> torch.Tensor | None:
+    """The permutation of an iteration's keys (Sec. 3.3 of the paper); None where they are not shuffled.
+
+    A memory bank needs none: its keys come from other steps, with other statistics.
+    """
+    shuffles = cfg.MOCO.SHUFFLE and cfg.MOCO.MECHANISM != "memorybank"
+    if cfg.MODEL.NORM != "ShuffleBN" or not shuffles:
+        return None
+    return permutation(cfg.SOLVER.IMS_PER_BATCH, groups=norm.groups_of(cfg), seed=cfg.SEED, step=iteration)
 
 
 def permutation(images: int, *, groups: int, seed: int, step: int) -> torch.Tensor:
@@ -92,9 +112,12 @@ def permutation(images: int, *, groups: int, seed: int, step: int) -> torch.Tens
 
 def shuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """This process's share of the permuted total batch, (N, ...) -> (N, ...). None leaves it as it is."""
-    if order is None:
-        return local
-    return dist.local_part(dist.all_gather_interleaved(local)[order.to(local.device)])
+    return local if order is None else shuffled_part(dist.all_gather_interleaved(local), order)
+
+
+def shuffled_part(total: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Of a total batch, (B, ...), the share that this process has after `shuffle`, (N, ...)."""
+    return dist.local_part(total if order is None else total[order.to(total.device)])
 
 
 def unshuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

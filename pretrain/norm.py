@@ -65,10 +65,11 @@ def _process_group(members: int) -> Any:
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm in which every `group_size` images are normalised on their own; evaluation is the usual one.
+    """Batch norm in which every `group_size` consecutive images are normalised on their own.
 
-    The running statistics follow the mean over the groups of their batch means and (unbiased) variances.
-    The authors' code keeps those of the first GPU: the same in expectation, with more noise.
+    An encoder arranges its images so (`in_groups`). Evaluation is the usual one. The running statistics follow
+    the mean over the groups of their batch means and (unbiased) variances. The authors' code keeps those of the
+    first GPU: the same in expectation, with more noise.
     """
 
     def __init__(self, channels: int, *, group_size: int) -> None:
@@ -76,21 +77,38 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         self.group_size = group_size
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the same shape; N is a multiple of the group size in training."""
-        images, channels, height, width = input.shape
+        """(N, C, H, W) -> the same shape, in any memory format; N is a multiple of the group size in training."""
+        images, channels = input.shape[:2]
         groups = images // self.group_size
         if not self.training or groups <= 1:
             return super().forward(input)
         assert groups * self.group_size == images, f"{images} images are no groups of {self.group_size}"
-        # Image j is in group j mod groups: in NCHW, group g's channel c is column g * C + c of this view.
-        columns = input.contiguous().view(self.group_size, groups * channels, height, width)
-        mean, var = (columns.new_zeros(groups * channels, dtype=torch.float32) for _ in range(2))
-        output = F.batch_norm(
-            columns, mean, var, self.weight.repeat(groups), self.bias.repeat(groups),
-            training=True, momentum=1.0, eps=self.eps,  # momentum 1: mean and var become the batch's own
-        )  # fmt: skip
-        _update_running(self, mean.view(groups, channels).mean(0), var.view(groups, channels).mean(0))
-        return output.view_as(input)
+        means, variances = (self.running_mean.new_zeros(groups, channels) for _ in range(2))
+        outputs = [
+            F.batch_norm(
+                group, mean, var, self.weight, self.bias,
+                training=True, momentum=1.0, eps=self.eps,  # momentum 1: mean and var become the batch's own
+            )
+            for group, mean, var in zip(input.chunk(groups), means, variances, strict=True)
+        ]  # fmt: skip
+        _update_running(self, means.mean(0), variances.mean(0))
+        return torch.cat(outputs)
+
+
+def in_groups(
+    network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, group_size: int
+) -> torch.Tensor:
+    """Run a network whose batch norm takes consecutive images on a batch dealt out to groups like cards.
+
+    Image j of (N, ...) is in group j mod (N / group_size). The network sees one group after the other, and its
+    output, (N, dim), is in the order of the images again. To arrange the input once is cheaper than to pick
+    the images of each group in each layer, and leaves the memory format alone.
+    """
+    groups = max(len(images) // group_size, 1)
+    if groups == 1:
+        return network(images)
+    output = network(torch.cat([images[group::groups] for group in range(groups)]))
+    return output.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
@@ -149,9 +167,9 @@ class _SyncedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
-        centred = x.float() - mean[:, None, None]
-        grad_sum = grad.sum((0, 2, 3), dtype=torch.float32)
-        grad_dot = (grad * centred).sum((0, 2, 3), dtype=torch.float32)
+        centred = x.to(mean.dtype) - mean[:, None, None]
+        grad_sum = grad.sum((0, 2, 3), dtype=mean.dtype)
+        grad_dot = (grad * centred).sum((0, 2, 3), dtype=mean.dtype)
         grad_weight = grad_dot * scale  # this process's part: gradients are averaged over processes later
         both = torch.cat([grad_sum, grad_dot])
         td.all_reduce(both, group=ctx.group)
@@ -159,7 +177,7 @@ class _SyncedNorm(torch.autograd.Function):
         gain = scale if weight is None else scale * weight
         slope, offset = -gain * scale**2 * total_dot / count, -gain * total_sum / count
         grad_x = centred.mul_(slope[:, None, None]).add_(offset[:, None, None])
-        grad_x.addcmul_(grad.float(), gain[:, None, None])
+        grad_x.addcmul_(grad.to(mean.dtype), gain[:, None, None])
         if weight is None:
             return grad_x.to(x.dtype), None, None, None, None
         return grad_x.to(x.dtype), grad_weight, grad_sum, None, None
@@ -171,8 +189,9 @@ def _global_statistics(x: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch
     Sums of squares would cancel for channels whose mean is large beside their spread.
     """
     axes, values = (0, 2, 3), x.numel() // x.shape[1]
-    mean = x.sum(axes, dtype=torch.float32) / max(values, 1)
-    deviations = (x.float() - mean[:, None, None]).square_().sum(axes)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean = x.sum(axes, dtype=wide) / max(values, 1)
+    deviations = (x.to(wide) - mean[:, None, None]).square_().sum(axes)
     own = torch.cat([mean, deviations, mean.new_tensor([float(values)])])
     parts = [torch.empty_like(own) for _ in range(td.get_world_size(group))]
     td.all_gather(parts, own, group=group)

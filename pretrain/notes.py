@@ -1,40 +1,72 @@
 """What a run says before it starts, including what will probably not give the paper's numbers."""
 
+import shlex
+import sys
+
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import dist, norm
+from pretrain import alarms, dist, norm
 from pretrain.console import say
 
 
 def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device, amp: str) -> None:
-    """Print the set-up in two lines, then one `note:` line for each thing that looks unusual."""
+    """Print the set-up in three lines, then one `note:` line for each thing that looks unusual."""
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, dist.world_size()
     groups = f", {norm.groups_of(cfg)} groups" if cfg.MODEL.NORM == "ShuffleBN" else ""
     say(
         f"{images} images, {per_epoch} iterations of {batch} an epoch; {processes} process(es), {device.type}"
     )
     say(f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MODEL.NORM}{groups}; bf16: {amp}")
-    for note in _notes(cfg, images):
+    say(_about_chance(cfg, images))
+    for note in [*_unused_gpus(device), *_notes(cfg, images)]:
         say(f"note: {note}")
+
+
+def _unused_gpus(device: torch.device) -> list[str]:
+    """A word on the other GPUs of this machine, where one process runs alone: torchrun decides their number."""
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if gpus < 2 or dist.world_size() > 1:
+        return []
+    command = f"torchrun --nproc-per-node {gpus} {shlex.join(sys.argv)}"
+    return [f"1 of the {gpus} GPUs of this machine is used; all of them: {command}"]
+
+
+def _about_chance(cfg: CfgNode, images: int) -> str:
+    """What the loss of a run that learns nothing is, so that the log can be read."""
+    young = {
+        "moco": "; it is lower at first, while the queue still holds noise",
+        "memorybank": "; it is higher in the first epoch, while the bank still holds noise",
+    }.get(cfg.MOCO.MECHANISM, "")
+    count, chance = alarms.negatives(cfg, images=images), alarms.chance_loss(cfg, images=images)
+    return f"a loss near ln({count} + 1) = {chance:.2f} is chance: no key is told from the others{young}"
 
 
 def _notes(cfg: CfgNode, images: int) -> list[str]:
     notes = []
-    scaled = 0.03 * cfg.SOLVER.IMS_PER_BATCH / 256  # the paper's rate, in proportion to the batch
-    rate = cfg.SOLVER.BASE_LR
-    if rate < scaled / 3 or rate > scaled * 3:
-        notes.append(f"SOLVER.BASE_LR {rate:g}; the paper's rate in proportion to this batch is {scaled:.4g}")
-    if images < 2 * cfg.MOCO.K:
+    batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    scaled = 0.03 * batch / 256  # every recipe of the papers has this proportion: 0.12 at 1024 too
+    if not scaled / 2 < rate < scaled * 2:
+        notes.append(f"SOLVER.BASE_LR {rate:g} at {batch} images a step: the paper's 0.03 at 256 is {scaled:.4g} there")
+    usable = 2 ** (max(images // 2, 1).bit_length() - 1)
+    if cfg.MOCO.MECHANISM == "moco" and images < 2 * cfg.MOCO.K:
         notes.append(
             f"MOCO.K {cfg.MOCO.K} keys from {images} images: the queue holds old views of the same images as "
-            f"negatives; MOCO.K {2 ** ((images // 2).bit_length() - 1)} or less avoids most of them"
+            f"negatives; MOCO.K {usable} or less avoids most of them"
+        )
+    if cfg.MOCO.MECHANISM == "memorybank" and images < 2 * cfg.MOCO.K:
+        notes.append(
+            f"MOCO.K {cfg.MOCO.K} negatives from {images} images: many are drawn more than once in a step; "
+            f"MOCO.K {usable} tells as much"
         )
     if cfg.MODEL.ARCH in ("resnet18", "resnet34") and cfg.MODEL.WIDTH != 1:
         notes.append(
             f"MODEL.WIDTH {cfg.MODEL.WIDTH:g}: detectron2 builds {cfg.MODEL.ARCH} at width 1 only, so the result "
             "cannot be converted"
         )
-    if cfg.MODEL.NORM == "ShuffleBN" and not cfg.MOCO.SHUFFLE:
-        notes.append("MOCO.SHUFFLE False: batch norm leaks which key belongs to which query (Figure A.1)")
+    leaks = "batch norm leaks which key belongs to which query (Figure A.1)"
+    if cfg.MODEL.NORM == "ShuffleBN" and not cfg.MOCO.SHUFFLE and cfg.MOCO.MECHANISM != "memorybank":
+        notes.append(f"MOCO.SHUFFLE False: {leaks}")
+    if cfg.MODEL.NORM == "BN" and cfg.MOCO.MECHANISM != "memorybank":
+        notes.append(f"MODEL.NORM BN: {leaks}; ShuffleBN prevents it")
     return notes

@@ -37,7 +37,10 @@ def bank_folder(cfg: CfgNode) -> tuple[str, str]:
     """Key and folder of the images among which neighbours are sought; an empty folder means no monitor.
 
     It is KNN.TRAIN; where that is empty, the one folder of DATA.TRAIN if two or more class folders make it up.
+    With KNN.PERIOD 0 there is none.
     """
+    if not cfg.KNN.PERIOD:
+        return "KNN.TRAIN", ""
     if not cfg.KNN.TRAIN and len(cfg.DATA.TRAIN) == 1 and len(class_folders(cfg.DATA.TRAIN[0])) > 1:
         return "DATA.TRAIN", cfg.DATA.TRAIN[0]
     return "KNN.TRAIN", cfg.KNN.TRAIN

@@ -2,21 +2,20 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image
 
-from pretrain import build, checkpoint, data, dist, images, memory, norm, notes, snapshot
+from pretrain import amp, build, checkpoint, data, dist, memory, notes, resume, sources, view_pictures
 from pretrain.config import digest_text
 from pretrain.console import say
+from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
 from pretrain.errors import UserError
-from pretrain.moco import MoCo
+from pretrain.images import Images
 from pretrain.probe import Probe, bank_folder
-from pretrain.snapshot import Progress
+from pretrain.snapshot import Progress, remove_leftovers
 from pretrain.step import Pixels
 
 
@@ -26,11 +25,12 @@ class Run:
 
     cfg: CfgNode
     device: torch.device
-    files: images.ImageFiles
+    files: Images
     pixels: Pixels
-    model: MoCo
+    model: Contrast
     optimizer: torch.optim.Optimizer
     progress: Progress
+    scaler: torch.amp.GradScaler | None
     probe: Probe | None
 
     @property
@@ -47,58 +47,61 @@ class Run:
     def bf16(self) -> bool:
         return self.progress.amp.startswith("bf16")
 
+    @property
+    def amp(self) -> torch.dtype | None:
+        """The type of the encoders' autocast; None: float32."""
+        return torch.float16 if self.scaler else torch.bfloat16 if self.bf16 else None
 
-def set_up(cfg: CfgNode, *, resume: bool) -> Run:
-    """Build everything, load the checkpoint of a run that goes on, and write what a new run starts with."""
+
+def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
+    """Build everything, load the checkpoint of a run that goes on, and write what a new run starts with.
+
+    Args:
+        go_on: from the last checkpoint, where there is one.
+        other_processes: also if it was written by another number of processes.
+    """
     folder, device = Path(cfg.OUTPUT_DIR), dist.pick_device(cfg.DEVICE)
-    stored = snapshot.find(folder, resume=resume)
-    files = images.find_images(cfg.DATA.TRAIN, key="DATA.TRAIN")
+    stored = resume.find(folder, resume=go_on)
+    files = sources.find(cfg.DATA.TRAIN)
     _compare(stored, len(files), device)  # nobody writes before everybody has looked
     per_epoch = data.iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True
-    channels_last = device.type == "cuda" and norm.local_groups(cfg) == 1  # groups need NCHW, see norm
+    channels_last = amp.channels_last(cfg, device)
     pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
     probe = Probe(cfg, pixels, device=device) if bank_folder(cfg)[1] else None
-    model, optimizer, decision = build.build(cfg, device, decide=stored is None or cfg.SOLVER.AMP != "auto")
+    decide = stored is None or cfg.SOLVER.AMP != "auto"
+    model, optimizer, decision = build.build(cfg, device, images=len(files), decide=decide)
     progress = Progress(0, per_epoch, len(files), decision)
     if stored:
-        progress = snapshot.restore(stored, model, optimizer, cfg=cfg, images=len(files))
+        progress = resume.restore(
+            stored, model, optimizer, cfg=cfg, images=len(files), other_processes=other_processes
+        )
         progress = replace(progress, amp=decision or progress.amp)
-        say(f"going on from {folder / snapshot.LAST}, iteration {progress.iteration}")
-    elif resume:
+        say(f"going on from {stored.path}, iteration {progress.iteration}")
+    elif go_on:
         say(f"--resume: no checkpoint in {folder}; starting at the beginning")
-    run = Run(cfg, device, files, pixels, model, optimizer, progress, probe)
+    scaler = torch.amp.GradScaler(device.type) if progress.amp.startswith("fp16") else None
+    if stored and scaler:
+        resume.restore_scaler(stored, scaler)
+    run = Run(cfg, device, files, pixels, model, optimizer, progress, scaler, probe)
     if progress.iteration < run.total:
         notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
             say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
         memory.fit(cfg, cast(ResNet, model.encoder_q), device)
         if dist.is_main():
+            remove_leftovers(folder)
             text = digest_text(cfg)
             checkpoint.write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
-            _write_views(run)
+            view_pictures.write(folder / "views.jpg", files, cfg)
     return run
 
 
-def _compare(stored: dict[str, Any] | None, images: int, device: torch.device) -> None:
+def _compare(stored: resume.Stored | None, images: int, device: torch.device) -> None:
     """Raise `UserError` in every process if they start from different data: they would wait for ever."""
-    own = torch.tensor([[images, stored["iteration"] if stored else -1]], device=device)
+    own = torch.tensor([[images, stored.iteration if stored else -1]], device=device)
     if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:
         raise UserError(
             "the processes see different images (DATA.TRAIN) or checkpoints (OUTPUT_DIR): put both on storage "
             "that all machines share"
         )
-
-
-def _write_views(run: Run) -> None:
-    """`views.jpg`: eight images as the encoders see them, query views above, key views below."""
-    pairs = data.ViewPairs(run.files, run.cfg)
-    chosen = data.epoch_order(len(run.files), run.cfg.SEED, 0)[:8]
-    columns = []
-    for index in chosen:
-        pair = pairs[0, int(index)]
-        views = [np.pad(view, ((1, 1), (1, 1), (0, 0))) for view in (pair.query, pair.key)]
-        columns.append(np.concatenate(views))
-    picture = Image.fromarray(np.concatenate(columns, axis=1))
-    path = run.folder / "views.jpg"
-    checkpoint.write_atomic(path, lambda file: picture.save(file, "JPEG", quality=92))

@@ -1,15 +1,18 @@
-"""Learning rate of each epoch: MoCo v1's steps (He et al. Sec. 4), MoCo v2's half cosine (Chen et al.)."""
+"""Learning rates: MoCo v1's steps and its exponential for a billion images (He et al. Sec. 4), v2's half cosine."""
 
 import math
 
 from fvcore.common.config import CfgNode
 
 
-def learning_rate(solver: CfgNode, epoch: int) -> float:
-    """Learning rate during the zero-based `epoch`; there is no warm-up, and it changes once an epoch.
+def learning_rate(solver: CfgNode, epoch: int, iteration: int) -> float:
+    """Learning rate of a step in the zero-based `epoch` and of the zero-based `iteration` of the whole run.
 
-    `cosine`: BASE_LR * (1 + cos(pi * epoch / MAX_EPOCH)) / 2. `step`: BASE_LR, x 0.1 at each of STEPS.
+    There is no warm-up. `cosine`: BASE_LR * (1 + cos(pi * epoch / MAX_EPOCH)) / 2. `step`: BASE_LR, x 0.1 at
+    each of the epochs in STEPS. `exponential`: BASE_LR * GAMMA ** floor(iteration / GAMMA_PERIOD).
     """
     if solver.SCHEDULE == "cosine":
         return solver.BASE_LR * 0.5 * (1 + math.cos(math.pi * epoch / solver.MAX_EPOCH))
+    if solver.SCHEDULE == "exponential":
+        return solver.BASE_LR * solver.GAMMA ** (iteration // solver.GAMMA_PERIOD)
     return solver.BASE_LR * 0.1 ** sum(epoch >= step for step in solver.STEPS)

@@ -1,13 +1,11 @@
-"""What a run leaves behind and how it goes on from there: the checkpoints of one output folder."""
+"""What a run leaves behind: the checkpoints of one output folder. `pretrain.resume` goes on from them."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -18,8 +16,10 @@ from pretrain.errors import UserError
 
 LAST = "checkpoint_last.pth.tar"
 _NUMBERED = re.compile(r"checkpoint_(\d{4,})\.pth\.tar")
-# Settings that give the stored weights, queue or iteration number their meaning.
-_FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
+
+
+class CannotWrite(UserError):
+    """A checkpoint cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -46,102 +46,117 @@ class Progress:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, cfg: CfgNode
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    cfg: CfgNode,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Write `checkpoint_last`, and the numbered file when an epoch is complete and its turn has come.
+    """Write `checkpoint_last`, and at the end of an epoch its numbered file, to which the former is a link then.
 
-    Every process calls this: running statistics become their means over the processes first.
+    The last SOLVER.KEEP_LAST numbered files stay, and for good every SOLVER.CHECKPOINT_PERIOD-th and the run's
+    last one. Every process calls this; all hold the same state, which is only read, and the main one writes.
+
+    Raises:
+        CannotWrite: on every process; the files that were there stay as they are.
+        UserError: on every process; a value of the state is not finite.
     """
-    dist.mean_over_processes([b for name, b in model.named_buffers() if "running_" in name])
-    if not dist.is_main():
-        return
-    contents = {
+    _check_finite(folder, model, optimizer, iteration=progress.iteration)
+    error = None
+    if dist.is_main():
+        try:
+            _write(folder, _contents(model, optimizer, progress, cfg=cfg, scaler=scaler), progress, cfg)
+        except UserError as problem:
+            error = problem
+    (failed,) = dist.any_process(
+        error is not None
+    )  # nobody leaves, and nobody is ended for it, while one writes
+    if failed:
+        raise CannotWrite(str(error or "the main process cannot write a checkpoint, and says why"))
+
+
+def _contents(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    cfg: CfgNode,
+    scaler: torch.amp.GradScaler | None,
+) -> dict[str, object]:
+    return {
         "epoch": progress.epoch,
         "arch": cfg.MODEL.ARCH,
         "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()},
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,
         "iteration": progress.iteration,
         "iterations_per_epoch": progress.per_epoch,
         "images": progress.images,
+        "processes": dist.world_size(),
         "amp": progress.amp,
         "config": digest_text(cfg),
         "versions": {"pretrain": pretrain.__version__, "torch": str(torch.__version__),
                      "torchvision": str(torchvision.__version__)},
     }  # fmt: skip
-    its_turn = progress.epoch % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or progress.epoch == cfg.SOLVER.MAX_EPOCH
-    if progress.iteration % progress.per_epoch == 0 and its_turn:
-        checkpoint.save(folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar", contents)
-    checkpoint.save(folder / LAST, contents)
-    if cfg.SOLVER.KEEP_LAST:
-        for old in numbered(folder)[: -cfg.SOLVER.KEEP_LAST]:
-            old.unlink()
+
+
+def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: CfgNode) -> None:
+    if progress.iteration % progress.per_epoch:
+        checkpoint.save(folder / LAST, contents)
+        return
+    path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
+    checkpoint.save(path, contents)
+    checkpoint.link(path, folder / LAST)
+    for old in numbered(folder):
+        epoch = number(old) + 1
+        for_good = epoch % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.MAX_EPOCH
+        if cfg.SOLVER.KEEP_LAST and not for_good and epoch <= progress.epoch - cfg.SOLVER.KEEP_LAST:
+            old.unlink(missing_ok=True)
+
+
+def _check_finite(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, iteration: int
+) -> None:
+    """Raise `UserError`, on every process, if the state holds an infinite value or NaN: it is of no use."""
+    momenta = {f"momentum {i}.{j}": v for i, s in enumerate(optimizer.state.values()) for j, v in s.items()}
+    floats = {
+        name: value
+        for name, value in {**model.state_dict(), **momenta}.items()
+        if torch.is_tensor(value) and value.is_floating_point()
+    }
+    finite = torch.stack([torch.isfinite(value).all() for value in floats.values()])
+    (bad,) = dist.any_process(not bool(finite.all()))
+    if bad:
+        name = [*floats, "another process's"][int((~finite).nonzero()[0]) if not finite.all() else -1]
+        raise not_finite(folder, f"{name} became infinite or NaN by iteration {iteration}")
+
+
+def not_finite(folder: Path, what: str) -> UserError:
+    """The error for values that are not finite: what they were, what is saved, what to try."""
+    last = folder / LAST
+    kept = f"the last saved state is {last}" if last.exists() else "no checkpoint was written yet"
+    return UserError(f"{what}; {kept}; try a smaller SOLVER.BASE_LR or SOLVER.AMP off")
 
 
 def numbered(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
-    matches = [(path, _NUMBERED.fullmatch(path.name)) for path in folder.glob("checkpoint_*")]
-    return [path for _, path in sorted((int(match[1]), path) for path, match in matches if match)]
+    return sorted(
+        (path for path in folder.glob("checkpoint_*") if _NUMBERED.fullmatch(path.name)), key=number
+    )
 
 
-def find(folder: Path, *, resume: bool) -> dict[str, Any] | None:
-    """Contents of the checkpoint to go on from; None: start at the beginning.
-
-    Raises `UserError` when the folder holds a run and `resume` is not set, and when the file is damaged.
-    """
-    last = folder / LAST
-    if not resume:
-        if last.exists() or numbered(folder):
-            raise UserError(
-                f"OUTPUT_DIR {folder} holds checkpoints of a run: add --resume to go on with it, "
-                "or name another OUTPUT_DIR"
-            )
-        return None
-    if not last.exists():
-        if numbered(folder):
-            raise UserError(f"--resume: {last} is missing; copy the newest numbered checkpoint to that name")
-        return None
-    contents = checkpoint.load(last)
-    if not isinstance(contents, dict) or not {"iteration", "images"} <= contents.keys():
-        raise UserError(f"--resume: {last} was not written by this version of tools/pretrain.py")
-    return contents
+def number(path: Path) -> int:
+    """The zero-based epoch at whose end a numbered checkpoint was written."""
+    match = _NUMBERED.fullmatch(path.name)
+    assert match
+    return int(match[1])
 
 
-def restore(
-    contents: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    cfg: CfgNode,
-    images: int,
-) -> Progress:
-    """Load a checkpoint into model and optimizer, whose rates stay those of the config.
-
-    Raises `UserError` if it belongs to other settings or to another number of training images.
-    """
-    stored = yaml.safe_load(contents["config"])
-    for key in _FIXED:
-        _refuse_changes(key, _get(stored, key), _get(cfg, key))
-    if contents["images"] != images:
-        raise UserError(
-            f"--resume: DATA.TRAIN holds {images} images now and held {contents['images']} before; restore "
-            "the images or start in another OUTPUT_DIR"
-        )
-    model.load_state_dict({k.removeprefix("module."): v for k, v in contents["state_dict"].items()})
-    optimizer.load_state_dict(contents["optimizer"])
-    for group in optimizer.param_groups:  # the file brings those of the run so far
-        group["momentum"], group["weight_decay"] = cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY
-    return Progress(contents["iteration"], contents["iterations_per_epoch"], images, contents["amp"])
-
-
-def _refuse_changes(key: str, before: Any, now: Any) -> None:
-    if isinstance(now, dict):
-        for name in now:
-            _refuse_changes(f"{key}.{name}", before.get(name), now[name])
-    elif before != now:
-        raise UserError(f"--resume: {key} is {now} and was {before}; set it back or name another OUTPUT_DIR")
-
-
-def _get(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a process that was killed while it wrote."""
+    for path in folder.glob(".*.*"):
+        name = path.name[1:].rpartition(".")[0]
+        if name in ("broken_images.txt", "config.yaml", "metrics.json", "views.jpg", LAST) or _NUMBERED.fullmatch(name):
+            path.unlink(missing_ok=True)

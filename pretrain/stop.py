@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType
+from typing import NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": everything is saved, --resume goes on
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -11,24 +12,36 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Signals:
     """While this is open, SIGTERM and SIGUSR1 set `requested`; Ctrl-C acts at once, as ever.
 
+    Args:
+        ctrl_c: the first Ctrl-C is such a request too. The second acts at once, where `alone`.
+        alone: this is the only process. torchrun passes a Ctrl-C on that the terminal has sent already.
+
     Attributes:
         requested: whether this process was asked to stop. The processes of a run agree on it once a step.
         saved: set it once there is nothing left to save: then a signal ends the process at once.
     """
 
-    def __init__(self) -> None:
-        self.requested = self.saved = False
+    def __init__(self, *, ctrl_c: bool = False, alone: bool = True) -> None:
+        self.requested = self.saved = self.interrupted = False
+        self.numbers = (*_SIGNALS, signal.SIGINT) if ctrl_c else _SIGNALS
+        self.alone = alone
 
     def __enter__(self) -> "Signals":
         self.previous = {}
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self.previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self.previous = {number: signal.signal(number, self._note) for number in self.numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        again = self.interrupted and self.alone
         self.requested = True
-        if self.saved:
-            raise SystemExit(STOPPED)
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        if self.saved or (again and number == signal.SIGINT):
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """End this process: `SystemExit` with `STOPPED`, or `KeyboardInterrupt` after Ctrl-C."""
+        raise KeyboardInterrupt if self.interrupted else SystemExit(STOPPED)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():

@@ -1,108 +1,152 @@
-"""The pre-training loop: MoCo on a folder of images, in one process or many, on CPUs or GPUs."""
+"""The pre-training loop, in one process or many, on CPUs or GPUs."""
 
-import signal
+import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
-from types import FrameType
-from typing import cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data, dist, moco, norm, snapshot
+from pretrain import data, dist, gpu_views, loggers, moco, norm, snapshot
+from pretrain.alarms import Alarms
+from pretrain.broken import Broken
 from pretrain.console import duration, say
 from pretrain.encoders import ResNet
 from pretrain.errors import UserError
 from pretrain.log import Clock, Log, say_step
+from pretrain.meter import Meter
+from pretrain.nonfinite import first_bad_layer
 from pretrain.run import Run, set_up
+from pretrain.saver import Saver
 from pretrain.schedule import learning_rate
-from pretrain.step import METRICS, NonFiniteLoss, train_step
+from pretrain.step import NonFiniteLoss, train_step
+from pretrain.stop import Signals
+from pretrain.views import recipe_without
+
+Views = tuple[torch.Tensor, torch.Tensor]
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> None:
-    """Pre-train after a config from `pretrain.config.load`; leaves checkpoints and `log.jsonl` in OUTPUT_DIR.
+def train(cfg: CfgNode, *, resume: bool = False, other_processes: bool = False) -> None:
+    """Pre-train after a config from `pretrain.config.load`; leaves checkpoints and `metrics.json` in OUTPUT_DIR.
 
-    Call it in every process after `dist.init_from_env`. Raises `UserError` for what the user can mend, and
-    `KeyboardInterrupt` after Ctrl-C or SIGTERM, when the state has been saved.
+    Call it in every process after `dist.init_from_env`.
+
+    Args:
+        resume: go on from the last checkpoint, where there is one.
+        other_processes: also if it was written by another number of processes.
+    Raises:
+        UserError: what the user can mend.
+        SystemExit: with `stop.STOPPED`, after SIGTERM or SIGUSR1, when the state has been saved.
+        KeyboardInterrupt: the same after Ctrl-C.
     """
-    run = set_up(cfg, resume=resume)
+    loggers.check(cfg)
+    run = set_up(cfg, go_on=resume, other_processes=other_processes)
+    start, total, per_epoch = run.progress.iteration, run.total, run.progress.per_epoch
+    log = Log(cfg, iteration=start, alarms=Alarms(cfg, per_epoch=per_epoch, total=total, images=len(run.files)))
+    with closing(log):
+        _go_on(run, log)
+
+
+def _go_on(run: Run, log: Log) -> None:
     start, total = run.progress.iteration, run.total
+    if _knn_is_due(run) and not any(dist.any_process(log.has("knn", start))):
+        _measure_knn(run, log)  # a resumed run may have been stopped before it
     if start >= total:
         say(f"{run.folder}: this run is finished ({start} of {total} iterations); nothing to do")
         return
-    log = Log(run.folder / "log.jsonl", iteration=start)
-    if start == 0:
-        _measure_knn(run, log)
     begin = time.perf_counter()
-    with _StopSignals() as stop:
-        _loop(run, log, stop)
+    with Signals(ctrl_c=True, alone=dist.world_size() == 1) as signals:
+        batches = data.train_loader(run.files, run.cfg, start=start, stop=total, device=run.device)
+        try:
+            _loop(run, batches, log, signals)
+        finally:  # workers outlive a SIGTERM for a while, also that of an interpreter that ends
+            getattr(batches, "_shutdown_workers", lambda: None)()
     say(f"finished: {run.folder / snapshot.LAST} after {duration(time.perf_counter() - begin)}")
 
 
-def _loop(run: Run, log: Log, stop: "_StopSignals") -> None:
+def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -> None:
     cfg, total, per_epoch = run.cfg, run.total, run.progress.per_epoch
-    batches = data.train_loader(run.files, cfg, start=run.progress.iteration, stop=total, device=run.device)
-    broken, clock = data.Broken(run.files, cfg.DATA.MAX_BROKEN), Clock(cfg.SOLVER.IMS_PER_BATCH)
-    meter = _Meter(run.device)
+    broken = Broken(
+        run.files, cfg.DATA.MAX_BROKEN, folder=run.folder, going_on=run.progress.iteration > 0, device=run.device
+    )
+    clock = Clock(cfg.SOLVER.IMS_PER_BATCH)
+    meter, saver = Meter(run.device), Saver(cfg, saved=run.progress.iteration or None)
     first = run.progress.iteration + 1  # logged too: on a slow machine a period may take an hour
     for done in range(first, total + 1):
-        epoch = (done - 1) // per_epoch
-        query, key, waited = _next(batches, broken, run.device)
-        lr = learning_rate(cfg.SOLVER, epoch)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
-        meter.add(_step(run, (query, key), done - 1))
+        batch, waited = _next(batches, broken)
+        views, images = to_device(batch, run)
+        rate = _set_rate(run, done - 1)
+        meter.add(step(run, views, images, done - 1))
         clock.step(waited)
         run.progress = replace(run.progress, iteration=done)
+        stops, is_late, met_broken = dist.any_process(signals.requested, saver.due(), bool(broken.new))
+        if met_broken:
+            broken.share()
         ends_epoch, ends_run = done % per_epoch == 0, done == total
-        its_turn = done == first or done % cfg.SOLVER.LOG_PERIOD == 0
-        stop_now = stop.requested and dist.world_size() == 1
-        if its_turn or ends_epoch or ends_run or stop_now:
-            values, stop_now, unreadable = meter.read(stop.requested, len(broken.indices))
-            _check_finite(values["loss"], run)
-            broken.check(unreadable)
-            speed, data_wait, left = clock.read(total - done)
-            values = {"iteration": done, "epoch": epoch, **values, "lr": lr, "images_per_second": speed,
-                      "data_wait": data_wait, "time": time.time()}  # fmt: skip
-            log.write(values)
-            say_step(values, total=total, epochs=cfg.SOLVER.MAX_EPOCH, seconds_left=left)
-        if ends_run or (ends_epoch and (epoch + 1) % cfg.KNN.PERIOD == 0):
-            _measure_knn(run, log)
-        if ends_epoch or ends_run or stop_now:
-            snapshot.save(run.folder, run.model, run.optimizer, run.progress, cfg=cfg)
-            clock.restart()  # speed and waiting are those of training alone
-        if stop_now and not ends_run:
+        if done == first or done % cfg.SOLVER.LOG_PERIOD == 0 or ends_epoch or ends_run or stops:
+            values = meter.read()
+            if not math.isfinite(values["loss"]):  # on a GPU nobody has looked so far
+                raise _not_finite(run, views, done)
+            _write_line(run, log, {**values, "lr": rate}, clock)
+        if ends_epoch or ends_run or stops or is_late:
+            saver.save(run.model, run.optimizer, run.progress, scaler=run.scaler, must=ends_run or stops)
+            _write_names(broken)
+            signals.saved = ends_run
+        if stops and not ends_run:
             say(f"stopped at iteration {done}; everything is saved: the same command with --resume goes on")
-            raise KeyboardInterrupt
+            signals.leave()
+        if _knn_is_due(run):
+            _measure_knn(run, log)
+        if ends_epoch or is_late:
+            clock.restart()  # speed and waiting are those of training alone
     for line in broken.report():
         say(line)
 
 
-def _next(
-    batches: Iterator[data.Batch], broken: data.Broken, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _next(batches: Iterator[data.Batch], broken: Broken) -> tuple[data.Batch, float]:
+    """The next batch, and the seconds that it took to come."""
     begin = time.perf_counter()
     batch = next(batches)
     waited = time.perf_counter() - begin
     if batch.broken:
         broken.add(batch.broken)
-    return batch.query.to(device, non_blocking=True), batch.key.to(device, non_blocking=True), waited
+    return batch, waited
 
 
-def _step(run: Run, views: tuple[torch.Tensor, torch.Tensor], iteration: int) -> torch.Tensor:
-    cfg, order = run.cfg, None
-    if cfg.MODEL.NORM == "ShuffleBN" and cfg.MOCO.SHUFFLE:
-        groups = norm.groups_of(cfg)
-        order = moco.permutation(cfg.SOLVER.IMS_PER_BATCH, groups=groups, seed=cfg.SEED, step=iteration)
+def _write_names(broken: Broken) -> None:
+    try:
+        broken.write()
+    except UserError as error:  # a run is worth more than the list
+        say(f"warning: {error}")
+
+
+def to_device(batch: data.Batch, run: Run) -> tuple[Views, torch.Tensor]:
+    """Query and key views, (N, H, W, 3) uint8 each, and the numbers of the images."""
+    query, key, choices, images = (part.to(run.device, non_blocking=True) for part in batch[:4])
+    recipe = recipe_without(run.cfg.INPUT.AUG, run.cfg.INPUT.WITHOUT)
+    query, key = (gpu_views.finish(half, choices[:, n], recipe) for n, half in enumerate((query, key)))
+    return (query, key), images
+
+
+def _set_rate(run: Run, iteration: int) -> float:
+    rate = learning_rate(run.cfg.SOLVER, iteration // run.progress.per_epoch, iteration)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.Tensor:
+    cfg = run.cfg
     try:
         return train_step(
-            run.model, run.optimizer, views, pixels=run.pixels, order=order, bf16=run.bf16,
-            parts=norm.parts(cfg, run.device),
+            run.model, run.optimizer, views, pixels=run.pixels, images=images, iteration=iteration,
+            order=moco.key_order(cfg, iteration), bf16=run.bf16, scaler=run.scaler, parts=norm.parts(cfg, run.device),
         )  # fmt: skip
     except NonFiniteLoss:
-        raise _not_finite(run, iteration + 1) from None
+        raise _not_finite(run, views, iteration + 1) from None
     except torch.cuda.OutOfMemoryError:
         raise UserError(
             f"the GPU's memory does not suffice for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use fewer "
@@ -110,65 +154,29 @@ def _step(run: Run, views: tuple[torch.Tensor, torch.Tensor], iteration: int) ->
         ) from None
 
 
-def _check_finite(loss: float, run: Run) -> None:
-    if not np.isfinite(loss):
-        raise _not_finite(run, run.progress.iteration)
+def _not_finite(run: Run, views: Views, iteration: int) -> UserError:
+    layer = first_bad_layer(run.model, views, pixels=run.pixels, amp=run.amp)
+    where = f", first of all {layer}" if layer else ", and nothing before it"
+    return snapshot.not_finite(run.folder, f"the loss became infinite or NaN by iteration {iteration}{where}")
 
 
-def _not_finite(run: Run, iteration: int) -> UserError:
-    last = run.folder / snapshot.LAST
-    kept = f"the last saved state is {last}" if last.exists() else "no checkpoint was written yet"
-    return UserError(
-        f"the loss became infinite or NaN by iteration {iteration}; {kept}; "
-        "try a smaller SOLVER.BASE_LR or SOLVER.AMP off"
-    )
+def _write_line(run: Run, log: Log, values: dict[str, Any], clock: Clock) -> None:
+    done, total = run.progress.iteration, run.total
+    speed, data_wait, left = clock.read(total - done)
+    line = {"iteration": done, "epoch": (done - 1) // run.progress.per_epoch, **values, "images_per_second": speed,
+            "data_wait": data_wait, "time": time.time()}  # fmt: skip
+    say_step(line, total=total, epochs=run.cfg.SOLVER.MAX_EPOCH, seconds_left=left)
+    log.write(line)
+
+
+def _knn_is_due(run: Run) -> bool:
+    """Before the first step, every KNN.PERIOD epochs, and at the end; `False` where there are no labels."""
+    done, per_epoch = run.progress.iteration, run.progress.per_epoch
+    return run.probe is not None and (done % (per_epoch * run.cfg.KNN.PERIOD) == 0 or done == run.total)
 
 
 def _measure_knn(run: Run, log: Log) -> None:
-    if run.probe is None:
-        return
+    assert run.probe
     accuracy = run.probe.measure(cast(ResNet, run.model.encoder_q), bf16=run.bf16)
     log.write({"knn": accuracy, "epoch": run.progress.epoch, "iteration": run.progress.iteration})
     say(f"kNN {accuracy:.1f} % (chance {run.probe.chance:.1f} %) at iteration {run.progress.iteration}")
-
-
-class _Meter:
-    """Sums metrics on the device and brings their means over steps and processes to Python when asked."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums, self.steps = torch.zeros(len(METRICS), device=device), 0
-
-    def add(self, metrics: torch.Tensor) -> None:
-        self.sums += metrics
-        self.steps += 1
-
-    def read(self, stop: bool, broken: int) -> tuple[dict[str, float], bool, int]:
-        """Means of METRICS; whether any process wants to stop; unreadable images met.
-
-        Over the epochs every process meets all images, so that the mean of their counts, not the sum, is the
-        number of distinct images.
-        """
-        everything = torch.cat([self.sums / self.steps, self.sums.new_tensor([float(stop), float(broken)])])
-        dist.mean_over_processes([everything])
-        *means, stops, unreadable = everything.tolist()
-        self.sums, self.steps = torch.zeros_like(self.sums), 0
-        return dict(zip(METRICS, means, strict=True)), stops > 0, round(unreadable)
-
-
-class _StopSignals:
-    """Turns the first Ctrl-C or SIGTERM into a wish that the loop grants; the second Ctrl-C acts at once."""
-
-    requested = False
-
-    def __enter__(self) -> "_StopSignals":
-        self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT and dist.world_size() == 1:
-            raise KeyboardInterrupt  # torchrun repeats every signal by itself, and kills after 30 seconds
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.encoders import architecture, projection_head
 from pretrain.errors import UserError
-from pretrain.views import RECIPES
+from pretrain.views import PARTS, RECIPES
 
 _CHOICES = {
     "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),
@@ -22,7 +22,7 @@ _CHOICES = {
 _POSITIVE = (
     "MODEL.DIM", "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
     "SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD", "SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.PERIOD", "KNN.MAX_IMAGES",
+    "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.MAX_IMAGES",
 )  # fmt: skip
 _RANGES: dict[str, tuple[float, float]] = {  # both ends included
     "MOCO.M": (0, 1),
@@ -36,6 +36,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # both ends included
     "SOLVER.MAX_ITER": (0, float("inf")),
     "SOLVER.KEEP_LAST": (0, float("inf")),
     "SOLVER.SAVE_MINUTES": (0, float("inf")),
+    "KNN.PERIOD": (0, float("inf")),
     "SEED": (0, 2**63),
 }
 
@@ -51,6 +52,9 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
     for key, (low, high) in _RANGES.items():
         if not low <= _get(cfg, key) <= high:
             raise UserError(f"{key} {_get(cfg, key)}: must be between {low:g} and {high:g}")
+    for part in cfg.INPUT.WITHOUT:
+        if part not in PARTS:
+            raise UserError(f"INPUT.WITHOUT {part}: choose among {' '.join(PARTS)}")
     _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
     _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
     projection_head(cfg.MODEL.HEAD, 1, 1)
@@ -83,26 +87,54 @@ def _check_batch(cfg: CfgNode, processes: int) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch} does not divide into {processes} processes: use {usable}"
         )
-    if cfg.MODEL.NORM != "ShuffleBN":
+    if cfg.MODEL.NORM == "ShuffleBN":
+        _check_groups(batch, size, processes)
+    elif cfg.MODEL.NORM == "BN" and batch // processes < 2:
+        raise UserError(
+            f"MODEL.NORM BN: normalises over the images of each process, here {batch // processes}: use "
+            f"SOLVER.IMS_PER_BATCH {2 * processes} or more, or MODEL.NORM SyncBN"
+        )
+    elif batch < 2:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch}: batch norm needs 2 or more images: use SOLVER.IMS_PER_BATCH 2"
+        )
+
+
+def _check_groups(batch: int, size: int, processes: int) -> None:
+    fitting = _group_sizes(batch, processes)
+    if size in fitting:
         return
+    if not fitting:
+        multiples = range(batch, 6 * batch + 7, processes)
+        larger = next(n for n in multiples if _group_sizes(n, processes))
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} on {processes} process(es) does not divide into groups, two or more "
+            f"of 2 or more images: use SOLVER.IMS_PER_BATCH {larger} with MODEL.BN_GROUP_SIZE "
+            f"{_nearest(_group_sizes(larger, processes), size)}, or MODEL.NORM SyncBN"
+        )
+    use = f"use MODEL.BN_GROUP_SIZE {_nearest(fitting, size)}"
     if size < 2:
-        raise UserError(f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs 2 or more images in a group")
+        raise UserError(f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs 2 or more images in a group; {use}")
     if batch <= size:
-        advice = f"MODEL.BN_GROUP_SIZE {batch // 2}" if batch >= 4 else "SOLVER.IMS_PER_BATCH 4 or more"
         raise UserError(
             f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs at least two groups in SOLVER.IMS_PER_BATCH "
-            f"{batch} to shuffle between; use {advice}"
+            f"{batch} to shuffle between; {use}"
         )
     local = batch // processes
-    if batch % size or (local % size and size % local):
-        divisors = [n for n in range(2, batch // 2 + 1) if batch % n == 0]
-        fitting = [n for n in divisors if local % n == 0 or n % local == 0]
-        if not fitting:
-            raise UserError(f"SOLVER.IMS_PER_BATCH {batch} does not divide into groups: use {batch + 1}")
-        raise UserError(
-            f"MODEL.BN_GROUP_SIZE {size} does not fit {local} images on each of {processes} process(es): "
-            f"use MODEL.BN_GROUP_SIZE {min(fitting, key=lambda n: abs(n - size))}"
-        )
+    raise UserError(
+        f"MODEL.BN_GROUP_SIZE {size} does not fit {local} images on each of {processes} process(es): {use}"
+    )
+
+
+def _group_sizes(batch: int, processes: int) -> list[int]:
+    """Sizes of two or more equal groups that fill processes, or that whole processes fill."""
+    local = batch // processes
+    sizes = [n for n in range(2, batch // 2 + 1) if not batch % n]
+    return [n for n in sizes if not local % n or not n % local]
+
+
+def _nearest(sizes: list[int], wanted: int) -> int:
+    return min(sizes, key=lambda size: abs(size - wanted))
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

@@ -5,36 +5,47 @@ jitter (Chen et al. 2020, "aug+"). Order and parameters are those of the authors
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from random import Random
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from pretrain import decode, rng
+from pretrain import colours, rng
+from pretrain.decode import ImageFile
+from pretrain.resample import resized_crop
 
+PARTS = ("crop", "flip", "jitter", "gray", "blur")
+PACKED = 10  # numbers in `pack`
+MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, pixels
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))
-_SIGMAS = (0.1, 2.0)  # of the blur, pixels
-_GRAY_PROBABILITY = 0.2
+_STARTS = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
+_NUMBERS = {name: float(number) for number, name in enumerate(colours.OPERATIONS)}
+_ORDERS = list(permutations(range(4)))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a recipe distorts colours; crop, grayscale and flip are common to both.
+    """How views are distorted.
 
     Attributes:
         jitter: largest relative change of brightness, contrast and saturation; largest turn of the hue.
-        jitter_probability: share of the views that are jittered at all.
-        blur_probability: share of the views that are blurred.
+        jitter_probability, blur_probability, gray_probability, flip_probability: share of the views.
         gray_first: grayscale before the jitter (v1) or after it (v2).
+        crop: a random part of the image; without it the central square.
     """
 
     jitter: tuple[float, float, float, float]
     jitter_probability: float
     blur_probability: float
     gray_first: bool
+    gray_probability: float = 0.2
+    flip_probability: float = 0.5
+    crop: bool = True
 
 
 RECIPES = {
@@ -43,8 +54,15 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class View:
+def recipe_without(name: str, parts: Sequence[str]) -> Recipe:
+    """One of RECIPES without some of PARTS. What remains is drawn as it would be with them."""
+    recipe = RECIPES[name]
+    for part in parts:
+        recipe = replace(recipe, **{"crop": False} if part == "crop" else {f"{part}_probability": 0.0})
+    return recipe
+
+
+class View(NamedTuple):
     """Every random choice of one view.
 
     Attributes:
@@ -62,111 +80,106 @@ class View:
     flip: bool
 
 
-def draw(random: np.random.Generator, recipe: Recipe, *, width: int, height: int, min_scale: float) -> View:
-    """Choose one view of an image of `width` x `height` pixels."""
-    box = _draw_box(random, width, height, min_scale)
-    jitter: tuple[tuple[str, float], ...] = ()
-    if random.random() < recipe.jitter_probability:
-        brightness, contrast, saturation, hue = recipe.jitter
-        factors = [
-            ("brightness", random.uniform(1 - brightness, 1 + brightness)),
-            ("contrast", random.uniform(1 - contrast, 1 + contrast)),
-            ("saturation", random.uniform(1 - saturation, 1 + saturation)),
-            ("hue", random.uniform(-hue, hue)),
-        ]
-        jitter = tuple(factors[i] for i in random.permutation(4))
-    gray = random.random() < _GRAY_PROBABILITY
-    sigma = random.uniform(*_SIGMAS) if random.random() < recipe.blur_probability else 0.0
-    return View(box, jitter, bool(gray), sigma, bool(random.random() < 0.5))
+def draw(random: Random, recipe: Recipe, *, width: int, height: int, min_scale: float) -> View:
+    """Choose one view of an image of `width` x `height` pixels.
+
+    Everything is drawn, wanted or not, and the box last, whose draws vary in number: so a part left out of
+    the recipe leaves the others as they are.
+    """
+    chance = random.random
+    flip = chance() < recipe.flip_probability
+    gray = chance() < recipe.gray_probability
+    blur, sigma = chance() < recipe.blur_probability, MIN_SIGMA + (MAX_SIGMA - MIN_SIGMA) * chance()
+    jittered, order = chance() < recipe.jitter_probability, _ORDERS[int(chance() * len(_ORDERS))]
+    changes = [strength * (2 * chance() - 1) for strength in recipe.jitter]
+    steps = [
+        (name, start + change)
+        for name, start, change in zip(colours.OPERATIONS, _STARTS, changes, strict=True)
+    ]
+    jitter = tuple(steps[i] for i in order) if jittered else ()
+    box = _draw_box(random, width, height, min_scale) if recipe.crop else _central(width, height, 1.0)
+    return View(box, jitter, gray, sigma if blur else 0.0, flip)
 
 
-def _draw_box(
-    random: np.random.Generator, width: int, height: int, min_scale: float
-) -> tuple[int, int, int, int]:
+def _draw_box(random: Random, width: int, height: int, min_scale: float) -> tuple[int, int, int, int]:
+    chance, (low, high) = random.random, _RATIOS
     for _ in range(_ATTEMPTS):
-        area = width * height * random.uniform(min_scale, 1.0)
-        ratio = math.exp(random.uniform(*_RATIOS))
+        area = width * height * (min_scale + (1 - min_scale) * chance())
+        ratio = math.exp(low + (high - low) * chance())
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(random.integers(width - w + 1)), int(random.integers(height - h + 1)), w, h
-    ratio = min(max(width / height, 3 / 4), 4 / 3)  # the largest central box of an allowed shape
+            return int(chance() * (width - w + 1)), int(chance() * (height - h + 1)), w, h
+    return _central(width, height, min(max(width / height, 3 / 4), 4 / 3))
+
+
+def _central(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
+    """The largest box of this shape (width over height) in the middle."""
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def render(image: Image.Image, view: View, recipe: Recipe, *, size: int, scale: float = 1.0) -> np.ndarray:
-    """Carry a view out: RGB image -> (size, size, 3) uint8.
+def crop(pixels: np.ndarray, view: View, *, size: int, scale: float = 1.0) -> np.ndarray:
+    """The geometric part of a view: RGB image (H, W, 3) -> (size, size, 3) uint8.
 
     `scale` is the image's width over the width that the view was drawn for (a JPEG decoded smaller).
     """
-    left, top, w, h = (scale * side for side in view.box)
-    box = (left, top, min(left + w, image.width), min(top + h, image.height))
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-    if view.gray and recipe.gray_first:
-        pixels = to_gray(pixels)
-    for name, factor in view.jitter:
-        pixels = JITTER[name](pixels, factor)
-    if view.gray and not recipe.gray_first:
-        pixels = to_gray(pixels)
-    if view.sigma:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), view.sigma)
-    return np.ascontiguousarray(pixels[:, ::-1] if view.flip else pixels)
+    cut = resized_crop(pixels, view.box, size, scale=scale)
+    return cv2.flip(cut, 1) if view.flip else cut
+
+
+def recolour(pixels: np.ndarray, view: View, recipe: Recipe) -> np.ndarray:
+    """The other part of a view: colours and blur, on uint8 RGB."""
+    gray = (colours.GRAY,) if view.gray else ()
+    steps = (*gray, *view.jitter) if recipe.gray_first else (*view.jitter, *gray)
+    pixels = colours.adjust(pixels, steps)
+    return colours.blur(pixels, view.sigma) if view.sigma else pixels
+
+
+def pack(view: View) -> list[float]:
+    """What `recolour` needs as PACKED numbers: operation (-1: none) and factor four times, gray, sigma."""
+    steps = view.jitter or 4 * (("none", 0.0),)
+    jitter = [number for name, factor in steps for number in (_NUMBERS.get(name, -1.0), factor)]
+    return [*jitter, float(view.gray), view.sigma]
 
 
 def two_views(
-    data: bytes, recipe: Recipe, *, size: int, min_scale: float, counters: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The query's and the key's view of one image file, decoded once: two (size, size, 3) uint8 arrays.
+    data: bytes,
+    recipe: Recipe,
+    *,
+    size: int,
+    min_scale: float,
+    counters: tuple[int, int, int],
+    geometry_only: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The query's and the key's view of one image file, decoded once.
 
-    `counters` are seed, epoch and index of the image. Raises Pillow's exceptions for an unreadable file.
+    Args:
+        data: the file.
+        counters: seed, epoch and index of the image.
+        geometry_only: leave colours and blur to `pretrain.gpu_views`.
+    Returns:
+        Two (size, size, 3) uint8 arrays, and what is left to do to them: float32 of (2, PACKED) or (2, 0).
+    Raises:
+        Exception: of Pillow or OpenCV, for an unreadable file.
     """
-    image, width, height = decode.open_image(data)
+    file = ImageFile(data)
     views = [
-        draw(rng.generator("view", *counters, n), recipe, width=width, height=height, min_scale=min_scale)
+        draw(
+            rng.quick("view", *counters, n), recipe, width=file.width, height=file.height, min_scale=min_scale
+        )
         for n in range(2)
     ]
     shortest = min(side for view in views for side in view.box[2:])
-    upright = decode.decode(image, shrink=shortest / size)  # never below the size that is wanted
-    scale = upright.width / width
-    query, key = (render(upright, view, recipe, size=size, scale=scale) for view in views)
-    return query, key
+    upright = file.decode(shrink=shortest / size)
+    scale = upright.shape[1] / file.width
+    query, key = (crop(upright, view, size=size, scale=scale) for view in views)
+    if geometry_only:
+        return query, key, np.array([pack(view) for view in views], np.float32)
+    query, key = (recolour(pixels, view, recipe) for pixels, view in zip((query, key), views, strict=True))
+    return query, key, nothing_left(False)
 
 
-def to_gray(pixels: np.ndarray) -> np.ndarray:
-    """Luma by ITU-R 601, in all three channels."""
-    return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-
-
-def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Multiply every value."""
-    return _blend_with(pixels, 0.0, factor)
-
-
-def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Stretch the values around the mean luma of the picture."""
-    return _blend_with(pixels, math.floor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean() + 0.5), factor)
-
-
-def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Stretch the colours around the luma of each pixel."""
-    return cv2.addWeighted(pixels, factor, to_gray(pixels), 1 - factor, 0)
-
-
-def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
-    """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turn * 255) % 256)  # the circle is 256 steps: uint8 wraps as hue does
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
-
-
-JITTER: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "brightness": adjust_brightness,
-    "contrast": adjust_contrast,
-    "saturation": adjust_saturation,
-    "hue": adjust_hue,
-}
-
-
-def _blend_with(pixels: np.ndarray, value: float, factor: float) -> np.ndarray:
-    table = np.arange(256) * factor + value * (1 - factor)
-    return cv2.LUT(pixels, np.clip(np.rint(table), 0, 255).astype(np.uint8))
+def nothing_left(geometry_only: bool) -> np.ndarray:
+    """The third item of `two_views`, for views that are to stay as they are."""
+    unchanged = View((0, 0, 1, 1), (), False, 0.0, False)
+    return np.array(2 * [pack(unchanged) if geometry_only else []], np.float32)

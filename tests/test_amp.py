@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pretrain import amp, config, run
+from pretrain import amp, build, config
+from pretrain.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -14,7 +15,7 @@ def test_probe_takes_any_group_size(size: str) -> None:
     tiny += ["SOLVER.IMS_PER_BATCH", "768"]  # all of them divide it
     cfg = config.load("pretrain/moco_v2_R50.yaml", tiny)
     decision = amp.decide(
-        "auto", run.encoder_maker(cfg, CPU), size=32, group_size=cfg.MODEL.BN_GROUP_SIZE, device=CPU
+        "auto", build.encoder_maker(cfg, CPU), size=32, group_size=cfg.MODEL.BN_GROUP_SIZE, device=CPU
     )
     assert decision.startswith(("bf16 (", "off ("))
 
@@ -29,3 +30,18 @@ def test_fixed_settings_are_not_timed() -> None:
     for setting in ("bf16", "off"):
         decision = amp.decide(setting, lambda: pytest.fail("timed"), size=8, group_size=4, device=CPU)
         assert decision.startswith(setting)
+
+
+def test_float16_is_for_gpus() -> None:
+    """Taken as it is where there is one; no GPU is touched by the decision."""
+    never = torch.nn.Identity
+    with pytest.raises(UserError, match=r"SOLVER\.AMP fp16: float16 is for GPUs; use SOLVER\.AMP auto"):
+        amp.decide("fp16", never, size=8, group_size=4, device=CPU)
+    gpu = amp.decide("fp16", never, size=8, group_size=4, device=torch.device("cuda"))
+    assert gpu == "fp16 (SOLVER.AMP)"
+
+
+def test_channels_last_where_it_was_measured_to_help() -> None:
+    paper, demo = (config.load(f"pretrain/{name}.yaml") for name in ("moco_v2_R50", "demo_R18"))
+    assert amp.channels_last(paper, CPU) and not amp.channels_last(demo, CPU)
+    assert amp.channels_last(demo, torch.device("cuda"))

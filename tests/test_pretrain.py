@@ -2,17 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import run_script
 from PIL import Image
 
 from pretrain import checkpoint, config, dist
@@ -24,11 +21,11 @@ SMALL = [
     "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MODEL.BN_GROUP_SIZE", "16",
     "MOCO.K", "100", "MOCO.M", "0.9", "INPUT.SIZE", "64", "DATA.NUM_WORKERS", "0", "SOLVER.BASE_LR", "0.01",
     "SOLVER.IMS_PER_BATCH", "32", "SOLVER.MAX_EPOCH", "3", "SOLVER.LOG_PERIOD", "1", "SOLVER.AMP", "off",
-    "SOLVER.CHECKPOINT_PERIOD", "1", "DEVICE", "cpu",
+    "SOLVER.CHECKPOINT_PERIOD", "1", "LOG.TENSORBOARD", "False", "DEVICE", "cpu",
 ]  # fmt: skip
 KEYS = {
-    "iteration", "epoch", "loss", "accuracy", "in_batch_accuracy", "positive_cosine", "negative_cosine", "lr",
-    "images_per_second", "data_wait", "time",
+    "iteration", "epoch", "loss", "accuracy", "in_batch_accuracy", "positive_cosine", "negative_cosine",
+    "feature_std", "lr", "images_per_second", "data_wait", "time",
 }  # fmt: skip
 
 
@@ -47,7 +44,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def log_lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 def distributed_worker(arguments: list[str]) -> None:
@@ -55,36 +52,6 @@ def distributed_worker(arguments: list[str]) -> None:
     dist.init_from_env(torch.device("cpu"))
     torch.set_num_threads(1)
     train(cfg)
-
-
-@pytest.mark.parametrize("norm", ["ShuffleBN", "SyncBN"])
-def test_two_processes_equal_one(image_folder: MakeFolder, tmp_path: Path, norm: str) -> None:
-    """5 steps of 32 images in one process, and in two with 16 each; the queue of 100 keys wraps around."""
-    images, labelled = image_folder(100), image_folder(3, classes=("a", "b", "c"))  # an odd number for kNN
-    # At higher rates the network amplifies the rounding of sums, one bit, to percents within five steps.
-    more = ["MODEL.NORM", norm, "SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.0001",
-            "KNN.TRAIN", str(labelled), "KNN.PERIOD", "1"]  # fmt: skip
-    one = pretrain(images, tmp_path / "one", *more)
-    dist.spawn(distributed_worker, 2, (overrides(images, tmp_path / "two", *more),))
-    two = checkpoint.load(tmp_path / "two" / "checkpoint_last.pth.tar")
-
-    logs = [log_lines(tmp_path / name) for name in ("one", "two")]
-    assert [line["iteration"] for line in logs[0] if "knn" in line] == [0, 3, 5]
-    for a, b in zip(*logs, strict=True):
-        assert a.keys() == b.keys() and a["iteration"] == b["iteration"] and a.get("lr") == b.get("lr")
-        assert a.get("knn") == pytest.approx(b.get("knn"))
-        for key in {"loss", "positive_cosine", "negative_cosine"} & a.keys():
-            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
-        for key in {"accuracy", "in_batch_accuracy"} & a.keys():  # one near tie of 32 images may flip
-            assert a[key] == pytest.approx(b[key], abs=1 / 32 + 1e-6), key
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for name, value in one["state_dict"].items():  # weights, running statistics, queue and its pointer
-        difference = (value - two["state_dict"][name]).float().norm()
-        assert difference <= 1e-4 * value.float().norm() + 1e-6, name
-    momenta = [contents["optimizer"]["state"] for contents in (one, two)]  # sums of the gradients so far
-    for index, state in momenta[0].items():
-        ours, theirs = state["momentum_buffer"], momenta[1][index]["momentum_buffer"]
-        assert (ours - theirs).norm() <= 2e-3 * ours.norm() + 1e-6, index
 
 
 @pytest.mark.parametrize("stop", [2, 4])
@@ -109,7 +76,7 @@ def test_lines_after_the_checkpoint_are_dropped(image_folder: MakeFolder, tmp_pa
     """A run killed after it logged iterations that no checkpoint holds."""
     images, output = image_folder(100), tmp_path / "run"
     pretrain(images, output, "SOLVER.MAX_ITER", "2")
-    with open(output / "log.jsonl", "a", encoding="utf-8") as file:
+    with open(output / "metrics.json", "a", encoding="utf-8") as file:
         file.write('{"iteration": 3, "loss": 99}\n{"iterat')
     pretrain(images, output, "SOLVER.MAX_ITER", "4", resume=True)
     assert [line["iteration"] for line in log_lines(output)] == [1, 2, 3, 4]
@@ -129,10 +96,14 @@ def test_what_a_run_leaves(image_folder: MakeFolder, tmp_path: Path) -> None:
         "2",
         "INPUT.SIZE",
         "32",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "9",
+        "LOG.TENSORBOARD",
+        "False",
     )  # one iteration an epoch
     assert sorted(path.name for path in output.iterdir()) == [
         "checkpoint_0001.pth.tar", "checkpoint_0002.pth.tar", "checkpoint_last.pth.tar", "config.yaml",
-        "log.jsonl", "views.jpg",
+        "metrics.json", "views.jpg",
     ]  # fmt: skip
     assert last["epoch"] == 3 and last["arch"] == "resnet18" and last["iteration"] == 3
     assert checkpoint.load(output / "checkpoint_0001.pth.tar")["epoch"] == 2
@@ -143,7 +114,7 @@ def test_what_a_run_leaves(image_folder: MakeFolder, tmp_path: Path) -> None:
     assert [set(line) for line in lines if "loss" in line] == [KEYS] * 3
     assert [(line["iteration"], line["epoch"]) for line in lines if "knn" in line] == [(0, 0), (2, 2), (3, 3)]
     assert config.read_yaml(output / "config.yaml")["MOCO"]["K"] == 100
-    assert Image.open(output / "views.jpg").size == (8 * 34, 2 * 34)
+    assert Image.open(output / "views.jpg").width > 8 * 7 * 32  # eight pairs, enlarged for their captions
 
 
 def test_shuffle_false_skips_the_permutation_only(image_folder: MakeFolder, tmp_path: Path) -> None:
@@ -173,7 +144,7 @@ def test_bf16_decision_is_kept_until_the_config_says_otherwise(
 
 def test_an_infinite_loss_stops_before_the_weights_change(image_folder: MakeFolder, tmp_path: Path) -> None:
     images, output = image_folder(32), tmp_path / "run"
-    with pytest.raises(UserError, match=r"infinite or NaN by iteration \d+; the last saved state is .*last"):
+    with pytest.raises(UserError, match=r"infinite or NaN by iteration \d+, first of all encoder_q.*; the last saved state is .*last"):
         pretrain(images, output, "SOLVER.BASE_LR", "1e30", "SOLVER.MAX_EPOCH", "9")
     state = checkpoint.load(output / "checkpoint_last.pth.tar")["state_dict"]
     assert state["module.queue"].isfinite().all()
@@ -276,33 +247,3 @@ def test_resume_says_where_it_stands(image_folder: MakeFolder, tmp_path: Path) -
     first, second = command(*arguments), command(*arguments)
     assert first.returncode == 0 and "no checkpoint in" in first.stdout
     assert second.returncode == 0 and "this run is finished" in second.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_state(image_folder: MakeFolder, tmp_path: Path, number: signal.Signals) -> None:
-    output = tmp_path / "run"
-    arguments = overrides(image_folder(100), output, "SOLVER.MAX_EPOCH", "2000", "DATA.NUM_WORKERS", "1")
-    script = [sys.executable, "tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml", *arguments]
-    with subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 120
-        while not (output / "log.jsonl").is_file() or len(log_lines(output)) < 4:
-            assert time.monotonic() < deadline and run.poll() is None
-            time.sleep(0.1)
-        os.kill(run.pid, number)
-        out, errors = run.communicate(timeout=60)
-    assert run.returncode == 130 and "--resume" in out and "Traceback" not in errors
-    iteration = checkpoint.load(output / "checkpoint_last.pth.tar")["iteration"]
-    assert iteration == log_lines(output)[-1]["iteration"]
-
-
-@pytest.mark.slow
-def test_torchrun(image_folder: MakeFolder, tmp_path: Path) -> None:
-    arguments = overrides(image_folder(32), tmp_path / "run", "SOLVER.MAX_ITER", "1")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished: ") == 1 and "2 process(es)" in done.stdout

@@ -1,6 +1,7 @@
-"""Image folders: what is found, in which order it is visited, and what broken files do."""
+"""Folders and lists of images: what is found, in which order it is visited, and what broken files do."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain import config, data
+from pretrain import config, data, dist, probe, sources
+from pretrain.broken import FILE, Broken
 from pretrain.decode import centre_view
 from pretrain.errors import UserError
-from pretrain.images import ImageFiles, class_folders, find_images
+from pretrain.images import ImageFiles, class_folders, find_images, permutation, printable
 
 CPU = torch.device("cpu")
 
@@ -28,7 +30,8 @@ def settings(**values: object) -> CfgNode:
 
 def test_paths_survive_the_buffer() -> None:
     paths = ["a.jpg", "", "some/ünïcode 照片.jpg", "x" * 300]
-    assert list(ImageFiles(paths)) == paths
+    assert list(ImageFiles(paths)) == paths and list(ImageFiles(iter(paths))) == paths
+    assert len(ImageFiles([])) == 0
 
 
 def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
@@ -68,12 +71,104 @@ def test_class_folders(tmp_path: Path) -> None:
     assert class_folders(str(tmp_path)) == []
 
 
+def test_folders_are_listed_in_the_order_of_whole_paths(tmp_path: Path) -> None:
+    """As one sort of all paths would put them, `a.jpg` before `a/` and after `a-b/`."""
+    chance = random.Random(0)
+    for _ in range(200):
+        parts = [
+            "".join(chance.choices("aB-._0", k=chance.randint(1, 3))) for _ in range(chance.randint(1, 3))
+        ]
+        path = tmp_path.joinpath(*parts[:-1]) / f"x{parts[-1]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    visible = [
+        p
+        for p in tmp_path.rglob("*.jpg")
+        if not any(q.startswith(".") for q in p.relative_to(tmp_path).parts)
+    ]
+    assert len(visible) > 100
+    assert list(find_images([str(tmp_path)], key="DATA.TRAIN")) == sorted(map(str, visible))
+
+
+def test_a_folder_that_nobody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "secret").mkdir()
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:  # root may read everything, so that file modes do not show it
+        if os.path.basename(path) == "secret":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(UserError, match=r"^DATA\.TRAIN: cannot read .*secret: Permission denied$"):
+        sources.find([str(tmp_path)])
+
+
+def test_a_list_of_paths(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = image_folder(3)
+    listing = tmp_path / "lists" / "some.txt"
+    listing.parent.mkdir()
+    first = os.path.relpath(folder / "0002.jpg", listing.parent)
+    listing.write_bytes(
+        f"\ufeff{first}\r\n\n# a comment\n{folder / '0000.jpg'}\n  missing.jpg\n{first}".encode()
+    )
+    files = sources.find([str(listing)])
+    names = [os.path.relpath(files[i], tmp_path) for i in range(len(files))]
+    assert names == ["images0/0002.jpg", "images0/0000.jpg", "lists/missing.jpg", "images0/0002.jpg"]
+    assert files.read(0) == files.read(3) == (folder / "0002.jpg").read_bytes()
+    sample = data.ViewPairs(files, settings())[0, 2]
+    assert sample.broken == [2] and sample.query.any()
+
+
+def test_several_sources_at_once(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    one, two = image_folder(2), image_folder(3)
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{one / '0000.jpg'}\n")
+    files = sources.find([str(two), str(listing), str(one)])
+    names = [os.path.relpath(files[i], tmp_path) for i in range(len(files))]
+    assert names == [
+        *(f"images1/000{i}.jpg" for i in range(3)),
+        "images0/0000.jpg",
+        "images0/0000.jpg",
+        "images0/0001.jpg",
+    ]
+
+
+def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.txt").write_text("\n# nothing\n")
+    (tmp_path / "x.csv").write_text("a,b")
+    (tmp_path / "x.jpg").write_bytes(b"")
+    for source, words in [
+        ("nowhere", "no such folder: .*nowhere"),
+        ("nowhere.txt", "no such list: .*nowhere.txt"),
+        ("empty", "no image below .*empty"),
+        ("nothing.txt", "no path in the list .*nothing.txt"),
+        ("x.csv", ".*x.csv is neither a folder, a list"),
+        ("x.jpg", ".*x.jpg is neither a folder, a list"),
+    ]:
+        with pytest.raises(UserError, match=f"^DATA\\.TRAIN: {words}") as caught:
+            sources.find([str(tmp_path / source)])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"DATA\.TRAIN: names no images"):
+        sources.find([])
+
+
+def test_lists_and_shards_have_no_knn_of_their_own(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = image_folder(2, classes=("a", "b"))
+    (tmp_path / "list.txt").write_text(f"{folder / 'a' / '0000.jpg'}\n")
+    assert probe.bank_folder(settings(DATA__TRAIN=[str(folder)])) == ("DATA.TRAIN", str(folder))
+    for source in (tmp_path / "list.txt", tmp_path / "{0..3}.tar"):
+        assert probe.bank_folder(settings(DATA__TRAIN=[str(source)])) == ("KNN.TRAIN", "")
+
+
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:
-    first = data.epoch_order(50, 1, 0)
+    first = permutation(50, 1, 0)
     assert sorted(first) == list(range(50))
-    assert np.array_equal(first, data.epoch_order(50, 1, 0))
-    assert not np.array_equal(first, data.epoch_order(50, 1, 1))
-    assert not np.array_equal(first, data.epoch_order(50, 2, 0))
+    assert np.array_equal(first, ImageFiles(["x"] * 50).order(1, 0))
+    assert not np.array_equal(first, permutation(50, 1, 1))
+    assert not np.array_equal(first, permutation(50, 2, 0))
 
 
 def test_batches_of_a_resumed_run_are_the_rest() -> None:
@@ -117,12 +212,62 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
     pairs = data.ViewPairs(files, settings())
     assert pairs[0, 2].broken == [] and pairs[0, 3].broken == [3]
     assert pairs[0, 3].query.any()
-    broken = data.Broken(files, 0.25)
-    broken.add([3])
-    broken.add([3, 5])
-    assert [os.path.basename(line) for line in broken.report()[1:]] == ["0003.jpg", "0005.jpg"]
-    with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.25: 3 of 8"):
-        broken.add([6])
+    broken = Broken(files, 0.25, folder=folder / "out", going_on=False)
+    for indices in ([3], [], [3, 5]):
+        broken.add(indices)
+        broken.share()
+    broken.write()
+    names = [str(folder / name) for name in ("0003.jpg", "0005.jpg")]
+    assert (folder / "out" / FILE).read_text().splitlines() == names == broken.report()[1:]
+    assert broken.report()[0].startswith("2 unreadable image(s) were replaced")
+    broken.add([6])
+    with pytest.raises(
+        UserError, match=rf"DATA\.MAX_BROKEN 0\.25: 3 of 8.*0003\.jpg among.*{FILE} lists them"
+    ):
+        broken.share()
+    assert len((folder / "out" / FILE).read_text().splitlines()) == 3
+
+
+def test_names_of_a_stopped_run_stay_listed(tmp_path: Path) -> None:
+    files = ImageFiles([f"{i}.jpg" for i in range(100)])
+    for going_on, index in ((False, 1), (True, 40), (False, 7)):
+        broken = Broken(files, 0.5, folder=tmp_path, going_on=going_on)
+        broken.add([index])
+        broken.share()
+        broken.write()
+        listed = (tmp_path / FILE).read_text().split()
+        assert listed == (["1.jpg", "40.jpg"] if going_on else [f"{index}.jpg"])
+    Broken(files, 0.5, folder=tmp_path, going_on=False).write()
+    assert not (tmp_path / FILE).exists()
+
+
+def test_ten_names_at_the_end_and_names_that_are_no_text(tmp_path: Path) -> None:
+    files = ImageFiles([os.fsdecode(b"%02d \xff\n\x1b[2J.jpg" % i) for i in range(30)])
+    broken = Broken(files, 0.5, folder=tmp_path, going_on=False)
+    broken.add(list(range(12)))
+    broken.share()
+    broken.write()
+    report = broken.report()
+    assert report[1] == r"00 \udcff\n\x1b[2J.jpg" and len(report) == 12 and report[-1] == "and 2 more"
+    assert len((tmp_path / FILE).read_text().splitlines()) == 12
+    assert printable("a ünïcode 照片.jpg") == "a ünïcode 照片.jpg"
+
+
+def broken_worker(folder: str) -> None:
+    dist.init_from_env(CPU)
+    broken = Broken(ImageFiles(["x"] * 20), 0.15, folder=Path(folder), going_on=False)
+    for mine in [([1], [1, 2]), ([], [2]), ([7], [])]:  # of each of two processes, in three steps
+        broken.add(mine[dist.rank()])
+        if any(dist.any_process(bool(broken.new))):
+            broken.share()
+    assert broken.indices == {1, 2, 7}  # 3 of 20 are still allowed
+    broken.add([[], [9, 10]][dist.rank()])
+    broken.share()
+
+
+def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.15: 5 of 20"):
+        dist.spawn(broken_worker, 2, (str(tmp_path),))
 
 
 def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
@@ -130,8 +275,10 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
         (tmp_path / f"{n}.jpg").write_bytes(b"no image")
     files = find_images([str(tmp_path)], key="DATA.TRAIN")
     (batch,) = data.train_loader(files, settings(), start=0, stop=1, device=CPU)
+    broken = Broken(files, 1.0, folder=tmp_path, going_on=False)
+    broken.add(batch.broken)
     with pytest.raises(UserError, match="4 of 4"):
-        data.Broken(files, 1.0).add(batch.broken)
+        broken.share()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])

@@ -103,7 +103,7 @@ def pretrain_run(
         for i in range(1, 21)
     ]
     probes = [{"knn": value, "epoch": 0, "iteration": 100 * i} for i, value in enumerate(knn)]
-    write_lines(folder / "log.jsonl", [*steps, *probes])
+    write_lines(folder / "metrics.json", [*steps, *probes])
     (folder / "config.yaml").write_text(CONFIG % m)
 
 
@@ -257,7 +257,7 @@ def test_optional_artefacts_may_be_missing(demo):
     [
         "demo.json",
         "convert.json",
-        "pretrain/log.jsonl",
+        "pretrain/metrics.json",
         "finetune/moco-seed0/results.json",
         "finetune/random-seed0/pictures/01.jpg",
     ],
@@ -272,7 +272,7 @@ def test_required_artefacts_are_named(demo, name):
 
 def test_unfinished_json_and_log_lines(demo):
     folder = demo([(7.0, 6.0)], [(8.0, 6.0)])
-    with open(folder / "pretrain/log.jsonl", "a") as file:
+    with open(folder / "pretrain/metrics.json", "a") as file:
         file.write('{"iteration": 9')
     write(folder)
     (folder / "convert.json").write_text("{")

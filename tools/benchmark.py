@@ -1,8 +1,10 @@
-"""Measure how fast this machine trains, beside plain detectron2.
+"""Measure how fast this machine trains and makes views, beside plain detectron2 and torchvision.
 
 python tools/benchmark.py train                                      # the demo's model
 python tools/benchmark.py train --config transfer/coco_R50_FPN.yaml SOLVER.IMS_PER_BATCH 2
 python tools/benchmark.py train --iterations 50 --rounds 7 SOLVER.AMP.ENABLED True
+python tools/benchmark.py views --images my/photos --rounds 9        # pairs a second of one core
+python tools/benchmark.py step --config pretrain/demo_R18.yaml       # what a step of pre-training spends its time on
 """
 
 import argparse
@@ -19,8 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="train")
+    commands = parser.add_subparsers(required=True, metavar="train,views,step")
     _add_train(commands)
+    _add_views(commands)
+    _add_step(commands)
     args = arguments.parse(parser)
     args.run(args)
 
@@ -41,6 +45,43 @@ def _train(args: argparse.Namespace) -> None:
         raise UserError("--iterations and --rounds: give 1 or more")
     cfg = config.load(args.config, [*args.overrides, "MODEL.INIT", "random", "MODEL.WEIGHTS", ""])
     benchmark.train(cfg, iterations=args.iterations, rounds=args.rounds)
+
+
+def _add_views(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "views", help="pairs of views: ours and torchvision's in turns, on one core"
+    )
+    command.add_argument("--config", default="pretrain/moco_v2_R50.yaml", help="for INPUT.* (%(default)s)")
+    command.add_argument("--images", default="", metavar="FOLDER", help="photographs; made here by default")
+    command.add_argument("--rounds", type=int, default=5, help="blocks of each pipeline (5)")
+    arguments.add_overrides(command)
+    command.set_defaults(run=_views)
+
+
+def _views(args: argparse.Namespace) -> None:
+    from pretrain import config, view_benchmark
+
+    if args.rounds < 1:
+        raise UserError("--rounds: give 1 or more")
+    view_benchmark.run(config.load(args.config, args.overrides), folder=args.images, rounds=args.rounds)
+
+
+def _add_step(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("step", help="a step of pre-training, by phases: encoders and all else")
+    command.add_argument("--config", default="pretrain/moco_v2_R50.yaml", help="any recipe (%(default)s)")
+    command.add_argument("--images", default="", metavar="FOLDER", help="photographs; made here by default")
+    command.add_argument("--iterations", type=int, default=10, help="steps that count (10)")
+    arguments.add_overrides(command)
+    command.set_defaults(run=_step)
+
+
+def _step(args: argparse.Namespace) -> None:
+    from pretrain import config, step_benchmark
+
+    if args.iterations < 1:
+        raise UserError("--iterations: give 1 or more")
+    cfg = config.load(args.config, args.overrides)
+    step_benchmark.run(cfg, folder=args.images, iterations=args.iterations)
 
 
 if __name__ == "__main__":

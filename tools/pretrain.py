@@ -23,13 +23,18 @@ def main() -> None:
     )
     parser.add_argument("--config", "--config-file", required=True, help="YAML, as given or under configs/")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
+    parser.add_argument(
+        "--other-processes",
+        action="store_true",
+        help="with --resume: in another number of processes than before, not exact to the bit then",
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that override the YAML")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.config, args.overrides, processes=int(os.environ.get("WORLD_SIZE", 1)))
     from pretrain.train import train  # after the config's errors: it takes seconds to import
 
     dist.init_from_env(dist.pick_device(cfg.DEVICE))
-    train(cfg, resume=args.resume)
+    train(cfg, resume=args.resume, other_processes=args.other_processes)
     dist.shutdown()  # not after an error: NCCL would wait for the other processes
 
 

@@ -1,5 +1,6 @@
-"""Look at training data as the model sees them, and at what a fine-tuned model does wrong.
+"""Look at training data as the model sees them, in either stage, and at what a fine-tuned model does wrong.
 
+python tools/visualize.py views --config pretrain/moco_v2_R50.yaml --output views.jpg DATA.TRAIN my/photos
 python tools/visualize.py data --config transfer/coco_R50_FPN.yaml --output pictures/data
 python tools/visualize.py data --config transfer/voc_R50_C4_24k.yaml --raw --count 40 --output pictures/raw
 python tools/visualize.py predictions --run output/transfer --output pictures/predictions
@@ -18,6 +19,8 @@ from transfer import arguments
 
 def main() -> None:
     args = _parse()
+    if args.what == "views":
+        return _show_views(args)
     from transfer import config, inspection
 
     if args.what == "data":
@@ -44,10 +47,24 @@ def main() -> None:
     print(f"wrote {written[-1]} and {len(written) - 1} pictures")
 
 
+def _show_views(args: argparse.Namespace) -> None:
+    from pretrain import config, sources, view_pictures
+
+    cfg = config.load(args.config, args.overrides)
+    files = sources.find(cfg.DATA.TRAIN)
+    view_pictures.write(args.output, files, cfg, count=args.count)
+    print(f"wrote {args.output}")
+
+
 def _parse() -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    commands = parser.add_subparsers(dest="what", required=True, metavar="data|predictions")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="views|data|predictions")
+    views = commands.add_parser("views", help="view pairs of pre-training, and what was drawn for each")
+    views.add_argument("--config", required=True, help="YAML file, as given or under configs/")
+    views.add_argument("--output", type=Path, default=Path("views.jpg"), help="JPEG or PNG (views.jpg)")
+    views.add_argument("--count", type=int, default=8, help="images (8)")
+    arguments.add_overrides(views)
     data = commands.add_parser("data", help="training images with boxes, masks, keypoints or labels")
     data.add_argument("--config", required=True, help="YAML file, as given or under configs/")
     data.add_argument("--raw", action="store_true", help="as they are on the disk, without augmentation")

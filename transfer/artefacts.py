@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl` or `metrics.json`; an unfinished last line of an interrupted run is left out.
+    """The lines of a `metrics.json`; an unfinished last line of an interrupted run is left out.
 
     Raises `UserError` naming the file if no line can be read.
     """

@@ -39,7 +39,7 @@ def write_mechanism(folder: Path, stages: Sequence[dict[str, Any]], output: Path
     """Write the page about batch norm and momentum, as `write_demo`.
 
     Args:
-        folder: holds `log.jsonl` and `config.yaml` of each setting, in a folder of its name.
+        folder: holds `metrics.json` and `config.yaml` of each setting, in a folder of its name.
     """
     other = output.with_name("report.html")
     context = report_mechanism.context(folder) | {"report": other.name if other.exists() else None}

@@ -63,7 +63,7 @@ def _pictures(moco: Path, random: Path, names: list[str]) -> list[dict[str, str]
 
 
 def _pretraining(folder: Path) -> dict[str, Any]:
-    log, cfg = read_log(folder / "log.jsonl"), read_config(folder / "config.yaml")
+    log, cfg = read_log(folder / "metrics.json"), read_config(folder / "config.yaml")
     steps = [line for line in log if "loss" in line]
     views = folder / "views.jpg"
     charts = [
@@ -89,7 +89,7 @@ def _pretraining(folder: Path) -> dict[str, Any]:
     ]
     return {
         "charts": [drawn for drawn in charts if drawn],
-        "views": jpeg_uri(open_picture(views, width=1600), quality=92) if views.exists() else None,
+        "views": jpeg_uri(open_picture(views, width=2200)) if views.exists() else None,
         "has_knn": any("knn" in line for line in log),
         "epochs": steps[-1]["epoch"] + 1 if steps else 0,
         "cfg": cfg,

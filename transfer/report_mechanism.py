@@ -60,7 +60,7 @@ def context(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str, style: int) -> Variant:
-    return Variant(name, read_log(folder / "log.jsonl"), read_config(folder / "config.yaml"), style)
+    return Variant(name, read_log(folder / "metrics.json"), read_config(folder / "config.yaml"), style)
 
 
 def _momenta(folder: Path, shuffled: Variant) -> list[Variant]:

@@ -18,8 +18,8 @@ from detectron2.modeling import GeneralizedRCNN, build_model, build_resnet_backb
 from torch import nn
 from torchvision.transforms import functional
 
-from pretrain.encoders import ResNet
 from pretrain.errors import UserError
+from transfer import network
 from transfer.names import detectron2_name
 from transfer.sources import Source
 from transfer.weights_file import for_detectron2, read_weights
@@ -179,16 +179,12 @@ def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
 
 
 def _source_features(source: Source, images: numpy.ndarray) -> Features:
-    network = ResNet(source.architecture)
-    network.load_state_dict(source.backbone)
-    if source.input.stride_in_1x1:
-        for stage in (network.layer2, network.layer3, network.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+    net = network.build(source)
     batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
     if source.input.format == "BGR":
         batch = batch.flip(1)
     mean, std = ([value / 255 for value in values] for values in (source.input.mean, source.input.std))
-    return _both_modes(network.double(), network.features, functional.normalize(batch, mean, std))
+    return _both_modes(net.double(), net.features, functional.normalize(batch, mean, std))
 
 
 def _detectron2_features(path: Path, images: numpy.ndarray) -> Features:

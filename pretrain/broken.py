@@ -1,0 +1,91 @@
+"""Images that cannot be read: counted over all processes, listed in a file, and too many of them end the run."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pretrain import checkpoint, dist
+from pretrain.errors import UserError
+from pretrain.images import Images, printable
+
+FILE = "broken_images.txt"
+_SHOWN = 10  # names on the terminal; the file holds all
+
+
+class Broken:
+    """The unreadable images that a run has met.
+
+    Args:
+        files: the images.
+        limit: DATA.MAX_BROKEN, the share of them that may be unreadable.
+        folder: OUTPUT_DIR, for the list of names.
+        going_on: the names that this run has listed before stay in the list.
+        device: where the processes exchange tensors.
+    """
+
+    def __init__(
+        self, files: Images, limit: float, *, folder: Path, going_on: bool, device: torch.device | str = "cpu"
+    ) -> None:
+        self.files, self.limit, self.path, self.device = files, limit, folder / FILE, device
+        self.indices: set[int] = set()  # the same in all processes
+        self.new: set[int] = set()  # that the others have not heard of
+        self._listed = _lines(self.path) if going_on else set()
+
+    def add(self, indices: list[int]) -> None:
+        """Note the unreadable images of one batch of this process."""
+        self.new.update(set(indices) - self.indices)
+
+    def share(self) -> None:
+        """Tell all processes about all that is new. They all call this.
+
+        Raises `UserError`, in all of them, if there are more than DATA.MAX_BROKEN allows, or none is readable.
+        """
+        mine = torch.tensor(sorted(self.new), dtype=torch.int64, device=self.device)
+        most = int(dist.all_gather_interleaved(mine.new_tensor([len(mine)])).max())
+        padded = torch.nn.functional.pad(mine, (0, most - len(mine)), value=-1)
+        self.indices.update(index for index in dist.all_gather_interleaved(padded).tolist() if index >= 0)
+        self.new.clear()
+        count, total = len(self.indices), len(self.files)
+        if count > self.limit * total or count == total:
+            self.write()
+            raise UserError(
+                f"DATA.MAX_BROKEN {self.limit:g}: {count} of {total} images could not be read so far, "
+                f"{printable(self.files[min(self.indices)])} among them; {self.path} lists them; mend them or raise "
+                "the limit"
+            )
+
+    def names(self) -> list[str]:
+        """One line for each unreadable image, also of those that the run had met before it was stopped."""
+        return sorted(self._listed | {printable(self.files[index]) for index in self.indices})
+
+    def write(self) -> None:
+        """Write the names to OUTPUT_DIR/broken_images.txt, from the main process; no file without names.
+
+        Raises `UserError` when that is impossible.
+        """
+        if not dist.is_main():
+            return
+        names = self.names()
+        if not names:
+            self.path.unlink(missing_ok=True)
+        elif set(names) != _lines(self.path):
+            text = "".join(f"{name}\n" for name in names)
+            checkpoint.write_atomic(self.path, lambda file: file.write(text.encode()))
+
+    def report(self) -> list[str]:
+        """Lines for the end of a run."""
+        names = self.names()
+        if not names:
+            return []
+        lines = [
+            f"{len(names)} unreadable image(s) were replaced by others; {self.path} lists them:",
+            *names[:_SHOWN],
+        ]
+        return lines + ([f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])
+
+
+def _lines(path: Path) -> set[str]:
+    if not os.path.isfile(path):
+        return set()
+    return set(path.read_text(encoding="utf-8", errors="replace").splitlines())

@@ -1,0 +1,70 @@
+"""What the views do to colours, on (H, W, 3) uint8 RGB: torchvision's ColorJitter, RandomGrayscale and blur.
+
+Each function equals torchvision's of the same name up to the rounding to bytes; Pillow, which torchvision calls
+for `PIL.Image`, cuts off instead of rounding and lies half a level lower after each operation.
+"""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+GRAY = ("saturation", 0.0)  # drops the colours
+BLUR_REACH = 3.0  # standard deviations at which the Gaussian is cut off
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R 601
+
+
+def adjust(pixels: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
+    """Apply (operation, factor) in this order, each result kept within 0 and 255.
+
+    All but the hue turn a value x of a pixel of luma y into a x + b y + c. With a factor up to 1 that cannot leave
+    the range, so that the next operation may share a pass over the pixels; and gray has no hue to turn.
+    """
+    a, b, c, may_clip, gray = 1.0, 0.0, 0.0, False, False
+    for name, factor in steps:
+        if name == "hue" and gray:
+            continue
+        if may_clip or name == "hue":
+            pixels, a, b, c, may_clip = _blend(pixels, a, b, c), 1.0, 0.0, 0.0, False
+        if name == "hue":
+            pixels = turn_hue(pixels, factor)
+            continue
+        rest = 1 - factor
+        if name == "saturation":  # away from the luma of each pixel
+            a, b = factor * a, factor * b + rest * (a + b)
+        else:  # contrast: away from the mean luma of the picture; brightness: from black
+            mean = (a + b) * mean_luma(pixels) + c if name == "contrast" else 0.0
+            a, b, c = factor * a, factor * b, factor * c + rest * mean
+        may_clip, gray = factor > 1, gray or (name, factor) == GRAY
+    return _blend(pixels, a, b, c)
+
+
+def mean_luma(pixels: np.ndarray) -> float:
+    """Of the whole picture, 0 to 255."""
+    return sum(weight * mean for weight, mean in zip(LUMA, cv2.mean(pixels), strict=False))
+
+
+def _blend(pixels: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
+    if (a, b, c) == (1, 0, 0):
+        return pixels
+    red, green, blue = (b * weight for weight in LUMA)
+    rows = [[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]]
+    return cv2.transform(pixels, np.array(rows))
+
+
+def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
+    """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+    rows = hsv.reshape(len(hsv), -1)
+    step = round(turn * 256) % 256  # the circle is 256 steps: bytes wrap as it does
+    np.add(rows, np.array([step, 0, 0] * hsv.shape[1], np.uint8), out=rows)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, mirrored at the rim; `sigma` in pixels."""
+    reach = math.ceil(BLUR_REACH * sigma)
+    kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
+    return cv2.sepFilter2D(pixels, -1, kernel, kernel)  # in half the time of cv2.GaussianBlur

@@ -1,0 +1,111 @@
+"""The two mechanisms that MoCo is compared with (He et al. 2020, Sec. 3.2 and Figure 2 a, b)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain import dist, rng
+from pretrain.contrast import Contrast, Keys
+from pretrain.moco import shuffle, unshuffle
+
+
+class EndToEnd(Contrast):
+    """Two encoders, both trained by back-propagation; the negatives are the other keys of the total batch.
+
+    The encoders start alike, as MoCo's do, and then go their own ways.
+
+    Args:
+        make_encoder: makes an encoder, (N, 3, H, W) -> (N, dim), head included.
+        temperature: divides the cosines (tau).
+    """
+
+    def __init__(self, make_encoder: Callable[[], nn.Module], *, temperature: float = 0.2) -> None:
+        super().__init__(make_encoder, temperature=temperature)
+        self.encoder_k = make_encoder()
+        self.encoder_k.load_state_dict(self.encoder_q.state_dict())
+
+    def keys(
+        self,
+        views: torch.Tensor,
+        *,
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        order: torch.Tensor | None = None,
+        images: torch.Tensor | None = None,
+        iteration: int = 0,
+    ) -> Keys:
+        """Positives and negatives from the key encoder, with their gradient."""
+        encoded = F.normalize(self.encoder_k(pixels(shuffle(views, order))).float(), dim=1)
+        positive = unshuffle(encoded.detach(), order).requires_grad_()
+        own = torch.eye(len(positive), dtype=torch.bool, device=positive.device)
+        return Keys(positive, positive.T, own, encoded)
+
+
+class MemoryBank(Contrast):
+    """One encoder, and a bank with a vector for each image of the data set (Wu et al. 2018).
+
+    The positive is the bank's vector of the query's image; the negatives of a step are drawn from the bank.
+    Only the query view is encoded. The loss is InfoNCE here too (footnote 2 of He et al.), not Wu et al.'s NCE.
+
+    Args:
+        make_encoder: makes an encoder, (N, 3, H, W) -> (N, dim), head included.
+        images: in the data set.
+        dim: size of a vector.
+        negatives: drawn in each step, for all queries together (K).
+        momentum: of a vector when its image is seen: v <- normalise(momentum * v + (1 - momentum) * q).
+        temperature: divides the cosines (tau).
+        seed: of the draws.
+    """
+
+    memory_bank: torch.Tensor
+
+    def __init__(
+        self,
+        make_encoder: Callable[[], nn.Module],
+        *,
+        images: int,
+        dim: int = 128,
+        negatives: int = 65536,
+        momentum: float = 0.5,
+        temperature: float = 0.07,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(make_encoder, temperature=temperature)
+        self.negatives, self.momentum, self.seed = negatives, momentum, seed
+        self.register_buffer("memory_bank", F.normalize(torch.randn(images, dim), dim=1))
+
+    @torch.no_grad()
+    def keys(
+        self,
+        views: torch.Tensor,
+        *,
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        order: torch.Tensor | None = None,
+        images: torch.Tensor | None = None,
+        iteration: int = 0,
+    ) -> Keys:
+        """Positives and negatives from the bank, without gradient; the key views are not looked at."""
+        assert images is not None, "a memory bank needs the numbers of the images"
+        total = dist.all_gather_interleaved(images)
+        drawn = self.draw(iteration)
+        drawn = drawn.pin_memory() if total.is_cuda else drawn  # pageable memory would make the copy wait
+        drawn = drawn.to(total.device, non_blocking=True)
+        return Keys(self.memory_bank[total], self.memory_bank[drawn].T, total[:, None] == drawn)
+
+    def draw(self, iteration: int) -> torch.Tensor:
+        """(K,) numbers of images, uniform and independent of each other: a function of (seed, iteration)."""
+        random = rng.generator("bank", self.seed, iteration)
+        return torch.from_numpy(random.integers(0, len(self.memory_bank), self.negatives))
+
+    @torch.no_grad()
+    def after_step(self, keys: Keys, queries: torch.Tensor, images: torch.Tensor | None) -> None:
+        """Move the vectors of the total batch towards their queries; the last one of an image counts."""
+        assert images is not None, "a memory bank needs the numbers of the images"
+        total = dist.all_gather_interleaved(images)
+        moved = keys.positive.lerp(dist.all_gather_interleaved(queries), 1 - self.momentum)
+        places = torch.arange(len(total), device=total.device)
+        last = torch.where(total[:, None] == total, places, -1).amax(
+            1
+        )  # (B,): an unreadable image is replaced
+        self.memory_bank[total] = F.normalize(moved, dim=1)[last]  # by another, which is then there twice

@@ -1,0 +1,72 @@
+"""Which layer an infinite value or NaN comes from, after a loss was not finite."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pretrain import dist
+from pretrain.contrast import Contrast
+
+
+@torch.no_grad()
+def first_bad_layer(
+    model: Contrast,
+    views: tuple[torch.Tensor, torch.Tensor],
+    *,
+    pixels: Callable[[torch.Tensor], torch.Tensor],
+    amp: torch.dtype | None = None,
+) -> str:
+    """Run a step's images through the encoders once more; the first weight or output that is not finite.
+
+    It is searched for in the order of the computation: images, query encoder, key encoder, then queue or bank. Keys
+    go unshuffled. Running statistics end as they were. Every process must call this; all get the same answer.
+
+    Args:
+        views: the query and key images of the step.
+        pixels: makes an encoder's input of them.
+        amp: torch.bfloat16 or torch.float16 if the step ran under such autocast.
+    Returns:
+        Such as "encoder_q.layer1.0.bn1.weight" or "encoder_q.layer3.0.conv2 (its output)"; empty if nothing is
+        found, as after an overflow of the loss alone.
+    """
+    names: list[str] = []
+    bad: list[torch.Tensor] = []
+
+    def note(name: str, tensor: torch.Tensor) -> None:
+        names.append(name)
+        bad.append(~torch.isfinite(tensor).all())
+
+    for (encoder_name, encoder), images in zip(model.named_children(), views, strict=False):
+        inputs = pixels(images)
+        note(f"the images of {encoder_name}", inputs)
+        hooks = [
+            module.register_forward_hook(_checker(f"{encoder_name}.{name}", note))
+            for name, module in encoder.named_modules()
+            if not list(module.children())
+        ]
+        buffers = [buffer.clone() for buffer in encoder.buffers()]
+        try:
+            with torch.autocast(inputs.device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
+                encoder.forward(inputs)  # not `encoder(...)`: a compiled one would skip the hooks
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for buffer, before in zip(encoder.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    for name, buffer in model.named_buffers(recurse=False):
+        note(name, buffer)
+    found = torch.stack(bad).float()
+    dist.mean_over_processes([found])
+    return names[int(found.gt(0).int().argmax())] if found.gt(0).any() else ""
+
+
+def _checker(name: str, note: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
+    """A hook that notes the weights of a layer and then its output."""
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        for part, tensor in module.named_parameters(recurse=False):
+            note(f"{name}.{part}", tensor)
+        note(f"{name} (its output)", output)
+
+    return hook

@@ -1,0 +1,237 @@
+"""Going on from a checkpoint. It is a file of the user's: whatever it holds, it works exactly or is refused.
+
+Nothing in it is run, and nothing in it is believed: names, types, shapes and values are compared with what this
+run would have written.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from pretrain import checkpoint, dist
+from pretrain.config import defaults
+from pretrain.console import say
+from pretrain.errors import UserError
+from pretrain.snapshot import LAST, Progress, numbered
+
+# Settings that give the stored weights, queue or iteration number their meaning.
+_FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
+_NUMBERS = ("iteration", "iterations_per_epoch", "images")
+_LARGEST = 1 << 53  # of whole numbers that make sense
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint to go on from, looked at from outside: what its entries hold is checked by `restore`."""
+
+    path: Path
+    contents: dict[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        return self.contents["iteration"]
+
+    def damaged(self, what: str) -> UserError:
+        """The error for a content that no run would have written."""
+        return UserError(
+            f"--resume: {self.path}: {what}: the file is damaged, or not by this version of tools/pretrain.py; "
+            f"{_other_state(self.path)}"
+        )
+
+
+def find(folder: Path, *, resume: bool) -> Stored | None:
+    """The checkpoint to go on from; None: start at the beginning.
+
+    Raises `UserError` when the folder holds a run and `resume` is not set, and when the file is damaged.
+    """
+    last = folder / LAST
+    if not resume:
+        if last.exists() or numbered(folder):
+            raise UserError(
+                f"OUTPUT_DIR {folder} holds checkpoints of a run: add --resume to go on with it, "
+                "or name another OUTPUT_DIR"
+            )
+        return None
+    if not last.exists():  # killed between its first numbered file and this one
+        if not numbered(folder):
+            return None
+        last = numbered(folder)[-1]
+    try:
+        stored = Stored(last, checkpoint.load(last))
+    except UserError as error:
+        raise UserError(f"{error}; {_other_state(last)}") from error
+    if not isinstance(stored.contents, dict):
+        raise stored.damaged(f"it holds a {type(stored.contents).__name__}")
+    for key in _NUMBERS:
+        value = stored.contents.get(key)
+        if type(value) is not int or not 0 <= value < _LARGEST:
+            raise stored.damaged(f"its `{key}` is missing or no number")
+    return stored
+
+
+def _other_state(path: Path) -> str:
+    others = [other for other in numbered(path.parent) if other != path]
+    if others:
+        return f"copy {others[-1].name}, for example, to {LAST} to go on from there"
+    return "name another OUTPUT_DIR to start anew"
+
+
+def restore(
+    stored: Stored,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    cfg: CfgNode,
+    images: int,
+    other_processes: bool = False,
+) -> Progress:
+    """Load a checkpoint into model and optimizer. All settings of the optimizer are those of `cfg`.
+
+    Args:
+        images: of this run's training set.
+        other_processes: go on in another number of processes, which is not exact.
+    Raises:
+        UserError: it belongs to other settings, to another number of training images or processes, or holds
+            anything that this run would not have written; nothing is loaded then.
+    """
+    contents = stored.contents
+    _compare_settings(stored, cfg)
+    if contents["images"] != images:
+        raise UserError(
+            f"--resume: DATA.TRAIN holds {images} images now and held {contents['images']} before; restore "
+            "the images or start in another OUTPUT_DIR"
+        )
+    per_epoch = images // cfg.SOLVER.IMS_PER_BATCH
+    if contents["iterations_per_epoch"] != per_epoch:
+        raise stored.damaged(
+            f"its epochs have {contents['iterations_per_epoch']} iterations, not {per_epoch}"
+        )
+    amp = contents.get("amp")
+    if not isinstance(amp, str) or not amp.startswith(("bf16", "fp16", "off")) or not amp.isprintable():
+        raise stored.damaged("its `amp` is missing or unknown")
+    _compare_processes(stored, other_processes)
+    state, buffers = _model_state(stored, model), _momentum_buffers(stored, optimizer)
+    model.load_state_dict(state)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
+    return Progress(stored.iteration, per_epoch, images, amp[:200])
+
+
+def _compare_processes(stored: Stored, other_processes: bool) -> None:
+    before, now = stored.contents.get("processes", dist.world_size()), dist.world_size()
+    if type(before) is not int or not 0 < before < _LARGEST:
+        raise stored.damaged("its `processes` is no number")
+    if before == now:
+        return
+    if not other_processes:
+        raise UserError(
+            f"--resume: the run had {before} process(es) and has {now} now: sums in another order, so the result "
+            "would not be equal to the bit; start as many, or add --other-processes"
+        )
+    say(
+        f"note: --other-processes: {before} before and {now} now: from here on the run is not equal to the bit to "
+        "one that was never interrupted; it sees the same images"
+    )
+
+
+def _compare_settings(stored: Stored, cfg: CfgNode) -> None:
+    text = stored.contents.get("config")
+    try:
+        if not isinstance(text, str) or len(text) > 1_000_000:
+            raise ValueError
+        before = yaml.safe_load(text)
+        if not isinstance(before, dict):
+            raise ValueError
+    except Exception:  # a text can make PyYAML raise many classes, RecursionError among them
+        raise stored.damaged("its `config` is no YAML mapping") from None
+    for key, now in _settings(cfg):
+        was = _get(before, key, _get(defaults(), key))  # a key that is new since has its default
+        if was != now:
+            raise UserError(
+                f"--resume: {key} is {now} and was {str(was)[:80]!s}; set it back or name another OUTPUT_DIR"
+            )
+
+
+def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
+    for key in _FIXED:
+        value = _get(cfg, key)
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", value[name]) for name in value)
+        else:
+            yield key, value
+
+
+def _get(tree: Any, key: str, default: Any = None) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
+
+
+def _model_state(stored: Stored, model: nn.Module) -> dict[str, torch.Tensor]:
+    before, own = stored.contents.get("state_dict"), model.state_dict()
+    if not isinstance(before, dict) or not all(isinstance(name, str) for name in before):
+        raise stored.damaged("its `state_dict` is no dict of tensors")
+    state = {name.removeprefix("module."): value for name, value in before.items()}
+    for name in own:
+        if name not in state:
+            raise stored.damaged(f"its `state_dict` lacks {name}")
+    for name, value in state.items():
+        if name not in own:
+            raise stored.damaged(f"its `state_dict` holds {name[:80]!r}, which this run has not")
+        _check_tensor(stored, name, value, own[name])
+    if "queue_ptr" in state and not 0 <= int(state["queue_ptr"]) < state["queue"].shape[1]:
+        raise stored.damaged("its queue's pointer is outside the queue")
+    return state
+
+
+def _momentum_buffers(stored: Stored, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
+    """SGD's state. All of it or none: before the first step, or without momentum, there is none."""
+    before = stored.contents.get("optimizer")
+    state = before.get("state") if isinstance(before, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, dict) for value in state.values()):
+        raise stored.damaged("its `optimizer` holds no state")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    buffers = {index: value.get("momentum_buffer") for index, value in state.items()}
+    buffers = {index: value for index, value in buffers.items() if value is not None}
+    if buffers and buffers.keys() != set(range(len(parameters))):
+        raise stored.damaged(f"its `optimizer` has {len(buffers)} momenta for {len(parameters)} parameters")
+    for index, value in buffers.items():
+        _check_tensor(stored, f"momentum {index}", value, parameters[index])
+    return {index: {"momentum_buffer": value} for index, value in buffers.items()}
+
+
+def restore_scaler(stored: Stored, scaler: torch.amp.GradScaler) -> None:
+    """Set the scale of float16 losses, and for how many steps it has held; nothing if there was none yet.
+
+    Raises `UserError` for values that no run would have written.
+    """
+    before = stored.contents.get("scaler")
+    if before is None:  # SOLVER.AMP was another
+        return
+    scale, steps = (
+        (before.get(key) for key in ("scale", "_growth_tracker")) if isinstance(before, dict) else (0, 0)
+    )
+    if not isinstance(scale, float) or not 0 < scale < float("inf"):
+        raise stored.damaged("its `scaler` has no positive scale")
+    if type(steps) is not int or not 0 <= steps < 1 << 31:
+        raise stored.damaged("its `scaler` has no count of steps")
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
+
+
+def _check_tensor(stored: Stored, name: str, value: Any, own: torch.Tensor) -> None:
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_quantized:
+        raise stored.damaged(f"its {name} is no plain tensor")
+    if value.shape != own.shape or value.dtype != own.dtype:
+        raise stored.damaged(
+            f"its {name} is {tuple(value.shape)} {value.dtype}, and {tuple(own.shape)} {own.dtype} here"
+        )
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise stored.damaged(f"its {name} holds infinite values or NaN")

@@ -1,0 +1,155 @@
+"""DATA.TRAIN: folders, text lists and tar shards, any number of each, as one source of images."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pretrain.errors import UserError
+from pretrain.images import ImageFiles, Images, Order, images_below
+from pretrain.shards import ShardImages
+
+_KEY = "DATA.TRAIN"
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+
+
+def find(sources: Sequence[str]) -> Images:
+    """The images of all sources. Raises `UserError`, in one line, for a source that cannot be used.
+
+    Args:
+        sources: folders, with folders in them or not; `.txt` files with a path in each line; tar shards, as the path
+            of one, a pattern `shards/*.tar`, or a range `shards/train-{000000..000146}.tar`.
+    """
+    if not sources:
+        raise UserError(
+            f"{_KEY}: names no images; give a folder, a list or shards, as in {_KEY} '[\"my/photos\"]'"
+        )
+    kinds = [_kind(source) for source in sources]
+    shards = [
+        shard
+        for source, kind in zip(sources, kinds, strict=True)
+        if kind == "shards"
+        for shard in _shards(source)
+    ]
+    files = ImageFiles(_paths(sources, kinds))
+    if not shards:
+        return files
+    in_shards = ShardImages(shards, key=_KEY)
+    return Mixed(files, in_shards) if len(files) else in_shards
+
+
+def _paths(sources: Sequence[str], kinds: Sequence[str]) -> Iterator[str]:
+    for source, kind in zip(sources, kinds, strict=True):
+        if kind == "folder":
+            yield from images_below(source, key=_KEY)
+        elif kind == "list":
+            yield from _listed(source)
+
+
+def _kind(source: str) -> str:
+    """`folder`, `list` or `shards`."""
+    lower = source.lower()
+    if os.path.isdir(source):
+        return "folder"
+    if lower.endswith(_PACKED):
+        raise UserError(
+            f"{_KEY}: {source} is compressed: unpack it to a plain .tar; images do not gain by it"
+        )
+    if lower.endswith(".tar"):
+        return "shards"
+    if not os.path.exists(source):
+        kind = "list" if lower.endswith(".txt") else "folder"
+        raise UserError(f"{_KEY}: no such {kind}: {source}")
+    if not lower.endswith(".txt") or not os.path.isfile(source):
+        raise UserError(f"{_KEY}: {source} is neither a folder, a list (.txt) nor a tar shard (.tar)")
+    return "list"
+
+
+def _listed(path: str) -> Iterator[str]:
+    """The paths in a list, relative ones in the list's folder. Nobody looks yet whether they exist."""
+    found, folder = False, os.fsencode(os.path.dirname(path))
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                name = line.removeprefix(b"\xef\xbb\xbf").strip()  # some editors begin a file with this mark
+                if name and not name.startswith(b"#"):
+                    found = True
+                    yield os.fsdecode(os.path.join(folder, name))
+    except OSError as error:
+        raise UserError(f"{_KEY}: cannot read {path}: {error.strerror or error}") from error
+    if not found:
+        raise UserError(f"{_KEY}: no path in the list {path}; it takes one in each line")
+
+
+def _shards(source: str) -> list[str]:
+    """The shards that a path, pattern or range names, in order."""
+    if os.path.isfile(source):
+        return [source]
+    found = []
+    for pattern in _expanded(source):
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        if not matches:
+            raise UserError(f"{_KEY}: no shard matches {pattern}")
+        if not os.path.isfile(matches[0]):
+            of = f" (of {source})" if pattern != source else ""
+            raise UserError(f"{_KEY}: no such shard: {matches[0]}{of}")
+        found += matches
+    return found
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """`a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar: with the zeros in front, as `webdataset` and shells do."""
+    match = _RANGE.search(pattern)
+    if not match:
+        yield pattern
+        return
+    first, last = match[1], match[2]
+    if int(first) > int(last):
+        raise UserError(f"{_KEY}: {pattern}: the range {match[0]} is empty; write {{{last}..{first}}}")
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    for number in range(int(first), int(last) + 1):
+        yield from _expanded(f"{pattern[: match.start()]}{number:0{width}}{pattern[match.end() :]}")
+
+
+class Mixed:
+    """Single files and shards together: the files come first in the numbering."""
+
+    def __init__(self, files: ImageFiles, shards: ShardImages) -> None:
+        self.files, self.shards = files, shards
+
+    def __len__(self) -> int:
+        return len(self.files) + len(self.shards)
+
+    def __getitem__(self, index: int) -> str:
+        return self.files[index] if index < len(self.files) else self.shards[index - len(self.files)]
+
+    def read(self, index: int) -> bytes:
+        """As the part's own."""
+        return (
+            self.files.read(index) if index < len(self.files) else self.shards.read(index - len(self.files))
+        )
+
+    def order(self, seed: int, epoch: int) -> "_MixedOrder":
+        """Both parts in their own orders, spread evenly over each other."""
+        orders = self.files.order(seed, epoch), self.shards.order(seed, epoch)
+        return _MixedOrder(*orders, sizes=(len(self.files), len(self.shards)))
+
+
+class _MixedOrder:
+    """After p images of the epoch, p * F // (F + S) of the F files have come, and the rest from the S in shards."""
+
+    def __init__(self, files: Order, shards: Order, *, sizes: tuple[int, int]) -> None:
+        self.orders, self.sizes = (files, shards), sizes
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        files, total = self.sizes[0], sum(self.sizes)
+        start, stop, _ = part.indices(total)
+        before = np.arange(start, stop + 1) * files // total
+        from_files = before[1:] > before[:-1]
+        indices = np.empty(stop - start, np.int64)
+        indices[from_files] = self.orders[0][before[0] : before[-1]]
+        indices[~from_files] = self.orders[1][start - before[0] : stop - before[-1]] + files
+        return indices

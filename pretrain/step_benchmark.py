@@ -1,0 +1,176 @@
+"""Where the time of a pre-training step goes: the encoders, and everything else that should cost next to nothing."""
+
+import contextlib
+import functools
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from pretrain import data, train, view_benchmark
+from pretrain.console import say
+from pretrain.run import Run, set_up
+
+# What each phase holds; "other" are the loss, what is logged, running statistics and pixels made from bytes.
+ENCODERS = ("forward q", "forward k", "backward")
+PHASES = ("data", *ENCODERS, "EMA", "queue", "optimizer", "other")
+_WARM_UP = 3  # steps
+
+
+class Watch:
+    """At any moment one phase is on. On a GPU its own clock is read, without making it wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.phase = device, "other"
+        self.marks: list[tuple[str, Any]] = []
+
+    def switch(self, phase: str) -> None:
+        """From now on time counts for `phase`."""
+        if self.device.type == "cuda":
+            now: Any = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        self.marks.append((phase, now))
+        self.phase = phase
+
+    @contextlib.contextmanager
+    def on(self, phase: str) -> Iterator[None]:
+        """Count for `phase`, then again for the phase that was on before."""
+        outer = self.phase
+        self.switch(phase)
+        try:
+            yield
+        finally:
+            self.switch(outer)
+
+    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, counted for `phase`."""
+
+        @functools.wraps(function)  # a GradScaler reads the signature of `step`
+        def counted(*args: Any, **options: Any) -> Any:
+            with self.on(phase):
+                return function(*args, **options)
+
+        return counted
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each phase since the last reading."""
+        self.switch("other")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        spent = dict.fromkeys(PHASES, 0.0)
+        for (phase, begin), (_, end) in pairwise(self.marks):
+            spent[phase] += begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
+        self.marks = self.marks[-1:]
+        return spent
+
+
+class TimedEncoder(nn.Module):
+    """An encoder whose passes are counted. What the backward pass does before it gets here is the queue's."""
+
+    def __init__(self, encoder: nn.Module, watch: Watch, phase: str) -> None:
+        super().__init__()
+        self.encoder, self.watch, self.phase = encoder, watch, phase
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self.watch.on(self.phase):
+            output = self.encoder(images)
+        if output.requires_grad:
+            output.register_hook(lambda _: self.watch.switch("backward"))
+        return output
+
+
+def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, list[float]]:
+    """Take real training steps, print the median time of each phase, and the share that the encoders do not have.
+
+    Args:
+        cfg: by `pretrain.config.load`.
+        folder: of images; empty: pictures made here.
+        iterations: steps that count; some more warm up.
+    Returns:
+        Seconds of each of PHASES in each step.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    with tempfile.TemporaryDirectory() as place:
+        cfg.OUTPUT_DIR, cfg.KNN.TRAIN, cfg.KNN.VAL = f"{place}/run", "", ""
+        cfg.DATA.TRAIN = [folder or _write_pictures(Path(place) / "images", cfg.SOLVER.IMS_PER_BATCH)]
+        cfg.SOLVER.MAX_ITER = iterations + _WARM_UP
+        cfg.SOLVER.MAX_EPOCH = max(cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_ITER)
+        cfg.freeze()
+        with contextlib.redirect_stdout(io.StringIO()):  # its notes are about a training that is meant
+            training = set_up(cfg, go_on=False)
+        steps = _measure(training)[_WARM_UP:]
+    report = {phase: [step[phase] for step in steps] for phase in PHASES}
+    for line in _lines(training, report):
+        say(line)
+    return report
+
+
+def _write_pictures(folder: Path, batch: int) -> str:
+    """As many JPEGs as a batch needs, of few pictures: their content matters to nobody here."""
+    folder.mkdir()
+    jpegs = [view_benchmark.to_jpeg(view_benchmark.made_picture(n)) for n in range(8)]
+    for n in range(max(batch, 64)):
+        (folder / f"{n:05}.jpg").write_bytes(jpegs[n % len(jpegs)])
+    return str(folder)
+
+
+def _measure(training: Run) -> list[dict[str, float]]:
+    """Seconds of each phase in each step of a whole run."""
+    watch, model, optimizer = Watch(training.device), training.model, training.optimizer
+    for name, phase in (("encoder_q", "forward q"), ("encoder_k", "forward k")):
+        if hasattr(model, name):
+            setattr(model, name, TimedEncoder(getattr(model, name), watch, phase))
+    methods = {"before_step": "EMA", "keys": "queue", "logits": "queue", "after_step": "queue"}
+    for name, phase in methods.items():
+        setattr(model, name, watch.timed(phase, getattr(model, name)))
+    for name in ("step", "zero_grad"):
+        setattr(optimizer, name, watch.timed("optimizer", getattr(optimizer, name)))
+    batches = data.train_loader(training.files, training.cfg, start=0, stop=training.total, device=training.device)
+    steps = []
+    with _backward_counted(watch):
+        watch.read()
+        for iteration in range(training.total):
+            with watch.on("data"):
+                views, images = train.to_device(next(batches), training)
+            train.step(training, views, images, iteration)
+            steps.append(watch.read())
+    return steps
+
+
+@contextlib.contextmanager
+def _backward_counted(watch: Watch) -> Iterator[None]:
+    original = torch.Tensor.backward
+    torch.Tensor.backward = watch.timed("queue", original)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.backward = original  # type: ignore[method-assign]
+
+
+def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
+    """The table. Shares are of a step without its wait for data, which other processes make meanwhile."""
+    cfg, device = training.cfg, training.device
+    medians = {phase: statistics.median(times) for phase, times in report.items()}
+    whole = sum(medians.values()) - medians["data"]
+    inside = sum(medians[phase] for phase in ENCODERS)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    return [
+        f"{machine}, torch {torch.__version__}; {cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MOCO.MECHANISM}, K {cfg.MOCO.K}, "
+        f"{cfg.MODEL.NORM}, batch {cfg.SOLVER.IMS_PER_BATCH} at {cfg.INPUT.SIZE} pixels; precision: {training.progress.amp}",
+        f"medians of {len(report['data'])} steps:",
+        *(f"  {name:<10}{1000 * medians[name]:10.2f} ms {medians[name] / whole:8.2%}" for name in PHASES if name != "data"),
+        f"  {'step':<10}{1000 * whole:10.2f} ms, {cfg.SOLVER.IMS_PER_BATCH / whole:.1f} images/s",
+        f"  {'data':<10}{1000 * medians['data']:10.2f} ms of waiting and copying before it",
+        f"everything but the encoders: {1 - inside / whole:.1%}",
+    ]

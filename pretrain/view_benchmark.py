@@ -1,0 +1,188 @@
+"""How fast one core makes view pairs: ours and torchvision's, in turns in one process.
+
+Measured is the processor's time, so that what else runs on the machine takes only what it takes of the caches.
+"""
+
+import io
+import math
+import random
+import statistics
+import time
+from itertools import count
+
+import cv2
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image, ImageOps
+
+from pretrain import colours, images, rng, view_pipelines
+from pretrain.console import say
+from pretrain.decode import ImageFile
+from pretrain.view_pipelines import Pipeline
+from pretrain.views import RECIPES, Recipe, crop, draw, recolour, two_views
+
+SIZE = (500, 375)  # pixels: the usual size in ImageNet
+QUALITY = 92
+PICTURES = 32  # of a block
+_NAMES = {
+    "ours": "ours",
+    "ours_gpu": "ours, INPUT.VIEWS gpu (colours and blur left to it)",
+    "pillow": "torchvision v1 on PIL",
+    "tensors": "torchvision v2 on tensors",
+    "decode": "decoding alone",
+}
+
+
+def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[str, list[float]]]:
+    """Measure and print pairs a second of every pipeline and microseconds of each stage of ours.
+
+    torchvision's pipelines end in normalised float32 tensors, as they are used; ours end in bytes, which are
+    normalised on the device in the training step.
+
+    Args:
+        cfg: by `pretrain.config.load`: INPUT.SIZE, MIN_SCALE, MEAN and STD.
+        folder: of images, which are brought to 500 x 375 as JPEGs; empty: pictures made here.
+        rounds: blocks of each pipeline; one more warms up.
+    Returns:
+        For v1 and v2: pairs a second in each round by pipeline.
+    """
+    files = jpegs_of(folder) if folder else [to_jpeg(made_picture(n)) for n in range(PICTURES)]
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    try:
+        speeds = {}
+        kilobytes = sum(map(len, files)) / len(files) / 1000
+        source = folder or "made here"
+        say(f"{len(files)} JPEGs of {SIZE[0]} x {SIZE[1]}, {kilobytes:.0f} kB each ({source}); views of "
+            f"{cfg.INPUT.SIZE}; one thread; {rounds} rounds in turns")  # fmt: skip
+        for name, recipe in RECIPES.items():
+            speeds[name] = interleave(_pipelines(recipe, cfg), files, rounds=rounds)
+            for line in [*_table(name, speeds[name]), _stage_line(stages(files, recipe, cfg, rounds=rounds))]:
+                say(line)
+    finally:
+        cv2.setNumThreads(threads[0])
+        torch.set_num_threads(threads[1])
+    return speeds
+
+
+def _pipelines(recipe: Recipe, cfg: CfgNode) -> dict[str, Pipeline]:
+    def ours(*, geometry_only: bool) -> Pipeline:
+        numbers = count()
+        return lambda data: two_views(
+            data, recipe, size=cfg.INPUT.SIZE, min_scale=cfg.INPUT.MIN_SCALE,
+            counters=(cfg.SEED, 0, next(numbers)), geometry_only=geometry_only,
+        )  # fmt: skip
+
+    return {
+        "ours": ours(geometry_only=False),
+        "ours_gpu": ours(geometry_only=True),
+        "pillow": view_pipelines.pillow(recipe, cfg),
+        "tensors": view_pipelines.tensors(recipe, cfg),
+        "decode": lambda data: ImageFile(data).decode(),
+    }
+
+
+def interleave(pipelines: dict[str, Pipeline], files: list[bytes], *, rounds: int) -> dict[str, list[float]]:
+    """Files a second of `rounds` blocks of each pipeline, in turns; what else the machine does hits all."""
+    speeds: dict[str, list[float]] = {name: [] for name in pipelines}
+    random.seed(0)  # torchvision's draws
+    torch.manual_seed(0)
+    for number in range(rounds + 1):
+        for name, pipeline in pipelines.items():
+            began = time.process_time()
+            for data in files:
+                pipeline(data)
+            if number:  # the first block warms up
+                speeds[name].append(len(files) / (time.process_time() - began))
+    return speeds
+
+
+def stages(files: list[bytes], recipe: Recipe, cfg: CfgNode, *, rounds: int) -> dict[str, float]:
+    """Mean microseconds that each stage of `views.two_views` takes for a pair."""
+    laps = _Laps()
+    for number, data in enumerate(files * rounds):
+        laps.start()
+        file = ImageFile(data)
+        laps.end("header")
+        pixels = file.decode()
+        laps.end("decode")
+        for n in range(2):
+            chance = rng.quick("view", cfg.SEED, 0, number, n)
+            view = draw(chance, recipe, width=file.width, height=file.height, min_scale=cfg.INPUT.MIN_SCALE)
+            laps.end("draw")
+            cut = crop(pixels, view, size=cfg.INPUT.SIZE)
+            laps.end("crop, resize, flip")
+            recolour(cut, view._replace(sigma=0.0), recipe)
+            laps.end("colours")
+            if view.sigma:
+                colours.blur(cut, view.sigma)
+            laps.end("blur")
+    return {stage: 1e6 * seconds / (rounds * len(files)) for stage, seconds in laps.spent.items()}
+
+
+class _Laps:
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    def start(self) -> None:
+        self.last = time.process_time()
+
+    def end(self, stage: str) -> None:
+        now = time.process_time()
+        self.spent[stage] = self.spent.get(stage, 0.0) + now - self.last
+        self.last = now
+
+
+def _table(recipe: str, speeds: dict[str, list[float]]) -> list[str]:
+    """Medians and ranges over the rounds; ratios to torchvision v1 on PIL, round by round."""
+    lines = ["", f"{recipe + ' views':55}{'pairs/s':>26}{'ratio to PIL':>24}"]
+    for name, values in speeds.items():
+        ratios = [ours / theirs for ours, theirs in zip(values, speeds["pillow"], strict=True)]
+        unit = " (images)" if name == "decode" else ""
+        lines.append(f"{_NAMES[name] + unit:55}{_spread(values, '.0f'):>26}{_spread(ratios, '.2f'):>24}")
+    return lines
+
+
+def _stage_line(spent: dict[str, float]) -> str:
+    whole = sum(spent.values())
+    parts = ", ".join(f"{stage} {time:.0f} ({time / whole:.0%})" for stage, time in spent.items())
+    return f"ours, microseconds for a pair: {parts}"
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def jpegs_of(folder: str) -> list[bytes]:
+    """The first images of a folder, brought to SIZE. Raises `UserError` where there are none."""
+    found = images.find_images([folder], key="--images")
+    made = []
+    for number in range(min(PICTURES, len(found))):
+        picture = Image.fromarray(ImageFile(found.read(number)).decode())
+        made.append(to_jpeg(ImageOps.fit(picture, SIZE, Image.Resampling.BICUBIC)))
+    return made
+
+
+def to_jpeg(picture: Image.Image) -> bytes:
+    """The file's bytes."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def made_picture(number: int) -> Image.Image:
+    """A picture with the statistics of photographs: discs that hide one another (Lee et al. 2001), and grain.
+
+    Their radii r have a density of r^-3, so that edges are found at every scale, as in nature.
+    """
+    random = np.random.default_rng(number)
+    width, height = SIZE
+    pixels = np.full((height, width, 3), random.integers(256, size=3), np.uint8)
+    for chance in random.random(2000):
+        radius = round(6 / math.sqrt(1 - chance * (1 - (6 / 150) ** 2)))  # 6 to 150 pixels
+        centre = int(random.integers(width)), int(random.integers(height))
+        cv2.circle(pixels, centre, radius, random.integers(256, size=3).tolist(), -1, cv2.LINE_AA)
+    grain = cv2.GaussianBlur(random.normal(0, 16, pixels.shape), (0, 0), 1.0)
+    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))

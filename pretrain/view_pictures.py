@@ -1,0 +1,123 @@
+"""A picture of what the encoders see: images, their two views below them, and what was drawn for each view."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from fvcore.common.config import CfgNode
+from PIL import Image, ImageDraw, ImageFont
+
+from pretrain import data, rng, views
+from pretrain.checkpoint import write_atomic
+from pretrain.decode import ImageFile
+from pretrain.images import Images
+from pretrain.views import View
+
+NARROWEST = 216  # pixels of a column: the captions need them; smaller views are enlarged
+_GAP, _LINE, _LABEL = 10, 15, 46  # pixels: between columns, of a line of text, of the words at the left
+_ACROSS = 8  # columns side by side
+_NAMES = ("query", "key")
+_COLOURS = ((220, 50, 32), (0, 90, 181))  # of the query's and the key's crop in the image
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+
+
+def write(path: Path, files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> None:
+    """Write the picture of the first `count` images of the first epoch, as a PNG or, by any other name, a JPEG."""
+    picture = Image.fromarray(draw(files, cfg, count=count))
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    write_atomic(path, lambda file: picture.save(file, kind, quality=92))
+
+
+def draw(files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> np.ndarray:
+    """(H, W, 3) uint8: image with both crops, query view, key view, each with a caption; 8 images in a row."""
+    pairs = data.ViewPairs(files, cfg)
+    pairs.geometry_only = False  # with INPUT.VIEWS gpu, the same views, finished here
+    chosen = files.order(cfg.SEED, 0)[:count]
+    columns = [_column(pairs, files, int(index)) for index in chosen]
+    rows = [columns[start : start + _ACROSS] for start in range(0, len(columns), _ACROSS)]
+    width = min(len(columns), _ACROSS)
+    return np.concatenate([_row(row, width) for row in rows])
+
+
+def _row(columns: list[np.ndarray], width: int) -> np.ndarray:
+    blank = np.full_like(columns[0], 255)
+    labels = _labels(columns[0].shape[0], columns[0].shape[1])
+    return np.concatenate([labels, *columns, *[blank] * (width - len(columns))], axis=1)
+
+
+def _column(pairs: data.ViewPairs, files: Images, wanted: int) -> np.ndarray:
+    sample = pairs[0, wanted]
+    enlarged = max(-(-NARROWEST // pairs.size), 1)
+    side = pairs.size * enlarged
+    try:
+        image = ImageFile(files.read(sample.image))
+        drawn = [
+            views.draw(
+                rng.quick("view", pairs.seed, 0, sample.image, number), pairs.recipe,
+                width=image.width, height=image.height, min_scale=pairs.min_scale,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        parts = [_thumbnail(image, drawn, side), *(_caption(view) for view in drawn)]
+        about = [f"image {sample.image}, {image.width} x {image.height}"]
+    except Exception:  # as in `data.ViewPairs`: all that were tried are unreadable
+        parts, about = [np.full((side, side, 3), 128, np.uint8), [], []], ["unreadable"]
+    blocks = [_captioned(parts[0], about, lines=1)]
+    for pixels, caption in zip((sample.query, sample.key), parts[1:], strict=True):
+        big = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_NEAREST)
+        blocks.append(_captioned(big, caption, lines=3))
+    return np.pad(np.concatenate(blocks), ((0, 0), (0, _GAP), (0, 0)), constant_values=255)
+
+
+def _thumbnail(image: ImageFile, drawn: list[View], side: int) -> np.ndarray:
+    """The image inside a white square, with the outlines of its two crops."""
+    scale = side / max(image.width, image.height)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    pixels = cv2.resize(image.decode(), size, interpolation=method)
+    for view, colour in zip(drawn, _COLOURS, strict=True):
+        left, top, width, height = (scale * value for value in view.box)
+        corners = (round(left), round(top)), (round(left + width) - 1, round(top + height) - 1)
+        cv2.rectangle(pixels, *corners, (255, 255, 255), 3)
+        cv2.rectangle(pixels, *corners, colour, 2)
+    square = np.full((side, side, 3), 255, np.uint8)
+    square[side - size[1] :, : size[0]] = pixels
+    return square
+
+
+def _caption(view: View) -> list[str]:
+    """Everything that was drawn, in three short lines: geometry, colours in their order, the rest."""
+    left, top, width, height = view.box
+    colours = "  ".join(f"{name[:3]} {factor:{'+' if name == 'hue' else ''}.2f}" for name, factor in view.jitter)
+    rest = [f"blur {view.sigma:.1f}"] if view.sigma else []
+    rest = (["gray"] if view.gray else []) + rest + (["flipped"] if view.flip else [])
+    return [f"{width} x {height} at ({left}, {top})", colours or "no jitter", ", ".join(rest) or "no blur, no flip"]
+
+
+def _captioned(pixels: np.ndarray, caption: list[str], *, lines: int) -> np.ndarray:
+    picture = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + lines * _LINE + _GAP), _PAPER)
+    picture.paste(Image.fromarray(pixels))
+    pen = ImageDraw.Draw(picture)
+    for number, line in enumerate(caption):
+        pen.text((0, pixels.shape[0] + 1 + number * _LINE), line, fill=_INK, font=_font())
+    return np.asarray(picture)
+
+
+def _labels(height: int, width: int) -> np.ndarray:
+    """The words at the left of a row."""
+    side = width - _GAP
+    picture = Image.new("RGB", (_LABEL, height), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    top = side + _LINE + _GAP
+    pen.text((4, side // 2), "image", fill=_INK, font=_font())
+    for number, (name, colour) in enumerate(zip(_NAMES, _COLOURS, strict=True)):
+        place = top + number * (side + 3 * _LINE + _GAP) + side // 2
+        pen.text((4, place), name, fill=colour, font=_font())
+    return np.asarray(picture)
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    try:
+        return ImageFont.load_default(12)
+    except TypeError:  # Pillow before 10.1 has a single size
+        return ImageFont.load_default()

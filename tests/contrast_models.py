@@ -1,0 +1,91 @@
+"""Small models of every mechanism, with random views, for the tests of a training step."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pretrain import build, config, dist, moco
+from pretrain.contrast import Contrast
+from pretrain.encoders import ResNet
+from pretrain.mechanisms import EndToEnd, MemoryBank
+from pretrain.moco import MoCo
+from pretrain.step import Pixels, train_step
+
+KINDS = ("moco", "endtoend", "memorybank")
+PIXELS = Pixels([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+DIM, BANK = 16, 30
+
+
+def tiny_encoder() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4))
+
+
+def encoder(batch: int = 8, group_size: int = 4, width: float = 0.125, dim: int = DIM) -> ResNet:
+    cfg = config.load(
+        "pretrain/moco_v2_R50.yaml",
+        ["MODEL.ARCH", "resnet18", "MODEL.WIDTH", str(width), "MODEL.DIM", str(dim),
+         "MODEL.BN_GROUP_SIZE", str(group_size), "SOLVER.IMS_PER_BATCH", str(batch)],
+        processes=dist.world_size(),
+    )  # fmt: skip
+    return build.encoder_maker(cfg, torch.device("cpu"))()
+
+
+def resnet_model(kind: str = "moco") -> Contrast:
+    """The same weights at every call; batch norm in groups of 4 images; a queue of 20 keys or 30 images."""
+    torch.manual_seed(0)
+    if kind == "moco":
+        return MoCo(encoder, dim=DIM, queue_length=20, momentum=0.9)
+    if kind == "endtoend":
+        model = EndToEnd(encoder)
+        for p in model.encoder_k.parameters():  # apart, as after some steps
+            p.data.add_(0.01 * torch.randn(p.shape))
+        return model
+    return MemoryBank(encoder, images=BANK, dim=DIM, negatives=20, temperature=0.2, seed=3)
+
+
+def random_views(images: int, seed: int = 0, *, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (torch.randint(0, 256, (images, size, size, 3), generator=generator) for _ in range(2))
+    return query.to(torch.uint8), key.to(torch.uint8)
+
+
+def random_numbers(images: int, seed: int = 0) -> torch.Tensor:
+    return torch.randperm(BANK, generator=torch.Generator().manual_seed(seed))[:images]
+
+
+def sgd(model: Contrast, rate: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.trained(), lr=rate, momentum=0.9)
+
+
+def step(
+    model: Contrast, optimizer: torch.optim.Optimizer, iteration: int = 0, images: int = 8, **options: object
+) -> torch.Tensor:
+    """A step on this process's share of `images` random views that depend on the iteration alone."""
+    query, key = (dist.local_part(views) for views in random_views(images, iteration))
+    numbers = dist.local_part(random_numbers(images, iteration))
+    return train_step(
+        model, optimizer, (query, key), pixels=PIXELS, images=numbers, iteration=iteration, **options
+    )
+
+
+def steps_of_every_kind(folder: str) -> None:
+    """Four steps of each mechanism on the same 8 images each, in any number of processes; leaves what came of it."""
+    dist.init_from_env(torch.device("cpu"))
+    torch.set_num_threads(1)
+    orders = [moco.permutation(8, groups=2, seed=0, step=iteration) for iteration in range(4)]
+    for kind in KINDS:
+        model = resnet_model(kind)
+        optimizer = sgd(model, 0.0001)
+        metrics, gradients = [], []
+        for iteration, order in enumerate(orders):
+            metrics.append(step(model, optimizer, iteration, order=order))
+            gradients.append([p.grad.clone() for p in model.trained()])
+        dist.mean_over_processes(metrics)
+        found = {
+            "metrics": metrics,
+            "state": model.state_dict(),
+            "first": gradients[0],
+            "last": gradients[-1],
+        }
+        torch.save(found, Path(folder) / f"{kind}_{dist.world_size()}_{dist.rank()}.pt")

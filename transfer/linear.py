@@ -1,0 +1,235 @@
+"""Linear classification of frozen features: the protocol of He et al. 2020, Sec. 4.1.
+
+Weights are frozen, batch norm uses its running statistics, and a linear classifier with softmax is trained on the
+global average of `res5`; accuracy is that of the central crop of the validation images, after the last epoch.
+"""
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from pretrain import data, dist
+from pretrain.broken import Broken
+from pretrain.checkpoint import write_atomic
+from pretrain.config import digest_text
+from pretrain.console import say
+from pretrain.errors import UserError
+from pretrain.stop import Signals
+from transfer import (
+    linear_backbone, linear_features, linear_knn, linear_paper, linear_results, linear_state, linear_training,
+)  # fmt: skip
+from transfer.describe import describe_input
+from transfer.linear_backbone import Backbone, Extractor
+from transfer.linear_classifiers import Classifiers
+from transfer.linear_config import rates
+from transfer.linear_data import LabelledImages, check_classes
+
+
+@dataclass
+class Probe:
+    """Everything that a probe needs, before anything is computed."""
+
+    cfg: CfgNode
+    weights: str
+    backbone: Backbone
+    train: LabelledImages
+    val: LabelledImages
+    device: torch.device
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR)
+
+
+def run(
+    cfg: CfgNode,
+    weights: str,
+    *,
+    knn: bool = False,
+    resume: bool = False,
+    source: str = "auto",
+    branch: str = "",
+) -> None:
+    """Probe `weights` (a file, or `random`); leaves results in OUTPUT_DIR. Call it in every process.
+
+    Args:
+        knn: weighted kNN in the place of the classifier.
+        resume: go on with an interrupted run of OUTPUT_DIR.
+        source, branch: as of `tools/convert_to_d2.py`.
+    Raises:
+        UserError: what the user can mend.
+        SystemExit: with `stop.STOPPED`, after SIGTERM or SIGUSR1, when the state has been saved.
+    """
+    stored = None if knn else linear_state.find(cfg, resume=resume)
+    probe = _set_up(cfg, weights, source=source, branch=branch)
+    extract = Extractor(probe.backbone, probe.device)
+    if knn:
+        _measure_knn(probe, extract)
+        return
+    with Signals() as signals:
+        _train(probe, extract, stored, signals)
+
+
+def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
+    device = dist.pick_device(cfg.DEVICE)
+    train, val = (LabelledImages(cfg.DATA[part], key=f"DATA.{part}") for part in ("TRAIN", "VAL"))
+    check_classes(train, val)
+    backbone = linear_backbone.load(weights, cfg, source=source, branch=branch)
+    own = torch.tensor([[int(d[:8], 16) for d in (train.digest, val.digest, backbone.digest)]], device=device)
+    if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:  # they would wait for each other for ever
+        raise UserError(
+            "the processes see different images (DATA.TRAIN, DATA.VAL) or weights: put them on storage that all "
+            "machines share"
+        )
+    name = linear_backbone.describe_architecture(backbone.architecture)
+    say(f"weights: {weights}: {name}, {backbone.what}")
+    say(f"input: {describe_input(backbone.input)}; {cfg.INPUT.SIZE} pixels")
+    say(
+        f"data: {len(train)} images of {len(train.classes)} classes to train on, {len(val)} to test on; "
+        f"{dist.world_size()} process(es) on {device.type}"
+    )
+    return Probe(cfg, weights, backbone, train, val, device)
+
+
+def _fixed(
+    probe: Probe, extract: Extractor, images: LabelledImages, signals: Signals
+) -> linear_features.Fixed:
+    """Features of the central views. Raises `UserError` for unreadable images among those of the test."""
+    known = linear_features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals)
+    if known.unreadable and images is probe.val:
+        raise UserError(
+            f"{images.name}: {len(known.unreadable)} images cannot be read, the first is "
+            f"{images.files[known.unreadable[0]]}: accuracy is that of all images; mend or remove them"
+        )
+    return known
+
+
+def _measure_knn(probe: Probe, extract: Extractor) -> None:
+    cfg = probe.cfg
+    with Signals() as signals:
+        train, val = (_fixed(probe, extract, images, signals) for images in (probe.train, probe.val))
+    _broken(probe, train.unreadable)
+    top1 = linear_knn.accuracy(train, val, k=cfg.KNN.K, temperature=cfg.KNN.T, device=probe.device)
+    neighbours = min(cfg.KNN.K, len(train.usable))
+    say(f"weighted kNN, k {neighbours}, T {cfg.KNN.T:g}: top-1 {top1:.2f} %")
+    seconds = time.perf_counter() - probe.began
+    measured = {"k": neighbours, "temperature": cfg.KNN.T, "top1": top1}
+    linear_results.write(
+        probe.folder / "knn.json", _record(probe, {"knn": measured}, len(train.unreadable), seconds)
+    )
+
+
+def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, signals: Signals) -> None:
+    cfg = probe.cfg
+    if not cfg.CACHE:
+        data.iterations_per_epoch(
+            len(probe.train), cfg
+        )  # too few images are better said before an hour's work
+    val = _fixed(probe, extract, probe.val, signals)
+    train = _fixed(probe, extract, probe.train, signals) if cfg.CACHE else None
+    per_epoch = data.iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
+    state = _new_state(probe, extract.channels)
+    if stored:
+        linear_state.restore(state, stored, cfg)
+    if dist.is_main():
+        text = digest_text(cfg)
+        write_atomic(probe.folder / "config.yaml", lambda file: file.write(text.encode()))
+    if cfg.CACHE:
+        say("note: CACHE True: trained on fixed centre crops; the papers train on random crops")
+    start, stop = state.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
+    if train:
+        batches = linear_features.cached(train, cfg, start=start, stop=stop, device=probe.device)
+    else:
+        batches = linear_features.random_crops(probe.train, extract, cfg, start=start, stop=stop)
+    broken = _broken(probe, train.unreadable if train else [], going_on=stored is not None)
+    with closing(batches):
+        linear_training.train(
+            state,
+            batches,
+            val,
+            cfg=cfg,
+            per_epoch=per_epoch,
+            broken=broken,
+            signals=signals,
+            began=probe.began,
+        )
+    _report(probe, state, val, per_epoch, unreadable=len(broken.names()))
+
+
+def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken:
+    """Counts unreadable training images. Raises `UserError` if the `known` ones are too many already."""
+    limit, files = probe.cfg.DATA.MAX_BROKEN, probe.train.files
+    broken = Broken(files, limit, folder=probe.folder, going_on=going_on, device=probe.device)
+    broken.add(known)
+    broken.share()
+    broken.write()
+    return broken
+
+
+def _new_state(probe: Probe, channels: int) -> linear_state.State:
+    cfg, rate = probe.cfg, rates(probe.cfg)
+    classifiers = Classifiers(
+        channels, len(probe.train.classes), rates=rate, solver=cfg.SOLVER, seed=cfg.SEED, device=probe.device
+    )
+    origin = {
+        "--weights": probe.backbone.digest,
+        "DATA.TRAIN": probe.train.digest,
+        "DATA.VAL": probe.val.digest,
+    }
+    return linear_state.State(classifiers, origin, 0, torch.zeros(len(rate), device=probe.device))
+
+
+def _report(
+    probe: Probe, state: linear_state.State, val: linear_features.Fixed, per_epoch: int, *, unreadable: int
+) -> None:
+    """Print and write what was reached; also once more by a run that was finished before."""
+    classifiers = state.classifiers
+    accuracies = classifiers.accuracy(val.features, val.labels)
+    losses = linear_training.mean_losses(state, per_epoch)
+    rows = linear_results.table(classifiers.rates, losses, accuracies, classes=len(probe.train.classes))
+    measured = {
+        **linear_results.best(rows),
+        "rates": rows,
+        "chosen_on_val": len(rows) > 1,
+        "views": "fixed centre crops" if probe.cfg.CACHE else "random crops",
+    }
+    linear_results.write(probe.folder / "results.json", _record(probe, measured, unreadable, state.seconds))
+
+
+def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: float) -> dict[str, Any]:
+    """What was measured, of what, beside the papers' numbers, which are printed too."""
+    backbone, train, val = probe.backbone, probe.train, probe.val
+    sizes = {"classes": len(train.classes), "train": len(train), "val": len(val)}
+    published = linear_paper.published(backbone.architecture, **sizes)
+    linear_results.say_published(published)
+    weights = {
+        "file": probe.weights,
+        "sha256": backbone.file_digest or None,
+        "features_sha256": backbone.digest,
+        "network": backbone.what,
+        "architecture": asdict(backbone.architecture),
+        "input": asdict(backbone.input),
+    }
+    images = {
+        "train": {
+            "folder": train.folder,
+            "images": len(train),
+            "unreadable": unreadable,
+            "sha256": train.digest,
+        },
+        "val": {"folder": val.folder, "images": len(val), "sha256": val.digest},
+        "classes": len(train.classes),
+    }
+    return {
+        **measured,
+        "published": published,
+        "weights": weights,
+        "data": images,
+        **linear_results.circumstances(probe.cfg, probe.device, seconds=seconds),
+    }

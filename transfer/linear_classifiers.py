@@ -1,0 +1,105 @@
+"""Linear classifiers of the same features, one for each learning rate of a sweep."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from pretrain import dist, rng
+
+_ROWS = 1024  # tested at a time
+INITIAL_STD = 0.01  # of weights; biases start at 0
+
+
+class Classifiers:
+    """One layer for each rate. They share batches and start, and nothing else: each is what it were alone.
+
+    Args:
+        channels: C, of the features.
+        classes: their number.
+        rates: learning rates at the beginning.
+        solver: MOMENTUM, WEIGHT_DECAY and STEPS.
+        seed: of the initial weights, which all layers have in common.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, *, rates: Sequence[float], solver: CfgNode, seed: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        initial = rng.generator("classifier", seed).normal(0, INITIAL_STD, (classes, channels))
+        self.rates, self.steps = list(rates), list(solver.STEPS)
+        self.device = device
+        self.layers = [nn.Linear(channels, classes) for _ in rates]
+        for layer in self.layers:
+            nn.init.zeros_(layer.bias)
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(initial))
+            layer.to(device)
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": layer.parameters(), "lr": rate}
+                for layer, rate in zip(self.layers, rates, strict=True)
+            ],
+            momentum=solver.MOMENTUM,
+            weight_decay=solver.WEIGHT_DECAY,
+        )
+
+    def factor(self, epoch: int) -> float:
+        """What the rates are multiplied by in an epoch, counted from 0."""
+        return 0.1 ** sum(epoch >= step for step in self.steps)
+
+    def step(self, features: torch.Tensor, labels: torch.Tensor, *, epoch: int) -> torch.Tensor:
+        """One step of SGD on softmax cross-entropy, averaged over the total batch.
+
+        Args:
+            features: (N, C), this process's share.
+            labels: (N,).
+        Returns:
+            (R,), the loss of each classifier on this share.
+        """
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(epoch)
+        losses = torch.stack([F.cross_entropy(layer(features), labels) for layer in self.layers])
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        dist.mean_over_processes(
+            [p.grad for layer in self.layers for p in layer.parameters() if p.grad is not None]
+        )
+        self.optimizer.step()
+        return losses.detach()
+
+    @torch.no_grad()
+    def accuracy(self, features: np.ndarray, labels: np.ndarray) -> list[tuple[float, float]]:
+        """Top-1 and top-5 accuracy of each classifier in percent, on (N, C) and (N,).
+
+        Every process tests its share.
+        """
+        right = torch.zeros(len(self.layers), 2, dtype=torch.float64, device=self.device)
+        mine = np.arange(dist.rank(), len(labels), dist.world_size())
+        for start in range(0, len(mine), _ROWS):
+            rows = mine[start : start + _ROWS]
+            known, answers = (torch.from_numpy(part[rows]).to(self.device) for part in (features, labels))
+            for n, layer in enumerate(self.layers):
+                scores = layer(known)  # (n, classes)
+                hits = scores.topk(min(5, scores.shape[1]), dim=1).indices == answers[:, None]
+                right[n] += torch.stack([hits[:, 0].sum(), hits.sum()])
+        dist.mean_over_processes([right])
+        percent = 100 * dist.world_size() * right / len(labels)
+        return [(top1, top5) for top1, top5 in percent.tolist()]
+
+    def state(self) -> dict[str, Any]:
+        """Weights and momenta."""
+        return {
+            "layers": [layer.state_dict() for layer in self.layers],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Set weights and momenta. Raises KeyError, TypeError, ValueError or RuntimeError if they do not fit."""
+        for layer, before in zip(self.layers, state["layers"], strict=True):
+            layer.load_state_dict(before)
+        self.optimizer.load_state_dict(state["optimizer"])

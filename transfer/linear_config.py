@@ -1,0 +1,109 @@
+"""Configuration of the linear probe: the language of pre-training with a few keys of its own."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from pretrain import config
+from pretrain.errors import UserError
+
+_POSITIVE = (
+    "MODEL.WIDTH", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
+)  # fmt: skip
+_NOT_NEGATIVE = ("DATA.NUM_WORKERS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
+_SMALLEST = 32  # pixels: the stride of a ResNet
+# Where a run reads, computes and writes does not change what it measures.
+IRRELEVANT = (
+    "DATA.TRAIN", "DATA.VAL", "DATA.NUM_WORKERS", "DATA.MAX_BROKEN", "KNN.K", "KNN.T", "OUTPUT_DIR", "DEVICE",
+)  # fmt: skip
+
+
+def defaults() -> CfgNode:
+    """Every key with its default: He et al. Sec. 4.1, and where it is silent the authors' published script."""
+    return CfgNode(
+        {
+            "DATA": {
+                "TRAIN": "datasets/imagenet/train",  # folder of class folders
+                "VAL": "datasets/imagenet/val",  # with the same class folders
+                "NUM_WORKERS": 4,  # loader processes of each process
+                "MAX_BROKEN": 0.01,  # stop when more than this share of TRAIN cannot be read
+            },
+            "MODEL": {
+                "ARCH": "resnet50",  # of `--weights random` only; other weights say what they are
+                "WIDTH": 1.0,
+            },
+            "INPUT": {
+                "SIZE": 224,  # pixels of the square views; tested on the central 7/8 of the image
+            },
+            "SOLVER": {
+                "BASE_LR": 30.0,
+                "IMS_PER_BATCH": 256,  # total over all processes
+                "MAX_EPOCH": 100,
+                "STEPS": [60, 80],  # epochs at which the rate is multiplied by 0.1
+                "MOMENTUM": 0.9,
+                "WEIGHT_DECAY": 0.0,
+            },
+            "SWEEP": [],  # learning rates, each for a classifier of its own; empty: SOLVER.BASE_LR alone
+            "CACHE": False,  # train on features of the fixed centre crops, kept on disk: no random crops then
+            "KNN": {
+                "K": 200,
+                "T": 0.07,
+            },
+            "OUTPUT_DIR": "output/linear",
+            "SEED": 0,
+            "DEVICE": "auto",  # auto | cpu | cuda
+        }
+    )
+
+
+def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
+    """The frozen config of a YAML file and `KEY VALUE` pairs. Raises `UserError` for what cannot work."""
+    cfg = defaults()
+    config.merge(cfg, config.find_config(name), overrides)
+    _validate(cfg, processes)
+    cfg.freeze()
+    return cfg
+
+
+def rates(cfg: CfgNode) -> list[float]:
+    """The learning rate of each classifier."""
+    return [float(rate) for rate in cfg.SWEEP] or [cfg.SOLVER.BASE_LR]
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their whole keys."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _validate(cfg: CfgNode, processes: int) -> None:
+    values = flat(cfg)
+    for key in _POSITIVE:
+        if not 0 < values[key] < float("inf"):
+            raise UserError(f"{key} {values[key]}: must be positive")
+    for key in _NOT_NEGATIVE:
+        if not 0 <= values[key] < float("inf"):
+            raise UserError(f"{key} {values[key]}: must not be negative")
+    if cfg.INPUT.SIZE < _SMALLEST:
+        raise UserError(f"INPUT.SIZE {cfg.INPUT.SIZE}: must be {_SMALLEST} or more")
+    if not 0 <= cfg.DATA.MAX_BROKEN <= 1:
+        raise UserError(f"DATA.MAX_BROKEN {cfg.DATA.MAX_BROKEN}: must be between 0 and 1")
+    if not all(type(rate) in (int, float) and 0 < rate < float("inf") for rate in cfg.SWEEP):
+        raise UserError(f"SWEEP {cfg.SWEEP}: must be positive numbers, as in --sweep 10,30,100")
+    if len(set(cfg.SWEEP)) < len(cfg.SWEEP):
+        raise UserError(f"SWEEP {cfg.SWEEP}: holds a learning rate twice")
+    if cfg.DEVICE not in ("auto", "cpu", "cuda"):
+        raise UserError(f"DEVICE {cfg.DEVICE}: choose auto, cpu or cuda")
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        usable = max(cfg.SOLVER.IMS_PER_BATCH // processes, 1) * processes
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide into {processes} processes: "
+            f"use {usable}"
+        )
+    for key in ("DATA.TRAIN", "DATA.VAL"):
+        if not os.path.isdir(values[key]):
+            raise UserError(f"{key}: no such folder: {values[key]}; name a folder of class folders")

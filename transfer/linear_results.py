@@ -1,0 +1,90 @@
+"""What a linear probe leaves behind: `results.json`, and a table on the screen."""
+
+import hashlib
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy
+import torch
+import torchvision
+import yaml
+from fvcore.common.config import CfgNode
+
+from pretrain import __version__, dist
+from pretrain.checkpoint import write_atomic
+from pretrain.console import say
+from transfer.linear_config import IRRELEVANT, flat
+
+Accuracy = tuple[float, float]  # top-1 and top-5, percent
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically, indented, on the main process."""
+    if dist.is_main():
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_atomic(path, lambda file: file.write(text.encode()))
+    say(f"written: {path}")
+
+
+def circumstances(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[str, Any]:
+    """Config, versions and hardware: what the numbers depend on."""
+    settings = {key: value for key, value in flat(cfg).items() if key not in IRRELEVANT}
+    return {
+        "seed": cfg.SEED,
+        "seconds": round(seconds, 1),
+        "config": yaml.safe_load(cfg.dump()),
+        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "versions": {
+            "moco-detection-transfer": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "numpy": numpy.__version__,
+            "opencv": cv2.__version__,
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+            "processes": dist.world_size(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def table(rates: list[float], losses: list[float], accuracies: list[Accuracy], *, classes: int) -> list[dict]:
+    """Print a line for each learning rate, the best one marked; returns the same as data.
+
+    A classifier whose loss is not finite counts as diverged.
+    """
+    rows = [
+        {"lr": rate, "loss": loss if math.isfinite(loss) else None, "top1": top1, "top5": top5}
+        for rate, loss, (top1, top5) in zip(rates, losses, accuracies, strict=True)
+    ]
+    first = best(rows)
+    say(f"{'learning rate':>13}  {'train loss':>10}  {'top-1 %':>8}  {'top-5 %':>8}")
+    for row in rows:
+        loss = "diverged" if row["loss"] is None else f"{row['loss']:.4f}"
+        mark = "  <- best" if row is first and len(rows) > 1 else ""
+        say(f"{row['lr']:>13g}  {loss:>10}  {row['top1']:>8.2f}  {row['top5']:>8.2f}{mark}")
+    if len(rows) > 1:
+        say(
+            "the best learning rate was chosen on DATA.VAL, the images that the accuracy is of: a little too high"
+        )
+    return rows
+
+
+def best(rows: list[dict]) -> dict:
+    """The row of the highest top-1 accuracy among those that did not diverge, or else among all."""
+    return max([row for row in rows if row["loss"] is not None] or rows, key=lambda row: row["top1"])
+
+
+def say_published(published: list[dict[str, str | float]]) -> None:
+    """Print the papers' numbers for this network and data, or that there are none."""
+    for row in published:
+        say(f"published: {row['method']}: {row['top1']} ({row['source']})")
+    if not published:
+        say("published: none for this network and data (the papers': ImageNet-1k, R50, RX50, R50w2x, R50w4x)")

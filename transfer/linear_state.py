@@ -1,0 +1,104 @@
+"""The state of a linear probe between two steps: saved whole, restored so that nothing differs."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from pretrain import checkpoint, dist
+from pretrain.config import digest_text
+from pretrain.console import say
+from pretrain.errors import UserError
+from transfer.linear_classifiers import Classifiers
+from transfer.linear_config import IRRELEVANT, flat
+
+LAST = "linear_last.pth"
+
+
+@dataclass
+class State:
+    """What training changes. Order and crops are functions of the iteration.
+
+    Attributes:
+        origin: digests of weights and images: a resumed run must have the same.
+        iteration: steps done.
+        losses: (R,), sums over the steps of the epoch under way.
+        seconds: that it took so far.
+        history: the lines of `metrics.json`.
+    """
+
+    classifiers: Classifiers
+    origin: dict[str, str]
+    iteration: int
+    losses: torch.Tensor
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(state: State, cfg: CfgNode) -> None:
+    """Write `linear_last.pth` and `metrics.json`. Every process calls it; all hold the same, and one writes."""
+    losses = state.losses.clone()
+    dist.mean_over_processes([losses])
+    if dist.is_main():
+        contents = {
+            **state.classifiers.state(),
+            "origin": state.origin,
+            "iteration": state.iteration,
+            "losses": losses,
+            "seconds": state.seconds,
+            "history": state.history,
+            "processes": dist.world_size(),
+            "config": digest_text(cfg),
+        }
+        checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
+        text = "".join(json.dumps(line) + "\n" for line in state.history)
+        checkpoint.write_atomic(Path(cfg.OUTPUT_DIR) / "metrics.json", lambda file: file.write(text.encode()))
+    dist.barrier()  # nobody is ended for leaving while one writes
+
+
+def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
+    """What OUTPUT_DIR holds; None for a new run. Raises `UserError` for a used folder without `--resume`."""
+    path = Path(cfg.OUTPUT_DIR) / LAST
+    if not path.exists():
+        if resume:
+            say(f"--resume: no {path}; starting at the beginning")
+        return None
+    if not resume:
+        raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run: add --resume, or name another folder")
+    contents = checkpoint.load(path)
+    if not isinstance(contents, dict) or not {"layers", "config", "origin", "iteration"} <= contents.keys():
+        raise UserError(f"{path}: not written by tools/linear_eval.py; name another OUTPUT_DIR")
+    return contents
+
+
+def restore(state: State, stored: dict[str, Any], cfg: CfgNode) -> None:
+    """Go on from what `find` gave. Raises `UserError` for other settings, weights or images."""
+    path = Path(cfg.OUTPUT_DIR) / LAST
+    before, now = flat(yaml.safe_load(stored["config"])), flat(cfg)
+    for key, value in now.items():
+        if key not in IRRELEVANT and before.get(key) != value:
+            raise UserError(
+                f"--resume: {key} is {value} and was {before.get(key)}; set it back or name another OUTPUT_DIR"
+            )
+    for what, digest in state.origin.items():
+        if stored["origin"].get(what) != digest:
+            raise UserError(
+                f"--resume: {what} is not what {path} was trained with; put it back or name another OUTPUT_DIR"
+            )
+    try:
+        state.classifiers.load(stored)
+        state.iteration, state.seconds = int(stored["iteration"]), float(stored["seconds"])
+        state.losses.copy_(stored["losses"])
+        state.history, processes = list(stored["history"]), stored["processes"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged ({error.__class__.__name__}); name another OUTPUT_DIR") from None
+    say(f"going on from {path}, iteration {state.iteration}")
+    if processes != dist.world_size():
+        say(
+            f"note: it ran in {processes} process(es) and goes on in {dist.world_size()}: on the same images, but "
+            "sums have another order, so the end will not be equal to the bit"
+        )

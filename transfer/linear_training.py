@@ -1,0 +1,91 @@
+"""The training loop of the linear classifiers."""
+
+import math
+import time
+from collections.abc import Iterator
+
+from fvcore.common.config import CfgNode
+
+from pretrain import dist
+from pretrain.broken import Broken
+from pretrain.console import duration, say
+from pretrain.errors import UserError
+from pretrain.stop import Signals
+from transfer.linear_features import Features, Fixed
+from transfer.linear_state import State, save
+
+_PATIENCE = 60.0  # seconds between two lines inside an epoch
+
+
+def train(
+    state: State,
+    batches: Iterator[Features],
+    val: Fixed,
+    *,
+    cfg: CfgNode,
+    per_epoch: int,
+    broken: Broken,
+    signals: Signals,
+    began: float,
+) -> None:
+    """Train to the end of `batches`; after every epoch the classifiers are tested, logged and saved.
+
+    Args:
+        state: where the run stands.
+        val: the images that it is tested on.
+        began: when this session began, by `time.perf_counter`.
+    """
+    first, earlier, begin = state.iteration, state.seconds, time.perf_counter()
+    epochs, steps, spoke = cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_EPOCH * per_epoch, begin
+    for features, labels, unreadable in batches:
+        broken.add(unreadable)
+        if state.iteration % per_epoch == 0:
+            state.losses.zero_()
+        state.losses += state.classifiers.step(features, labels, epoch=state.iteration // per_epoch)
+        state.iteration += 1
+        now = time.perf_counter()
+        state.seconds = earlier + now - began
+        left = (now - begin) / (state.iteration - first) * (steps - state.iteration)
+        ends_epoch = state.iteration % per_epoch == 0
+        if ends_epoch:
+            _test(state, val, per_epoch=per_epoch, epochs=epochs, seconds_left=left)
+            spoke = time.perf_counter()
+        elif now - spoke > _PATIENCE:
+            epoch, step = divmod(state.iteration, per_epoch)
+            say(f"epoch {epoch + 1}/{epochs} iter {step}/{per_epoch}  ETA {duration(left)}")
+            spoke = now
+        (stops,) = dist.any_process(signals.requested)
+        if ends_epoch or stops:
+            broken.share()
+            broken.write()
+            save(state, cfg)
+        if stops and state.iteration < steps:
+            say(f"stopped at iteration {state.iteration}; the same command with --resume goes on")
+            signals.leave()
+
+
+def mean_losses(state: State, steps: int) -> list[float]:
+    """Each classifier's loss in the epoch that ends here, a mean over its `steps` and over processes."""
+    losses = state.losses / steps
+    dist.mean_over_processes([losses])
+    values: list[float] = losses.tolist()
+    return values
+
+
+def _test(state: State, val: Fixed, *, per_epoch: int, epochs: int, seconds_left: float) -> None:
+    """Test, and note a line for each classifier. Raises `UserError` if all have diverged."""
+    classifiers, epoch = state.classifiers, state.iteration // per_epoch
+    losses, factor = mean_losses(state, per_epoch), classifiers.factor(epoch - 1)
+    if not any(map(math.isfinite, losses)):
+        raise UserError("the loss became infinite or NaN: use a smaller SOLVER.BASE_LR, and a new OUTPUT_DIR")
+    accuracies = classifiers.accuracy(val.features, val.labels)
+    for rate, loss, (top1, top5) in zip(classifiers.rates, losses, accuracies, strict=True):
+        known = loss if math.isfinite(loss) else None
+        state.history.append(
+            {"iteration": state.iteration, "epoch": epoch, "base_lr": rate, "lr": rate * factor, "loss": known,
+             "top1": top1, "top5": top5}
+        )  # fmt: skip
+        say(
+            f"epoch {epoch}/{epochs}  lr {rate * factor:g}  loss {loss:.4f}  top-1 {top1:.2f} %"
+            f"  top-5 {top5:.2f} %  ETA {duration(seconds_left)}"
+        )
