@@ -28,6 +28,11 @@ def main() -> None:
     overrides = [*args.overrides]
     for flag, key in ((args.fraction, "DATASETS.FRACTION"), (args.shots, "DATASETS.SHOTS")):
         overrides += [] if flag is None else [key, str(flag)]
+    if args.follow_weights:
+        from transfer import weights
+
+        name = config.read(args.config, overrides).MODEL.WEIGHTS
+        overrides = [*weights.settings(name), *overrides]
     cfg = config.load(args.config, overrides, need_weights=not args.explain)
     started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
     if started > 1 and (args.num_gpus, args.num_machines) != (1, 1):
@@ -84,6 +89,7 @@ def _parse() -> argparse.Namespace:
     add("--scale", type=int, metavar="GPUS", help="batch, learning rate and schedule for so many GPUs, not 8")
     add("--fraction", type=float, help="of the training images to train on (DATASETS.FRACTION)")
     add("--shots", type=int, help="train on so many objects of each class (DATASETS.SHOTS)")
+    add("--follow-weights", action="store_true", help="take the settings that MODEL.WEIGHTS says it needs")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     return parser.parse_intermixed_args()
 

@@ -13,11 +13,15 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 34  # margins for the ticks' labels
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `style` 0, 1, 2, ... picks colour and dashes from the page's style sheet."""
+    """One curve. `style` 0, 1, 2, ... picks colour and dashes from the page's style sheet.
+
+    `thin` is for what stands behind the curve of the same name: the seeds behind their mean.
+    """
 
     name: str
     points: list[tuple[float, float]]
     style: int = 0
+    thin: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ def chart(title: str, lines: list[Line], *, unit: str = "", from_zero: bool = Fa
 
     parts = [_y_tick(place(0, tick)[1], f"{number(tick)}{unit}") for tick in y_ticks]
     parts += [_x_tick(place(tick, low)[0], number(tick)) for tick in x_ticks]
-    parts += [_curve([place(x, y) for x, y in line.points], line.style) for line in lines]
+    parts += [_curve([place(x, y) for x, y in line.points], line) for line in lines]
     label = f"{title} over iterations. " + " ".join(
         f"{line.name}: from {number(line.points[0][1])}{unit} to {number(line.points[-1][1])}{unit}."
         for line in lines
+        if not line.thin
     )
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, label, Markup("").join(parts)
@@ -102,9 +107,10 @@ def _x_tick(x: float, label: str) -> Markup:
     )
 
 
-def _curve(places: list[tuple[float, float]], style: int) -> Markup:
+def _curve(places: list[tuple[float, float]], line: Line) -> Markup:
+    style = f"s{line.style} thin" if line.thin else f"s{line.style}"
     if len(places) == 1:
         ((x, y),) = places
-        return Markup('<circle class="s{}" cx="{}" cy="{}" r="4"/>').format(style, x, y)
+        return Markup('<circle class="{}" cx="{}" cy="{}" r="4"/>').format(style, x, y)
     path = " ".join(f"{x},{y}" for x, y in places)
-    return Markup('<polyline class="s{}" points="{}"/>').format(style, path)
+    return Markup('<polyline class="{}" points="{}"/>').format(style, path)

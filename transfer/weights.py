@@ -47,6 +47,16 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
         )
 
 
+def settings(name: str) -> list[str]:
+    """KEY VALUE pairs that MODEL.WEIGHTS says it needs; none for a file that says nothing.
+
+    Raises:
+        UserError: as `read_weights` and `local_path` do.
+    """
+    needed = read_weights(local_path(name))["preprocessing"] or {}
+    return [part for key, value in needed.items() for part in (key, str(value))]
+
+
 def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     """Make sure that the weights fill the whole ResNet of a detector, and that all of theirs go in.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer.reproduce import worker
-from transfer.reproduce.jobs import Job
+from transfer.reproduce.jobs import Job, in_order
 from transfer.reproduce.plan import Cell, Options
 from transfer.reproduce.tables import Column, Table
 from transfer.reproduce.verdict import compare
@@ -65,6 +65,7 @@ def _cell(table: Table, cell: Cell, runs: Path, failed: dict[str, str]) -> dict[
         "numbers": numbers,
         "tried": tried,
         "best": best,
+        "changes": list(cell.runs[best][0].changes) if cell.runs else [],
         "why_not": cell.why_not or "; ".join(dict.fromkeys(waiting)),
     }
 
@@ -95,31 +96,37 @@ def _runs(column: Column, jobs: Sequence[Job], runs: Path, failed: dict[str, str
 def _run(column: Column, number: int, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
     """One run: its numbers in the order of the column's metrics, or why it has none."""
     folder = job.folder(runs)
-    run: dict[str, Any] = {
-        "name": job.name, "folder": str(folder), "command": job.text(runs), "numbers": [], "why_not": "",
-    }  # fmt: skip
+    needs = [_record(needed, runs) for needed in in_order([job])[:-1]]
+    run: dict[str, Any] = {**_record(job, runs), "needs": needs, "numbers": [], "why_not": ""}
     if not worker.is_done(folder, job.product):
         run["why_not"] = failed.get(job.key, "not run yet")
         return run
     results = json.loads(job.output(runs).read_text())
-    run["seconds"] = worker.state(folder)["seconds"]
-    try:
-        run["numbers"] = [number_of(results["metrics"], metric) for metric in column.metrics]
+    try:  # those of the linear probe stand at the top
+        run["numbers"] = [number_of(results.get("metrics", results), metric) for metric in column.metrics]
     except KeyError as error:
         run["why_not"] = f"{job.output(runs)} has no {error.args[0]}"
     return run
+
+
+def _record(job: Job, runs: Path) -> dict[str, Any]:
+    """What a job is, where, and how long it has worked so far."""
+    folder = job.folder(runs)
+    seconds = worker.state(folder).get("seconds", 0)
+    return {"name": job.name, "folder": str(folder), "command": job.text(runs), "seconds": seconds}
 
 
 def number_of(metrics: dict[str, Any], name: str) -> float:
     """A metric of results.json by its name: `bbox.AP50` of the only data set, or `top1`.
 
     Raises:
-        KeyError: with the name.
+        KeyError: with the name; also of a metric that is undefined, as AP is where nothing was detected.
     """
     task, _, leaf = name.rpartition(".")
-    if not task:
-        return float(metrics[leaf])
-    for tasks in metrics.values():
-        if isinstance(tasks, dict) and leaf in tasks.get(task, {}):
-            return float(tasks[task][leaf])
-    raise KeyError(name)
+    found = (
+        [tasks.get(task, {}) for tasks in metrics.values() if isinstance(tasks, dict)] if task else [metrics]
+    )
+    value = next((values[leaf] for values in found if values.get(leaf) is not None), None)
+    if value is None:
+        raise KeyError(name)
+    return float(value)

@@ -24,6 +24,7 @@ class Job:
         needs: jobs whose products the command reads.
         resumable: an interrupted run goes on with `--resume`, which begins anew where nothing is saved.
         missing: why it cannot run here: the data that are not there, and where they come from.
+        changes: settings that are otherwise than in the paper's recipe.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Job:
     needs: tuple["Job", ...] = ()
     resumable: bool = False
     missing: str = ""
+    changes: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:

@@ -30,7 +30,12 @@ def markdown(table: dict[str, Any]) -> str:
     lines += _pipes(["init", *heads(table)])
     lines += _pipes(["---"] * (1 + len(heads(table))))
     for row in table["rows"]:
-        lines += _pipes([row["title"], *(_text(number, cell) for cell, number in numbers(row))])
+        lines += _pipes(
+            [
+                row["title"],
+                *(_text(n, cell, comparable=is_comparable(table, cell)) for cell, n in numbers(row)),
+            ]
+        )
     lines += [
         "",
         "Each cell: ours, mean ± standard deviation over runs [95 % interval]; the paper's number and the verdict.",
@@ -109,8 +114,8 @@ def notes(table: dict[str, Any]) -> list[str]:
             where = f"{row['title']}, {cell['config']}"
             if cell["why_not"]:
                 found.append(f"{row['title']}: {cell['why_not']}")
-            for change in cell.get("changes", []):
-                found.append(f"{where}: not the paper's recipe: {change}")
+            if cell["changes"] and not table["smoke"]:
+                found.append(f"{where}: not the paper's recipe: {'; '.join(cell['changes'])}")
             if cell["best"]:
                 found.append(
                     f"{where}: best of {len(cell['tried'])} values of {table['sweep']}: {cell['best']}"
@@ -129,17 +134,27 @@ def ours(number: dict[str, Any]) -> str:
     return text
 
 
-def _text(number: dict[str, Any], cell: dict[str, Any]) -> str:
+def _text(number: dict[str, Any], cell: dict[str, Any], *, comparable: bool) -> str:
     own = ours(number) or "-"
-    paper = "" if number["paper"] is None else f" (paper {number['paper']}{_verdict(number, cell)})"
+    paper = (
+        ""
+        if number["paper"] is None
+        else f" (paper {number['paper']}{_verdict(number, cell, comparable=comparable)})"
+    )
     return own + paper
 
 
-def _verdict(number: dict[str, Any], cell: dict[str, Any]) -> str:
+def is_comparable(table: dict[str, Any], cell: dict[str, Any]) -> bool:
+    """Whether a cell was made under the paper's recipe, the whole of it."""
+    return not (table["smoke"] or table["schedule"] != 1 or cell["changes"])
+
+
+def _verdict(number: dict[str, Any], cell: dict[str, Any], *, comparable: bool) -> str:
     if not number.get("verdict"):
         return ""
-    comparable = "not comparable" if cell.get("changes") else number["verdict"]
-    return f", {number['difference']:+.1f}: {comparable}"
+    if not comparable:
+        return ": not comparable"
+    return f", {number['difference']:+.1f}: {number['verdict']}"
 
 
 def _reason(cell: dict[str, Any], number: dict[str, Any]) -> dict[str, str]:

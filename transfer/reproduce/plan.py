@@ -1,7 +1,7 @@
 """From a table to the jobs that fill it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from detectron2.config import CfgNode
 
 from pretrain import config as pretrain_config
 from pretrain.errors import UserError
-from transfer import catalog, config, linear, present
+from transfer import catalog, config, linear_config, present
 from transfer.data_record import data_digests
 from transfer.reproduce import smoke
 from transfer.reproduce.jobs import Job
 from transfer.reproduce.shorter import shorter
+from transfer.recipes import RECIPES
 from transfer.reproduce.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
 from transfer.sources import file_digest
@@ -27,6 +28,11 @@ _IRRELEVANT = ("OUTPUT_DIR", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIO
                "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
 
 _HERE = ("OUTPUT_DIR", "{folder}")
+_PROTOCOL = {  # of the linear probe: He et al. Sec. 4.1
+    key: value
+    for key, value in linear_config.flat(linear_config.defaults()).items()
+    if key.startswith(("INPUT.", "SOLVER.")) or key == "CACHE"
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def plan(table: Table, options: Options) -> list[Cell]:
 def _cell(row: Row, column: Column, options: Options) -> Cell:
     why_not = column.cited or row.init.cited or _missing(row.init)
     if why_not:
-        return Cell(row, column, {}, why_not)
+        return Cell(row, column, {}, why_not=why_not)
     name = row.config or column.config
     make = _linear if name.startswith("linear/") else _finetune
     weights = _weights(row.init, options)
@@ -199,6 +205,7 @@ def _finetune(
         f"finetune/{Path(name).stem}/{init.name}/seed{seed}",
         (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True, missing=missing,
+        changes=_changes(cfg, {key: value for key, (value, _) in RECIPES[Path(name).stem].facts.items()}),
     )  # fmt: skip
 
 
@@ -224,13 +231,28 @@ def _linear(
 ) -> Job:
     folders = {part: str((options.root / "imagenet" / part).resolve()) for part in ("train", "val")}
     overrides = (*overrides, "SEED", str(seed), "DATA.TRAIN", folders["train"], "DATA.VAL", folders["val"])
-    cfg = linear.load(name, overrides)
-    overrides += tuple(smoke.linear(cfg)) if options.smoke else tuple(shorter(cfg, options.schedule))
-    settings = json.dumps(linear.load(name, overrides))
+    cfg = _linear_config(name, overrides)
+    overrides += smoke.linear(cfg) if options.smoke else shorter(cfg, options.schedule)
+    cfg = _linear_config(name, overrides)
+    settings = json.dumps(cfg)
     start = ("--weights", "{0}" if weights else "random")
     return Job(
         f"linear/{init.name}/seed{seed}",
         (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True,
-        missing=_no_folder(folders["val"], "imagenet"),
+        missing=_no_folder(folders["val"], "imagenet"), changes=_changes(cfg, _PROTOCOL),
     )  # fmt: skip
+
+
+def _changes(cfg: CfgNode, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """`KEY is A, in the recipe B` for every setting that differs; lists and tuples are alike."""
+    found = linear_config.flat(cfg)
+    same = {key: json.dumps(found[key]) == json.dumps(value) for key, value in recipe.items()}
+    return tuple(f"{key} is {found[key]}, in the recipe {recipe[key]}" for key in recipe if not same[key])
+
+
+def _linear_config(name: str, overrides: Sequence[str]) -> CfgNode:
+    """Without the check of folders, which may not be there yet."""
+    cfg = linear_config.defaults()
+    pretrain_config.merge(cfg, pretrain_config.find_config(name), overrides)
+    return cfg

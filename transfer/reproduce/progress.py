@@ -18,8 +18,8 @@ def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
     lines = [f"{len(jobs)} jobs, {sum(_state(job, runs) == 'done' for job in jobs)} of them done, in {runs}:"]
     for job in jobs:
         lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {job.text(runs)}"]
-        lines += [f"    missing: {job.missing}"] if job.missing and _state(job, runs) != "done" else []
-    return lines
+    missing = [job.missing for job in jobs if job.missing and _state(job, runs) != "done"]
+    return [*lines, "", *(f"missing: {reason}" for reason in dict.fromkeys(missing))]
 
 
 def status(jobs: Sequence[Job], runs: Path) -> list[str]:

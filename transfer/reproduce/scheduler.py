@@ -89,7 +89,7 @@ class _Graph:
         if self.executor.start(folder, name=job.name):
             self.running.add(job.key)
             if job.key not in self.not_before:
-                say(f"== {job.name}: {job.text(self.root)}")
+                say(f"== {job.name}: started, log in {folder / worker.LOG}")
 
     def _note_end(self, job: Job, status: int) -> None:
         self.running.discard(job.key)

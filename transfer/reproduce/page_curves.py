@@ -1,0 +1,73 @@
+"""Learning curves of a table's runs: one small chart for each column and value, a line for each init."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer.plots import Chart, Line, chart, points
+from transfer.reproduce.page_runs import Shown, read_log
+
+_MOST = 150  # points of a line: a phone's screen shows no more
+
+Points = list[tuple[float, float]]
+
+
+def charts(runs: Sequence[Shown]) -> list[Chart]:
+    """The loss and, where a run was tested on its way, the first metric; then the loss of pre-training."""
+    drawn = []
+    for column in dict.fromkeys(each.column for each in runs):
+        group = [each for each in runs if each.column == column]
+        metric = group[0].metrics[0]
+        logs = [[_of_best_rate(read_log(Path(run["folder"])), found)
+                 for run, found in zip(each.runs, each.results, strict=True)] for each in group]  # fmt: skip
+        name = f"{column}: " if column else ""
+        losses = [
+            _lines(each, [points(log, "loss") for log in found])
+            for each, found in zip(group, logs, strict=True)
+        ]
+        tests = [_lines(each, [points(log, metric.replace(".", "/")) for log in found])
+                 for each, found in zip(group, logs, strict=True)]  # fmt: skip
+        drawn.append(chart(f"{name}training loss", sum(losses, []), from_zero=True))
+        if any(len(line.points) > 1 for lines in tests for line in lines):
+            drawn.append(chart(f"{name}{metric} on the test images", sum(tests, []), unit="%"))
+    drawn.append(chart("Pre-training loss", _pretraining(runs)))
+    return [found for found in drawn if found]
+
+
+def mean(curves: Sequence[Points]) -> Points:
+    """The mean at each x that all curves have."""
+    common = set.intersection(*(({x for x, _ in curve}) for curve in curves)) if curves else set()
+    values = [dict(curve) for curve in curves]
+    return [(x, sum(curve[x] for curve in values) / len(values)) for x in sorted(common)]
+
+
+def thinned(curve: Points) -> Points:
+    """At most `_MOST` points, each the mean of its neighbours; the last one where the curve ends."""
+    if len(curve) <= _MOST:
+        return curve
+    edges = [round(i * len(curve) / _MOST) for i in range(_MOST + 1)]
+    groups = [curve[first:last] for first, last in zip(edges, edges[1:], strict=False)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _lines(each: Shown, curves: Sequence[Points]) -> list[Line]:
+    """The seeds as thin lines, and their mean over them."""
+    curves = [curve for curve in curves if curve]
+    seeds = [Line(each.title, thinned(curve), each.style, thin=True) for curve in curves]
+    return [*(seeds if len(seeds) > 1 else []), Line(each.title, thinned(mean(curves)), each.style)]
+
+
+def _of_best_rate(log: list[dict[str, Any]], results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A linear probe may train many rates at once: the lines of the one that its numbers are of."""
+    return [line for line in log if "base_lr" not in line or line["base_lr"] == results.get("lr")]
+
+
+def _pretraining(runs: Sequence[Shown]) -> list[Line]:
+    """One line for each pre-training run, however many columns and seeds used it."""
+    lines = {}
+    for each in runs:
+        for job in each.runs[0].get("needs", ()):
+            if job["name"].startswith("pretrain/"):
+                curve = thinned(points(read_log(Path(job["folder"])), "loss"))
+                lines.setdefault(job["folder"], Line(each.title, curve, each.style))
+    return list(lines.values())

@@ -1,0 +1,62 @@
+"""Tuned against untuned: every value that a sweep has tried, beside the recipe's own."""
+
+import statistics
+from typing import Any
+
+import yaml
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from pretrain.errors import UserError
+from transfer import config, linear
+
+
+def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each cell with several values: `label`, `metrics`, `rows` of (value, means, runs, mark), `gain`.
+
+    `mark` is "best", "recipe" or both; `gain` is the best value's first metric less that of the recipe's, None
+    where the recipe's own value was not tried.
+    """
+    found = []
+    for row in table["rows"]:
+        for column, cell in zip(table["columns"], row["cells"], strict=True):
+            if table["sweep"] and len(cell["tried"]) > 1:
+                found.append(_entry(table["sweep"], row["title"], column, cell))
+    return found
+
+
+def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    own = recipe_value(cell["config"], key)
+    rows, first = [], {}
+    for value, runs in cell["tried"].items():
+        numbers = [run["numbers"] for run in runs if run["numbers"]]
+        means = [statistics.fmean(each) for each in zip(*numbers, strict=True)]
+        is_own = own is not None and yaml.safe_load(value) == own
+        marks = [
+            word for word, holds in (("best", means and value == cell["best"]), ("recipe", is_own)) if holds
+        ]
+        if means:
+            first |= dict.fromkeys(marks, means[0])
+        rows.append({"value": value, "means": means, "runs": len(numbers), "marks": marks})
+    gain = first["best"] - first["recipe"] if {"best", "recipe"} <= first.keys() else None
+    return {
+        "title": title,
+        "column": column["title"],
+        "metrics": column["metrics"],
+        "rows": rows,
+        "gain": gain,
+    }
+
+
+def recipe_value(name: str, key: str) -> Any:
+    """What a shipped config sets for a key; None where that cannot be told."""
+    try:
+        node: Any = (
+            linear.load(name) if name.startswith("linear/") else config.load(name, ["MODEL.INIT", "random"])
+        )
+        for part in key.split("."):
+            node = node[part]
+    except (UserError, KeyError, TypeError):
+        return None
+    return list(node) if isinstance(node, tuple) else node

@@ -1,0 +1,116 @@
+"""A collected table as the page shows it: cells with verdicts, notes below each row, and what may be concluded."""
+
+from typing import Any
+
+from transfer.reproduce import outputs
+
+# Verdict -> sign, and class of the page's style sheet: never told apart by colour alone.
+SIGNS = {
+    "above": ("▲", "above"),
+    "below": ("▼", "below"),
+    "within noise": ("≈", "noise"),
+    "too few trials": ("?", "few"),
+    "not comparable": ("⊘", "other"),
+}
+
+
+def whole(table: dict[str, Any]) -> bool:
+    """Whether the runs have the paper's length: no number of a smoke run or a shortened one is comparable."""
+    return not table["smoke"] and table["schedule"] == 1
+
+
+def tests(table: dict[str, Any]) -> list[str]:
+    """The tests that were made, in the order of the footnotes' numbers."""
+    made = (
+        n for row in table["rows"] for cell, n in outputs.numbers(row) if _verdict(table, cell, n) in SIGNS
+    )
+    return list(dict.fromkeys(number["test"] for number in made if number.get("test")))
+
+
+def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """`title`, `cells` of every number, `notes` of (kind, text) below them."""
+    known = tests(table)
+    return [
+        {
+            "title": row["title"],
+            "cells": [_cell(table, cell, number, known) for cell, number in outputs.numbers(row)],
+            "notes": _notes(table, row),
+        }
+        for row in table["rows"]
+    ]
+
+
+def _cell(
+    table: dict[str, Any], cell: dict[str, Any], number: dict[str, Any], known: list[str]
+) -> dict[str, Any]:
+    """One number, ready to be printed."""
+    verdict, test = _verdict(table, cell, number), number.get("test")
+    sign, style = SIGNS.get(verdict, ("", ""))
+    comparable = verdict and verdict != "not comparable"
+    return {
+        "metric": number["metric"],
+        "mean": number.get("mean"),
+        "std": number.get("std"),
+        "interval": number.get("interval"),
+        "runs": len(number["ours"]),
+        "paper": number["paper"],
+        "difference": number.get("difference") if comparable else None,
+        "p": number.get("p") if comparable else None,
+        "verdict": verdict, "sign": sign, "style": style,
+        "footnote": known.index(test) + 1 if comparable and test else None,
+    }  # fmt: skip
+
+
+def _verdict(table: dict[str, Any], cell: dict[str, Any], number: dict[str, Any]) -> str:
+    found = str(number.get("verdict") or "")
+    return "not comparable" if found and (cell.get("changes") or not whole(table)) else found
+
+
+def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """`kind`, `text` and a list of `items`: why there is no number, settings other than the paper's, sweeps."""
+    found: list[dict[str, Any]] = []
+    several = len(table["columns"]) > 1
+    for column, cell in zip(table["columns"], row["cells"], strict=True):
+        where = f"{column['title']}: " if several else ""
+        if cell["why_not"]:
+            found.append({"kind": "why", "text": f"{where}{cell['why_not']}", "items": []})
+        if changes := cell.get("changes"):
+            text = f"{where}not the paper’s recipe, so not comparable"
+            found.append({"kind": "change", "text": text, "items": changes})
+        if cell["best"]:
+            text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {len(cell['tried'])} values"
+            found.append({"kind": "tuned", "text": text, "items": []})
+    return found if len({note["text"] for note in found}) == len(found) else _once(found)
+
+
+def _once(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({note["text"]: note for note in notes}.values())
+
+
+def conclusions(table: dict[str, Any]) -> list[str]:
+    """What the verdicts say, and no more."""
+    if table["smoke"]:
+        return ["A smoke run shows that everything runs. It shows nothing about the methods."]
+    if not whole(table):
+        return [f"With {table['schedule']:g} of the schedule, nothing can be said about the paper’s numbers."]
+    found: list[str] = []
+    for row in table["rows"]:
+        said: dict[str, list[str]] = {}
+        for (cell, number), head in zip(outputs.numbers(row), outputs.heads(table), strict=True):
+            verdict = _verdict(table, cell, number)
+            if verdict in ("above", "below"):
+                said.setdefault(verdict, []).append(f"{head} ({number['difference']:+.1f})".replace("-", "−"))
+            elif verdict:
+                said.setdefault(verdict, []).append(head)
+        parts = [f"{_WORDS[verdict]} in {', '.join(heads)}" for verdict, heads in said.items()]
+        found += [f"{row['title']}: {'; '.join(parts)}."] if parts else []
+    return found or ["No number stands beside a published one yet, so nothing can be concluded."]
+
+
+_WORDS = {
+    "above": "above the paper",
+    "below": "below the paper",
+    "within noise": "not told apart from the paper",
+    "too few trials": "too few trials to say anything",
+    "not comparable": "not comparable with the paper",
+}
