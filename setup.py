@@ -17,6 +17,7 @@ REQUIREMENTS = [
     "tqdm>=4.60",
     "PyYAML>=5.4",
     "safetensors>=0.4",
+    "scipy>=1.9",
 ]
 # What detectron2 imports: its own list cannot be used, since it pins tools such as black.
 DETECTRON2_REQUIREMENTS = [
@@ -32,7 +33,6 @@ DETECTRON2_REQUIREMENTS = [
 ]
 # Evaluation on LVIS and Cityscapes, conversion of SBD's masks, the faster evaluation of COCO.
 DATA_REQUIREMENTS = [
-    "scipy>=1.9",
     "lvis>=0.5.3",
     "cityscapesscripts>=2.2",
     "faster-coco-eval>=1.6",
@@ -49,13 +49,14 @@ setup(
     description="MoCo pre-training, detectron2 weights, and Mask R-CNN transfer, end to end",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["pretrain", "pretrain.files", "transfer", "transfer.prepare"],
-    package_data={"transfer": ["templates/*"], "transfer.prepare": ["data/*.json"]},
+    packages=["pretrain", "pretrain.files", "transfer", "transfer.prepare", "transfer.reproduce"],
+    package_data={"transfer": ["templates/*"], "transfer.prepare": ["data/*.json"], "transfer.reproduce": ["*.yaml"]},
     install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
     extras_require={
         "demo": DEMO_REQUIREMENTS,
         "data": DATA_REQUIREMENTS,
         "libraries": LIBRARIES_REQUIREMENTS,
+        "slurm": ["submitit>=1.5"],
         "dev": [
             "pytest>=7",
             "ruff>=0.5",
