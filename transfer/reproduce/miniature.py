@@ -25,11 +25,11 @@ from pretrain import checkpoint
 from pretrain.console import say
 from pretrain.encoders import Architecture, ResNet
 from transfer.prepare.demo import build_demo
+from transfer.present import MINIATURE
 from transfer.reproduce.smoke import STAND_IN
 from transfer.results import write_json
 
 IMAGES = {"train": 6, "val": 4}
-_DONE = "miniature.json"
 _VOC = ("cat", "bird", "dog", "horse")  # of VOC's classes, in the place of the demo's four
 _CITY = (("person", 24, 11), ("car", 26, 13), ("bicycle", 33, 18), ("rider", 25, 12))  # name, id, training id
 _POINTS = 17  # of COCO's persons
@@ -51,7 +51,7 @@ class Picture:
 
 def build(root: Path) -> None:
     """Make all sets below `root` unless they are there. Takes half a minute the first time."""
-    if (root / _DONE).exists():
+    if (root / MINIATURE).exists():
         return
     say(f"making small data sets in {root}")
     demo = build_demo(root, size="quick")
@@ -65,7 +65,7 @@ def build(root: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         _few(demo / "knn" / split, place)
     _stand_in(root / STAND_IN)
-    write_json(root / _DONE, {"images": IMAGES})
+    write_json(root / MINIATURE, {"images": IMAGES})
 
 
 def _pictures(demo: Path, split: str) -> list[Picture]:

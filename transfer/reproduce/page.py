@@ -1,8 +1,53 @@
-"""Placeholder until the page is written by its own author."""
+"""`report.html`: a collected table with all that its runs left, in one file that needs nothing else."""
 
+import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import jinja2
+
+from pretrain.checkpoint import write_atomic
+from pretrain.console import duration
+from transfer.reproduce import outputs, page_curves, page_facts, page_pictures, page_runs, page_sweep, page_table
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"duration": duration, "signed": page_table.signed}
 
 
 def write(path: Path, table: dict[str, Any]) -> None:
-    """Nothing yet."""
+    """Write the page of `collect.collect`'s dict; what it names of the runs' folders may be missing."""
+    content = _TEMPLATES.get_template("reproduce.html").render(_context(table))
+    write_atomic(path, partial(_put, content))
+
+
+def _put(text: str, file: IO[bytes]) -> None:
+    file.write(text.encode("utf-8", errors="replace"))  # a name of a foreign file may be no text
+
+
+def _context(table: dict[str, Any]) -> dict[str, Any]:
+    table = json.loads(json.dumps(table))  # as in table.json: a page can be made from that, too
+    runs = page_runs.shown(table)
+    return {
+        "table": table,
+        "whole": page_table.whole(table),
+        "protocol": outputs.protocol(table),
+        "rows": page_table.rows(table),
+        "tests": page_table.tests(table),
+        "conclusions": page_table.conclusions(table),
+        "sweeps": page_sweep.sweeps(table),
+        "charts": page_curves.charts(runs),
+        "classes": page_facts.classes(runs),
+        "pictures": page_pictures.pictures(runs),
+        "proofs": page_facts.proofs(runs),
+        "digests": page_facts.digests(runs),
+        "environment": {part: page_facts.environment(runs, part) for part in ("versions", "hardware")},
+        "cost": page_facts.cost(page_runs.jobs(table)),
+        "styles": {row["init"]: number % page_runs.STYLES for number, row in enumerate(table["rows"])},
+    }

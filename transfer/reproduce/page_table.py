@@ -28,12 +28,15 @@ def tests(table: dict[str, Any]) -> list[str]:
 
 
 def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """`title`, `cells` of every number, `notes` of (kind, text) below them."""
-    known = tests(table)
+    """`title`, `cells` of every number, each with its column's `head`, `notes` of (kind, text) below them."""
+    known, heads = tests(table), outputs.heads(table)
     return [
         {
             "title": row["title"],
-            "cells": [_cell(table, cell, number, known) for cell, number in outputs.numbers(row)],
+            "cells": [
+                {"head": head, **_cell(table, cell, number, known)}
+                for head, (cell, number) in zip(heads, outputs.numbers(row), strict=True)
+            ],
             "notes": _notes(table, row),
         }
         for row in table["rows"]
@@ -48,7 +51,6 @@ def _cell(
     sign, style = SIGNS.get(verdict, ("", ""))
     comparable = verdict and verdict != "not comparable"
     return {
-        "metric": number["metric"],
         "mean": number.get("mean"),
         "std": number.get("std"),
         "interval": number.get("interval"),
@@ -67,24 +69,26 @@ def _verdict(table: dict[str, Any], cell: dict[str, Any], number: dict[str, Any]
 
 
 def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
-    """`kind`, `text` and a list of `items`: why there is no number, settings other than the paper's, sweeps."""
+    """`kind`, `text` and a list of `settings`: why there is no number, settings other than the paper's, sweeps."""
     found: list[dict[str, Any]] = []
     several = len(table["columns"]) > 1
     for column, cell in zip(table["columns"], row["cells"], strict=True):
         where = f"{column['title']}: " if several else ""
         if cell["why_not"]:
-            found.append({"kind": "why", "text": f"{where}{cell['why_not']}", "items": []})
+            found.append({"kind": "why", "text": f"{where}{cell['why_not']}", "settings": []})
         if changes := cell.get("changes"):
             text = f"{where}not the paper’s recipe, so not comparable"
-            found.append({"kind": "change", "text": text, "items": changes})
+            found.append({"kind": "change", "text": text, "settings": changes})
         if cell["best"]:
             text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {len(cell['tried'])} values"
-            found.append({"kind": "tuned", "text": text, "items": []})
-    return found if len({note["text"] for note in found}) == len(found) else _once(found)
+            found.append({"kind": "tuned", "text": text, "settings": []})
+    return list({note["text"]: note for note in found}.values())
 
 
-def _once(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({note["text"]: note for note in notes}.values())
+def signed(value: float) -> str:
+    """`+0.4`, `−1.2`, and 0.0 without a sign."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def conclusions(table: dict[str, Any]) -> list[str]:
@@ -99,7 +103,7 @@ def conclusions(table: dict[str, Any]) -> list[str]:
         for (cell, number), head in zip(outputs.numbers(row), outputs.heads(table), strict=True):
             verdict = _verdict(table, cell, number)
             if verdict in ("above", "below"):
-                said.setdefault(verdict, []).append(f"{head} ({number['difference']:+.1f})".replace("-", "−"))
+                said.setdefault(verdict, []).append(f"{head} ({signed(number['difference'])})")
             elif verdict:
                 said.setdefault(verdict, []).append(head)
         parts = [f"{_WORDS[verdict]} in {', '.join(heads)}" for verdict, heads in said.items()]
