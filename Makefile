@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' tests/test_*.py)
 
-.PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint clean
+.PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -51,6 +51,10 @@ lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: $(READY) ## Build the site of docs/ in site/ (no network); a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "site/index.html; to search in it too: $(PY) -m http.server --directory site"
+
 clean: ## Remove .venv, caches and build leftovers; data sets and results stay
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,6 +42,8 @@ DATA_REQUIREMENTS = [
 LIBRARIES_REQUIREMENTS = ["timm>=1", "transformers>=4.40", "lightly>=1.5"]
 # Photographs for the demo where Debian's packages are not to be had.
 DEMO_REQUIREMENTS = ["scikit-image>=0.20", "scikit-learn>=1.2"]
+# The site of docs/ (`make docs`).
+DOCS_REQUIREMENTS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
     name="moco-detection-transfer",
@@ -57,6 +59,7 @@ setup(
         "data": DATA_REQUIREMENTS,
         "libraries": LIBRARIES_REQUIREMENTS,
         "slurm": ["submitit>=1.5"],
+        "docs": DOCS_REQUIREMENTS,
         "dev": [
             "pytest>=7",
             "ruff>=0.5",
@@ -64,6 +67,7 @@ setup(
             "types-PyYAML",
             *DEMO_REQUIREMENTS,
             *DATA_REQUIREMENTS,
+            *DOCS_REQUIREMENTS,
         ],
     },
 )

@@ -39,9 +39,17 @@ class Browser:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def open(self, path: Path, *, width: int, height: int = 844, scheme: str = "light", scripts: bool = True) -> None:
+    def open(
+        self, path: Path, *, width: int, height: int = 844, scheme: str = "light", scripts: bool = True
+    ) -> None:
         """Load a file at a window size and a colour scheme; `events` begins anew."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.events.clear()
@@ -62,7 +70,9 @@ class Browser:
 
     def requests(self) -> list[str]:
         """Addresses that were asked for since the page was opened, but for data in the page itself."""
-        urls = [found["request"]["url"] for method, found in self.events if method == "Network.requestWillBeSent"]
+        urls = [
+            found["request"]["url"] for method, found in self.events if method == "Network.requestWillBeSent"
+        ]
         return [url for url in urls if not url.startswith("data:")]
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
@@ -93,7 +103,10 @@ def started() -> Iterator[Browser]:
         # the browser reads commands from descriptor 3 and writes to 4
         command = f'exec "{PROGRAM}" {options} 3<&{from_us} 4>&{to_us}'
         process = subprocess.Popen(
-            ["bash", "-c", command], pass_fds=(from_us, to_us), stderr=subprocess.DEVNULL, start_new_session=True
+            ["bash", "-c", command],
+            pass_fds=(from_us, to_us),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(from_us), os.close(to_us)
         try:

@@ -44,13 +44,16 @@ def run(
         "pictures": [f"pictures/{number:02}.jpg" for number in range(4)], "iterations": 100, **more,
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
-    lines: list[dict[str, Any]] = [{"iteration": i, "loss": 2.0 - i / 100 + seed / 10} for i in range(10, 110, 10)]
+    lines: list[dict[str, Any]] = [
+        {"iteration": i, "loss": 2.0 - i / 100 + seed / 10} for i in range(10, 110, 10)
+    ]
     if tested:
         lines += [{"iteration": i, "bbox/AP50": numbers[0] * i / 100} for i in (50, 100)]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "state.json").write_text(json.dumps({"state": "done", "seconds": 1800.0, "host": "node1"}))
     return {
-        "name": f"finetune/voc/{folder.name}", "folder": str(folder), "command": f"python tools/train_net.py {folder.name}",
+        "name": f"finetune/voc/{folder.name}", "folder": str(folder),
+        "command": f"python tools/train_net.py {folder.name}",
         "seconds": 1800.0, "needs": [], "numbers": [float(number) for number in numbers], "why_not": "",
     }  # fmt: skip
 
@@ -68,7 +71,9 @@ def cell(
     for place, metric in enumerate(METRICS):
         ours = [found["numbers"][place] for found in runs]
         entry: dict[str, Any] = {"metric": metric, "paper": paper[place], "ours": ours}
-        numbers.append(entry | (asdict(compare(ours, paper[place], std=std[place], trials=5)) if ours else {}))
+        numbers.append(
+            entry | (asdict(compare(ours, paper[place], std=std[place], trials=5)) if ours else {})
+        )
     return {
         "config": "transfer/voc_R50_C4_24k.yaml", "numbers": numbers, "tried": {"": list(runs)} if runs else {},
         "best": "", "why_not": why_not, **more,
@@ -78,8 +83,9 @@ def cell(
 def table(rows: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """A table of one column: title of a row -> its cell."""
     return {
-        "name": "voc_C4", "title": "Faster R-CNN R50-C4 on VOC, 24k", "source": "He et al. 2020, Table 2(b)", "note": "",
-        "trials": 5, "columns": [{"title": "VOC", "config": "transfer/voc_R50_C4_24k.yaml", "metrics": METRICS}],
+        "name": "voc_C4", "title": "Faster R-CNN R50-C4 on VOC, 24k", "source": "He et al. 2020, Table 2(b)",
+        "note": "", "trials": 5,
+        "columns": [{"title": "VOC", "config": "transfer/voc_R50_C4_24k.yaml", "metrics": METRICS}],
         "smoke": False, "schedule": 1.0, "sweep": None, "seeds": [0, 1, 2],
         "rows": [{"init": title.replace(" ", "_"), "title": title, "cells": [found]} for title, found in rows.items()],
         **more,

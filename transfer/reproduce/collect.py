@@ -57,7 +57,8 @@ def _cell(table: Table, cell: Cell, runs: Path, failed: dict[str, str]) -> dict[
         ours = [run["numbers"][n] for run in done]
         entry: dict[str, Any] = {"metric": metric, "paper": published[n], "ours": ours}
         if ours:
-            entry |= asdict(compare(ours, published[n], std=spread[n], trials=table.trials))
+            found = compare(ours, published[n], std=spread[n], trials=table.trials)
+            entry |= asdict(found) | {"interval": list(found.interval) if found.interval else None}
         numbers.append(entry)
     waiting = [run["why_not"] for runs_ in tried.values() for run in runs_ if run["why_not"]]
     return {

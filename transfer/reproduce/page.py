@@ -9,7 +9,15 @@ import jinja2
 
 from pretrain.checkpoint import write_atomic
 from pretrain.console import duration
-from transfer.reproduce import outputs, page_curves, page_facts, page_pictures, page_runs, page_sweep, page_table
+from transfer.reproduce import (
+    outputs,
+    page_curves,
+    page_facts,
+    page_pictures,
+    page_runs,
+    page_sweep,
+    page_table,
+)
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),

@@ -1,6 +1,7 @@
 """Learning curves of a table's runs: one small chart for each column and value, a line for each init."""
 
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def charts(runs: Sequence[Shown]) -> list[Chart]:
         ]
         tests = [_lines(each, [points(log, metric.replace(".", "/")) for log in found])
                  for each, found in zip(group, logs, strict=True)]  # fmt: skip
-        drawn.append(chart(f"{name}training loss", sum(losses, []), from_zero=True))
+        drawn.append(chart(f"{name}training loss", list(chain(*losses)), from_zero=True))
         if any(len(line.points) > 1 for lines in tests for line in lines):
-            drawn.append(chart(f"{name}{metric} on the test images", sum(tests, []), unit="%"))
+            drawn.append(chart(f"{name}{metric} on the test images", list(chain(*tests)), unit="%"))
     drawn.append(chart("Pre-training loss", _pretraining(runs)))
     return [found for found in drawn if found]
 
@@ -46,7 +47,7 @@ def thinned(curve: Points) -> Points:
     if len(curve) <= _MOST:
         return curve
     edges = [round(i * len(curve) / _MOST) for i in range(_MOST + 1)]
-    groups = [curve[first:last] for first, last in zip(edges, edges[1:], strict=False)]
+    groups = [curve[first:last] for first, last in pairwise(edges)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
@@ -64,7 +65,7 @@ def _of_best_rate(log: list[dict[str, Any]], results: dict[str, Any]) -> list[di
 
 def _pretraining(runs: Sequence[Shown]) -> list[Line]:
     """One line for each pre-training run, however many columns and seeds used it."""
-    lines = {}
+    lines: dict[str, Line] = {}
     for each in runs:
         for job in each.runs[0].get("needs", ()):
             if job["name"].startswith("pretrain/"):

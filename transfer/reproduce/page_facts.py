@@ -47,7 +47,7 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 
 def proofs(runs: Sequence[Shown]) -> list[dict[str, Any]]:
-    """What each init's weights were made of: `source`, `branch`, both digests, `levels` of (feature map, difference)."""
+    """What each init's weights come from: `source`, `branch`, digests, `levels` of (map, difference), `worst`."""
     found: dict[str, dict[str, Any]] = {}
     for each in runs:
         weights, record = below(each.results[0], "weights"), _conversion(each)

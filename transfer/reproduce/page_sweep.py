@@ -9,7 +9,7 @@ from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
 from pretrain.errors import UserError
-from transfer import config, linear
+from transfer import config, linear_config
 
 
 def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -28,7 +28,8 @@ def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     own = recipe_value(cell["config"], key)
-    rows, first = [], {}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, float] = {}
     for value, runs in cell["tried"].items():
         numbers = [run["numbers"] for run in runs if run["numbers"]]
         means = [statistics.fmean(each) for each in zip(*numbers, strict=True)]
@@ -53,7 +54,9 @@ def recipe_value(name: str, key: str) -> Any:
     """What a shipped config sets for a key; None where that cannot be told."""
     try:
         node: Any = (
-            linear.load(name) if name.startswith("linear/") else config.load(name, ["MODEL.INIT", "random"])
+            linear_config.load(name)
+            if name.startswith("linear/")
+            else config.load(name, ["MODEL.INIT", "random"])
         )
         for part in key.split("."):
             node = node[part]

@@ -21,10 +21,9 @@ def whole(table: dict[str, Any]) -> bool:
 
 def tests(table: dict[str, Any]) -> list[str]:
     """The tests that were made, in the order of the footnotes' numbers."""
-    made = (
-        n for row in table["rows"] for cell, n in outputs.numbers(row) if _verdict(table, cell, n) in SIGNS
-    )
-    return list(dict.fromkeys(number["test"] for number in made if number.get("test")))
+    pairs = [(cell, number) for row in table["rows"] for cell, number in outputs.numbers(row)]
+    made = [(_verdict(table, cell, number), number.get("test")) for cell, number in pairs]
+    return list(dict.fromkeys(test for verdict, test in made if test and verdict != "not comparable"))
 
 
 def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -71,11 +70,17 @@ def _verdict(table: dict[str, Any], cell: dict[str, Any], number: dict[str, Any]
 def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
     """`kind`, `text` and a list of `settings`: why there is no number, settings other than the paper's, sweeps."""
     found: list[dict[str, Any]] = []
-    several = len(table["columns"]) > 1
+    same = len({cell["why_not"] for cell in row["cells"]}) == 1
     for column, cell in zip(table["columns"], row["cells"], strict=True):
-        where = f"{column['title']}: " if several else ""
+        where = f"{column['title']}: " if len(table["columns"]) > 1 else ""
         if cell["why_not"]:
-            found.append({"kind": "why", "text": f"{where}{cell['why_not']}", "settings": []})
+            found.append(
+                {
+                    "kind": "why",
+                    "text": cell["why_not"] if same else f"{where}{cell['why_not']}",
+                    "settings": [],
+                }
+            )
         if changes := cell.get("changes"):
             text = f"{where}not the paper’s recipe, so not comparable"
             found.append({"kind": "change", "text": text, "settings": changes})

@@ -1,0 +1,412 @@
+"""The page of a reproduced table: its content as data, and how it behaves in a real browser."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+import reproduce_runs
+from browser import Browser
+from PIL import Image
+
+from transfer.reproduce import collect, page, page_curves, page_facts, page_sweep, worker
+from transfer.reproduce.jobs import Job
+from transfer.reproduce.plan import Cell, Options
+from transfer.reproduce.tables import Column, Init, Row, Table
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> \"'{{ 7*7 }}"
+PROOF = {"res2": 1.25e-15, "res5": 3.5e-14}
+WEIGHTS = {
+    "path": "w.pkl", "sha256": "e" * 64,
+    "record": {"source": "moco", "branch": "module.encoder_q", "source_sha256": "a" * 64, "proof": PROOF},
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Tables as rows of texts, pictures, all text and all tags of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.rows: list[list[str]] = []
+        self.tags: list[str] = []
+        self.images: list[tuple[str, str]] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text, self.cell, self.silent = "", False, False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.silent = tag in ("script", "style")
+        values = dict(attrs)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.cell = True
+        if tag == "img":
+            self.images.append((values["alt"] or "", values["src"] or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.cell = self.cell and tag not in ("td", "th")
+        self.silent = False
+
+    def handle_data(self, data: str) -> None:
+        if self.cell:
+            self.rows[-1][-1] = f"{self.rows[-1][-1]} {' '.join(data.split())}".strip()
+        if not self.silent:
+            self.text += f" {' '.join(data.split())}"
+
+    def row(self, name: str, *, after: int = 0) -> list[str]:
+        """The first row with this head, or the one `after` it."""
+        return self.rows[next(i for i, row in enumerate(self.rows) if row and row[0] == name) + after]
+
+
+def write(folder: Path, table: dict[str, Any]) -> Page:
+    page.write(folder / "report.html", table)
+    return Page(folder / "report.html")
+
+
+def full(folder: Path) -> dict[str, Any]:
+    """Three seeds each of two rows, a row of other settings, and one that cannot run."""
+    groups = {
+        name: [
+            reproduce_runs.run(
+                folder / f"{name}-seed{seed}", [base + step for base in bases], seed=seed, colour=colour,
+                weights=None if name == "random" else WEIGHTS,
+            )
+            for seed, step in enumerate((-0.2, 0.0, 0.2))
+        ]
+        for name, bases, colour in (
+            ("random", (60.2, 35.8, 30.1), (200, 30, 30)),
+            ("moco", (81.5, 55.9, 62.6), (30, 30, 200)),
+            ("other", (70.0, 50.0, 60.0), (30, 200, 30)),
+        )
+    }  # fmt: skip
+    changes = ["SOLVER.BASE_LR: 0.04 instead of 0.02"]
+    return reproduce_runs.table(
+        {
+            "random init": reproduce_runs.cell(groups["random"], (60.2, 33.8, 33.1)),
+            "MoCo v1": reproduce_runs.cell(groups["moco"], (81.5, 55.9, 62.6)),
+            "other recipe": reproduce_runs.cell(groups["other"], (81.5, 55.9, 62.6), changes=changes),
+            "IG-1B": reproduce_runs.cell(
+                [], (82.2, 57.2, 63.7), why_not="needs --init ig1b=FILE: never released"
+            ),
+        }
+    )
+
+
+def test_cells_have_numbers_verdicts_and_reasons(tmp_path: Path) -> None:
+    found = write(tmp_path, full(tmp_path))
+    assert (
+        "<h1>Faster R-CNN R50-C4 on VOC, 24k</h1>" in found.source
+        and "He et al. 2020, Table 2(b)" in found.text
+    )
+    _, *cells = found.row("random init")
+    # mean 60.2, std 0.2; t(0.975, 2) x 0.2 / sqrt(3) = 4.303 x 0.1155 = 0.497
+    assert cells[0].startswith("60.2 ± 0.2 [59.7, 60.7] paper 60.2 ≈ 0.0 within noise 1 p = 1")
+    assert "paper 33.8 ▲ +2.0 above 1" in cells[1] and "paper 33.1 ▼ −3.0 below 1" in cells[2]
+    assert found.row("other recipe")[1:] == [
+        "70.0 ± 0.2 [69.5, 70.5] paper 81.5 ⊘ not comparable",
+        "50.0 ± 0.2 [49.5, 50.5] paper 55.9 ⊘ not comparable",
+        "60.0 ± 0.2 [59.5, 60.5] paper 62.6 ⊘ not comparable",
+    ]
+    assert "SOLVER.BASE_LR: 0.04 instead of 0.02" in found.row("other recipe", after=1)[0]
+    assert found.row("IG-1B")[1] == "– paper 82.2"
+    assert found.row("IG-1B", after=1)[0] == "No number: needs --init ig1b=FILE: never released"
+    assert "Welch's t test against the paper's mean" in found.text
+    assert (
+        "random init: not told apart from the paper in bbox.AP50; above the paper in bbox.AP (+2.0)"
+        in found.text
+    )
+    assert "other recipe: not comparable" in found.text and "IG-1B: above" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"smoke": True}, "SMOKE RUN"), ({"schedule": 0.1}, "NOT THE PAPER'S SCHEDULE: 0.1")],
+)
+def test_smoke_and_shortened_runs_are_never_compared(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    found = write(tmp_path, full(tmp_path) | changed)
+    assert words in found.text and 'class="banner"' in found.source
+    assert all("not comparable" in cell for cell in found.row("random init")[1:])
+    assert not re.search("within noise|▲|▼|told apart", found.text)
+    assert "nothing" in found.text.partition("What follows")[2][:200]
+
+
+def test_facts_of_the_runs(tmp_path: Path) -> None:
+    table = full(tmp_path)
+    needs = {"name": "pretrain/moco", "folder": str(tmp_path / "pre"), "seconds": 7200.0,
+             "command": "python -m torch.distributed.run --nproc-per-node 4 tools/pretrain.py"}  # fmt: skip
+    fetch = {
+        "name": "fetch/moco",
+        "folder": str(tmp_path / "fetch"),
+        "seconds": 60.0,
+        "command": "python -m fetch",
+    }
+    for run in table["rows"][1]["cells"][0]["tried"][""]:
+        run["needs"] = [needs, fetch]
+    changed = tmp_path / "moco-seed2/results.json"
+    changed.write_text(changed.read_text().replace("2.6.0", "2.7.0"))
+    found = write(tmp_path, table)
+    assert found.row("cat")[1:] == ["40.8", "60.9", "55.0"]
+    weights = next(row for row in found.rows if row and row[0] == "MoCo v1" and "moco" in row)
+    assert weights[1:4] == ["moco", "module.encoder_q", "3.5e-14"]
+    assert "res2 1.2e-15" in weights[4] and weights[5:] == ["a" * 12 + "…", "e" * 12 + "…"]
+    assert found.row("torch")[1] == "differs: 2.6.0 (8 runs); 2.7.0 (1 runs)"
+    assert found.row("pretrain/moco")[1:] == ["2:00:00", "4", "8.0", "–"]
+    assert found.row("fetch/moco")[1:4] == ["1:00", "1", "–"]
+    assert found.row("finetune/voc/moco-seed0")[1:] == ["30:00", "8", "4.0", "node1"]
+    assert "11 jobs, 6:31:00 in sum" in found.text  # 9 x 30 min + 2 h + 1 min
+    assert "44.0 GPU hours" in found.text  # 9 x 8 x 0.5 + 4 x 2
+    assert "d" * 64 in found.text and "c" * 64 in found.text and "tools/train_net.py moco-seed0" in found.text
+
+
+def test_pictures_are_of_the_same_images_in_a_small_page(tmp_path: Path) -> None:
+    found = write(tmp_path, full(tmp_path))
+    assert len(found.images) == 4 * (1 + 3)
+    names = [alt.partition(":")[0] for alt, _ in found.images]
+    assert names == [f"{n:02}.jpg" for n in range(4) for _ in range(4)]
+    (_, truth), (alt, first), (_, second), _ = found.images[:4]
+    assert alt == "00.jpg: found from random init"
+    channels = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).getpixel((30, 17))
+                for uri in (truth, first, second)]  # fmt: skip
+    assert min(channels[0]) > 200 and channels[1][0] > 150 > 90 > channels[1][2] and channels[2][2] > 150
+    assert len(found.source) < 300_000
+
+
+def test_pictures_have_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transfer.reproduce.page_pictures._BUDGET", 6_000)
+    table = full(tmp_path)
+    found = write(tmp_path, table)
+    assert sum(len(uri) for _, uri in found.images) <= 6_000 and len(found.images) < 16
+
+
+def test_page_loads_nothing(tmp_path: Path) -> None:
+    found = write(tmp_path, full(tmp_path))
+    assert not re.search(r"https?://|url\(|@import", found.source) and "link" not in found.tags
+    assert all(
+        value and value.startswith("data:") for key, value in found.attributes if key in ("src", "srcset")
+    )
+
+
+def test_foreign_texts_inject_nothing(tmp_path: Path) -> None:
+    weights = {"sha256": HOSTILE, "record": {"source": HOSTILE, "branch": HOSTILE, "proof": {HOSTILE: 1e-9}}}
+    run = reproduce_runs.run(tmp_path / "run", (1, 2, 3), weights=weights, versions={HOSTILE: HOSTILE},
+                             hardware={"gpu": HOSTILE}, config_sha256=HOSTILE, data={HOSTILE: {"sha256": HOSTILE}},
+                             metrics={"x": {HOSTILE: {f"AP-{HOSTILE}": 1.0}}})  # fmt: skip
+    run |= {"name": HOSTILE, "command": HOSTILE, "needs": []}
+    cell = reproduce_runs.cell([run], (1, 2, 3), why_not=HOSTILE, changes=[HOSTILE])
+    table = reproduce_runs.table({HOSTILE: cell}, title=HOSTILE, source=HOSTILE, note=HOSTILE)
+    clean = write(tmp_path / "..", reproduce_runs.table({"a": reproduce_runs.cell([run], (1, 2, 3))}))
+    found = write(tmp_path, table)
+    assert found.tags.count("script") == clean.tags.count("script") == 1
+    assert not [key for key, _ in found.attributes if key.startswith("on")]
+    assert HOSTILE not in found.source and "{{ 7*7 }}" in found.text
+
+
+@pytest.mark.parametrize(
+    "results",
+    ["", "[]", "{", '{"metrics": [], "pictures": "x", "versions": 3, "hardware": [], "weights": "y", "data": 1}',
+     '{"metrics": {"a": 1, "b": {"c": 2}}, "pictures": [null, "../../secret.jpg", "/etc/passwd", "\\u0000"]}',
+     '{"weights": {"record": {"proof": {"res2": "big"}}}, "hardware": {"processes": "many"}}'],
+)  # fmt: skip
+def test_foreign_files_of_other_shapes_are_left_out(tmp_path: Path, results: str) -> None:
+    run = reproduce_runs.run(tmp_path / "run", (1, 2, 3))
+    Image.new("RGB", (70, 30), (1, 2, 3)).save(tmp_path / "secret.jpg")
+    (tmp_path / "run/results.json").write_text(results)
+    (tmp_path / "run/metrics.json").write_text(
+        '{"iteration": "x", "loss": 1}\n[]\n{"iteration": 1, "loss": "a"}\n{'
+    )
+    found = write(tmp_path, reproduce_runs.table({"a": reproduce_runs.cell([run], (1, 2, 3))}))
+    assert found.row("a")[1].startswith("1.0 paper 1") and not found.images
+
+
+def test_tuned_beside_untuned(tmp_path: Path) -> None:
+    tried = {
+        value: [reproduce_runs.run(tmp_path / f"lr{value}", (ap, ap, ap))]
+        for value, ap in (("0.01", 70.0), ("0.02", 71.0), ("0.04", 73.5))
+    }
+    cell = reproduce_runs.cell(tried["0.04"], (81.5, 55.9, 62.6)) | {"tried": tried, "best": "0.04"}
+    own = page_sweep.recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.BASE_LR")
+    assert own == 0.02  # the published detectron2 config
+    found = write(tmp_path, reproduce_runs.table({"MoCo": cell}, sweep="SOLVER.BASE_LR"))
+    assert found.row("MoCo", after=1) == ["tuned: SOLVER.BASE_LR 0.04, the best of 3 values"]
+    assert found.row("0.02") == ["0.02", "71.0", "71.0", "71.0", "1", "recipe’s own (untuned)"]
+    assert found.row("0.04")[-1] == "★ best (tuned)" and "Tuned less untuned, bbox.AP50: +2.5" in found.text
+    assert page_sweep.recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.NONE") is None
+    assert page_sweep.recipe_value("linear/imagenet.yaml", "SOLVER.BASE_LR") == 30  # He et al. Sec. 4.1
+
+
+def test_curves_are_means_of_the_seeds() -> None:
+    assert page_curves.mean([[(1, 2.0), (2, 4.0)], [(1, 4.0), (2, 6.0), (3, 1.0)]]) == [(1, 3.0), (2, 5.0)]
+    assert page_curves.mean([]) == []
+    long = [(float(i), float(i % 2)) for i in range(1, 1501)]
+    short = page_curves.thinned(long)
+    assert len(short) == 150 and short[-1][0] == 1500 and all(y == 0.5 for _, y in short)
+
+
+def test_curves_show_seeds_behind_means(tmp_path: Path) -> None:
+    found = write(tmp_path, full(tmp_path))
+    loss, tests = re.findall(r'<figure class="chart">.*?</figure>', found.source, re.DOTALL)
+    assert (
+        loss.count('class="s0 thin"') == 3 and len(re.findall(r'class="s0" points', loss)) == 2
+    )  # and the legend
+    assert "random init: from 2 to 1.1." in loss  # seeds 0, 1, 2 are 0, 0.1 and 0.2 above 1.9 and 1.0
+    assert "bbox.AP50 on the test images" in tests
+
+
+def test_processes_are_read_from_the_command() -> None:
+    assert (
+        page_facts._processes("python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 tools/a.py")
+        == 16
+    )
+    assert page_facts._processes("python tools/a.py") == 1
+
+
+def test_collected_runs_become_a_page(tmp_path: Path) -> None:
+    """Through `collect`: jobs in their folders, a linear probe's flat results, an undefined metric, what is needed."""
+    convert = Job("convert/moco", ("python", "x"), "", "weights.pkl")
+    probe = Job("linear/moco/seed0", ("python", "y", "{0}"), "", "results.json", (convert,))
+    empty = Job("linear/other/seed0", ("python", "y"), "", "results.json")
+    for job, content in ((convert, {}), (probe, {"top1": 60.5}), (empty, {"top1": None})):
+        folder = job.folder(tmp_path)
+        worker.prepare(folder, {})
+        (folder / "state.json").write_text(json.dumps({"state": "done", "seconds": 90.0, "host": "h"}))
+        (folder / job.product).write_text(json.dumps(content))
+    (convert.folder(tmp_path) / "record.json").write_text(json.dumps({"record": WEIGHTS["record"]}))
+    column = Column(("top1",), config="linear/imagenet.yaml")
+    rows = (
+        Row(Init("moco", "MoCo"), (60.6,)),
+        Row(Init("other", "Other"), (50.0,)),
+        Row(Init("c", "Cited"), (1.0,)),
+    )
+    table = Table("t", "Linear", "somewhere", (column,), rows)
+    cells = [
+        Cell(rows[0], column, {"": (probe,)}),
+        Cell(rows[1], column, {"": (empty,)}),
+        Cell(rows[2], column, {}, "no"),
+    ]
+    found = write(tmp_path, collect.collect(table, cells, Options(), runs=tmp_path, failed={}))
+    assert found.row("MoCo")[1] == "60.5 paper 60.6 ? −0.1 too few trials"
+    assert found.row("Other", after=1)[0].endswith("results.json has no top1")
+    assert found.row("Cited", after=1) == ["No number: no"]
+    assert found.row("convert/moco")[1:] == ["1:30", "1", "–", "h"]
+    assert "3.5e-14" in found.text
+
+
+needs_browser = pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser.started() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything: a sweep, two columns, long names, a hostile one."""
+    folder = tmp_path_factory.mktemp("page")
+    table = full(folder)
+    for row in table["rows"]:
+        row["cells"] = row["cells"] * 2
+    table["columns"] = [table["columns"][0] | {"title": title} for title in ("VOC 24k", "VOC 9k")]
+    cell = table["rows"][1]["cells"][0]
+    table["rows"][1]["cells"][0] = cell | {"tried": {"0.02": cell["tried"][""], "0.04": []}, "best": "0.02"}
+    table["rows"][0]["title"] = f"random init {HOSTILE} {'long' * 30}"
+    page.write(folder / "report.html", table | {"sweep": "SOLVER.BASE_LR", "schedule": 0.5})
+    return folder / "report.html"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_in_a_browser(chromium: Browser, report: Path, width: int, scheme: str) -> None:
+    chromium.open(report, width=width, scheme=scheme)
+    assert chromium.complaints() == [] and chromium.requests() == [report.resolve().as_uri()]
+    assert chromium.value("document.title") == "Faster R-CNN R50-C4 on VOC, 24k"
+    pictures = chromium.value("[...document.images].map((image) => image.complete && image.naturalWidth)")
+    assert len(pictures) == 2 * 16 and min(pictures) > 0
+    assert chromium.value("document.documentElement.scrollWidth") <= width
+    assert chromium.value("window.scrollTo(500, 0), window.scrollX") == 0
+    assert (poor := chromium.value(POOR_CONTRAST)) == [], poor
+
+
+@needs_browser
+def test_tables_sort_in_a_browser(chromium: Browser, tmp_path: Path) -> None:
+    page.write(tmp_path / "report.html", full(tmp_path))
+    chromium.open(tmp_path / "report.html", width=1280)
+    heads = "[...document.querySelectorAll('.main tbody tr:first-child th')].map((head) => head.textContent)"
+    click = "document.querySelectorAll('.main thead button')[{}].click()"
+    paper = ["random init", "MoCo v1", "other recipe", "IG-1B"]
+    assert chromium.value(heads) == paper
+    chromium.value(click.format(1))  # AP50, the best first; what has no number stays last
+    assert chromium.value(heads) == ["MoCo v1", "other recipe", "random init", "IG-1B"]
+    assert chromium.value("document.querySelector('.main [aria-sort]').ariaSort") == "descending"
+    chromium.value(click.format(1))
+    assert chromium.value(heads) == ["random init", "other recipe", "MoCo v1", "IG-1B"]
+    chromium.value(click.format(0))
+    assert chromium.value(heads) == ["IG-1B", "MoCo v1", "other recipe", "random init"]
+    notes = "[...document.querySelectorAll('.main .notes')].map((row) => row.previousElementSibling.textContent.trim())"
+    assert [text.split("\n")[0].strip() for text in chromium.value(notes)] == [
+        "IG-1B–",
+        "other recipe70.0 ± 0.2",
+    ] or all(text.startswith(("IG-1B", "other recipe")) for text in chromium.value(notes))
+    classes = "[...document.querySelectorAll('.classes tbody th')].map((head) => head.textContent)"
+    chromium.value("document.querySelectorAll('.classes thead button')[1].click()")
+    assert chromium.value(classes) == ["cat", "dog"]
+    chromium.value("document.querySelectorAll('.classes thead button')[1].click()")
+    assert chromium.value(classes) == ["dog", "cat"]
+
+
+@needs_browser
+def test_page_is_whole_without_scripts(chromium: Browser, report: Path) -> None:
+    chromium.open(report, width=390, scripts=False)
+    chromium.screenshot(report.with_suffix(".png"), whole=False)
+    assert Image.open(report.with_suffix(".png")).width == 390 and chromium.requests() == [
+        report.resolve().as_uri()
+    ]
+
+
+# WCAG 2: texts whose contrast with what is behind them is below 4.5 to 1
+POOR_CONTRAST = """
+(() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (colour) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = colour.slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const poor = new Set(), texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || element.closest("script") || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const text = light(rgba(element.closest("svg") ? style.fill : style.color)), back = light(behind(element));
+    const ratio = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
+    if (ratio < 4.5) poor.add(`${element.tagName}.${element.className}: ${ratio.toFixed(2)}`);
+  }
+  return [...poor];
+})()
+"""

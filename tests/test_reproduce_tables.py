@@ -1,0 +1,278 @@
+"""The tables as data, the plans made of them, and what is said of their numbers."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import plain_file, small_network
+from conftest import run_script
+
+from pretrain.config import find_config
+from pretrain.errors import UserError
+from transfer.reproduce import collect, outputs, worker
+from transfer.reproduce.jobs import Job, in_order
+from transfer.reproduce.plan import Options, plan
+from transfer.reproduce.shorter import shorter
+from transfer.reproduce.tables import read
+from transfer.reproduce.verdict import compare
+
+BOOK = read()
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(root=tmp_path)
+
+
+# --- tables as data ---
+
+
+@pytest.mark.parametrize("name", BOOK.tables)
+def test_every_row_has_a_number_for_each_metric_and_every_config_is_there(name: str) -> None:
+    table = BOOK.tables[name]
+    for row in table.rows:
+        assert len(row.paper) in (0, len(table.metrics))
+        assert not row.config or find_config(row.config)
+    for column in table.columns:
+        assert bool(column.config) != bool(column.cited)
+        assert not column.config or (find_config(column.config) and column.config in BOOK.hours)
+    assert len(table.std) in (0, len(table.metrics))
+
+
+def test_every_init_says_where_its_weights_come_from() -> None:
+    for init in BOOK.inits.values():
+        ways = [init.random, init.pretrain, init.file, init.needs, init.cited]
+        assert sum(map(bool, ways)) == 1, init.name
+        assert not init.pretrain or (find_config(init.pretrain) and init.pretrain in BOOK.hours)
+
+
+def test_the_numbers_are_those_of_the_documentation() -> None:
+    """docs/recipes.md was typed from the papers by another hand: random / supervised / MoCo v1 of each config."""
+    names = {
+        "voc_R50_C4_24k": "voc_C4", "voc_R50_DC5_24k": "voc_DC5", "voc07_R50_C4_9k": "voc07_C4",
+        "coco_R50_FPN": "coco_FPN_1x", "coco_R50_FPN_2x": "coco_FPN_2x", "coco_R50_C4_1x": "coco_C4_1x",
+        "coco_R50_C4_2x": "coco_C4_2x", "coco_R50_FPN_6x": "coco_FPN_6x", "keypoint_R50_FPN_2x": "keypoint",
+        "cityscapes_R50_FPN": "cityscapes",
+    }  # fmt: skip
+    seen = 0
+    for line in (ROOT / "docs/recipes.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        config = cells[0].strip("`")
+        if config not in names or len(cells) < 7:
+            continue
+        table = BOOK.tables[names[config]]
+        rows = {row.init.name: row.paper for row in table.rows}
+        for init, cell in zip(("random", "supervised", "moco_v1"), cells[3:6], strict=True):
+            if cell != "-":
+                printed = [float(value) for value in re.findall(r"\d+\.\d", cell)]
+                places = (0, 3) if "box AP / mask AP" in cells[2] else range(len(printed))
+                assert printed == [rows[init][n] for n in places], (config, init)
+                seen += 1
+    assert seen == 3 * len(names) - 1  # the paper has no random row of Table 4
+
+
+# --- plans ---
+
+
+@pytest.mark.parametrize("name", BOOK.tables)
+def test_every_table_can_be_planned(name: str, options: Options) -> None:
+    table = BOOK.tables[name]
+    cells = plan(table, options)
+    assert len(cells) == len(table.rows) * len(table.columns)
+    for cell in cells:
+        init = cell.row.init
+        assert bool(cell.why_not) == bool(init.needs or init.cited or cell.column.cited)
+        assert bool(cell.runs) != bool(cell.why_not)
+        for job in (job for jobs in cell.runs.values() for job in jobs):
+            assert not job.changes or cell.column.overrides, job.changes
+            assert job.missing  # there are no data here, and it says which
+            assert "{" not in " ".join(job.filled(Path("runs")))
+
+
+def jobs_of(options: Options, name: str = "voc_C4") -> dict[str, Job]:
+    cells = plan(BOOK.tables[name], options)
+    return {j.name: j for j in in_order([job for c in cells for jobs in c.runs.values() for job in jobs])}
+
+
+def test_a_table_shares_its_pre_training_between_seeds(options: Options) -> None:
+    jobs = jobs_of(replace(options, seeds=(0, 1, 2)))
+    kinds = [name.split("/")[0] for name in jobs]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "finetune": 9,
+        "fetch": 1,
+        "convert": 2,
+        "pretrain": 1,
+    }
+
+
+def test_only_what_depends_on_a_change_is_done_anew(options: Options) -> None:
+    before, after = jobs_of(options), jobs_of(replace(options, schedule=0.5))
+    same = {name for name in before if before[name].key == after[name].key}
+    assert same == {"fetch/supervised", "convert/supervised"}
+    seeds = jobs_of(replace(options, seeds=(1,)))
+    assert before["convert/moco_v1"].key == seeds["convert/moco_v1"].key
+    folder = "finetune/voc_R50_C4_24k/moco_v1/seed{}"
+    assert before[folder.format(0)].key != seeds[folder.format(1)].key
+
+
+def test_released_files_stand_in_for_pre_training(options: Options) -> None:
+    jobs = jobs_of(replace(options, fetch=True))
+    assert "fetch/moco_v1" in jobs and not any(name.startswith("pretrain/") for name in jobs)
+    assert "md5 b251726a" in jobs["fetch/moco_v1"].command
+
+
+def test_ones_own_checkpoint_is_a_row(options: Options, tmp_path: Path) -> None:
+    path = plain_file(tmp_path / "mine.pth", small_network().state_dict())
+    jobs = jobs_of(
+        replace(options, extra={"mine": path, "moco_v1_ig1b": path}, inits=("mine", "moco_v1_ig1b"))
+    )
+    assert set(jobs) == {
+        "convert/mine", "finetune/voc_R50_C4_24k/mine/seed0", "convert/moco_v1_ig1b",
+        "finetune/voc_R50_C4_24k/moco_v1_ig1b/seed0",
+    }  # fmt: skip
+    key = jobs["convert/mine"].key
+    plain_file(path, small_network("resnet18").state_dict())
+    assert jobs_of(replace(options, extra={"mine": path}, inits=("mine",)))["convert/mine"].key != key
+
+
+def test_a_sweep_tries_every_value_for_every_init(options: Options) -> None:
+    cells = plan(BOOK.tables["voc_C4"], replace(options, sweep=("SOLVER.BASE_LR", ("0.01", "0.02"))))
+    tried = {cell.row.init.name: cell.runs for cell in cells if cell.runs}
+    assert {name: list(runs) for name, runs in tried.items()} == {
+        name: ["0.01", "0.02"] for name in ("random", "supervised", "moco_v1")
+    }
+    changes = {value: jobs[0].changes for value, jobs in tried["random"].items()}
+    assert changes["0.02"] == () and changes["0.01"] == ("SOLVER.BASE_LR is 0.01, in the recipe 0.02",)
+
+
+def test_a_shorter_schedule_is_in_proportion() -> None:
+    from transfer import config
+
+    cfg = config.load("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random"])
+    pairs = shorter(cfg, 0.1)
+    found = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    assert found["SOLVER.MAX_ITER"] == "2400" and found["SOLVER.STEPS"] == "(1800, 2200)"
+    assert shorter(cfg, 1) == ()
+    with pytest.raises(UserError, match="--schedule 2"):
+        shorter(cfg, 2)
+
+
+# --- verdicts ---
+
+
+def test_welch_by_hand() -> None:
+    found = compare([56.8, 57.0, 57.2], 55.9, std=0.2, trials=5)
+    assert found.mean == pytest.approx(57.0) and found.std == pytest.approx(0.2)
+    assert found.interval == pytest.approx(
+        (57 - 4.302653 * 0.2 / math.sqrt(3), 57 + 4.302653 * 0.2 / math.sqrt(3))
+    )
+    # t = 1.1 / sqrt(0.04/3 + 0.04/5) = 7.531, df = 4.34 by Welch and Satterthwaite
+    assert found.p == pytest.approx(0.0012, rel=0.05)
+    assert (found.verdict, round(found.difference or 0, 1)) == ("above", 1.1)
+    assert compare([55.7, 55.9, 56.1], 55.9, std=0.2, trials=5).p == pytest.approx(1)
+
+
+def test_one_run_against_the_papers_spread() -> None:
+    # t = 0.5 / (0.2 sqrt(6/5)) = 2.282 with 4 degrees of freedom: 2.776 is the 5 % point
+    assert compare([56.4], 55.9, std=0.2, trials=5).verdict == "within noise"
+    assert compare([55.2], 55.9, std=0.2, trials=5).verdict == "below"  # t = 3.195
+    assert compare([56.4], 55.9).verdict == "too few trials"
+    assert compare([40.0], None).verdict == ""
+
+
+def test_several_runs_against_a_bare_number() -> None:
+    found = compare([38.4, 38.6, 38.8], 38.5)  # t = 0.1 / (0.2 / sqrt 3) = 0.866
+    assert found.verdict == "within noise" and "exact" in found.test
+    assert compare([37.0, 37.1, 36.9], 38.5).verdict == "below"
+    assert compare([38.54, 38.54, 38.5401], 38.5).verdict == "within noise"  # the paper's number is rounded
+
+
+# --- collection and outputs ---
+
+
+def finish(job: Job, runs: Path, **metrics: float) -> None:
+    folder = job.folder(runs)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"metrics": {"voc_2007_test": {"bbox": metrics}}}))
+    (folder / worker.STATE).write_text(json.dumps({"state": "done", "seconds": 60.0, "status": 0}))
+
+
+def collected(options: Options, runs: Path) -> dict[str, Any]:
+    table = BOOK.tables["voc_C4"]
+    return collect.collect(table, plan(table, options), options, runs=runs, failed={})
+
+
+def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
+    options, runs = replace(options, seeds=(0, 1)), tmp_path / "runs"
+    jobs = jobs_of(options)
+    for seed, ap in enumerate((55.8, 56.0)):
+        finish(jobs[f"finetune/voc_R50_C4_24k/moco_v1/seed{seed}"], runs, AP50=81.5, AP=ap, AP75=62.6)
+    table = collected(options, runs)
+    rows = {row["init"]: row["cells"][0] for row in table["rows"]}
+    ap = rows["moco_v1"]["numbers"][1]
+    assert (ap["ours"], ap["paper"], ap["verdict"]) == ([55.8, 56.0], 55.9, "within noise")
+    assert rows["random"]["why_not"] == "not run yet" and rows["random"]["numbers"][1]["ours"] == []
+    assert "never released" in rows["moco_v1_ig1b"]["why_not"]
+    text = outputs.markdown(table)
+    assert "| MoCo v1 IN-1M | 81.5 ± 0.0 [81.5, 81.5] (paper 81.5" in text
+    assert "55.9 ± 0.1 [54.6, 57.2] (paper 55.9, +0.0: within noise)" in text
+    assert "- random init: not run yet" in text
+    lines = outputs.as_csv(table).splitlines()
+    assert len(lines) == 1 + 4 * 3 and lines[0].startswith("init,config,metric,mean")
+    assert "MoCo v1 IN-1M & 81.5 $\\pm$ 0.0 {\\scriptsize (81.5)}" in outputs.latex(table)
+    paths = outputs.write(tmp_path / "out", table)
+    assert json.loads(paths[0].read_text()) == table
+
+
+def test_another_recipe_is_never_shown_as_comparable(options: Options, tmp_path: Path) -> None:
+    options = replace(options, schedule=0.5)
+    finish(jobs_of(options)["finetune/voc_R50_C4_24k/random/seed0"], tmp_path, AP50=50.0, AP=20.0, AP75=10.0)
+    text = outputs.markdown(collected(options, tmp_path))
+    assert "NOT THE PAPER'S SCHEDULE" in text and "20.0 (paper 33.8: not comparable)" in text
+    assert "SOLVER.MAX_ITER is 12000, in the recipe 24000" in text
+
+
+def test_the_best_of_a_sweep_is_said_to_be_that(options: Options, tmp_path: Path) -> None:
+    options = replace(options, sweep=("SOLVER.BASE_LR", ("0.02", "0.04")), inits=("random",))
+    (cell,) = plan(BOOK.tables["voc_C4"], options)
+    for (job,), ap in zip(cell.runs.values(), (30.0, 35.0), strict=True):
+        finish(job, tmp_path, AP50=ap + 20, AP=ap, AP75=ap)
+    table = collected(options, tmp_path)
+    assert table["rows"][0]["cells"][0]["best"] == "0.04"
+    assert "best of 2 values of SOLVER.BASE_LR: 0.04" in outputs.markdown(table)
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "voc_c4"], "--table voc_c4: unknown; did you mean voc_C4?"),
+        ([], "give --table NAME, or --list"),
+        (
+            ["--table", "voc_C4", "--inits", "moco"],
+            "--inits moco: voc_C4 has no such row; did you mean moco_v1?",
+        ),
+        (["--table", "voc_C4", "--init", "mine"], "--init mine: write NAME=FILE"),
+        (["--table", "voc_C4", "--init", "mine=no.pth"], "no.pth: no such checkpoint"),
+        (["--table", "voc_C4", "--sweep", "SOLVER.BASE_LR"], "--sweep SOLVER.BASE_LR: write KEY=A,B"),
+        (["--table", "voc_C4", "--sweep", "SOLVER.LR=1,2"], "unknown config key SOLVER.LR"),
+        (["--table", "voc_C4", "--trials", "0"], "--trials 0"),
+        (["--table", "voc_C4", "--seeds", "a"], "--seeds a"),
+        (["--table", "voc_C4", "--schedule", "0"], "--schedule 0"),
+        (["--table", "voc_C4"], "prepare_data.py voc"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_starts(tmp_path: Path, arguments: list[str], message: str) -> None:
+    places = ["--output", str(tmp_path / "results"), "--root", str(tmp_path / "data")]
+    result = run_script("tools/reproduce.py", *arguments, *places)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, (
+        result.stderr
+    )
+    assert not (tmp_path / "results").exists()

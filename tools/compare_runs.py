@@ -1,0 +1,31 @@
+"""Why two runs have different numbers: metrics, settings, weights, versions, data, seed and hardware side by side.
+
+python tools/compare_runs.py output/a/results.json output/b/results.json
+python tools/compare_runs.py results/runs/finetune-A results/runs/finetune-B    # folders of runs
+
+Shows what differs, by how likely it explains the difference; settings are read from config.yaml beside each file.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
+
+from pretrain.errors import run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("a", type=Path, help="results.json, or the folder of a run")
+    parser.add_argument("b", type=Path, help="another one")
+    args = parser.parse_args()
+    from transfer.reproduce import difference
+
+    print("\n".join(difference.table(difference.read(args.a), difference.read(args.b))))
+
+
+if __name__ == "__main__":
+    run_tool(main)
