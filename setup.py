@@ -65,6 +65,7 @@ setup(
             "ruff>=0.5",
             "mypy>=1.8",
             "types-PyYAML",
+            "submitit>=1.5",
             *DEMO_REQUIREMENTS,
             *DATA_REQUIREMENTS,
             *DOCS_REQUIREMENTS,

@@ -224,3 +224,16 @@ def test_ctrl_c_ends_children(tmp_path: Path) -> None:
         scheduler.run([job], tmp_path, local, wait=0.05, tick=interrupt)
     until(lambda: not is_alive(int((job.folder(tmp_path) / "pid").read_text())))
     assert worker.state(job.folder(tmp_path))["state"] == "stopped" and os.name == "posix"
+
+
+def test_jobs_through_submitit(tmp_path: Path) -> None:
+    """By its local executor, which runs the same pickled call in a process of its own."""
+    pytest.importorskip("submitit")
+    from transfer.reproduce.executors import Slurm
+
+    slurm = Slurm(tmp_path / "logs", {"timeout_min": 2}, cluster="local")
+    bad = python("bad", "sys.exit('no memory')")
+    jobs = [*diamond(), bad]
+    failed = scheduler.run(jobs, tmp_path / "runs", slurm, wait=0.1)
+    assert set(failed) == {bad.key} and "no memory" in failed[bad.key]
+    assert [runs(job, tmp_path / "runs") for job in jobs] == [1, 1, 1, 1, 2]
