@@ -8,6 +8,7 @@ import yaml
 from transfer import d2_compat  # noqa: F401 (first)
 
 # isort: split
+from pretrain import config as pretrain_config
 from pretrain.errors import UserError
 from transfer import config, linear_config
 
@@ -53,11 +54,11 @@ def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -
 def recipe_value(name: str, key: str) -> Any:
     """What a shipped config sets for a key; None where that cannot be told."""
     try:
-        node: Any = (
-            linear_config.load(name)
-            if name.startswith("linear/")
-            else config.load(name, ["MODEL.INIT", "random"])
-        )
+        if name.startswith("linear/"):  # its own `load` asks for the images
+            node: Any = linear_config.defaults()
+            pretrain_config.merge(node, pretrain_config.find_config(name), ())
+        else:
+            node = config.load(name, ["MODEL.INIT", "random"])
         for part in key.split("."):
             node = node[part]
     except (UserError, KeyError, TypeError):

@@ -1,0 +1,241 @@
+"""The docs: every page is in the site, and every link, command, flag, config and number of a setting is right."""
+
+import contextlib
+import functools
+import io
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from pretrain import config as pretrain_config
+from transfer import config as transfer_config
+from transfer import linear_config
+from transfer.reproduce import tables
+
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+CONFIG = re.compile(r"\b(?:configs/)?(?:pretrain|transfer|linear)/\w+\.yaml")
+
+
+book = functools.cache(tables.read)
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def prose(path: Path) -> str:
+    """A page without its blocks of code."""
+    unfenced = re.sub(r"^```.*?^```", "", text(path), flags=re.M | re.S)
+    return re.sub(r"^(?: {4}|\t).*$", "", unfenced, flags=re.M)
+
+
+def anchors(path: Path) -> set[str]:
+    """Those of a page's headings, as Python-Markdown and GitHub make them (alike for ours)."""
+    heads = re.findall(r"^#+ (.+)$", prose(path), re.M)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
+
+
+def nav(node: Any) -> Iterator[str]:
+    """File names in the site's navigation."""
+    if isinstance(node, str):
+        yield node
+        return
+    for part in node.values() if isinstance(node, dict) else node:
+        yield from nav(part)
+
+
+def test_every_page_is_in_the_site_once() -> None:
+    listed = list(nav(yaml.safe_load(text(ROOT / "mkdocs.yml"))["nav"]))
+    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+@each_page
+def test_links_lead_somewhere(path: Path) -> None:
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(link)
+        if path.parent == DOCS and target.resolve().parent != DOCS:
+            wrong.append(f"{link}: not in the site")
+    assert wrong == []
+
+
+@functools.cache
+def help_of(tool: str, command: str = "") -> str:
+    """What `python tools/X.py [COMMAND] --help` prints: in this process, which has loaded everything already."""
+    before, printed = (list(sys.argv), list(sys.path)), io.StringIO()
+    sys.argv = [tool, *filter(None, [command]), "--help"]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            runpy.run_path(str(ROOT / tool), run_name="__main__")
+    finally:
+        sys.argv[:], sys.path[:] = before
+    return printed.getvalue()
+
+
+def commands(path: Path) -> Iterator[str]:
+    """Command lines of our tools: in blocks of code, lines that go on joined, and between backticks."""
+    joined = text(path).replace("\\\n", " ")
+    for line in joined.splitlines():
+        if re.match(r"(?: {4}|\$ )", line) and "tools/" in line:
+            yield line.split(" #")[0]
+    yield from re.findall(r"`([^`\n]*tools/\w+\.py[^`\n]*)`", joined)
+
+
+def flags_of(tool: str, command: str) -> set[str]:
+    """Those that the lines about options list, not the examples."""
+    options = re.findall(r"^ +(-.*)$", help_of(tool, command), re.M)
+    return {flag for line in options for flag in re.findall(r"--[\w-]+", line.split("  ")[0])}
+
+
+def unknown_parts(line: str) -> list[str]:
+    """The tool, flags and configs of a command line that do not exist."""
+    words = shlex.split(re.sub(r"\[(--[^]]*)\]", r"\1", line))  # [--check]: may be left out
+    place = next((n for n, word in enumerate(words) if re.fullmatch(r"tools/\w+\.py", word)), None)
+    if place is None:
+        return []
+    tool, rest = words[place], words[place + 1 :]
+    if not (ROOT / tool).is_file():
+        return [tool]
+    own = rest[:1] if rest[:1] and re.search(rf"^    {re.escape(rest[0])}\b", help_of(tool), re.M) else []
+    flags = {word.split("=")[0] for word in rest if re.match(r"--\w", word)} - flags_of(tool, "".join(own))
+    configs = [
+        name
+        for name in CONFIG.findall(line)
+        if not (ROOT / "configs" / name.removeprefix("configs/")).is_file()
+    ]
+    return [f"{tool} {part}" for part in [*sorted(flags), *configs]]
+
+
+@each_page
+def test_commands_name_what_exists(path: Path) -> None:
+    assert [part for line in commands(path) for part in unknown_parts(line)] == []
+
+
+def test_a_wrong_flag_or_tool_would_be_found() -> None:
+    assert unknown_parts("python tools/train_net.py --gpus 8") == ["tools/train_net.py --gpus"]
+    assert unknown_parts("python tools/prepare_data.py custom --json a --mend") == [
+        "tools/prepare_data.py --mend"
+    ]
+    assert unknown_parts("python tools/prepare_data.py voc --json a") == ["tools/prepare_data.py --json"]
+    assert unknown_parts("python tools/train.py --config a.yaml") == ["tools/train.py"]
+    assert unknown_parts("python tools/pretrain.py --config pretrain/moco_v9.yaml") != []
+
+
+@each_page
+def test_files_that_are_named_exist(path: Path) -> None:
+    configs = [f"configs/{name.removeprefix('configs/')}" for name in CONFIG.findall(text(path))]
+    files = re.findall(r"`((?:tools|tests|pretrain|transfer|configs)/[\w/]+\.(?:py|sbatch))", text(path))
+    named = [name for name in [*configs, *files] if "/NAME." not in name]  # of the developer guide: a new one
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@each_page
+def test_make_targets_and_tables_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", text(ROOT / "Makefile"), re.M))
+    named = set(re.findall(r"(?:`|^    )make ([a-z0-9-]+)", text(path), re.M))
+    asked = set(re.findall(r"reproduce\.py[^`\n]*--table (\w+)", text(path)))
+    assert named <= targets and asked <= set(book().tables)
+
+
+def test_developer_guide_names_modules_that_exist() -> None:
+    checked = 0
+    for section in re.split(r"^### ", text(DOCS / "developer.md").split("## How to add")[0], flags=re.M)[1:]:
+        folder = ROOT / section.split("`")[1]
+        for header, rows in tables_in(section):
+            for name in (name for row in rows for name in re.findall(r"`(\w+)`", row[header[0] == "part"])):
+                assert (folder / f"{name}.py").is_file(), folder / name
+                checked += 1
+    assert checked > 100
+
+
+@functools.cache
+def effective(name: str) -> dict[str, Any]:
+    """All settings of a config by their whole keys."""
+    path = next((ROOT / "configs").rglob(f"{name}.yaml"))
+    if path.parent.name == "pretrain":
+        cfg = pretrain_config.load(str(path))
+    elif path.parent.name == "transfer":
+        cfg = transfer_config.read(str(path))
+    else:
+        cfg = linear_config.defaults()
+        pretrain_config.merge(cfg, path, ())
+    return linear_config.flat(cfg)
+
+
+def tables_in(page: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Header and rows of each table."""
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.M):
+        lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+        yield lines[0], lines[2:]
+
+
+def plain(value: Any) -> Any:
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def test_protocol_has_the_values_of_the_configs() -> None:
+    compared, name = 0, re.compile(r"`(\w+)`")
+    for header, rows in tables_in(text(DOCS / "protocol.md")):
+        for row in rows:
+            for head, cell in zip(header, row, strict=True):
+                if header[0] == "setting" and (config := name.fullmatch(head)):
+                    key, source = row[0].strip("`"), config[1]
+                elif header[0] == "config" and re.fullmatch(r"`[A-Z_.]+`", head):
+                    key, source = head.strip("`"), row[0].strip("`")
+                else:
+                    continue
+                assert plain(effective(source)[key]) == yaml.safe_load(cell), (source, key)
+                compared += 1
+    assert compared > 250
+
+
+def hours(parts: list[float | None]) -> tuple[float, bool]:
+    """Their sum, and whether one is unknown."""
+    return sum(part or 0 for part in parts), None in parts
+
+
+def shown(total: float, unknown: bool) -> str:
+    if not total:
+        return "?" if unknown else "0"
+    return f"{total:.0f}{' + ?' if unknown else ''}"
+
+
+def test_costs_are_those_of_the_tables() -> None:
+    [found] = [rows for header, rows in tables_in(text(DOCS / "reproducing.md")) if header[0] == "table"]
+    expected = []
+    for table in book().tables.values():
+        rows = [row for row in table.rows if not (row.init.needs or row.init.cited)]
+        if not all(column.config for column in table.columns):
+            continue
+        trained = [row.init for row in rows if row.init.pretrain]
+        pretraining = hours([book().hours[init.pretrain] for init in trained])
+        rest = hours([book().hours[init.pretrain] for init in trained if not init.released])
+        each = [[book().hours[row.config or column.config] for column in table.columns] for row in rows]
+        trial = hours([part for parts in each for part in parts])
+        chains = [
+            (book().hours[row.init.pretrain] if row.init.pretrain else 0, max(part or 0 for part in parts))
+            for row, parts in zip(rows, each, strict=True)
+        ]
+        whole = (pretraining[0] + table.trials * trial[0], pretraining[1] or trial[1])
+        fetched = (rest[0] + table.trials * trial[0], rest[1] or trial[1])
+        longest = (max((first or 0) + last for first, last in chains), pretraining[1] or trial[1])
+        expected.append([
+            f"`{table.name}`", str(table.trials), shown(*pretraining), shown(*trial), shown(*whole),
+            shown(*fetched), f"{shown(fetched[0] * 8 / 24, fetched[1])} days", shown(*longest),
+        ])  # fmt: skip
+    assert found == expected
