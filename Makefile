@@ -52,7 +52,7 @@ lint: $(READY) ## Check style, formatting and types
 	$(PY) -m mypy
 
 docs: $(READY) ## Build the site of docs/ in site/ (no network); a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "site/index.html; to search in it too: $(PY) -m http.server --directory site"
 
 clean: ## Remove .venv, caches and build leftovers; data sets and results stay

@@ -237,3 +237,12 @@ def test_jobs_through_submitit(tmp_path: Path) -> None:
     failed = scheduler.run(jobs, tmp_path / "runs", slurm, wait=0.1)
     assert set(failed) == {bad.key} and "no memory" in failed[bad.key]
     assert [runs(job, tmp_path / "runs") for job in jobs] == [1, 1, 1, 1, 2]
+
+
+def test_a_claim_whose_maker_died_does_not_block(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("somewhere 1 dead\n7")
+    (tmp_path / "lock.claim-000").touch()
+    lock = Lock(path, beat=0.05, stale=0.3)
+    assert lock.acquire() and [p.name for p in tmp_path.iterdir()] == ["lock"]
+    lock.release()

@@ -40,7 +40,7 @@ class Lock:
         """Take the lock if nobody alive holds it. Returns at once where it is free, else within `stale` seconds."""
         if not self._create():
             dead = self._dead_holder()
-            if dead is None or not self._take_over(dead):
+            if dead is None or not self._take_over(*dead):
                 return False
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
@@ -75,26 +75,35 @@ class Lock:
             temporary.write_text(f"{self.token}\n{number}")
             os.replace(temporary, self.path)
 
-    def _dead_holder(self) -> str | None:
-        """The token in a lock that does not change for `stale` seconds; None if it does, or goes."""
-        before, until = _read(self.path), time.monotonic() + self.stale
+    def _dead_holder(self) -> tuple[str, list[Path]] | None:
+        """The token in a lock that does not change for `stale` seconds, and the claims on it, which do not either."""
+        before, until = (_read(self.path), self._claims()), time.monotonic() + self.stale
         while time.monotonic() < until:
             time.sleep(min(self.beat, self.stale) / 4)
-            if _read(self.path) != before:
+            if (_read(self.path), self._claims()) != before:
                 return None
-        return before.partition("\n")[0]
+        return before[0].partition("\n")[0], before[1]
 
-    def _take_over(self, dead: str) -> bool:
-        """Only one of those who found the holder dead may replace its lock: the one that makes this file."""
-        claim = self.path.with_name(f"{self.path.name}.after-{dead.split()[-1] if dead else 'nobody'}")
+    def _claims(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.name}.claim-*"))
+
+    def _take_over(self, dead: str, claims: list[Path]) -> bool:
+        """Only one of those who found the holder dead may replace its lock: the one that makes the next claim.
+
+        Claims that are there already did not change for as long as the lock: their makers died, too.
+        """
+        claim = self.path.with_name(f"{self.path.name}.claim-{len(claims):03}")
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
-        taken = self._create()
-        claim.unlink()
+        taken = False
+        if holder(self.path) == dead:  # else another was faster, and has removed its claim already
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+            taken = self._create()
+        for made in (*claims, claim):
+            made.unlink(missing_ok=True)
         return taken
 
 
