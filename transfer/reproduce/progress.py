@@ -71,13 +71,13 @@ def _line(job: Job, runs: Path) -> str:
 
 
 def _last_ap(folder: Path) -> str:
-    """The main figure of results.json, if there is one."""
+    """The main figures of results.json, if there are any."""
     try:
-        metrics: dict[str, Any] = json.loads((folder / "results.json").read_text())["metrics"]
-    except (OSError, ValueError, KeyError):
+        results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError):
         return ""
-    if "top1" in metrics:
-        return f"top-1 {metrics['top1']:.1f}"
-    found = [f"{task} {name} {tasks[task][name]:.1f}" for tasks in metrics.values() if isinstance(tasks, dict)
-             for task in tasks for name in ("AP", "mIoU") if name in tasks[task]]  # fmt: skip
-    return ", ".join(found)
+    if "top1" in results:
+        return f"top-1 {results['top1']:.1f}"
+    tasks = [pair for found in results.get("metrics", {}).values() if isinstance(found, dict) for pair in found.items()]
+    main = [(task, name, values.get(name)) for task, values in tasks for name in ("AP", "mIoU")]
+    return ", ".join(f"{task} {name} {value:.1f}" for task, name, value in main if value is not None)
