@@ -69,10 +69,8 @@ def train_step(
             every step: there the caller looks at the losses when it logs and before it saves.
     """
     query_views, key_views = views
-    precision = partial(
-        torch.autocast, query_views.device.type, enabled=bf16 or scaler is not None,
-        dtype=torch.bfloat16 if scaler is None else torch.float16,
-    )  # fmt: skip
+    amp = torch.float16 if scaler else torch.bfloat16 if bf16 else None
+    precision = partial(torch.autocast, query_views.device.type, dtype=amp, enabled=amp is not None)
     scaler = scaler or torch.amp.GradScaler(query_views.device.type, enabled=False)
     model.before_step()
     with precision():
@@ -80,7 +78,7 @@ def train_step(
     optimizer.zero_grad()
     metrics = torch.zeros(len(METRICS), device=query_views.device)
     statistics = _RunningStatistics(model.encoder_q, parts)
-    seen = torch.empty_like(dist.local_part(keys.positive), requires_grad=False)  # the queries of all parts
+    seen = torch.empty_like(dist.local_part(keys.positive))  # the queries of all parts
     for part in range(parts):
         rows = torch.arange(part, len(seen), parts, device=seen.device)
         places = rows * dist.world_size() + dist.rank()  # of these images in the total batch
