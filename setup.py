@@ -58,6 +58,7 @@ setup(
             "ruff>=0.5",
             "mypy>=1.8",
             "types-PyYAML",
+            "webdataset>=0.2",  # tests: shards as others write and read them
             *DEMO_REQUIREMENTS,
             *DATA_REQUIREMENTS,
         ],

@@ -29,6 +29,7 @@ from transfer.layouts import MSRA
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_features import Fixed
 from transfer.linear_knn import accuracy as knn_accuracy
+from transfer.names import detectron2_name
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -515,6 +516,12 @@ def test_wrong_folders(task: Task, image_folder: MakeFolder) -> None:
 def test_wrong_weights(task: Task, tmp_path: Path) -> None:
     state = small_network("resnet18").state_dict()
     partial = {name: tensor for name, tensor in state.items() if name != "layer4.1.bn2.weight"}
+    trunk = {n: t for n, t in state.items() if not n.startswith("fc.") and "num_batches" not in n}
+    faster = {f"backbone.bottom_up.{detectron2_name(n)}": t for n, t in trunk.items()}
+    faster |= {
+        "proposal_generator.rpn_head.conv.weight": torch.zeros(4, 4),
+        "backbone.fpn_output2.bias": torch.zeros(4),
+    }
     vit = {"cls_token": torch.zeros(1, 1, 8), "blocks.0.attn.qkv.weight": torch.zeros(24, 8)}
     detector = {
         f"backbone.body.{name}": tensor for name, tensor in state.items() if not name.startswith("fc.")
@@ -525,6 +532,7 @@ def test_wrong_weights(task: Task, tmp_path: Path) -> None:
         (vit, "vision transformer"),
         ({"fc.weight": torch.zeros(2, 2)}, "only a head"),
         (detector, "holds a whole detector"),
+        ({"model": faster, "iteration": 3}, r"holds a whole detector \(.*proposal_generator\)"),
         ({**state, "conv1.weight": state["conv1.weight"] * torch.nan}, "NaN or infinity"),
     ]
     for contents, expected in cases:

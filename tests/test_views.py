@@ -187,10 +187,11 @@ def test_jitter_is_torchvisions(name: str, factor: float) -> None:
 
 @pytest.mark.parametrize("turn", [-0.4, -0.1, 0.0, 0.03, 0.4])
 def test_hue_is_torchvisions(turn: float) -> None:
-    """With 256 steps of the hue, one pixel in a thousand of the most vivid colours is off by more than 4."""
+    """OpenCV's hue has 256 steps, Pillow's 255 and torchvision cuts the turn off at a whole one below it: vivid
+    colours then differ by more. From the exact value ours is farthest where the turn lies between two steps."""
     ours = [colours.adjust(crop, [("hue", turn)]) for crop in crops()]
-    close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()])
-    close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()])
+    close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()], p99=5)
+    close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()], p99=8)
 
 
 def test_gray_is_torchvisions() -> None:

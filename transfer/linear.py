@@ -175,7 +175,7 @@ def _new_state(probe: Probe, channels: int) -> linear_state.State:
     classifiers = Classifiers(
         channels, len(probe.train.classes), rates=rate, solver=cfg.SOLVER, seed=cfg.SEED, device=probe.device
     )
-    return linear_state.State(classifiers, origin, 0, torch.zeros(len(rate), device=probe.device))
+    return linear_state.State(classifiers, probe.origin, 0, torch.zeros(len(rate), device=probe.device))
 
 
 def _report(
