@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' tests/test_*.py)
 
-.PHONY: help setup demo demo-mechanism test test-d2-main lint clean
+.PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +41,10 @@ test-d2-main: $(READY) ## Run the transfer tests on a checkout of detectron2's m
 	@test -f "$(D2)/detectron2/__init__.py" || \
 	    { echo 'error: give a checkout of detectron2: make test-d2-main D2=FOLDER' >&2; exit 2; }
 	PYTHONPATH="$(abspath $(D2))" $(PY) -m pytest $(TRANSFER_TESTS)
+
+test-libraries: $(READY) ## Convert networks that timm, transformers and lightly build and save (installs them)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[libraries]'
+	$(PY) -m pytest tests/test_libraries.py
 
 lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff check .

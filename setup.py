@@ -38,6 +38,8 @@ DATA_REQUIREMENTS = [
     "faster-coco-eval>=1.6",
     "shapely>=2",
 ]
+# What builds real networks of other projects for `make test-libraries`.
+LIBRARIES_REQUIREMENTS = ["timm>=1", "transformers>=4.40", "lightly>=1.5"]
 # Photographs for the demo where Debian's packages are not to be had.
 DEMO_REQUIREMENTS = ["scikit-image>=0.20", "scikit-learn>=1.2"]
 
@@ -47,12 +49,13 @@ setup(
     description="MoCo pre-training, detectron2 weights, and Mask R-CNN transfer, end to end",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["pretrain", "transfer", "transfer.prepare"],
+    packages=["pretrain", "pretrain.files", "transfer", "transfer.prepare"],
     package_data={"transfer": ["templates/*"], "transfer.prepare": ["data/*.json"]},
     install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
     extras_require={
         "demo": DEMO_REQUIREMENTS,
         "data": DATA_REQUIREMENTS,
+        "libraries": LIBRARIES_REQUIREMENTS,
         "dev": [
             "pytest>=7",
             "ruff>=0.5",

@@ -4,8 +4,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
@@ -13,17 +11,7 @@ from typing import IO, Any, cast
 import torch
 
 from pretrain.errors import UserError
-
-
-class Opaque:
-    """Stands for an object of a class that we do not load: it holds nothing and does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-    def __repr__(self) -> str:
-        return "Opaque()"
+from pretrain.files.untrusted import read_contents
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -100,48 +88,19 @@ def link(existing: Path, path: Path) -> None:
 
 
 def load(path: Path, *, opaque: list[str] | None = None) -> Any:
-    """Read a checkpoint on the CPU with `weights_only=True`: no code of the file is ever run.
+    """Read a file by `torch.save` on the CPU: no code of the file is ever run, and its claims are bounded.
 
+    By our own reader: torch's (`weights_only=True`) runs no code either, but crashes or hangs on some files.
     Objects of unknown classes (`argparse.Namespace`, a framework's configuration) become `Opaque`.
 
     Args:
-        path: a file by `torch.save`.
         opaque: a list to which the names of the classes that were replaced are added.
     Raises:
         UserError: the file is missing, truncated, or no PyTorch checkpoint.
     """
-    if not path.is_file():  # nor a pipe or device, which would be waited for
-        raise UserError(f"{path}: no such checkpoint file")
-    try:
-        _refuse_bombs(path)
-        unknown = _unknown_globals(path)
-        stubs: list[Any] = [(type("Opaque", (Opaque,), {}), name) for name in unknown]
-        with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read raises
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen classes here, pickle's and zip's among them
-        if "Weights only load failed" in str(error):  # torch's text advises to run the file's code
-            hint = "is it detectron2's?" if path.suffix == ".pkl" else "save the model's state_dict alone"
-            raise UserError(f"{path}: holds objects that cannot be read safely; {hint}") from error
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable PyTorch checkpoint (truncated?): {reason}") from error
+    contents, form, replaced = read_contents(path)
+    if form != "torch":
+        raise UserError(f"{path}: is no PyTorch checkpoint, but a {form} file: is it detectron2's?")
     if opaque is not None:
-        opaque.extend(unknown)
+        opaque.extend(replaced)
     return contents
-
-
-def _refuse_bombs(path: Path) -> None:
-    """torch stores its zip members as they are; a compressed one may be a thousand times larger inside."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    if sum(m.file_size for m in members) > path.stat().st_size or any(m.compress_type for m in members):
-        raise ValueError("its parts are compressed or overlap: not as PyTorch writes them")
-
-
-def _unknown_globals(path: Path) -> list[str]:
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":  # the format before PyTorch 1.6 cannot be scanned: torch.load decides
-            return []
-    return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

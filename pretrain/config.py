@@ -85,6 +85,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a YAML mapping of config keys: {reason}") from None
 
 
+def read_dump(text: str) -> Any:
+    """A config that a tool of this project wrote into a file, as nested dicts. Raises `yaml.YAMLError`, `ValueError`.
+
+    References are refused: ours have none, and a few lines of them can stand for more than a memory holds.
+    """
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it refers to parts of itself")
+    return yaml.safe_load(text)
+
+
 def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
     """Set one dotted key to a value, or to the text of one. The default's type decides what is accepted."""
     parent, _, leaf = key.rpartition(".")

@@ -109,14 +109,15 @@ def test_the_yaml_block_reads_back_as_the_settings(tmp_path: Path) -> None:
 def test_a_refusal_leaves_the_old_output_and_nothing_else(tmp_path: Path) -> None:
     output = tmp_path / "out" / "a.pkl"
     output.parent.mkdir()
-    output.write_bytes(b"old")
+    convert(plain_file(tmp_path / "b.pth", SMALL), output, verify=False)
+    old = output.read_bytes()
     state = {name: tensor for name, tensor in SMALL.items() if name != "layer4.2.bn3.bias"}
     result = run_script("tools/convert_to_d2.py", plain_file(tmp_path / "a.pth", state), str(output))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert "layer4.2.bn3.bias" in result.stderr
-    assert output.read_bytes() == b"old"
+    assert output.read_bytes() == old
     assert list(output.parent.iterdir()) == [output]
 
 

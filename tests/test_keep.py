@@ -13,9 +13,9 @@ from transfer.convert import convert
 from transfer.weights_file import read_weights
 
 # isort: split
+import detectron2
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
-from detectron2.model_zoo import get_config_file
 from detectron2.modeling import build_model
 
 QUERY, KEY = network(1), network(2)
@@ -40,7 +40,10 @@ def fpn(prefix: str) -> State:
 def detector() -> torch.nn.Module:
     """Faster R-CNN FPN with the head of four convolutions, at the narrow network's width."""
     cfg = get_cfg()
-    cfg.merge_from_file(get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    package = Path(str(detectron2.__file__)).parent
+    folders = (package / "model_zoo/configs", package.parent / "configs")  # a release; a checkout
+    name = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+    cfg.merge_from_file(str(next(f / name for f in folders if (f / name).is_file())))
     pairs = {
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 8, "MODEL.RESNETS.RES2_OUT_CHANNELS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
         "MODEL.RESNETS.STRIDE_IN_1X1": False, "MODEL.RESNETS.NORM": "BN", "MODEL.FPN.NORM": "BN",

@@ -171,6 +171,29 @@ def test_last_good_file_outlives_weights_that_are_not_finite(data, tmp_path: Pat
     assert (tmp_path / "model_last.pth").read_bytes() == good
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda stored: [1, 2], "was not written by"),
+        (lambda stored: {**stored, "model": {"weight": torch.zeros(3)}}, "is damaged"),
+        (lambda stored: {**stored, "optimizer": [stored]}, "is damaged"),
+        (lambda stored: {**stored, "iteration": "three"}, "is damaged"),
+        (lambda stored: {k: v for k, v in stored.items() if k != "processes"}, "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_one_line(data, tmp_path: Path, change: Callable, message: str) -> None:
+    cfg = _load(data, tmp_path)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state = snapshot.State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None)
+    snapshot.save(state, cfg)
+    path = tmp_path / "model_last.pth"
+    checkpoint.save(path, change(checkpoint.load(path)))
+    with pytest.raises(UserError, match=message) as caught:
+        snapshot.restore(state, cfg)
+    assert "\n" not in str(caught.value) and "--resume" in str(caught.value)
+
+
 def test_resume_on_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = detection_data.write_coco(tmp_path / "train", images=4)
     settings = [*TINY, *detection_data.custom(train, train)]

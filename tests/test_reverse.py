@@ -134,7 +134,7 @@ def test_many_files_at_once_with_a_table_and_an_exit_code(tmp_path: Path) -> Non
     [
         (["a.pth"], "INPUT OUTPUT.pkl"),
         (["*.none", "--output-dir", "x"], "no file matches"),
-        (["a.pth", "b.pth", "--output-dir", "x", "--to", "timm"], "--to writes one file"),
+        (["a.pth", "b.pth", "--output-dir", "x", "--to", "timm"], "--to has no effect with --output-dir"),
         (["x/a.pth", "y/b.pth", "x/a.pth"], "INPUT OUTPUT.pkl"),
     ],
 )

@@ -27,8 +27,8 @@ from torchvision import tv_tensors
 
 from pretrain import checkpoint
 from pretrain.errors import UserError
+from pretrain.files.untrusted import read_file
 from transfer.sources import read_source
-from transfer.untrusted import read_file
 from transfer.weights_file import read_weights
 
 QUERY = network(1, "resnet18")
@@ -227,7 +227,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(QUERY, tmp_path / "a.pth")
-    from transfer import untrusted
+    from pretrain.files import untrusted
 
     def slow(path: Path, *arguments: Any) -> Any:
         with open(path, "ab") as file:
@@ -478,7 +478,7 @@ def test_old_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) ->
         {"preprocessing": {"INPUT.FORMAT": "\x1b[31m"}},
         {"preprocessing": {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": [1], "MODEL.PIXEL_STD": [1, 1, 1],
                            "MODEL.RESNETS.STRIDE_IN_1X1": False}},
-        {"preprocessing": {3: {}}},
+        {"preprocessing": {"MODEL.PIXEL_MEAN": {}, 3: {}}},
         {"config": "INPUT: [", "iterations_per_epoch": 1},
         {"config": "[" * 50_000, "iterations_per_epoch": 1},
         {"config": "!!python/object/apply:os.system ['touch harmed']", "iterations_per_epoch": 1},

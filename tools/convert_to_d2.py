@@ -22,7 +22,7 @@ from pretrain.errors import UserError, run_tool
 
 def main() -> None:
     """Parse, call."""
-    from transfer import converting, describe, reverse
+    from transfer import converting, reverse
     from transfer.layouts import LAYOUTS
     from transfer.weights_writer import FORMATS
 
@@ -38,30 +38,61 @@ def main() -> None:
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help="numeric proof")
     parser.add_argument("--record", type=Path, metavar="FILE.json", help="settings and origin as JSON too")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")
-    parser.add_argument("--format", choices=FORMATS, default="pkl", help="with --output-dir [%(default)s]")
+    parser.add_argument("--format", choices=FORMATS, help="of the files in --output-dir (pkl)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an OUTPUT that is not of our making"
+    )
     parser.add_argument("--inspect", action="store_true", help="say what each FILE is; write nothing")
     parser.add_argument("--to", choices=reverse.TARGETS, help="write OUTPUT for another library instead")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    _refuse_idle_flags(args)
 
-    how = {"verify": args.verify, "keep": tuple(part for part in args.keep.split(",") if part)}
+    how = {
+        "verify": args.verify,
+        "keep": tuple(part for part in args.keep.split(",") if part),
+        "overwrite": args.overwrite,
+    }
     choice = {"source": args.source, "branch": args.branch}
     if args.inspect:
-        for path in converting.expand(args.files):
-            print("\n".join([*describe.describe(path, **choice), ""]))
+        converting.inspect_all(converting.expand(args.files), **choice)
         return
     if args.output_dir:
-        if args.to:
-            raise UserError("--to writes one file: give INPUT OUTPUT without --output-dir")
         inputs = converting.expand(args.files)
-        converting.convert_all(inputs, args.output_dir, form=args.format, **how, **choice)
+        converting.convert_all(inputs, args.output_dir, form=args.format or "pkl", **how, **choice)
         return
     if len(args.files) != 2:
         raise UserError("give INPUT OUTPUT.pkl; or several inputs and --output-dir DIR; or --inspect")
     source, output = map(Path, args.files)
     if args.to:
-        print("\n".join(reverse.export(source, output, to=args.to, **choice)))
+        print("\n".join(reverse.export(source, output, to=args.to, overwrite=args.overwrite, **choice)))
         return
     converting.convert_one(source, output, record=args.record, **how, **choice)
+
+
+def _refuse_idle_flags(args: argparse.Namespace) -> None:
+    """A flag that would change nothing is a misunderstanding."""
+    given = {
+        "--output-dir": args.output_dir, "--to": args.to, "--keep": args.keep, "--record": args.record,
+        "--format": args.format, "--no-verify": not args.verify, "--overwrite": args.overwrite,
+    }  # fmt: skip
+    without_effect = {"--format"} if not args.output_dir else {"--record", "--to"}
+    if args.to:
+        without_effect |= {"--keep", "--record", "--no-verify"}
+    if args.inspect:
+        without_effect = set(given)
+    mode = (
+        "--inspect"
+        if args.inspect
+        else "--output-dir"
+        if args.output_dir
+        else "--to"
+        if args.to
+        else "INPUT OUTPUT"
+    )
+    for flag, value in given.items():
+        if value and flag in without_effect:
+            hint = "; the ending of OUTPUT says the format" if flag == "--format" else ""
+            raise UserError(f"{flag} has no effect with {mode}{hint}: leave it out")
 
 
 run_tool(main)

@@ -20,6 +20,7 @@ from transfer.sources import Source, read_source
 from transfer.weights_file import read_weights
 from transfer.weights_writer import format_of, write_weights
 
+AUTHOR = "moco-detection-transfer"
 # Differences below this are rounding in float64. They depend on the processor, so in the file they count as
 # this much: its bytes, and digest, are then the same on every machine.
 ROUNDING = 1e-9
@@ -72,6 +73,7 @@ def convert(
     branch: str = "",
     keep: tuple[str, ...] = (),
     verify: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a checkpoint's backbone as a detectron2 weights file, once the written file has proved right.
 
@@ -85,13 +87,14 @@ def convert(
         branch: the network to take; empty: the one that the layout says.
         keep: `fpn`, `box_head`: parts beside the backbone that go into the file too, unproven but bit for bit.
         verify: prove the file by `transfer.verify` (needs detectron2).
+        overwrite: replace whatever is at `output`; else only a file by this converter is replaced.
     Returns:
         The contents of the file, less `model`; `record` has the proof's figures as measured.
     Raises:
         UserError: the input cannot be converted, or the proof failed; nothing is written then.
     """
-    check_output(input, output)
     form = format_of(output)
+    check_output(input, output, overwrite=overwrite)
     found = read_source(input, source=source, branch=branch, keep=keep)
     contents = _contents(found, input)
     measured = None
@@ -101,7 +104,7 @@ def convert(
             draft = Path(folder) / "draft.pkl"
             write_weights(draft, contents)
             if verify:
-                measured = _prove(found, draft, contents)
+                measured = _prove(found, draft, contents, input=input)
             draft = draft.with_suffix(f".{form}")
             write_weights(draft, contents)  # with the figures
             _check_written(draft, contents)
@@ -121,7 +124,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
         )
     return {
         "model": {detectron2_name(n): t.numpy() for n, t in source.backbone.items()} | source.kept,
-        "__author__": f"moco-detection-transfer {__version__}",
+        "__author__": f"{AUTHOR} {__version__}",
         "matching_heuristics": True,
         "preprocessing": preprocessing(architecture, source.input) | kept_settings(source.kept),
         "record": {
@@ -141,11 +144,14 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
     }
 
 
-def _prove(source: Source, draft: Path, contents: dict[str, Any]) -> dict[str, float]:
+def _prove(source: Source, draft: Path, contents: dict[str, Any], *, input: Path) -> dict[str, float]:
     """Verify the draft and put the figures into the contents."""
     from transfer import verify  # imports detectron2, which --no-verify does without
 
-    measured = verify.verify(source, draft)
+    try:
+        measured = verify.verify(source, draft)
+    except UserError as error:
+        raise UserError(f"{input}: {error}") from error
     contents["record"]["proof"] = {level: max(ROUNDING, figure) for level, figure in measured.items()}
     return measured
 
@@ -157,9 +163,23 @@ def _check_written(draft: Path, contents: dict[str, Any]) -> None:
             raise UserError(f"{draft}: tensor {name} did not survive writing: is the disk full or failing?")
 
 
-def check_output(input: Path, output: Path) -> None:
-    """Refuse an output that is a folder or the input itself."""
+def check_output(input: Path, output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that is a folder, the input itself, or, without `overwrite`, a file not made by us.
+
+    A shell expands `*.pth` to INPUT OUTPUT where there are two files: the second is somebody's checkpoint.
+    """
     if output.is_dir():
         raise UserError(f"{output}: is a folder; name a file, or give --output-dir {output}")
     if output.exists() and input.exists() and output.samefile(input):
         raise UserError(f"{output}: is the input; name another output")
+    if output.exists() and not overwrite and not _is_ours(output):
+        raise UserError(
+            f"{output}: exists and is no weights file of this converter; name another output, or add --overwrite"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return str(read_weights(path)["author"]).startswith(AUTHOR)
+    except UserError:
+        return False

@@ -10,7 +10,7 @@ from pretrain.checkpoint import write_atomic
 from pretrain.console import say
 from pretrain.errors import UserError
 from transfer.convert import config_block, convert
-from transfer.describe import describe_input
+from transfer.describe import describe, describe_input
 from transfer.layouts import Input
 
 
@@ -32,12 +32,28 @@ def expand(names: Sequence[str]) -> list[Path]:
     return list(paths)
 
 
+def inspect_all(paths: Sequence[Path], **choice: str) -> None:
+    """Say what each file is. Raises `UserError` at the end if one or more could not be read."""
+    failed = []
+    for path in paths:
+        try:
+            lines = describe(path, **choice)
+        except UserError as error:
+            failed.append(path)
+            lines = [f"file      {path}", f"verdict   cannot be read: {str(error).removeprefix(f'{path}: ')}"]
+        say("\n".join([*lines, ""]))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(paths)} files could not be read; first {failed[0]}")
+
+
 def convert_all(inputs: Sequence[Path], folder: Path, *, form: str, **options: Any) -> None:
     """Convert each file into `folder`, go on after failures, and print a table.
 
     Raises:
         UserError: two inputs would have one output; or, at the end, how many failed.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {folder}: is a file; name a folder")
     outputs = _outputs(inputs, folder, form)
     rows, failed = [], 0
     for path, output in zip(inputs, outputs, strict=True):
@@ -60,6 +76,8 @@ def convert_all(inputs: Sequence[Path], folder: Path, *, form: str, **options: A
 
 def convert_one(path: Path, output: Path, *, record: Path | None, **options: Any) -> None:
     """Convert one file and print what was found, the proof, and the configuration to paste."""
+    if record and record.suffix != ".json":
+        raise UserError(f"--record {record}: name a file *.json")
     written = convert(path, output, **options)
     if record:
         text = json.dumps(written, indent=2) + "\n"
@@ -111,4 +129,6 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
         lines.append("          " + ", ".join(f"{level} {v:.1e}" for level, v in record["proof"].items()))
     else:
         lines.append("proof     none (--no-verify)")
+    if output.suffix == ".safetensors":
+        lines.append("note      detectron2 itself reads .pkl and .pth; tools/train_net.py reads this one too")
     return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]

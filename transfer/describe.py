@@ -9,8 +9,8 @@ from pretrain.errors import UserError
 from transfer.layouts import Input
 from transfer.candidates import clean, find_candidates
 from transfer.sources import Source, file_digest, read_source
-from transfer.safe_pickle import label
-from transfer.untrusted import Loaded, read_file
+from pretrain.files.safe_pickle import label
+from pretrain.files.untrusted import Loaded, read_file
 
 LISTED = 12  # groups of tensors in full; more are summed up
 

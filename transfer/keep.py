@@ -30,10 +30,12 @@ def kept(
     Returns:
         detectron2's name, such as `fpn_lateral2.weight` or `roi_heads.box_head.conv1.norm.bias` -> float32.
     Raises:
-        UserError: the file has no such part beside this backbone.
+        UserError: the file has no such part beside this backbone, half of one, or numbers that are not finite.
     """
     root = chosen.branch.rpartition(".")[0]
     beside = {clean(name).removeprefix(f"{root}."): tensor for name, tensor in tensors.items()}
+    if chosen.branch.endswith("_k"):  # the key network's neck is `neck_k`
+        beside = {name.replace("_k.", ".", 1): t for name, t in beside.items() if re.match(r"\w+_k\.", name)}
     found: dict[str, numpy.ndarray] = {}
     for part in parts:
         if part not in PARTS:
@@ -41,8 +43,17 @@ def kept(
         named = _fpn(beside) if part == "fpn" else _box_head(beside)
         if not named:
             raise UserError(f"--keep {part}: the file has none beside {chosen} by names that are known here")
-        found |= {name: tensor.detach().to(torch.float32).numpy() for name, tensor in named.items()}
+        found |= {name: _checked(name, tensor) for name, tensor in named.items()}
     return found
+
+
+def _checked(name: str, tensor: torch.Tensor) -> numpy.ndarray:
+    single = tensor.detach().to(torch.float32)
+    if not tensor.is_floating_point() or not torch.isfinite(single).all():
+        raise UserError(
+            f"--keep: {name} holds NaN, infinity or no floating-point numbers; convert without it"
+        )
+    return single.numpy()
 
 
 def settings(arrays: Mapping[str, numpy.ndarray]) -> dict[str, int]:
@@ -62,6 +73,9 @@ def settings(arrays: Mapping[str, numpy.ndarray]) -> dict[str, int]:
 def _fpn(beside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     matches = {name: match for name in beside if (match := _FPN.fullmatch(name))}
     levels = {int(match[2]) for match in matches.values()}
+    for part in ("lateral", "fpn"):
+        if {int(match[2]) for match in matches.values() if match[1] == part} != set(range(len(levels))):
+            raise UserError(f"--keep fpn: the file's {part}_convs are not complete: levels {sorted(levels)}")
     start = 6 - len(levels)  # the last one is res5's
     named = {}
     for name, match in matches.items():

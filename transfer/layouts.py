@@ -96,7 +96,7 @@ LAYOUTS = {
         r"(backbone\.)?encoder|backbone",
         "the online backbone",
         over=r"(backbone\.)?momentum_(backbone|encoder)",
-        evidence=r"^((momentum_)?projector|predictor|classifier|prototypes|momentum_\w+)\.",
+        evidence=r"^((momentum_)?projector|predictor|prototypes|momentum_\w+)\.|^classifier\.(weight|bias)$",
     ),
     "soco": Layout(
         r"model\.encoder",

@@ -6,21 +6,28 @@ from pathlib import Path
 
 import torch
 
-from transfer.safe_pickle import label
-from transfer.untrusted import Loaded
+from pretrain.files.safe_pickle import label
+from pretrain.files.untrusted import Loaded
 
-_HEAD = re.compile(
-    r"(.*\.)?(fc|head|heads|projector|predictor|classifier|projection_head|prototypes|neck)(\..*)?"
-    r"\.(weight|bias|weight_g|weight_v)"
-)
+_HEADS = {
+    "fc",
+    "head",
+    "heads",
+    "projector",
+    "predictor",
+    "classifier",
+    "projection_head",
+    "prototypes",
+    "neck",
+}
 _FAMILIES = {  # in this order: the special ones before those whose parts they borrow
     r"(^|\.)layer1\.0\.conv[12]\.paths\.": "a selective-kernel ResNet (SK)",
     r"(^|\.)stages\.\d+\.\d+\.conv\w*_kxk\.|(^|\.)stages\.\d+\.\d+\.conv1_1x1\.": "a ByobNet "
     "(timm's ResNets with a stem and blocks of their own)",
     r"(^|\.)stages\.\d+\.\d+\.conv1\.gain$": "a normaliser-free ResNet",
     r"relative_position_bias_table": "a Swin transformer",
-    r"(^|\.)(cls_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
-    r"(^|\.)downsample_layers\.\d|(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma$|grn\.|conv_dw\.|mlp\.grn\.)"
+    r"(^|\.)(cls_token|class_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
+    r"(^|\.)downsample_layers\.\d|(^|\.)features\.\d+\.\d+\.layer_scale$|(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma$|grn\.|conv_dw\.|mlp\.grn\.)"
     r"|\.dwconv\.": "a ConvNeXt",
     r"(^|\.)stages\.0\.blocks\.0\.conv3\.weight$": "a pre-activation ResNet (v2)",
     r"trunk_output\.block\d|(^|\.)s[1-4]\.b\d+\.conv1": "a RegNet",
@@ -37,7 +44,7 @@ def no_resnet(loaded: Loaded) -> str:
     for pattern, family in _FAMILIES.items():
         if found := next((name for name in names if re.search(pattern, name)), None):
             return f"it holds {family} ({found}); {_ONLY}"
-    heads = [name for name in names if _HEAD.fullmatch(name)]
+    heads = [name for name in names if _is_of_a_head(name)]
     if heads and len(heads) * 2 >= len(names):
         others = len(names) - len(heads)
         only = "only a head" if not others else f"a head and {others} other tensors, but no ResNet"
@@ -50,7 +57,12 @@ def no_resnet(loaded: Loaded) -> str:
     return f"no ResNet in it (no tensor like *layer1.0.conv1.weight); its top-level keys: {keys}"
 
 
-def stated_variant(path: Path, loaded: Loaded, kind: str) -> str:
+def _is_of_a_head(name: str) -> bool:
+    *way, leaf = name.split(".")
+    return leaf in ("weight", "bias", "weight_g", "weight_v") and not _HEADS.isdisjoint(way)
+
+
+def stated_variant(path: Path, loaded: Loaded, dialect: str) -> str:
     """Why the network is not what its tensors look like, by what is said of it; empty where nothing is.
 
     timm's anti-aliased ResNets pool without a single tensor of their own, and transformers has a switch for a
@@ -64,7 +76,7 @@ def stated_variant(path: Path, loaded: Loaded, kind: str) -> str:
     ):
         if isinstance(said, str) and (found := re.search(r"(?<![a-z])resnet(blur|aa)\d+", said)):
             return f"a ResNet with anti-aliased strides ({found[0]}, says {where}), {_OTHER}; {_PLAIN}"
-    if kind != "transformers":
+    if dialect != "transformers":
         return ""
     if loaded.card.get("downsample_in_first_stage") is True:
         return f"a ResNet with a stride in its first stage (says its config.json), {_OTHER}; {_PLAIN}"
@@ -99,7 +111,7 @@ def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
             return f"a ResNet with {what} ({name}), which detectron2's backbone cannot hold; {_PLAIN}"
     if stem is not None and stem.ndim == 4 and tuple(stem.shape[2:]) == (3, 3):
         return (
-            f"tensor conv1.weight has shape {tuple(stem.shape)}: a CIFAR stem (3x3, no max-pooling), which "
+            f"tensor conv1.weight has shape {tuple(stem.shape)}: a CIFAR stem or a RegNet (3x3, no max-pooling), which "
             f"detectron2's backbone cannot hold; {_PLAIN}"
         )
     if "bn1.weight" in network and not any(name.endswith("running_var") for name in network):

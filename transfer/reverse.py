@@ -16,7 +16,15 @@ from transfer.weights_writer import write_safetensors
 TARGETS = ("torchvision", "timm", "moco")
 
 
-def export(input: Path, output: Path, *, to: str, source: str = "auto", branch: str = "") -> list[str]:
+def export(
+    input: Path,
+    output: Path,
+    *,
+    to: str,
+    source: str = "auto",
+    branch: str = "",
+    overwrite: bool = False,
+) -> list[str]:
     """Write the backbone of `input` by the names of `to`, bit for bit.
 
     torchvision and timm share their names; a `.safetensors` output is what timm's hub files are. `moco` gives
@@ -26,12 +34,13 @@ def export(input: Path, output: Path, *, to: str, source: str = "auto", branch: 
         input: any checkpoint that `read_source` takes, detectron2's included.
         output: `*.pth`, `*.pth.tar` or, except for moco, `*.safetensors`.
         to: one of `TARGETS`.
+        overwrite: replace a file that is at `output` already.
     Returns:
         Lines that say what was written and how to load it.
     Raises:
         UserError: the input is not readable, or its network cannot be one of torchvision's.
     """
-    check_output(input, output)
+    check_output(input, output, overwrite=overwrite)
     safe = output.suffix == ".safetensors"
     if (not safe and output.suffix not in (".pth", ".tar", ".pt")) or (safe and to == "moco"):
         raise UserError(

@@ -107,4 +107,8 @@ def checked(
             raise UserError(
                 f"{path}: tensor {name} holds NaN or infinity: the training diverged; use an earlier file"
             )
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(f"{path}: tensor {name} holds negative variances: a damaged file")
+        if tensor.dtype == torch.float64 and not torch.isfinite(tensor.to(torch.float32)).all():
+            raise UserError(f"{path}: tensor {name} holds numbers beyond float32: the training diverged")
     return {name: network[name].detach().to(torch.float32).contiguous() for name in expected}

@@ -80,6 +80,8 @@ def restore(state: State, cfg: CfgNode) -> None:
         say(f"--resume: no {path}; starting from iteration 0")
         return
     stored = checkpoint.load(path)
+    if not isinstance(stored, dict) or not {"config_sha256", "data", "iteration"} <= stored.keys():
+        raise UserError(f"--resume: {path} was not written by tools/train_net.py; choose another OUTPUT_DIR")
     if stored.get("config_sha256") != results.config_digest(cfg):
         raise UserError(
             f"--resume: {path} was written under other settings than these{_differences(path, cfg)}: give those of "
@@ -90,13 +92,18 @@ def restore(state: State, cfg: CfgNode) -> None:
             f"--resume: {path} was trained on other data: the images or annotations of DATASETS.TRAIN or "
             "DATASETS.TEST have changed since; put them back, or choose another OUTPUT_DIR"
         )
-    for name, part in state.parts().items():
-        part.load_state_dict(stored[name])
-    state.iteration, state.earlier, state.best = stored["iteration"], stored["seconds"], stored["best"]
+    try:
+        for name, part in state.parts().items():
+            part.load_state_dict(stored[name])
+        state.iteration, state.earlier = int(stored["iteration"]), float(stored["seconds"])
+        state.best, processes = stored["best"], int(stored["processes"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--resume: {path} is damaged ({reason}); choose another OUTPUT_DIR") from error
     say(f"resumed {path} at iteration {state.iteration}")
-    if stored["processes"] != dist.world_size():
+    if processes != dist.world_size():
         say(
-            f"note: it ran in {stored['processes']} process(es) and goes on in {dist.world_size()}: on the same "
+            f"note: it ran in {processes} process(es) and goes on in {dist.world_size()}: on the same "
             "images, but each process samples proposals of its own, so the end will not be equal to the bit"
         )
 

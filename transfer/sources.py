@@ -1,30 +1,27 @@
 """Recognise a checkpoint by its structure and take its ResNet out, with an account of every tensor in it."""
 
 import hashlib
-import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
-import yaml
 
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
 from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
 from transfer.keep import kept
-from transfer.layouts import FAIR, IMAGENET, LAYOUTS, Input, Layout
-from transfer.safe_pickle import label
+from transfer.inputs import read_input
+from transfer.layouts import IMAGENET, LAYOUTS, Input, Layout
 from transfer.shapes import checked, read_architecture
-from transfer.untrusted import Loaded, read_file
+from pretrain.files.untrusted import Loaded, read_file
 
 MAX_NETWORKS = 32  # in one file: each is held against each
-MAX_CONFIG = 100_000  # characters
 _COUNTER = "num_batches_tracked"
 # What looks like a part of a ResNet's trunk: where it has no place there, the network is of another kind.
 _TRUNK_LIKE = re.compile(r"(conv|bn|norm|layer|stem|maxpool|res)\d*")
@@ -86,7 +83,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
     network, dropped = _account(path, tensors, chosen, LAYOUTS.get(kind))
     network = _merged_norm(chosen, network)
-    if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded, kind):
+    if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded, chosen.dialect.name):
         raise UserError(f"{path}: {reason}")
     counters = [name for name in network if name.endswith(_COUNTER)]
     for name in counters:
@@ -97,7 +94,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     backbone = checked(path, network, architecture)
     return Source(
         kind=kind,
-        branch=re.sub(r"^state_dict\.?", "", chosen.prefix).rstrip("."),
+        branch=re.sub(r"^state_dict(\.|$)", "", chosen.prefix).rstrip("."),
         why=why,
         passed_over=tuple(str(c) for c in candidates if c is not chosen),
         architecture=architecture,
@@ -106,7 +103,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         opaque=loaded.opaque,
         epoch=_epoch(loaded),
         digest=file_digest(path),
-        input=_input(path, kind, loaded, architecture),
+        input=read_input(path, kind, chosen.dialect.name, loaded, architecture),
         kept=kept(tensors, chosen, keep),
     )
 
@@ -143,7 +140,7 @@ def _choose(
         if len(choices) > 1:
             raise UserError(
                 f"{path}: ambiguous: {kind} networks at {places(choices)}; choose by --branch, "
-                f"such as --branch {choices[0].branch or str(choices[0])}"
+                f"such as --branch {_quoted(choices[0])}"
             )
         return kind, wanted[0], layout.why if len(candidates) > 1 else "the only network"
     if branch:
@@ -153,14 +150,18 @@ def _choose(
         if kind := _passed_over(candidates[0]):
             raise UserError(
                 f"{path}: its only ResNet, at {candidates[0]}, is one that {kind} files hold beside the wanted one: "
-                f"not the whole file? Take it by --branch {candidates[0].branch or candidates[0]}"
+                f"not the whole file? Take it by --branch {_quoted(candidates[0])}"
             )
         return "unknown", candidates[0], "the only network"
     wanted_text = f"--source {source}" if source != "auto" else "a known layout"
     raise UserError(
         f"{path}: ambiguous: its ResNets, at {places(candidates)}, are not where {wanted_text} has them; "
-        f"choose by --branch, such as --branch {candidates[0].branch or str(candidates[0])}"
+        f"choose by --branch, such as --branch {_quoted(candidates[0])}"
     )
+
+
+def _quoted(candidate: Candidate) -> str:
+    return shlex.quote(candidate.branch or str(candidate))
 
 
 def _named(path: Path, candidates: list[Candidate], branch: str) -> list[Candidate]:
@@ -198,7 +199,11 @@ def _account(
     network: dict[str, torch.Tensor] = {}
     dropped: Counter[str] = Counter()
     own_stages = {name.split(".")[0] for name in translated(tensors, chosen)}
-    elsewhere = {s: place for s, place in (layout.elsewhere if layout else {}).items() if s not in own_stages}
+    # what lies elsewhere belongs to the wanted network, not to one that --branch took instead
+    outside = layout.elsewhere if layout and _matches(layout, layout.wanted, chosen) else {}
+    elsewhere = {stage: place for stage, place in outside.items() if stage not in own_stages}
+    root = chosen.branch.partition("backbone")[0]  # a stage that lies elsewhere belongs to the same network
+    elsewhere = {stage: f"{root}{place}" for stage, place in elsewhere.items()}
     for name, tensor in tensors.items():
         inside = name.startswith(chosen.prefix)
         rest = name.removeprefix(chosen.prefix) if inside else ""
@@ -219,8 +224,8 @@ def _account(
 def _moved(name: str, chosen: Candidate, elsewhere: Mapping[str, str]) -> str | None:
     """Torchvision's name of a tensor of a stage that lies outside of the backbone, as conv5 in a C4 detector."""
     for stage, place in elsewhere.items():
-        match = re.fullmatch(rf"(?:.*\.)?{re.escape(place)}\.(.*)", clean(name))
-        named = match and chosen.dialect.translate(match[1])
+        rest = clean(name).removeprefix(f"{place}.")
+        named = chosen.dialect.translate(rest) if rest != clean(name) else None
         if named and named.startswith(f"{stage}."):
             return named
     return None
@@ -246,54 +251,4 @@ def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[st
 
 def _epoch(loaded: Loaded) -> int | None:
     epoch = loaded.other.get("epoch")
-    return epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
-
-
-def _input(path: Path, kind: str, loaded: Loaded, architecture: Architecture) -> Input:
-    """What the network was fed: as the file says (ours, a converted one, timm's card), else its layout's rule."""
-    settings = loaded.other.get("preprocessing")
-    if isinstance(settings, dict):
-        return _recorded(path, settings)
-    text = loaded.other.get("config")
-    if isinstance(text, str) and "iterations_per_epoch" in loaded.other:  # by tools/pretrain.py
-        return _configured(path, text)
-    if kind == "caffe2" and architecture.groups > 1:
-        return FAIR
-    found = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
-    if "mean" in loaded.card:
-        mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
-        found = replace(found, mean=mean, std=std)
-    if (
-        kind == "transformers"
-        and architecture.bottleneck
-        and loaded.card.get("downsample_in_bottleneck") is True
-    ):
-        found = replace(found, stride_in_1x1=True)
-    return found
-
-
-def _configured(path: Path, text: str) -> Input:
-    """From the configuration in a checkpoint by tools/pretrain.py."""
-    try:
-        ours = yaml.safe_load(text[:MAX_CONFIG])["INPUT"]
-        mean, std = (_three([255 * value for value in ours[key]]) for key in ("MEAN", "STD"))
-        return replace(IMAGENET, mean=mean, std=std)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise UserError(f"{path}: its `config` is damaged: no INPUT.MEAN and INPUT.STD in it") from None
-
-
-def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
-    try:
-        if settings["INPUT.FORMAT"] not in ("RGB", "BGR"):
-            raise ValueError("INPUT.FORMAT")
-        mean, std = (_three(settings[f"MODEL.PIXEL_{part}"]) for part in ("MEAN", "STD"))
-        return Input(settings["INPUT.FORMAT"], mean, std, bool(settings["MODEL.RESNETS.STRIDE_IN_1X1"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: its preprocessing record is damaged: {label(str(error), 80)}") from None
-
-
-def _three(values: Any) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
-    if len(found) != 3 or not all(map(math.isfinite, found)):
-        raise ValueError("not three numbers")
-    return found
+    return epoch if type(epoch) is int and 0 <= epoch < 1 << 31 else None

@@ -101,7 +101,8 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
             f"note: {path.name} (by {weights['author']}) does not say what it needs; assumed right: "
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, "
             f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
-            f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}"
+            f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}; to have it checked, add a record: "
+            f"python tools/convert_to_d2.py {path} {path.stem}_converted.pkl"
         )
     check_preprocessing(cfg, weights)
     matched = check_filled(model, weights)

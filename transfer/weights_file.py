@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from pretrain.errors import UserError
-from transfer.numpy_pickle import Array
+from pretrain.files.numpy_pickle import Array
 from transfer.candidates import has_resnet
-from transfer.safe_pickle import label
-from transfer.untrusted import named_tensors, read_contents
+from pretrain.files.safe_pickle import label
+from pretrain.files.untrusted import named_tensors, read_contents
 
 MAX_TENSORS = 10_000  # detectron2 compares each name with each; its largest detectors have some 2,000
 

@@ -11,8 +11,8 @@ from safetensors.torch import save as serialise
 
 from pretrain.checkpoint import save, write_atomic
 from pretrain.errors import UserError
+from pretrain.files.untrusted import HEADER
 
-HEADER = "detectron2"  # the entry of a safetensors header that holds everything beside the tensors
 FORMATS = ("pkl", "pth", "safetensors")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from pretrain.errors import UserError
-from transfer.numpy_pickle import Array, Dtype, NumpyObjects
-from transfer.safe_pickle import Buildable, Constructor, Opaque, label
+from pretrain.files.numpy_pickle import Array, Dtype, NumpyObjects
+from pretrain.files.safe_pickle import Buildable, Constructor, Opaque, label
 
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -123,7 +123,8 @@ def _size(items: Any = (), *_: Any) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    """A view of a storage. The last of `rest` may mark a turned sign."""
     if not isinstance(storage, torch.Tensor):  # of a class that was not loaded
         return Opaque(label(storage))
     size, stride = _size(size), _size(stride)
@@ -137,6 +138,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
         raise UserError(
             f"it has a tensor of shape {shape} that is larger than its {storage.numel()} numbers: damaged"
         )
+    if any(isinstance(part, dict) and (part.get("neg") or part.get("conj")) for part in rest):
+        raise UserError("it has a tensor whose sign is only marked as turned: save a copy of it (.clone())")
     return torch.as_strided(storage, size, stride, offset)
 
 
@@ -146,7 +149,7 @@ def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any)
     if not isinstance(storage, torch.Tensor) or not isinstance(kind, torch.dtype):
         return Opaque(label(str(kind)))
     whole = storage[: storage.numel() - storage.numel() % kind.itemsize]
-    return _tensor(whole.view(kind), offset, size, stride)
+    return _tensor(whole.view(kind), offset, size, stride, *rest[3:])
 
 
 def _parameter(data: Any, *_: Any) -> Any:

@@ -18,15 +18,16 @@ import torch
 from safetensors.torch import load as parse_safetensors
 
 from pretrain.errors import UserError
-from transfer.numpy_pickle import Array, read_pickle
-from transfer.safe_pickle import label
-from transfer.torch_zip import MAGIC, read_legacy, read_zip
-from transfer.weights_writer import HEADER
+from pretrain.files.numpy_pickle import Array, read_pickle
+from pretrain.files.safe_pickle import label
+from pretrain.files.torch_zip import MAGIC, read_legacy, read_zip
 
 MAX_DEPTH = 32  # of containers in one another: real files have 6
 MAX_TENSORS = 50_000
 MAX_ITEMS = 2_000_000  # in all containers together: one container can be in a file a million times
 MAX_NAME = 400  # characters of the way to a tensor
+MAX_WHOLE = 8 << 30  # bytes of a pickle; the largest ResNet here, four times as wide, has 1.5 GB
+HEADER = "detectron2"  # the entry of a safetensors header that holds what a weights file has beside tensors
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
 # what timm (the first) and transformers say of a ResNet that its tensors do not
@@ -83,6 +84,10 @@ def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
         if form == "zip":
             contents = read_zip(path, file, size, opaque)
         else:
+            if size > MAX_WHOLE:
+                raise UserError(
+                    f"{path}: {size / 1e9:.0f} GB that would be read as a whole: no weights file of a ResNet"
+                )
             data = file.read(size)
             readers = {"safetensors": _read_safetensors, "pickle": read_pickle}
             contents = readers[form](path, data) if form in readers else read_legacy(path, data, opaque)
@@ -114,6 +119,8 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
             yield file
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise UserError(f"{path}: this machine has not enough memory to read it") from None
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:

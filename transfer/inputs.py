@@ -1,0 +1,105 @@
+"""What a network was fed: as its file says, else by the rule of its kind."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.config import read_dump
+from pretrain.encoders import Architecture
+from pretrain.errors import UserError
+from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input
+from pretrain.files.safe_pickle import label
+from pretrain.files.untrusted import Loaded
+
+MAX_CONFIG = 100_000  # characters
+
+
+def read_input(path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture) -> Input:
+    """By the file (ours, a converted one, timm's card), else by its layout. Raises `UserError` for a damaged record."""
+    settings = loaded.other.get("preprocessing")
+    if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
+        return _recorded(path, settings)
+    text = loaded.other.get("config")
+    if isinstance(text, str) and "iterations_per_epoch" in loaded.other:
+        return _configured(path, text)  # by tools/pretrain.py
+    if kind == "caffe2" and architecture.groups > 1:
+        return FAIR
+    if kind == "detectron2" and (found := _detectors(path, loaded, architecture)):
+        return found
+    found = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+    if "mean" in loaded.card:
+        mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
+        found = replace(found, mean=mean, std=std)
+    in_first = loaded.card.get("downsample_in_bottleneck") is True
+    if dialect == "transformers" and architecture.bottleneck and in_first:
+        found = replace(found, stride_in_1x1=True)
+    return found
+
+
+def _detectors(path: Path, loaded: Loaded, architecture: Architecture) -> Input | None:
+    """Of a detector that another saved: by its own pixel statistics, or as all of detectron2's zoo was fed.
+
+    Nothing in its tensors tells the place of the stride: the zoo's ResNets start from MSRA's, with the stride in
+    the 1x1 convolution, its ResNeXts from Caffe2's, with the stride in the 3x3.
+    """
+    zoo = MSRA if architecture.groups == 1 else FAIR
+    mean, std = (_statistics(path, loaded, f"pixel_{part}") for part in ("mean", "std"))
+    if mean and std:
+        if mean == zoo.mean:
+            return replace(zoo, std=std)
+        return replace(IMAGENET, format="BGR" if mean[0] < mean[2] else "RGB", mean=mean, std=std)
+    if loaded.other.get("__author__") == "Detectron2 Model Zoo":
+        return zoo
+    return None
+
+
+def _statistics(path: Path, loaded: Loaded, name: str) -> tuple[float, ...]:
+    """Three numbers of a buffer of this name; none where there is no such, or networks that disagree."""
+    found = [tensor for key, tensor in loaded.tensors.items() if key.rpartition(".")[2] == name]
+    if not found or not all(t.is_floating_point() and t.numel() == 3 for t in found):
+        return ()
+    values = {tuple(round(float(value), 4) for value in tensor.flatten()) for tensor in found}
+    if len(values) > 1:
+        raise UserError(
+            f"{path}: its networks were fed differently: several {name}; save the wanted one alone"
+        )
+    try:
+        return _three(list(values.pop()), positive=name == "pixel_std")
+    except ValueError:
+        return ()
+
+
+def _configured(path: Path, text: str) -> Input:
+    """From the configuration in a checkpoint by tools/pretrain.py."""
+    try:
+        ours = read_dump(text[:MAX_CONFIG])["INPUT"]
+        mean, std = (_three([255 * v for v in ours[key]], positive=key == "STD") for key in ("MEAN", "STD"))
+        return replace(IMAGENET, mean=mean, std=std)
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        raise UserError(f"{path}: its `config` is damaged: no INPUT.MEAN and INPUT.STD in it") from None
+
+
+def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
+    try:
+        if settings["INPUT.FORMAT"] not in ("RGB", "BGR"):
+            raise ValueError("INPUT.FORMAT")
+        mean, std = (
+            _three(settings[f"MODEL.PIXEL_{part}"], positive=part == "STD") for part in ("MEAN", "STD")
+        )
+        stride = settings["MODEL.RESNETS.STRIDE_IN_1X1"]
+        if not isinstance(stride, bool):
+            raise ValueError("MODEL.RESNETS.STRIDE_IN_1X1")
+        return Input(settings["INPUT.FORMAT"], mean, std, stride)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: its preprocessing record is damaged: {label(str(error), 80)}") from None
+
+
+def _three(values: Any, *, positive: bool) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
+    if len(found) != 3 or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
+        raise ValueError("not three numbers")
+    return found
