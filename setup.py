@@ -66,6 +66,7 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "submitit>=1.5",
+            "webdataset>=0.2",  # tests: shards as others write and read them
             *DEMO_REQUIREMENTS,
             *DATA_REQUIREMENTS,
             *DOCS_REQUIREMENTS,

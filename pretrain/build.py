@@ -41,7 +41,9 @@ def build(
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         fused=True,  # the same bits as without, in fewer passes over memory; no wait for a GradScaler
     )
-    if cfg.SOLVER.AMP == "fp16":  # a fused first step that overflows would leave uninitialised memory as momenta
+    if (
+        cfg.SOLVER.AMP == "fp16"
+    ):  # a fused first step that overflows would leave uninitialised memory as momenta
         for parameter in model.trained():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return model, optimizer, decision

@@ -1,6 +1,7 @@
 """From images to batches of view pairs, in an order that is a pure function of (seed, epoch)."""
 
 import functools
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -163,6 +164,7 @@ def _collate(samples: list[Sample]) -> Batch:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
+    gc.freeze()  # collecting garbage would touch, and so copy, all of the main process's objects: 80 MB
     # Ctrl-C and torchrun's signals reach workers too: the main process decides, they end when it does
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outlive_the_stop()

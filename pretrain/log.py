@@ -117,10 +117,10 @@ def say_step(values: dict[str, Any], *, total: int, epochs: int, seconds_left: f
     """Print the line of one log period; docs/running.md explains its fields."""
     console.say(
         f"epoch {values['epoch'] + 1}/{epochs} iter {values['iteration']}/{total}"
-        f"  loss {values['loss']:.3f}  acc {100 * values['accuracy']:.1f} %"
-        f"  in-batch {100 * values['in_batch_accuracy']:.1f} %"
-        f"  cos {values['positive_cosine']:.3f} (others {values['negative_cosine']:.3f})"
+        f"  loss {values['loss']:.3f}  acc {100 * values['accuracy']:.1f}%"
+        f"  in-batch {100 * values['in_batch_accuracy']:.1f}%"
+        f"  cos {values['positive_cosine']:.3f} (neg {values['negative_cosine']:.3f})"
         f"  std {values['feature_std']:.2f}"
-        f"  lr {values['lr']:.4g}  {values['images_per_second']:.0f} img/s"
-        f"  data {100 * values['data_wait']:.0f} %  ETA {console.duration(seconds_left)}"
+        f"  lr {values['lr']:.3g}  {values['images_per_second']:.0f} img/s"
+        f"  data {100 * values['data_wait']:.0f}%  ETA {console.duration(seconds_left)}"
     )

@@ -8,7 +8,7 @@ from torch import nn
 
 from pretrain import dist, rng
 from pretrain.contrast import Contrast, Keys
-from pretrain.moco import shuffle, unshuffle
+from pretrain.moco import on_device, shuffle, unshuffle
 
 
 class EndToEnd(Contrast):
@@ -88,9 +88,7 @@ class MemoryBank(Contrast):
         """Positives and negatives from the bank, without gradient; the key views are not looked at."""
         assert images is not None, "a memory bank needs the numbers of the images"
         total = dist.all_gather_interleaved(images)
-        drawn = self.draw(iteration)
-        drawn = drawn.pin_memory() if total.is_cuda else drawn  # pageable memory would make the copy wait
-        drawn = drawn.to(total.device, non_blocking=True)
+        drawn = on_device(self.draw(iteration), total.device)
         return Keys(self.memory_bank[total], self.memory_bank[drawn].T, total[:, None] == drawn)
 
     def draw(self, iteration: int) -> torch.Tensor:

@@ -110,6 +110,11 @@ def permutation(images: int, *, groups: int, seed: int, step: int) -> torch.Tens
             return torch.from_numpy(order)
 
 
+def on_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers that the CPU drew, on the device; from ordinary memory the copy would make the CPU wait for the GPU."""
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+
+
 def shuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """This process's share of the permuted total batch, (N, ...) -> (N, ...). None leaves it as it is."""
     return local if order is None else shuffled_part(dist.all_gather_interleaved(local), order)
@@ -117,7 +122,7 @@ def shuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
 
 def shuffled_part(total: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """Of a total batch, (B, ...), the share that this process has after `shuffle`, (N, ...)."""
-    return dist.local_part(total if order is None else total[order.to(total.device)])
+    return dist.local_part(total if order is None else total[order])
 
 
 def unshuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
@@ -126,5 +131,5 @@ def unshuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     if order is None:
         return total
     restored = torch.empty_like(total)
-    restored[order.to(total.device)] = total
+    restored[order] = total
     return restored

@@ -83,7 +83,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         if not self.training or groups <= 1:
             return super().forward(input)
         assert groups * self.group_size == images, f"{images} images are no groups of {self.group_size}"
-        means, variances = (self.running_mean.new_zeros(groups, channels) for _ in range(2))
+        means, variances = self.weight.new_zeros(2, groups, channels).unbind()
         outputs = [
             F.batch_norm(
                 group, mean, var, self.weight, self.bias,

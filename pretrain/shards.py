@@ -18,7 +18,9 @@ from pretrain.errors import UserError
 from pretrain.images import ImageFiles
 
 BLOCK = 16  # shards whose images are mixed
-_OPEN = 2 * BLOCK  # shards that a process has open, with two file descriptors each: those of a block, and of the next
+_OPEN = (
+    2 * BLOCK
+)  # shards that a process has open, with two file descriptors each: those of a block, and of the next
 _THREADS = 8  # that read headers: on a network disk they mostly wait
 
 

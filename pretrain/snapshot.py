@@ -15,6 +15,7 @@ from pretrain.config import digest_text
 from pretrain.errors import UserError
 
 LAST = "checkpoint_last.pth.tar"
+_OTHERS = ("broken_images.txt", "config.yaml", "metrics.json", "views.jpg")
 _NUMBERED = re.compile(r"checkpoint_(\d{4,})\.pth\.tar")
 
 
@@ -158,5 +159,5 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files of a process that was killed while it wrote."""
     for path in folder.glob(".*.*"):
         name = path.name[1:].rpartition(".")[0]
-        if name in ("broken_images.txt", "config.yaml", "metrics.json", "views.jpg", LAST) or _NUMBERED.fullmatch(name):
+        if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)

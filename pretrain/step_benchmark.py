@@ -136,7 +136,9 @@ def _measure(training: Run) -> list[dict[str, float]]:
         setattr(model, name, watch.timed(phase, getattr(model, name)))
     for name in ("step", "zero_grad"):
         setattr(optimizer, name, watch.timed("optimizer", getattr(optimizer, name)))
-    batches = data.train_loader(training.files, training.cfg, start=0, stop=training.total, device=training.device)
+    batches = data.train_loader(
+        training.files, training.cfg, start=0, stop=training.total, device=training.device
+    )
     steps = []
     with _backward_counted(watch):
         watch.read()
@@ -164,13 +166,14 @@ def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
     medians = {phase: statistics.median(times) for phase, times in report.items()}
     whole = sum(medians.values()) - medians["data"]
     inside = sum(medians[phase] for phase in ENCODERS)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    on_gpu, threads = device.type == "cuda", torch.get_num_threads()
+    machine = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {threads} thread(s)"
     return [
-        f"{machine}, torch {torch.__version__}; {cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MOCO.MECHANISM}, K {cfg.MOCO.K}, "
-        f"{cfg.MODEL.NORM}, batch {cfg.SOLVER.IMS_PER_BATCH} at {cfg.INPUT.SIZE} pixels; precision: {training.progress.amp}",
-        f"medians of {len(report['data'])} steps:",
-        *(f"  {name:<10}{1000 * medians[name]:10.2f} ms {medians[name] / whole:8.2%}" for name in PHASES if name != "data"),
+        f"{machine}, torch {torch.__version__}, precision: {training.progress.amp}",
+        f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MOCO.MECHANISM}, K {cfg.MOCO.K}, {cfg.MODEL.NORM}, "
+        f"batch {cfg.SOLVER.IMS_PER_BATCH} at {cfg.INPUT.SIZE} pixels; medians of {len(report['data'])} steps:",
+        *(f"  {name:<10}{1000 * medians[name]:10.2f} ms {medians[name] / whole:8.2%}" for name in PHASES[1:]),
         f"  {'step':<10}{1000 * whole:10.2f} ms, {cfg.SOLVER.IMS_PER_BATCH / whole:.1f} images/s",
-        f"  {'data':<10}{1000 * medians['data']:10.2f} ms of waiting and copying before it",
+        f"  {PHASES[0]:<10}{1000 * medians[PHASES[0]]:10.2f} ms of waiting and copying before it",
         f"everything but the encoders: {1 - inside / whole:.1%}",
     ]

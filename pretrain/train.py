@@ -45,7 +45,9 @@ def train(cfg: CfgNode, *, resume: bool = False, other_processes: bool = False) 
     loggers.check(cfg)
     run = set_up(cfg, go_on=resume, other_processes=other_processes)
     start, total, per_epoch = run.progress.iteration, run.total, run.progress.per_epoch
-    log = Log(cfg, iteration=start, alarms=Alarms(cfg, per_epoch=per_epoch, total=total, images=len(run.files)))
+    log = Log(
+        cfg, iteration=start, alarms=Alarms(cfg, per_epoch=per_epoch, total=total, images=len(run.files))
+    )
     with closing(log):
         _go_on(run, log)
 
@@ -70,7 +72,11 @@ def _go_on(run: Run, log: Log) -> None:
 def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -> None:
     cfg, total, per_epoch = run.cfg, run.total, run.progress.per_epoch
     broken = Broken(
-        run.files, cfg.DATA.MAX_BROKEN, folder=run.folder, going_on=run.progress.iteration > 0, device=run.device
+        run.files,
+        cfg.DATA.MAX_BROKEN,
+        folder=run.folder,
+        going_on=run.progress.iteration > 0,
+        device=run.device,
     )
     clock = Clock(cfg.SOLVER.IMS_PER_BATCH)
     meter, saver = Meter(run.device), Saver(cfg, saved=run.progress.iteration or None)
@@ -156,7 +162,7 @@ def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.
 
 def _not_finite(run: Run, views: Views, iteration: int) -> UserError:
     layer = first_bad_layer(run.model, views, pixels=run.pixels, amp=run.amp)
-    where = f", first of all {layer}" if layer else ", and nothing before it"
+    where = f", first of all {layer}" if layer else ", while the outputs of all layers are finite"
     return snapshot.not_finite(run.folder, f"the loss became infinite or NaN by iteration {iteration}{where}")
 
 

@@ -57,6 +57,9 @@ def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[st
         source = folder or "made here"
         say(f"{len(files)} JPEGs of {SIZE[0]} x {SIZE[1]}, {kilobytes:.0f} kB each ({source}); views of "
             f"{cfg.INPUT.SIZE}; one thread; {rounds} rounds in turns")  # fmt: skip
+        say(
+            "torchvision's end in normalised float32 tensors, ours in bytes: the training step normalises them"
+        )
         for name, recipe in RECIPES.items():
             speeds[name] = interleave(_pipelines(recipe, cfg), files, rounds=rounds)
             for line in [*_table(name, speeds[name]), _stage_line(stages(files, recipe, cfg, rounds=rounds))]:

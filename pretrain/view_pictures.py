@@ -58,12 +58,12 @@ def _column(pairs: data.ViewPairs, files: Images, wanted: int) -> np.ndarray:
             )
             for number in range(2)
         ]  # fmt: skip
-        parts = [_thumbnail(image, drawn, side), *(_caption(view) for view in drawn)]
+        thumbnail, captions = _thumbnail(image, drawn, side), [_caption(view) for view in drawn]
         about = [f"image {sample.image}, {image.width} x {image.height}"]
     except Exception:  # as in `data.ViewPairs`: all that were tried are unreadable
-        parts, about = [np.full((side, side, 3), 128, np.uint8), [], []], ["unreadable"]
-    blocks = [_captioned(parts[0], about, lines=1)]
-    for pixels, caption in zip((sample.query, sample.key), parts[1:], strict=True):
+        thumbnail, captions, about = np.full((side, side, 3), 128, np.uint8), [[], []], ["unreadable"]
+    blocks = [_captioned(thumbnail, about, lines=1)]
+    for pixels, caption in zip((sample.query, sample.key), captions, strict=True):
         big = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_NEAREST)
         blocks.append(_captioned(big, caption, lines=3))
     return np.pad(np.concatenate(blocks), ((0, 0), (0, _GAP), (0, 0)), constant_values=255)

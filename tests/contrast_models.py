@@ -70,7 +70,13 @@ def step(
 
 
 def steps_of_every_kind(folder: str) -> None:
-    """Four steps of each mechanism on the same 8 images each, in any number of processes; leaves what came of it."""
+    """Four steps of each mechanism on the same 8 images each, in any number of processes; leaves what came of it.
+
+    In float64, also what asks for float32: there rounding grows to some percent of the last gradient.
+    """
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    PIXELS.double()
     dist.init_from_env(torch.device("cpu"))
     torch.set_num_threads(1)
     orders = [moco.permutation(8, groups=2, seed=0, step=iteration) for iteration in range(4)]

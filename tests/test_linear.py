@@ -29,6 +29,7 @@ from transfer.layouts import MSRA
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_features import Fixed
 from transfer.linear_knn import accuracy as knn_accuracy
+from transfer.names import detectron2_name
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -127,9 +128,9 @@ def test_recorded_preprocessing_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(500, 375), (320, 400), (250, 300)])
 def test_centre_crop_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> None:
-    """Resize(256) and CenterCrop(224) in two steps, where ours resizes the cut-out once."""
+    """Resize(256) and CenterCrop(224), up to the rounding of the box: less than a pixel of shift."""
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(
+    picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         size, Image.Resampling.BICUBIC
     )
     picture.save(tmp_path / "a.jpg", quality=95)
@@ -138,7 +139,8 @@ def test_centre_crop_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> N
         [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224)]
     )
     theirs = np.asarray(transform(Image.open(tmp_path / "a.jpg").convert("RGB")))
-    assert np.abs(ours.astype(int) - theirs).mean() <= 1.5
+    shifted = np.abs(np.diff(theirs.astype(int), axis=1)).mean()  # by a whole pixel
+    assert np.abs(ours.astype(int) - theirs).mean() < shifted
 
 
 def test_random_crops_are_distributed_as_torchvisions(tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_random_crops_are_distributed_as_torchvisions(tmp_path: Path) -> None:
     data = (tmp_path / "a.png").read_bytes()
     ours, theirs = [], []
     torch.manual_seed(0)
-    for n in range(3000):
+    for n in range(1500):
         view = linear_data.random_crop(data, 32, counters=(0, n, 0)).astype(float)
         width, height = (
             abs(view[16, -1, 0] - view[16, 0, 0]) / 255,
@@ -163,8 +165,8 @@ def test_random_crops_are_distributed_as_torchvisions(tmp_path: Path) -> None:
     a, b = np.array(ours), np.array(theirs)
     for column in range(2):
         quantiles = [np.quantile(part[:, column], [0.1, 0.3, 0.5, 0.7, 0.9]) for part in (a, b)]
-        assert np.abs(quantiles[0] - quantiles[1]).max() < 0.04, quantiles
-    assert a[:, 2].mean() == pytest.approx(0.5, abs=0.04)
+        assert np.abs(quantiles[0] - quantiles[1]).max() < 0.05, quantiles
+    assert a[:, 2].mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_unreadable_training_images_are_replaced_with_their_class(task: Task) -> None:
@@ -382,18 +384,19 @@ def test_a_resumed_run_may_not_change_its_meaning(task: Task, tmp_path: Path) ->
     Image.new("RGB", (40, 40)).save(task.train / "b" / "new.png")
     with pytest.raises(UserError, match=r"--resume: DATA\.TRAIN is not what"):
         task.run("run", resume=True)
-    (task.folder / "run" / "linear_last.pth").write_bytes(b"no checkpoint")
+    last = task.folder / "run" / "linear_last.pth"
+    last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"linear_last\.pth: not a readable PyTorch checkpoint"):
         task.run("run", resume=True)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_equal(task: Task) -> None:
-    """SIGKILL at a random moment, four times, with loader workers; the command line throughout."""
+    """SIGKILL at a random moment, twice, with loader workers; the command line throughout."""
     more = ["SOLVER.MAX_EPOCH", "40", "SOLVER.STEPS", "[20,30]", "DATA.NUM_WORKERS", "1"]
     assert run_script(*task.command("whole", *more)).returncode == 0
     moments = np.random.default_rng(0)
-    for _ in range(4):
+    for _ in range(2):
         before = len(_lines(task.folder / "parts"))
         script = [sys.executable, *task.command("parts", *more), "--resume"]
         with subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
@@ -414,18 +417,19 @@ def _lines(output: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def two_processes(weights: str, overrides: list[str], knn: bool) -> None:
+def two_processes(weights: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_from_env(CPU)
-    linear.run(linear_config.load("linear/imagenet.yaml", overrides, processes=2), weights, knn=knn)
+    cfg = linear_config.load("linear/imagenet.yaml", overrides, processes=2)
+    for knn in (False, True):
+        linear.run(cfg, weights, knn=knn)
 
 
 def test_two_processes_equal_one(task: Task) -> None:
     """Features, weights, accuracies; 9 images to test on do not divide into two."""
     Image.new("RGB", (40, 40), "red").save(task.val / "b" / "new.png")
     one, near = task.run("one"), task.run("one", "KNN.K", "5", knn=True)
-    dist.spawn(two_processes, 2, (task.weights, task.overrides("two"), False))
-    dist.spawn(two_processes, 2, (task.weights, task.overrides("two", "KNN.K", "5"), True))
+    dist.spawn(two_processes, 2, (task.weights, task.overrides("two", "KNN.K", "5")))
     two, knn = (json.loads((task.folder / "two" / name).read_text()) for name in ("results.json", "knn.json"))
     for name, value in task.state("one")["layers"][0].items():
         assert torch.allclose(value, task.state("two")["layers"][0][name], rtol=1e-4, atol=1e-6), name
@@ -512,6 +516,12 @@ def test_wrong_folders(task: Task, image_folder: MakeFolder) -> None:
 def test_wrong_weights(task: Task, tmp_path: Path) -> None:
     state = small_network("resnet18").state_dict()
     partial = {name: tensor for name, tensor in state.items() if name != "layer4.1.bn2.weight"}
+    trunk = {n: t for n, t in state.items() if not n.startswith("fc.") and "num_batches" not in n}
+    faster = {f"backbone.bottom_up.{detectron2_name(n)}": t for n, t in trunk.items()}
+    faster |= {
+        "proposal_generator.rpn_head.conv.weight": torch.zeros(4, 4),
+        "backbone.fpn_output2.bias": torch.zeros(4),
+    }
     vit = {"cls_token": torch.zeros(1, 1, 8), "blocks.0.attn.qkv.weight": torch.zeros(24, 8)}
     detector = {
         f"backbone.body.{name}": tensor for name, tensor in state.items() if not name.startswith("fc.")
@@ -522,6 +532,7 @@ def test_wrong_weights(task: Task, tmp_path: Path) -> None:
         (vit, "vision transformer"),
         ({"fc.weight": torch.zeros(2, 2)}, "only a head"),
         (detector, "holds a whole detector"),
+        ({"model": faster, "iteration": 3}, r"holds a whole detector \(.*proposal_generator\)"),
         ({**state, "conv1.weight": state["conv1.weight"] * torch.nan}, "NaN or infinity"),
     ]
     for contents, expected in cases:
@@ -537,6 +548,15 @@ def test_wrong_weights(task: Task, tmp_path: Path) -> None:
 def test_a_rate_at_which_all_diverge(task: Task) -> None:
     with pytest.raises(UserError, match=r"use a smaller SOLVER\.BASE_LR"):
         task.run("run", "SOLVER.BASE_LR", "1e38")
+
+
+def test_a_rate_at_which_one_diverges(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others go on, and the best is among them; a rate that is merely too high is noted."""
+    results = task.run("run", "SWEEP", "[1e38, 0.01]")
+    assert results["rates"][0]["loss"] is None and results["lr"] == 0.01 and results["loss"] > 0
+    assert "diverged" in capsys.readouterr().out
+    task.run("high", "SOLVER.BASE_LR", "1000")
+    assert "too high for features of this size" in capsys.readouterr().out
 
 
 def test_the_command(task: Task) -> None:

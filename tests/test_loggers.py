@@ -1,13 +1,17 @@
 """TensorBoard and Weights & Biases: values arrive once, and a library that is missing is said so in one line."""
 
+import io
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pretrain import config as pretrain_config
 from pretrain import loggers
 from pretrain.errors import UserError
 from transfer import config
@@ -66,3 +70,33 @@ def test_libraries_that_are_missing(
         loggers.check(_config(tmp_path, "LOG.WANDB", "moco"))
     assert loggers.open_all(_config(tmp_path), 0) == []
     assert "pip install tensorboard" in capsys.readouterr().out
+
+
+def _pretraining(output: Path, *more: str):
+    cfg = pretrain_config.defaults()
+    cfg.merge_from_list(["OUTPUT_DIR", str(output), *more])
+    return cfg
+
+
+def test_a_picture_arrives_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 3), dtype=np.uint8)
+    (logger,) = loggers.open_all(_pretraining(tmp_path), 0)
+    logger.picture("views", pixels, 0)
+    logger.close()
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("views")
+    found = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    assert event.step == 0 and np.array_equal(found, pixels)
+
+
+def test_wandb_serves_pretraining_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
+    )
+    fake = SimpleNamespace(init=lambda **options: run, Image=lambda pixels: ("image", pixels.shape))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    (logger,) = loggers.open_all(_pretraining(tmp_path, "LOG.WANDB", "moco", "LOG.TENSORBOARD", "False"), 0)
+    logger.picture("views", np.zeros((2, 3, 3), np.uint8), 0)
+    logger.write(20, {"loss": 9.0})
+    logger.close()
+    assert calls == [(0, {"views": ("image", (2, 3, 3))}), (20, {"loss": 9.0}), "end"]

@@ -296,3 +296,38 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     assert (np.diff(view) > 0).all() and view[0] < 40 and view[-1] > 215
     Image.fromarray((ramp // 257).astype(np.uint16)).save(tmp_path / name)  # eight bits in a file of sixteen
     assert centre_view((tmp_path / name).read_bytes(), 16)[8, -1, 0] > 215
+
+
+class _Names(ImageFiles):
+    """Reads nothing from a disk, but asks for each name."""
+
+    def read(self, index: int) -> bytes:
+        return self[index].encode()
+
+
+def private_megabytes(pid: int) -> float:
+    """Memory of a process that it shares with no other one."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is private")
+def test_workers_do_not_grow_over_an_epoch_of_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.3 million names: were they Python strings, their reference counts would copy them all into each worker."""
+    view, nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((2, 0), np.float32)
+    monkeypatch.setattr("pretrain.views.two_views", lambda *_, **__: (view, view, nothing))
+    count, batch = 1_300_000, 1000
+    files = _Names(f"datasets/imagenet/train/n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(count))
+    cfg = settings(DATA__NUM_WORKERS=2, SOLVER__IMS_PER_BATCH=batch, INPUT__SIZE=1)
+    batches = data.train_loader(files, cfg, start=0, stop=count // batch, device=CPU)
+    growth = {}
+    try:
+        for number in range(count // batch):
+            next(batches)
+            if number in (20, count // batch - 3):
+                growth[number] = [private_megabytes(worker.pid) for worker in batches._workers]  # type: ignore[attr-defined]
+    finally:
+        batches._shutdown_workers()  # type: ignore[attr-defined]
+    first, last = growth.values()
+    print(f"private MB of the workers, early and at the end of the epoch: {first}, {last}")
+    assert len(first) == 2 and max(b - a for a, b in zip(first, last, strict=True)) < 30

@@ -107,7 +107,7 @@ def test_torchrun_passes_a_signal_on(image_folder: MakeFolder, tmp_path: Path) -
 
 def test_torchrun_starts_a_killed_process_again(image_folder: MakeFolder, tmp_path: Path) -> None:
     images, output, whole = image_folder(100), tmp_path / "run", tmp_path / "whole"
-    more = [*SMALLER, "SOLVER.MAX_EPOCH", "40", "SOLVER.SAVE_MINUTES", "1e-6"]
+    more = [*SMALLER, "SOLVER.MAX_EPOCH", "12", "SOLVER.SAVE_MINUTES", "1e-6"]
     launcher = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *CONFIG]
     with started([*launcher, *overrides(images, output, *more), "--resume"]) as run:
         wait_for(lines_of(output, 5), run)

@@ -280,7 +280,7 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "iteration a text": (lambda c: c.update(iteration="5"), "`iteration` is missing or no number"),
     "iteration a bool": (lambda c: c.update(iteration=True), "`iteration` is missing or no number"),
     "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is missing or no number"),
-    "iteration huge": (lambda c: c.update(iteration=10**5000), "`iteration` is missing or no number"),
+    "iteration huge": (lambda c: c.update(iteration=10**60), "`iteration` is missing or no number"),
     "images a tensor": (lambda c: c.update(images=torch.ones(2)), "`images` is missing or no number"),
     "other epochs": (lambda c: c.update(iterations_per_epoch=7), "epochs have 7 iterations, not 1"),
     "no config": (lambda c: c.pop("config"), "`config` is no YAML mapping"),
@@ -290,7 +290,7 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "config with code": (
         lambda c: c.update(config="!!python/object/apply:os.system ['exit 3']"), "`config` is no YAML mapping",
     ),
-    "config of other types": (lambda c: c.update(config="MODEL: 3\nSEED: [[1]]\n"), "SEED is 0 and was"),
+    "config of other types": (lambda c: c.update(config="MODEL: 3\nSEED: [1]\n"), "ARCH is resnet18 and was resnet50"),
     "no amp": (lambda c: c.pop("amp"), "`amp` is missing"),
     "amp unknown": (lambda c: c.update(amp="bf16\x1b[2J"), "`amp` is missing or unknown"),
     "no state": (lambda c: c.pop("state_dict"), "`state_dict` is no dict"),
@@ -447,6 +447,21 @@ def test_the_first_bad_layer_is_named(image_folder: MakeFolder, tmp_path: Path) 
         with pytest.raises(
             UserError, match=r"by iteration 5, first of all encoder_q\.layer2\.0\.conv1\.weight; "
         ):
+            run(images, output, *EVERY_STEP)
+    assert checkpoint.load(output / LAST)["iteration"] == 4
+
+
+def test_a_gpu_run_is_looked_at_when_it_logs(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """On a GPU `train_step` does not look at the loss."""
+    images, output, step = image_folder(50), tmp_path / "run", train.train_step
+
+    def blind(*arguments: Any, **options: Any) -> torch.Tensor:
+        metrics = step(*arguments, **options)
+        return metrics * float("nan") if options["iteration"] == 4 else metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", blind)
+        with pytest.raises(UserError, match=r"by iteration 5, while the outputs of all layers are finite; "):
             run(images, output, *EVERY_STEP)
     assert checkpoint.load(output / LAST)["iteration"] == 4
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import checkpoint
+from pretrain import checkpoint, stop
 from pretrain.errors import UserError
-from transfer import config, loop, snapshot, step, stop, trainer
+from transfer import config, loop, snapshot, step, trainer
 
 TINY = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",

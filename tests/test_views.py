@@ -10,8 +10,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
 from photographs import NAMES, close, photograph, photographs
+from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
@@ -82,6 +82,11 @@ def test_parameters_follow_the_recipe(recipe: str, jittered: float, blurred: flo
         )
 
 
+def as_numbers(view: View) -> list[float]:
+    factors = dict(view.jitter)
+    return [*view.box[:3], view.flip, view.gray, *(factors[name] for name in colours.OPERATIONS)]
+
+
 def test_choices_do_not_depend_on_each_other() -> None:
     """Nor on the neighbour's: seeds of neighbouring images and of both views differ in a single bit."""
     both = [
@@ -91,13 +96,7 @@ def test_choices_do_not_depend_on_each_other() -> None:
         ]
         for n in range(DRAWS)
     ]
-    numbers = np.array(
-        [
-            [value for v in pair for value in (*v.box[:3], v.flip, v.gray, *(dict(v.jitter)[o] for o in colours.OPERATIONS))]
-            for pair in both
-        ],
-        float,
-    )  # fmt: skip
+    numbers = np.array([[number for view in pair for number in as_numbers(view)] for pair in both])
     following = np.concatenate([numbers[:-1], numbers[1:]], 1)
     correlation = np.corrcoef(following.T)
     width = numbers.shape[1] // 2
@@ -140,19 +139,17 @@ def test_a_part_left_out_leaves_the_others_as_they_are(name: str, part: str) -> 
 
 
 def test_without_crop_the_view_is_resize_and_centre_crop() -> None:
-    file = io.BytesIO()
-    photograph("chelsea").save(file, "PNG")
+    picture, file = photograph("coffee").resize((600, 400)), io.BytesIO()
+    picture.save(file, "PNG")
     recipe = recipe_without("v2", PARTS)
     query, key, _ = two_views(file.getvalue(), recipe, size=96, min_scale=0.2, counters=(0, 0, 0))
-    theirs = tv.center_crop(tv.resize(photograph("chelsea"), 96), [96, 96])
+    theirs = np.asarray(tv.center_crop(tv.resize(picture, 96), [96, 96]))
     assert np.array_equal(query, key)
-    close(
-        [query], [np.asarray(theirs)], p99=12
-    )  # they resize to whole pixels and cut off half a pixel less or more
+    close([query[2:-2, 2:-2]], [theirs[2:-2, 2:-2]], p99=1)  # at the rim they see beyond the crop
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(UserError, match="INPUT.WITHOUT colour: choose among crop flip jitter gray blur"):
+    with pytest.raises(UserError, match=r"INPUT\.WITHOUT colour: choose among crop flip jitter gray blur"):
         config.load("pretrain/moco_v2_R50.yaml", ["INPUT.WITHOUT", "['gray','colour']"])
 
 
@@ -190,10 +187,11 @@ def test_jitter_is_torchvisions(name: str, factor: float) -> None:
 
 @pytest.mark.parametrize("turn", [-0.4, -0.1, 0.0, 0.03, 0.4])
 def test_hue_is_torchvisions(turn: float) -> None:
-    """With 256 steps of the hue, one pixel in a thousand of the most vivid colours is off by more than 4."""
+    """OpenCV's hue has 256 steps, Pillow's 255 and torchvision cuts the turn off at a whole one below it: vivid
+    colours then differ by more. From the exact value ours is farthest where the turn lies between two steps."""
     ours = [colours.adjust(crop, [("hue", turn)]) for crop in crops()]
-    close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()])
-    close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()])
+    close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()], p99=5)
+    close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()], p99=8)
 
 
 def test_gray_is_torchvisions() -> None:

@@ -46,6 +46,12 @@ class Probe:
     def folder(self) -> Path:
         return Path(self.cfg.OUTPUT_DIR)
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """Digests of what a run starts from: a resumed one must have the same."""
+        digests = (self.backbone.digest, self.train.digest, self.val.digest)
+        return dict(zip(("--weights", "DATA.TRAIN", "DATA.VAL"), digests, strict=True))
+
 
 def run(
     cfg: CfgNode,
@@ -127,10 +133,9 @@ def _measure_knn(probe: Probe, extract: Extractor) -> None:
 
 def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, signals: Signals) -> None:
     cfg = probe.cfg
-    if not cfg.CACHE:
-        data.iterations_per_epoch(
-            len(probe.train), cfg
-        )  # too few images are better said before an hour's work
+    if stored:
+        linear_state.compare(stored, probe.origin, cfg)
+    data.iterations_per_epoch(len(probe.train), cfg)  # too few images are better said before an hour's work
     val = _fixed(probe, extract, probe.val, signals)
     train = _fixed(probe, extract, probe.train, signals) if cfg.CACHE else None
     per_epoch = data.iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
@@ -150,15 +155,8 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     broken = _broken(probe, train.unreadable if train else [], going_on=stored is not None)
     with closing(batches):
         linear_training.train(
-            state,
-            batches,
-            val,
-            cfg=cfg,
-            per_epoch=per_epoch,
-            broken=broken,
-            signals=signals,
-            began=probe.began,
-        )
+            state, batches, val, cfg=cfg, per_epoch=per_epoch, broken=broken, signals=signals, began=probe.began
+        )  # fmt: skip
     _report(probe, state, val, per_epoch, unreadable=len(broken.names()))
 
 
@@ -177,12 +175,7 @@ def _new_state(probe: Probe, channels: int) -> linear_state.State:
     classifiers = Classifiers(
         channels, len(probe.train.classes), rates=rate, solver=cfg.SOLVER, seed=cfg.SEED, device=probe.device
     )
-    origin = {
-        "--weights": probe.backbone.digest,
-        "DATA.TRAIN": probe.train.digest,
-        "DATA.VAL": probe.val.digest,
-    }
-    return linear_state.State(classifiers, origin, 0, torch.zeros(len(rate), device=probe.device))
+    return linear_state.State(classifiers, probe.origin, 0, torch.zeros(len(rate), device=probe.device))
 
 
 def _report(
@@ -219,11 +212,11 @@ def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: fl
     images = {
         "train": {
             "folder": train.folder,
+            "sha256": train.digest,
             "images": len(train),
             "unreadable": unreadable,
-            "sha256": train.digest,
         },
-        "val": {"folder": val.folder, "images": len(val), "sha256": val.digest},
+        "val": {"folder": val.folder, "sha256": val.digest, "images": len(val)},
         "classes": len(train.classes),
     }
     return {

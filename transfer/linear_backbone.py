@@ -49,7 +49,7 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
         net, settings, file_digest, what = ResNet(shape), IMAGENET, "", f"random {cfg.MODEL.ARCH}"
     else:
         found = read_source(Path(weights), source=source, branch=branch)
-        part = next((name for name in found.dropped if name in _DETECTOR), None)
+        part = next((name for name in found.dropped if name.split(".")[-1] in _DETECTOR), None)
         if part:
             raise UserError(
                 f"{weights}: holds a whole detector ({part}), whose backbone was trained on boxes; give the "

@@ -93,7 +93,7 @@ def _compute(
     path: Path, images: LabelledImages, extract: Extractor, cfg: CfgNode, *, signals: Signals
 ) -> None:
     count, channels = len(images), extract.channels
-    say(f"{images.name}: computing features of {count} images ({count * channels * 4 / 1e9:.2f} GB) ...")
+    say(f"{images.name}: computing features of {count} images ({count * channels * 4 / 1e6:.0f} MB) ...")
     rows = _rows(images, extract, cfg, signals)
     if dist.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)

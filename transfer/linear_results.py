@@ -71,8 +71,11 @@ def table(rates: list[float], losses: list[float], accuracies: list[Accuracy], *
         mark = "  <- best" if row is first and len(rows) > 1 else ""
         say(f"{row['lr']:>13g}  {loss:>10}  {row['top1']:>8.2f}  {row['top5']:>8.2f}{mark}")
     if len(rows) > 1:
+        say("the best rate was chosen on DATA.VAL, the images that the accuracy is of: a little too high")
+    if first["loss"] is None or first["loss"] > math.log(classes):
         say(
-            "the best learning rate was chosen on DATA.VAL, the images that the accuracy is of: a little too high"
+            f"note: the training loss is above ln({classes}) = {math.log(classes):.2f}, that of guessing: the rate is "
+            "too high for features of this size; try --sweep 0.01,0.1,1,10"
         )
     return rows
 

@@ -24,7 +24,7 @@ class State:
     """What training changes. Order and crops are functions of the iteration.
 
     Attributes:
-        origin: digests of weights and images: a resumed run must have the same.
+        origin: digests of weights and images.
         iteration: steps done.
         losses: (R,), sums over the steps of the epoch under way.
         seconds: that it took so far.
@@ -75,30 +75,42 @@ def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
     return contents
 
 
-def restore(state: State, stored: dict[str, Any], cfg: CfgNode) -> None:
-    """Go on from what `find` gave. Raises `UserError` for other settings, weights or images."""
-    path = Path(cfg.OUTPUT_DIR) / LAST
-    before, now = flat(yaml.safe_load(stored["config"])), flat(cfg)
+def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:
+    """Raise `UserError` if a run would go on with other settings, weights or images."""
+    try:
+        before, now = flat(yaml.safe_load(stored["config"])), flat(cfg)
+        digests = dict(stored["origin"])
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise _damaged(cfg) from None
     for key, value in now.items():
         if key not in IRRELEVANT and before.get(key) != value:
             raise UserError(
                 f"--resume: {key} is {value} and was {before.get(key)}; set it back or name another OUTPUT_DIR"
             )
-    for what, digest in state.origin.items():
-        if stored["origin"].get(what) != digest:
+    for what, digest in origin.items():
+        if digests.get(what) != digest:
             raise UserError(
-                f"--resume: {what} is not what {path} was trained with; put it back or name another OUTPUT_DIR"
+                f"--resume: {what} is not what {Path(cfg.OUTPUT_DIR) / LAST} was trained with; put it back or "
+                "name another OUTPUT_DIR"
             )
+
+
+def restore(state: State, stored: dict[str, Any], cfg: CfgNode) -> None:
+    """Go on from what `find` gave, after `compare`. Raises `UserError` if it is damaged."""
     try:
         state.classifiers.load(stored)
         state.iteration, state.seconds = int(stored["iteration"]), float(stored["seconds"])
         state.losses.copy_(stored["losses"])
         state.history, processes = list(stored["history"]), stored["processes"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({error.__class__.__name__}); name another OUTPUT_DIR") from None
-    say(f"going on from {path}, iteration {state.iteration}")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
+        raise _damaged(cfg) from None
+    say(f"going on from {Path(cfg.OUTPUT_DIR) / LAST}, iteration {state.iteration}")
     if processes != dist.world_size():
         say(
             f"note: it ran in {processes} process(es) and goes on in {dist.world_size()}: on the same images, but "
             "sums have another order, so the end will not be equal to the bit"
         )
+
+
+def _damaged(cfg: CfgNode) -> UserError:
+    return UserError(f"{Path(cfg.OUTPUT_DIR) / LAST}: damaged; name another OUTPUT_DIR")

@@ -11,6 +11,7 @@ from pretrain.broken import Broken
 from pretrain.console import duration, say
 from pretrain.errors import UserError
 from pretrain.stop import Signals
+from transfer import linear_results
 from transfer.linear_features import Features, Fixed
 from transfer.linear_state import State, save
 
@@ -79,13 +80,15 @@ def _test(state: State, val: Fixed, *, per_epoch: int, epochs: int, seconds_left
     if not any(map(math.isfinite, losses)):
         raise UserError("the loss became infinite or NaN: use a smaller SOLVER.BASE_LR, and a new OUTPUT_DIR")
     accuracies = classifiers.accuracy(val.features, val.labels)
-    for rate, loss, (top1, top5) in zip(classifiers.rates, losses, accuracies, strict=True):
-        known = loss if math.isfinite(loss) else None
-        state.history.append(
-            {"iteration": state.iteration, "epoch": epoch, "base_lr": rate, "lr": rate * factor, "loss": known,
-             "top1": top1, "top5": top5}
-        )  # fmt: skip
-        say(
-            f"epoch {epoch}/{epochs}  lr {rate * factor:g}  loss {loss:.4f}  top-1 {top1:.2f} %"
-            f"  top-5 {top5:.2f} %  ETA {duration(seconds_left)}"
-        )
+    lines = [
+        {"iteration": state.iteration, "epoch": epoch, "base_lr": rate, "lr": rate * factor,
+         "loss": loss if math.isfinite(loss) else None, "top1": top1, "top5": top5}
+        for rate, loss, (top1, top5) in zip(classifiers.rates, losses, accuracies, strict=True)
+    ]  # fmt: skip
+    state.history += lines
+    best = linear_results.best(lines)
+    of_many = f"best of {len(lines)}: " if len(lines) > 1 else ""
+    say(
+        f"epoch {epoch}/{epochs}  {of_many}lr {best['lr']:g}  loss {best['loss']:.4f}  top-1 {best['top1']:.2f} %"
+        f"  top-5 {best['top5']:.2f} %  ETA {duration(seconds_left)}"
+    )

@@ -140,10 +140,7 @@ def _init(name: str, entry: dict[str, Any], released: dict[str, Released]) -> In
 
 
 def _table(name: str, entry: dict[str, Any], inits: dict[str, Init]) -> Table:
-    columns = [
-        Column(**{**column, "metrics": tuple(column["metrics"]), "overrides": _texts(column)})
-        for column in entry["columns"]
-    ]
+    columns = [_column(column) for column in entry["columns"]]
     rows = [
         Row(inits[row["init"]], tuple(row.get("paper", ())), row.get("config", "")) for row in entry["rows"]
     ]
@@ -153,6 +150,11 @@ def _table(name: str, entry: dict[str, Any], inits: dict[str, Init]) -> Table:
         "std": tuple(entry.get("std", ())),
     }
     return Table(name, **{**entry, **parts})
+
+
+def _column(entry: dict[str, Any]) -> Column:
+    parts: dict[str, Any] = {"metrics": tuple(entry["metrics"]), "overrides": _texts(entry)}
+    return Column(**{**entry, **parts})
 
 
 def _texts(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,157 @@
+"""What a pre-training run writes and says: lines, curves and alarms once each, also when it is taken up again."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain import config, log, notes
+from pretrain.alarms import Alarms
+from pretrain.log import Log
+from pretrain.train import train
+
+LINE = {
+    "epoch": 199, "loss": 11.0904, "accuracy": 0.98765, "in_batch_accuracy": 1.0, "positive_cosine": 0.98765,
+    "negative_cosine": -0.12345, "feature_std": 0.98765, "lr": 0.0007612, "images_per_second": 12345.6,
+    "data_wait": 0.0123, "time": 1.7e9,
+}  # fmt: skip
+
+
+def _config(output: Path, *more: Any) -> CfgNode:
+    cfg = config.defaults()
+    cfg.merge_from_list(["OUTPUT_DIR", str(output), "MOCO.K", 100, "SOLVER.IMS_PER_BATCH", 50, *more])
+    return cfg
+
+
+def _log(cfg: CfgNode, iteration: int) -> Log:
+    return Log(cfg, iteration=iteration, alarms=Alarms(cfg, per_epoch=10, total=1000, images=500))
+
+
+def _lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_that_is_taken_up_again_leaves_every_line_point_and_alarm_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first session logs up to iteration 50 and dies after the checkpoint of 30; the second does the rest."""
+    cfg = _config(tmp_path)
+    for start, end in ((0, 50), (30, 60)):
+        logged = _log(cfg, start)
+        for iteration in range(start + 10, end + 1, 10):
+            logged.write({**LINE, "iteration": iteration, "loss": float(start)})
+        logged.write({"knn": 50.0, "epoch": 6, "iteration": end})
+        logged.close()
+    lines = _lines(tmp_path)
+    assert [(line["iteration"], line["loss"]) for line in lines if "loss" in line] == [
+        (10, 0), (20, 0), (30, 0), (40, 30), (50, 30), (60, 30)
+    ]  # fmt: skip
+    assert [line["iteration"] for line in lines if "knn" in line] == [60]
+    assert [(line["iteration"], line["alarm"]) for line in lines if "alarm" in line] == [(30, "leak")]  # the first line still holds noise
+    assert capsys.readouterr().out.count("alarm (leak): the key is found") == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (10, 0), (20, 0), (30, 0), (40, 30), (50, 30), (60, 30)
+    ]  # fmt: skip
+    assert [(e.step, e.value) for e in events.Scalars("knn")] == [(60, 50)]
+    assert set(events.Tags()["scalars"]) == LINE.keys() - {"time"} | {"knn"}
+
+
+def test_points_are_on_the_disk_before_a_checkpoint_can_be(tmp_path: Path) -> None:
+    logged = _log(_config(tmp_path), 0)
+    logged.write({**LINE, "iteration": 10})  # and then SIGKILL: nothing is closed
+    points = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in points] == [10]
+    logged.close()
+
+
+def test_a_run_shows_its_views_and_curves_in_tensorboard(
+    image_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    overrides = [
+        "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.BN_GROUP_SIZE", "8", "MOCO.K", "40", "INPUT.SIZE",
+        "32", "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_ITER", "2", "SOLVER.AMP", "off", "DATA.NUM_WORKERS", "0",
+        "SOLVER.LOG_PERIOD", "1", "DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"),
+        "DATA.TRAIN", str(image_folder(8, classes=("a", "b"))),
+    ]  # fmt: skip
+    train(config.load("pretrain/moco_v2_R50.yaml", [*overrides, "KNN.PERIOD", "0"]))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("feature_std")] == [1, 2]
+    (shown,) = events.Images("views")
+    assert (shown.step, shown.width, shown.height) == (0, *Image.open(tmp_path / "run" / "views.jpg").size)
+    assert not any("knn" in line for line in _lines(tmp_path / "run"))  # KNN.PERIOD 0, in spite of class folders
+
+
+def test_the_line_is_short_in_the_longest_run(capsys: pytest.CaptureFixture[str]) -> None:
+    log.say_step({**LINE, "iteration": 1000800}, total=1000800, epochs=200, seconds_left=99 * 3600)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert len(line) <= 160
+    assert line == (
+        "epoch 200/200 iter 1000800/1000800  loss 11.090  acc 98.8%  in-batch 100.0%  cos 0.988 (neg -0.123)  "
+        "std 0.99  lr 0.000761  12346 img/s  data 1%  ETA 99:00:00"
+    )
+
+
+def _said(capsys: pytest.CaptureFixture[str], images: int, *overrides: Any) -> list[str]:
+    cfg = config.defaults()
+    cfg.merge_from_list(list(overrides))
+    capsys.readouterr()
+    notes.say_start(cfg, images=images, per_epoch=1, device=torch.device("cpu"), amp="off")
+    return capsys.readouterr().out.splitlines()[2:]
+
+
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chance"),
+    [
+        ([], "ln(65536 + 1) = 11.09"),
+        (["MOCO.MECHANISM", "endtoend", "SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12], "ln(1023 + 1) = 6.93"),
+        (["MOCO.MECHANISM", "memorybank"], "ln(65536 + 1) = 11.09"),
+        (["SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12], "ln(65536 + 1) = 11.09"),  # Instagram-1B's
+        (["SOLVER.IMS_PER_BATCH", 250], "ln(65536 + 1) = 11.09"),  # 65536 keys are no multiple of it
+    ],
+)
+def test_the_papers_settings_give_no_note(
+    capsys: pytest.CaptureFixture[str], overrides: list[Any], chance: str
+) -> None:
+    (line,) = _said(capsys, IMAGENET, *overrides)
+    assert line.startswith(f"a loss near {chance} is chance")
+
+
+@pytest.mark.parametrize(
+    ("images", "overrides", "note"),
+    [
+        (IMAGENET, ["SOLVER.IMS_PER_BATCH", 512], "BASE_LR 0.03 at 512 images a step: the paper's 0.03 at 256 is 0.06"),
+        (IMAGENET, ["SOLVER.BASE_LR", 0.3], "BASE_LR 0.3 at 256 images a step: the paper's 0.03 at 256 is 0.03 there"),
+        (131_071, [], "MOCO.K 65536 keys from 131071 images.*MOCO.K 32768 or less"),
+        (1_000, ["MOCO.K", 501], "MOCO.K 501 keys from 1000 images.*MOCO.K 256 or less"),
+        (1_000, ["MOCO.MECHANISM", "memorybank"], "negatives from 1000 images: many are drawn more than once"),
+        (IMAGENET, ["MOCO.SHUFFLE", False], "MOCO.SHUFFLE False: batch norm leaks"),
+        (IMAGENET, ["MODEL.NORM", "BN"], "MODEL.NORM BN: batch norm leaks"),
+    ],
+)
+def test_what_will_not_give_the_papers_numbers_is_noted(
+    capsys: pytest.CaptureFixture[str], images: int, overrides: list[Any], note: str
+) -> None:
+    _, line = _said(capsys, images, *overrides)
+    assert line.startswith("note: ")
+    assert re.search(note, line)
+
+
+@pytest.mark.parametrize(
+    ("images", "overrides"),
+    [(131_072, []), (1_000, ["MOCO.K", 500]), (1_000, ["MOCO.MECHANISM", "endtoend"])],
+)
+def test_a_queue_of_half_the_images_or_none_is_not_noted(
+    capsys: pytest.CaptureFixture[str], images: int, overrides: list[Any]
+) -> None:
+    assert len(_said(capsys, images, *overrides)) == 1
