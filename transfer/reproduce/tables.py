@@ -135,8 +135,8 @@ def read() -> Book:
 
 
 def _init(name: str, entry: dict[str, Any], released: dict[str, Released]) -> Init:
-    files = {key: released[entry[key]] for key in ("file", "released") if key in entry}
-    return Init(name, **{**entry, **files, "overrides": _texts(entry)})
+    parts: dict[str, Any] = {key: released[entry[key]] for key in ("file", "released") if key in entry}
+    return Init(name, **{**entry, **parts, "overrides": _texts(entry)})
 
 
 def _table(name: str, entry: dict[str, Any], inits: dict[str, Init]) -> Table:
