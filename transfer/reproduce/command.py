@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     book = tables.read()
     if not args.table:
         raise UserError("give --table NAME, or --list to see the tables")
+    args.output, args.root = args.output.absolute(), args.root.absolute()  # workers run elsewhere
     table, options = book.table(args.table), _options(args)
     name = f"{table.name}{'-smoke' if options.smoke else ''}"
     runs, folder = args.output / ("smoke-runs" if options.smoke else "runs"), args.output / name
