@@ -129,5 +129,4 @@ def test_moco_rises_above_its_random_start(tmp_path: Path, seed: int) -> None:
     train(cfg)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
     untrained, trained = (line["knn"] for line in lines if "knn" in line)
-    print("KNN", untrained, trained)
     assert trained > untrained + 8, (untrained, trained)
