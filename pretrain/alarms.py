@@ -9,7 +9,9 @@ from fvcore.common.config import CfgNode
 EASY = 0.95  # accuracy; the paper's run without ShuffleBN is above it almost at once (Figure A.1)
 COLLAPSED = 0.1  # feature_std; the cosine between two images is 0.99 in the mean then
 FLAT = 0.01  # relative distance from the loss of chance
-_EPOCHS = 5  # of a leak's early time and of the patience with a run that stands still; at least a tenth of the run
+_EPOCHS = (
+    5  # of a leak's early time and of the patience with a run that stands still; at least a tenth of the run
+)
 
 
 class Alarms:
@@ -125,4 +127,8 @@ def _easy_advice(cfg: CfgNode) -> str:
 
 
 def _momentum_advice(cfg: CfgNode) -> str:
-    return f", a higher MOCO.M than {cfg.MOCO.M:g}" if cfg.MOCO.MECHANISM == "moco" and cfg.MOCO.M < 0.999 else ""
+    return (
+        f", a higher MOCO.M than {cfg.MOCO.M:g}"
+        if cfg.MOCO.MECHANISM == "moco" and cfg.MOCO.M < 0.999
+        else ""
+    )

@@ -34,7 +34,9 @@ class Log:
         self.loggers: list[loggers.Logger] = []
         if not dist.is_main():
             return
-        self.kept = [line for line in _lines(self.path) if line["iteration"] <= iteration] if iteration else []
+        self.kept = (
+            [line for line in _lines(self.path) if line["iteration"] <= iteration] if iteration else []
+        )
         text = "".join(json.dumps(line) + "\n" for line in self.kept)
         write_atomic(self.path, lambda file: file.write(text.encode()))
         for line in self.kept:
@@ -71,7 +73,9 @@ class Log:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        except OSError as error:  # a run is worth more than its log: whether it goes on, the checkpoints decide
+        except (
+            OSError
+        ) as error:  # a run is worth more than its log: whether it goes on, the checkpoints decide
             console.say(f"warning: {self.path}: cannot be written: {error.strerror or error}")
 
 

@@ -47,7 +47,9 @@ def _notes(cfg: CfgNode, images: int) -> list[str]:
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
     scaled = 0.03 * batch / 256  # every recipe of the papers has this proportion: 0.12 at 1024 too
     if not scaled / 2 < rate < scaled * 2:
-        notes.append(f"SOLVER.BASE_LR {rate:g} at {batch} images a step: the paper's 0.03 at 256 is {scaled:.4g} there")
+        notes.append(
+            f"SOLVER.BASE_LR {rate:g} at {batch} images a step: the paper's 0.03 at 256 is {scaled:.4g} there"
+        )
     usable = 2 ** (max(images // 2, 1).bit_length() - 1)
     if cfg.MOCO.MECHANISM == "moco" and images < 2 * cfg.MOCO.K:
         notes.append(

@@ -88,10 +88,16 @@ def _thumbnail(image: ImageFile, drawn: list[View], side: int) -> np.ndarray:
 def _caption(view: View) -> list[str]:
     """Everything that was drawn, in three short lines: geometry, colours in their order, the rest."""
     left, top, width, height = view.box
-    colours = "  ".join(f"{name[:3]} {factor:{'+' if name == 'hue' else ''}.2f}" for name, factor in view.jitter)
+    colours = "  ".join(
+        f"{name[:3]} {factor:{'+' if name == 'hue' else ''}.2f}" for name, factor in view.jitter
+    )
     rest = [f"blur {view.sigma:.1f}"] if view.sigma else []
     rest = (["gray"] if view.gray else []) + rest + (["flipped"] if view.flip else [])
-    return [f"{width} x {height} at ({left}, {top})", colours or "no jitter", ", ".join(rest) or "no blur, no flip"]
+    return [
+        f"{width} x {height} at ({left}, {top})",
+        colours or "no jitter",
+        ", ".join(rest) or "no blur, no flip",
+    ]
 
 
 def _captioned(pixels: np.ndarray, caption: list[str], *, lines: int) -> np.ndarray:

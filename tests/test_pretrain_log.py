@@ -54,7 +54,8 @@ def test_a_run_that_is_taken_up_again_leaves_every_line_point_and_alarm_once(
         (10, 0), (20, 0), (30, 0), (40, 30), (50, 30), (60, 30)
     ]  # fmt: skip
     assert [line["iteration"] for line in lines if "knn" in line] == [60]
-    assert [(line["iteration"], line["alarm"]) for line in lines if "alarm" in line] == [(30, "leak")]  # the first line still holds noise
+    alarms = [(line["iteration"], line["alarm"]) for line in lines if "alarm" in line]
+    assert alarms == [(30, "leak")]  # the first line still holds noise
     assert capsys.readouterr().out.count("alarm (leak): the key is found") == 1
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
@@ -86,7 +87,9 @@ def test_a_run_shows_its_views_and_curves_in_tensorboard(
     assert [event.step for event in events.Scalars("feature_std")] == [1, 2]
     (shown,) = events.Images("views")
     assert (shown.step, shown.width, shown.height) == (0, *Image.open(tmp_path / "run" / "views.jpg").size)
-    assert not any("knn" in line for line in _lines(tmp_path / "run"))  # KNN.PERIOD 0, in spite of class folders
+    assert not any(
+        "knn" in line for line in _lines(tmp_path / "run")
+    )  # KNN.PERIOD 0, in spite of class folders
 
 
 def test_the_line_is_short_in_the_longest_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +117,10 @@ IMAGENET = 1_281_167
     ("overrides", "chance"),
     [
         ([], "ln(65536 + 1) = 11.09"),
-        (["MOCO.MECHANISM", "endtoend", "SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12], "ln(1023 + 1) = 6.93"),
+        (
+            ["MOCO.MECHANISM", "endtoend", "SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12],
+            "ln(1023 + 1) = 6.93",
+        ),
         (["MOCO.MECHANISM", "memorybank"], "ln(65536 + 1) = 11.09"),
         (["SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12], "ln(65536 + 1) = 11.09"),  # Instagram-1B's
         (["SOLVER.IMS_PER_BATCH", 250], "ln(65536 + 1) = 11.09"),  # 65536 keys are no multiple of it
@@ -130,11 +136,23 @@ def test_the_papers_settings_give_no_note(
 @pytest.mark.parametrize(
     ("images", "overrides", "note"),
     [
-        (IMAGENET, ["SOLVER.IMS_PER_BATCH", 512], "BASE_LR 0.03 at 512 images a step: the paper's 0.03 at 256 is 0.06"),
-        (IMAGENET, ["SOLVER.BASE_LR", 0.3], "BASE_LR 0.3 at 256 images a step: the paper's 0.03 at 256 is 0.03 there"),
+        (
+            IMAGENET,
+            ["SOLVER.IMS_PER_BATCH", 512],
+            "BASE_LR 0.03 at 512 images a step: the paper's 0.03 at 256 is 0.06",
+        ),
+        (
+            IMAGENET,
+            ["SOLVER.BASE_LR", 0.3],
+            "BASE_LR 0.3 at 256 images a step: the paper's 0.03 at 256 is 0.03 there",
+        ),
         (131_071, [], "MOCO.K 65536 keys from 131071 images.*MOCO.K 32768 or less"),
         (1_000, ["MOCO.K", 501], "MOCO.K 501 keys from 1000 images.*MOCO.K 256 or less"),
-        (1_000, ["MOCO.MECHANISM", "memorybank"], "negatives from 1000 images: many are drawn more than once"),
+        (
+            1_000,
+            ["MOCO.MECHANISM", "memorybank"],
+            "negatives from 1000 images: many are drawn more than once",
+        ),
         (IMAGENET, ["MOCO.SHUFFLE", False], "MOCO.SHUFFLE False: batch norm leaks"),
         (IMAGENET, ["MODEL.NORM", "BN"], "MODEL.NORM BN: batch norm leaks"),
     ],

@@ -96,18 +96,16 @@ def test_the_limit_keeps_every_class(image_folder: Callable[..., Path]) -> None:
 
 
 def _coloured_pictures(folder: Path, *, classes: int = 6, each: int = 48) -> None:
-    """Classes are hues; light, saturation and the grey discs in front differ from picture to picture."""
+    """Classes are hues; the light and the black and white discs in front differ from picture to picture."""
     random, (y, x) = np.random.default_rng(0), np.mgrid[:40, :40] / 40
     for kind in range(classes):
         (folder / str(kind)).mkdir(parents=True)
         for index in range(each):
-            hue, saturation = (kind / classes + random.uniform(-0.05, 0.05)) % 1, random.uniform(0.25, 0.7)
-            slopes = random.uniform(-0.6, 0.6, 2)
-            light = random.uniform(0.3, 1) * (1 + slopes[0] * (x - 0.5) + slopes[1] * (y - 0.5))
-            picture = 255 * light[..., None] * np.array(colorsys.hsv_to_rgb(hue, saturation, 1))
-            for _ in range(3):
-                (left, top), radius = random.uniform(0, 1, 2), random.uniform(0.1, 0.25)
-                picture[(x - left) ** 2 + (y - top) ** 2 < radius**2] = random.uniform(0, 255)
+            hue, slopes = (kind / classes + random.uniform(-0.06, 0.06)) % 1, random.uniform(-0.8, 0.8, 2)
+            light = random.uniform(0.45, 0.9) * (1 + slopes[0] * (x - 0.5) + slopes[1] * (y - 0.5))
+            picture = 255 * light[..., None] * np.array(colorsys.hsv_to_rgb(hue, 0.6, 1))
+            for left, top in random.uniform(0, 1, (4, 2)):
+                picture[(x - left) ** 2 + (y - top) ** 2 < 0.03] = random.choice([30, 220])
             picture += random.normal(0, 15, picture.shape)
             Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / str(kind) / f"{index}.png")
 
@@ -115,7 +113,7 @@ def _coloured_pictures(folder: Path, *, classes: int = 6, each: int = 48) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_moco_rises_above_its_random_start(tmp_path: Path, seed: int) -> None:
-    """135 steps without a label: chance is 16.7 %, the untrained network has about 35 %, the end about 50 %."""
+    """180 steps without a label: chance is 16.7 %, the untrained network has 30 to 42 %, the end 51 to 92 %."""
     _coloured_pictures(tmp_path / "pictures")
     cfg = config.load(
         "pretrain/moco_v2_R50.yaml",
@@ -123,13 +121,12 @@ def test_moco_rises_above_its_random_start(tmp_path: Path, seed: int) -> None:
             "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "32", "MODEL.HEAD", "linear",
             "MODEL.BN_GROUP_SIZE", "16", "MOCO.K", "128", "MOCO.M", "0.9", "INPUT.SIZE", "32",
             "INPUT.WITHOUT", "['blur', 'gray']", "DATA.TRAIN", str(tmp_path / "pictures"), "DATA.NUM_WORKERS", "0",
-            "SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_EPOCH", "15", "SOLVER.AMP", "off",
-            "KNN.PERIOD", "15", "LOG.TENSORBOARD", "False", "SEED", str(seed), "DEVICE", "cpu",
+            "SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_EPOCH", "20", "SOLVER.AMP", "off",
+            "KNN.PERIOD", "20", "LOG.TENSORBOARD", "False", "SEED", str(seed), "DEVICE", "cpu",
             "OUTPUT_DIR", str(tmp_path / "run"),
         ],
     )  # fmt: skip
     train(cfg)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
     untrained, trained = (line["knn"] for line in lines if "knn" in line)
-    print("KNN", untrained, trained)
     assert trained > untrained + 8, (untrained, trained)

@@ -24,7 +24,8 @@ def _inside(picture: np.ndarray, part: np.ndarray) -> bool:
     rows, columns = np.nonzero((windows == part[0, :, 1]).all(-1))
     height, width = part.shape[:2]
     return any(
-        np.array_equal(picture[y : y + height, x : x + width], part) for y, x in zip(rows, columns, strict=True)
+        np.array_equal(picture[y : y + height, x : x + width], part)
+        for y, x in zip(rows, columns, strict=True)
     )
 
 
@@ -79,7 +80,9 @@ def test_captions_name_every_choice() -> None:
 def test_the_command(image_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = str(image_folder(3))
     command = ["tools/visualize.py", "views", "--config", "pretrain/moco_v1_R50.yaml", "DATA.TRAIN", folder]
-    done = run_script(*command, "--output", str(tmp_path / "deep" / "views.png"), "--count", "2", "INPUT.SIZE", "64")
+    done = run_script(
+        *command, "--output", str(tmp_path / "deep" / "views.png"), "--count", "2", "INPUT.SIZE", "64"
+    )
     assert done.returncode == 0, done.stderr
     cfg = config.load("pretrain/moco_v1_R50.yaml", ["DATA.TRAIN", folder, "INPUT.SIZE", "64"])
     expected = view_pictures.draw(images.find_images([folder], key="DATA.TRAIN"), cfg, count=2)
