@@ -52,7 +52,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=["pretrain", "pretrain.files", "transfer", "transfer.prepare", "transfer.reproduce"],
-    package_data={"transfer": ["templates/*"], "transfer.prepare": ["data/*.json"], "transfer.reproduce": ["*.yaml"]},
+    package_data={
+        "transfer": ["templates/*"],
+        "transfer.prepare": ["data/*.json"],
+        "transfer.reproduce": ["*.yaml"],
+    },
     install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
     extras_require={
         "demo": DEMO_REQUIREMENTS,

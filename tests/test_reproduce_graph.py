@@ -27,7 +27,11 @@ def python(name: str, code: str, *needs: Job, settings: str = "") -> Job:
     end = "\n(f / 'product').write_text(' '.join(open(p).read() for p in sys.argv[2:]) + sys.argv[1][-1])"
     places = [f"{{{n}}}" for n in range(len(needs))]
     return Job(
-        name, ("python", "-c", start.replace("{", "{{") + code + end, "{folder}", *places), settings, "product", needs
+        name,
+        ("python", "-c", start.replace("{", "{{") + code + end, "{folder}", *places),
+        settings,
+        "product",
+        needs,
     )
 
 

@@ -78,6 +78,11 @@ def _last_ap(folder: Path) -> str:
         return ""
     if "top1" in results:
         return f"top-1 {results['top1']:.1f}"
-    tasks = [pair for found in results.get("metrics", {}).values() if isinstance(found, dict) for pair in found.items()]
+    tasks = [
+        pair
+        for found in results.get("metrics", {}).values()
+        if isinstance(found, dict)
+        for pair in found.items()
+    ]
     main = [(task, name, values.get(name)) for task, values in tasks for name in ("AP", "mIoU")]
     return ", ".join(f"{task} {name} {value:.1f}" for task, name, value in main if value is not None)

@@ -1,0 +1,78 @@
+"""`tools/reproduce.py --smoke`: every data set in miniature, and a whole table through the real commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+from transfer import config, datasets
+from transfer.reproduce import miniature
+from transfer.reproduce.tables import read
+
+CONFIGS = sorted(
+    {c.config for t in read().tables.values() for c in t.columns if c.config.startswith("transfer/")}
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    miniature.build(folder / "smoke-data")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_of_the_tables_finds_its_data_in_miniature(output: Path, name: str) -> None:
+    cfg = config.load(name, ["MODEL.INIT", "random", "DATASETS.ROOT", str(output / "smoke-data")])
+    datasets.prepare(cfg)
+    assert 4 <= len(datasets.training_records(cfg)) <= 12
+
+
+@pytest.mark.slow
+def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
+    command = [
+        "--table",
+        "voc_C4",
+        "--smoke",
+        "--inits",
+        "random,moco_v1,moco_v1_ig1b",
+        "--output",
+        str(output),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "tools/reproduce.py", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    runs = output / "smoke-runs"
+    end = time.monotonic() + 300
+    while not any(runs.glob("pretrain-*/log.txt")):  # the first job is done, the second has begun
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 130 and "stopping" in said
+    status = run_script("tools/reproduce.py", *command, "--status").stdout
+    assert "finetune/voc_R50_C4_24k/random/seed0" in status and "running" not in status
+
+    result = run_script("tools/reproduce.py", *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "random/seed0: started" not in result.stdout and "moco_v1/seed0: done" in result.stdout
+    folder = output / "voc_C4-smoke"
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html", "table.csv", "table.json", "table.md", "table.tex",
+    }  # fmt: skip
+    table = json.loads((folder / "table.json").read_text())
+    numbers = {row["init"]: [n["ours"] for n in row["cells"][0]["numbers"]] for row in table["rows"]}
+    assert all(len(ours) == 1 for ours in numbers["random"] + numbers["moco_v1"])
+    assert numbers["moco_v1_ig1b"] == [[], [], []]
+    (record,) = (json.loads(path.read_text()) for path in runs.glob("convert-moco_v1-*/record.json"))
+    assert record["record"]["source"] == "moco" and max(record["record"]["proof"].values()) < 1e-9
+
+    again = run_script("tools/reproduce.py", *command)
+    assert again.returncode == 0 and "started" not in again.stdout
