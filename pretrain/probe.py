@@ -74,7 +74,6 @@ class Probe:
     @torch.no_grad()
     def measure(self, encoder: ResNet, *, bf16: bool) -> float:
         """Accuracy in percent. Every process calls this; the encoder comes back in training mode."""
-        dist.mean_over_processes([b for name, b in encoder.named_buffers() if "running_" in name])
         encoder.eval()
         bank, labels = self._features(encoder, self.train, bf16)
         queries, answers = self._features(encoder, self.val, bf16) if self.val else (bank, labels)

@@ -84,13 +84,14 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     if stored and scaler:
         resume.restore_scaler(stored, scaler)
     run = Run(cfg, device, files, pixels, model, optimizer, progress, scaler, probe)
+    if dist.is_main():
+        remove_leftovers(folder, progress, cfg=cfg)
     if progress.iteration < run.total:
         notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
             say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
         memory.fit(cfg, cast(ResNet, model.encoder_q), device)
         if dist.is_main():
-            remove_leftovers(folder)
             text = digest_text(cfg)
             checkpoint.write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
             view_pictures.write(folder / "views.jpg", files, cfg)

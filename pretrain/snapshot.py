@@ -110,6 +110,10 @@ def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: C
     path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
     checkpoint.save(path, contents)
     checkpoint.link(path, folder / LAST)
+    _remove_old(folder, progress, cfg)
+
+
+def _remove_old(folder: Path, progress: Progress, cfg: CfgNode) -> None:
     for old in numbered(folder):
         epoch = number(old) + 1
         for_good = epoch % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or epoch == cfg.SOLVER.MAX_EPOCH
@@ -155,9 +159,10 @@ def number(path: Path) -> int:
     return int(match[1])
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files of a process that was killed while it wrote."""
+def remove_leftovers(folder: Path, progress: Progress, *, cfg: CfgNode) -> None:
+    """Remove what a process that was killed left: half-written files, and numbered ones whose time was over."""
     for path in folder.glob(".*.*"):
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)
+    _remove_old(folder, progress, cfg)

@@ -153,10 +153,17 @@ def _session(
     while all(process.poll() is None for process in started):
         time.sleep(0.005)
     killed = any(process.poll() == -signal.SIGKILL for process in started)
-    if killed and chance.random() < 0.7:  # as a machine that goes down; else they notice by themselves
+    if (
+        killed and chance.random() < 0.7
+    ):  # as a machine that goes down; else as torchrun ends them, after a while
         _kill(started)
     for process in started:
-        process.wait(timeout=120)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # it waits for the other to start
+            assert killed, output.read_text()
+            _kill([process])
+            process.wait()
     assert killed or all(process.returncode == 0 for process in started), output.read_text()
     return killed
 

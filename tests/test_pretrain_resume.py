@@ -158,6 +158,10 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
+    """Half-written files, and the third last epoch's checkpoint after a kill before it was removed."""
+    cfg, *_ = tiny_state(
+        tmp_path, "SOLVER.KEEP_LAST", "2", "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.MAX_EPOCH", "4"
+    )
     names = [
         f".{LAST}.abcd1234",
         f".{LAST}.link",
@@ -165,10 +169,11 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
         ".config.yaml.k",
         ".metrics.json.k",
     ]
-    for name in [*names, ".mine.txt", ".hidden"]:
+    stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in (1, 2, 3)), LAST]
+    for name in [*names, *stay, "checkpoint_0000.pth.tar"]:
         (tmp_path / name).touch()
-    snapshot.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".mine.txt"]
+    snapshot.remove_leftovers(tmp_path, Progress(7, 2, 4, "off"), cfg=cfg)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
 
 
 @contextlib.contextmanager
