@@ -105,20 +105,6 @@ def test_torchrun_passes_a_signal_on(image_folder: MakeFolder, tmp_path: Path) -
     assert equal(tmp_path / "whole", output)
 
 
-def test_torchrun_starts_a_killed_process_again(image_folder: MakeFolder, tmp_path: Path) -> None:
-    images, output, whole = image_folder(100), tmp_path / "run", tmp_path / "whole"
-    more = [*SMALLER, "SOLVER.MAX_EPOCH", "12", "SOLVER.SAVE_MINUTES", "1e-6"]
-    launcher = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *CONFIG]
-    with started([*launcher, *overrides(images, output, *more), "--resume"]) as run:
-        wait_for(lines_of(output, 5), run)
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        os.kill(int(children[1]), signal.SIGKILL)
-        out, _ = run.communicate(timeout=300)
-    assert run.returncode == 0 and "going on from" in out and "finished: " in out, out
-    finish(*launcher, *overrides(images, whole, *more))
-    assert equal(whole, output)
-
-
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_machines(image_folder: MakeFolder, tmp_path: Path, rendezvous: str) -> None:
     """Two torchruns, as on two nodes, with one process each; as two processes on one node, to the bit."""
