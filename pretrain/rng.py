@@ -23,5 +23,5 @@ def quick(purpose: str, *counters: int) -> random.Random:
     """
     key = int.from_bytes(purpose.encode(), "little")
     for counter in counters:
-        key = key << 64 | counter
+        key = key << 64 | int(counter)  # a NumPy integer would overflow
     return random.Random(key)

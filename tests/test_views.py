@@ -257,6 +257,16 @@ def test_gray_comes_before_the_jitter_in_v1_only() -> None:
     assert not np.array_equal(first, last)
 
 
+def test_counters_of_any_integer_type_give_the_same_numbers() -> None:
+    plain, numpy = (
+        rng.quick("view", 0, 2, 1_000_000, 1),
+        rng.quick("view", 0, np.int64(2), np.int32(1_000_000), 1),
+    )
+    assert plain.random() == numpy.random()
+    others = [(1, 2, 1_000_000, 1), (0, 3, 1_000_000, 1), (0, 2, 1_000_001, 1), (0, 2, 1_000_000, 0)]
+    assert len({rng.quick("view", *counters).random() for counters in others}) == 4
+
+
 def test_views_depend_on_their_counters_only() -> None:
     file = io.BytesIO()
     photograph(NAMES[0]).save(file, "JPEG")
