@@ -58,8 +58,9 @@ def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
     rows = hsv.reshape(len(hsv), -1)
-    step = round(turn * 256) % 256  # the circle is 256 steps: bytes wrap as it does
-    np.add(rows, np.array([step, 0, 0] * hsv.shape[1], np.uint8), out=rows)
+    steps = np.zeros(rows.shape[1], np.uint8)
+    steps[::3] = round(turn * 256) % 256  # the circle is 256 steps: bytes wrap as it does
+    np.add(rows, steps, out=rows)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

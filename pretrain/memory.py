@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -16,23 +17,30 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain import dist, norm
 from pretrain.console import say
+from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
+from pretrain.mechanisms import EndToEnd
 
 _SHARE = 0.6  # of the machine's memory that activations may take
 
 
-def fit(cfg: CfgNode, encoder: ResNet, device: torch.device) -> None:
-    """Make `encoder` recompute its blocks where a step on this CPU would not fit otherwise, and say so."""
+def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
+    """Make the trained encoders recompute their blocks where a step on this CPU would not fit otherwise; say so."""
     if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return
-    images = cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
-    needed = images * activation_bytes(encoder, cfg.INPUT.SIZE)
+    query, images = cast(ResNet, model.encoder_q), cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
+    encoders = [query]
+    if isinstance(model, EndToEnd):  # its keys have gradients, and wait for all queries
+        encoders.append(cast(ResNet, model.encoder_k))
+        images += cfg.SOLVER.IMS_PER_BATCH
+    needed = images * activation_bytes(query, cfg.INPUT.SIZE)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed <= _SHARE * memory:
         return
     sizes = f"a step keeps about {needed / 1e9:.0f} GB of activations, this machine has {memory / 1e9:.0f} GB"
     if dist.world_size() == 1:  # processes that decided differently would wait for each other for ever
-        recompute_blocks(encoder)
+        for encoder in encoders:
+            recompute_blocks(encoder)
         say(f"note: {sizes}: blocks are computed twice to save most of it (a third slower, same results)")
     else:
         say(f"note: {sizes}; if they do not suffice, use a smaller SOLVER.IMS_PER_BATCH or one process")
@@ -77,7 +85,8 @@ def activation_bytes(encoder: ResNet, size: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = encoder.eval()(torch.zeros(1, 3, size, size))  # evaluation leaves running statistics alone
+        # not compiled (MODEL.COMPILE); evaluation leaves running statistics alone
+        output = encoder.eval().forward(torch.zeros(1, 3, size, size))
     encoder.train()
     del output
     return sum(kept.values())

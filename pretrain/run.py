@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -11,7 +10,6 @@ from pretrain import amp, build, checkpoint, data, dist, memory, notes, resume, 
 from pretrain.config import digest_text
 from pretrain.console import say
 from pretrain.contrast import Contrast
-from pretrain.encoders import ResNet
 from pretrain.errors import UserError
 from pretrain.images import Images
 from pretrain.probe import Probe, bank_folder
@@ -90,7 +88,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
         notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
             say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
-        memory.fit(cfg, cast(ResNet, model.encoder_q), device)
+        memory.fit(cfg, model, device)
         if dist.is_main():
             text = digest_text(cfg)
             checkpoint.write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))

@@ -158,6 +158,13 @@ def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.
             f"the GPU's memory does not suffice for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use fewer "
             "images, and a MODEL.BN_GROUP_SIZE that divides them, or more GPUs"
         ) from None
+    except RuntimeError as error:
+        if not cfg.MODEL.COMPILE or not type(error).__module__.startswith(
+            ("torch._dynamo", "torch._inductor")
+        ):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"MODEL.COMPILE True: torch.compile fails here ({reason}): leave it False") from error
 
 
 def _not_finite(run: Run, views: Views, iteration: int) -> UserError:

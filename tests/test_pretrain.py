@@ -225,6 +225,20 @@ def test_gpu_memory_that_does_not_suffice(
         pretrain(image_folder(32), tmp_path / "run")
 
 
+def test_a_compiler_that_fails_is_one_line(
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.compile for real, with a backend that finds no compiler."""
+
+    def broken(*_: object) -> None:
+        raise FileNotFoundError("no C++ compiler")
+
+    inner = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: inner(module, backend=broken))
+    with pytest.raises(UserError, match=r"^MODEL\.COMPILE True: .*no C\+\+ compiler.*leave it False$"):
+        pretrain(image_folder(32), tmp_path / "run", "MODEL.COMPILE", "True")
+
+
 def different_worker(folders: list[str], output: str) -> None:
     images = folders[int(os.environ["RANK"])]
     distributed_worker(overrides(Path(images), Path(output)))

@@ -62,6 +62,28 @@ def test_recomputed_blocks_change_nothing(kind: str) -> None:
     assert all(torch.equal(value, other[name]) for name, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("kind", "share", "frugal"),
+    [("moco", 0.9, 1), ("moco", 1.1, 0), ("endtoend", 2.6, 2), ("endtoend", 3.1, 0)],
+)
+def test_what_a_step_keeps_is_fitted_to_the_memory(
+    kind: str, share: float, frugal: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine for `share` pieces of queries; end to end, the keys of the whole batch (2 pieces) are kept too."""
+    cfg = config.load(
+        "pretrain/moco_v2_R50.yaml", ["MOCO.MECHANISM", kind, "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125",
+                                      "MOCO.K", "64", "SOLVER.IMS_PER_BATCH", "64"]
+    )  # fmt: skip
+    model, _, _ = build.build(cfg, CPU, images=200, decide=False)
+    whole = 32 * memory.activation_bytes(model.encoder_q, cfg.INPUT.SIZE) / 0.6
+    pages = {"SC_PHYS_PAGES": int(share * whole), "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
+    memory.fit(cfg, model, CPU)
+    encoders = [child for child in model.children() if "forward" in vars(child.layer1[0])]
+    assert len(encoders) == frugal
+    assert ("blocks are computed twice" in capsys.readouterr().out) == bool(frugal)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_stops_before_the_optimizer_when_the_loss_is_not_finite(kind: str) -> None:
     model = resnet_model(kind)
