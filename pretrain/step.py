@@ -65,9 +65,9 @@ def train_step(
         parts: number of pieces whose gradients are summed. Image j is in piece j mod `parts`: each must hold
             whole batch-norm groups, which makes the sum exact. Only queries come in pieces, keys do not.
     Raises:
-        NonFiniteLoss: before the optimizer's step and before queue or bank change; MoCo's key encoder, running
-            statistics and gradients have changed already. On a GPU this would cost a wait in
-            every step: there the caller looks at the losses when it logs and before it saves.
+        NonFiniteLoss: on a CPU, before the optimizer's step and before queue or bank change; MoCo's key encoder,
+            running statistics and gradients have changed already. On a GPU this would cost a wait in every step:
+            there the weights stay as they are after such a loss, and the caller looks at the losses when it logs.
     """
     query_views, key_views = views
     amp = torch.float16 if scaler else torch.bfloat16 if bf16 else None
@@ -99,10 +99,17 @@ def train_step(
     metrics[-1] = spread(moments)
     if metrics.device.type == "cpu" and not math.isfinite(metrics[0]):
         raise NonFiniteLoss
+    if metrics.device.type != "cpu" and not scaler.is_enabled():
+        _leave_weights_after(metrics[0], optimizer)
     scaler.step(optimizer)
     scaler.update()
     model.after_step(keys, seen, images)
     return metrics
+
+
+def _leave_weights_after(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Make the fused step of `optimizer` do nothing if the loss is not finite, without a look at it."""
+    optimizer.found_inf = (~loss.isfinite()).float()  # type: ignore[attr-defined]  # what a GradScaler sets
 
 
 def _backward_through_keys(keys: Keys, order: torch.Tensor | None) -> None:

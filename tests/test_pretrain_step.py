@@ -18,7 +18,7 @@ from pretrain import build, config, memory, moco
 from pretrain.contrast import Contrast
 from pretrain.moco import MoCo
 from pretrain.nonfinite import first_bad_layer
-from pretrain.step import METRICS, NonFiniteLoss, train_step
+from pretrain.step import METRICS, NonFiniteLoss, _leave_weights_after, train_step
 
 CPU = torch.device("cpu")
 
@@ -98,6 +98,22 @@ def test_stops_before_the_optimizer_when_the_loss_is_not_finite(kind: str) -> No
         if "num_batches" not in name:
             torch.testing.assert_close(model.state_dict()[name], value, equal_nan=True, rtol=0, atol=0)
     assert not optimizer.state  # no momentum yet
+
+
+def test_weights_stay_after_a_loss_that_nobody_looked_at() -> None:
+    """As on a GPU, where a look at each loss would cost a wait: the next finite loss goes on from the same weights."""
+    model = resnet_model()
+    optimizer = torch.optim.SGD(model.trained(), lr=0.01, momentum=0.9, fused=True)
+    step(model, optimizer)
+    before = [(p.clone(), optimizer.state[p]["momentum_buffer"].clone()) for p in model.trained()]
+    for p in model.trained():
+        p.grad = torch.full_like(p, torch.nan)
+    _leave_weights_after(torch.tensor(torch.nan), optimizer)
+    optimizer.step()
+    for p, (weights, momentum) in zip(model.trained(), before, strict=True):
+        assert torch.equal(p, weights) and torch.equal(optimizer.state[p]["momentum_buffer"], momentum)
+    step(model, optimizer, 1)
+    assert not any(torch.equal(p, weights) for p, (weights, _) in zip(model.trained(), before, strict=True))
 
 
 def test_fused_sgd_equals_sgd_by_hand() -> None:
