@@ -1,6 +1,6 @@
 """How the encoders compute: in which precision, and in which order a batch lies in memory.
 
-Whether bfloat16 is worth it only a timed step tells: some processors are ten times slower with it.
+Whether bfloat16 is worth it on a processor only a timed step tells: some are ten times slower with it.
 """
 
 import time
@@ -19,12 +19,19 @@ _IMAGES = 16
 
 
 def decide(
-    setting: str, make_encoder: Callable[[], nn.Module], *, size: int, group_size: int, device: torch.device
+    setting: str,
+    make_encoder: Callable[[], nn.Module],
+    *,
+    size: int,
+    group_size: int,
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> str:
     """SOLVER.AMP -> "bf16", "fp16" or "off", and why, in one line that every process agrees on.
 
-    `auto` times training steps of a throw-away encoder on `size` x `size` images in both precisions; their
-    number is made of whole batch-norm groups of `group_size`.
+    `auto` takes bf16 on a GPU that has it. On a CPU it times training steps of a throw-away encoder in both
+    precisions, on `size` x `size` images in this `layout`; their number is made of whole batch-norm groups of
+    `group_size`.
 
     Raises:
         UserError: fp16 without a GPU.
@@ -35,12 +42,13 @@ def decide(
         )
     if setting != "auto":
         return f"{setting} (SOLVER.AMP)"
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "off (this GPU has no bf16)"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16 (this GPU has it)" if native else "off (this GPU has no bf16)"
     say("timing a bf16 step against a float32 one ...")
     encoder = make_encoder().to(device)
     count = _IMAGES // group_size * group_size or _IMAGES  # a part of one larger group is a group
-    images = torch.randn(count, 3, size, size, device=device)
+    images = torch.randn(count, 3, size, size, device=device).contiguous(memory_format=layout)
     full, half = _seconds(encoder, images)
     ratio = torch.tensor([full / half], device=device)
     dist.mean_over_processes([ratio])
@@ -67,8 +75,6 @@ def _seconds(encoder: nn.Module, images: torch.Tensor) -> tuple[float, float]:
             with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
                 output = encoder(images)
             output.float().square().sum().backward()
-            if images.device.type == "cuda":
-                torch.cuda.synchronize(images.device)
             if attempt:  # the first steps warm up
                 best[bf16] = min(best[bf16], time.perf_counter() - start)
         spent = torch.tensor([time.perf_counter() - begin], device=images.device)

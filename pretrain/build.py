@@ -1,14 +1,16 @@
 """From a config to the model and the optimizer of a run."""
 
+import os
 from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import amp, encoders, norm
+from pretrain import amp, dist, encoders, norm
 from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
+from pretrain.errors import UserError
 from pretrain.mechanisms import EndToEnd, MemoryBank
 from pretrain.moco import MoCo
 
@@ -20,17 +22,31 @@ def build(
 
     Args:
         images: in the data set; a memory bank has a vector for each.
+    Raises:
+        UserError: its keys would not fit into the memory of this machine or GPU.
     """
+    _check_memory(cfg, device, images)
     make = encoder_maker(cfg, device)
     decision = (
         amp.decide(
-            cfg.SOLVER.AMP, make, size=cfg.INPUT.SIZE, group_size=cfg.MODEL.BN_GROUP_SIZE, device=device
+            cfg.SOLVER.AMP,
+            make,
+            size=cfg.INPUT.SIZE,
+            group_size=cfg.MODEL.BN_GROUP_SIZE,
+            device=device,
+            layout=torch.channels_last if amp.channels_last(cfg, device) else torch.contiguous_format,
         )
         if decide
         else ""
     )
     torch.manual_seed(cfg.SEED)
     model = mechanism(cfg, make, images=images).to(device)
+    if (
+        device.type == "cuda"
+    ):  # as the images come: else each convolution would bring its weights into that order
+        model.to(memory_format=torch.channels_last)
+    for encoder in model.children():  # drawn from the same seed, but machines may differ in the last bit
+        dist.copy_from_main(encoder.state_dict().values())
     if cfg.MODEL.COMPILE:
         for encoder in model.children():
             encoder.compile()  # in place: the names of weights stay
@@ -41,12 +57,39 @@ def build(
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         fused=True,  # the same bits as without, in fewer passes over memory; no wait for a GradScaler
     )
-    if (
-        cfg.SOLVER.AMP == "fp16"
-    ):  # a fused first step that overflows would leave uninitialised memory as momenta
-        for parameter in model.trained():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for parameter in model.trained():  # a fused first step that is left out would make momenta of raw memory
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return model, optimizer, decision
+
+
+def _check_memory(cfg: CfgNode, device: torch.device, images: int) -> None:
+    """Raise `UserError` where the vectors of queue or bank are larger than the memory that is to hold them."""
+    sizes = {  # vectors, and what they are
+        "moco": (cfg.MOCO.K, "the queue: use a smaller MOCO.K"),
+        "memorybank": max(
+            (cfg.MOCO.K, "the negatives of a step: use a smaller MOCO.K"),
+            (images, "the memory bank, one for each image: use fewer images"),
+        ),
+        "endtoend": (0, ""),
+    }
+    vectors, what = sizes[cfg.MOCO.MECHANISM]
+    needed, memory = 4 * vectors * cfg.MODEL.DIM, _memory(device)
+    if needed > memory:
+        raise UserError(
+            f"{'MOCO.K' if vectors == cfg.MOCO.K else 'DATA.TRAIN'} {vectors}, MODEL.DIM {cfg.MODEL.DIM}: "
+            f"{needed / 1e9:.0f} GB, and the memory has {memory / 1e9:.0f} GB, for {what} or MODEL.DIM"
+        )
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes that a tensor of this device can have at most; one is drawn on the CPU first."""
+    names = getattr(os, "sysconf_names", {})
+    machine = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else float("inf")
+    )
+    if device.type != "cuda":
+        return machine
+    return min(machine, torch.cuda.get_device_properties(device).total_memory)
 
 
 def mechanism(cfg: CfgNode, make: Callable[[], nn.Module], *, images: int) -> Contrast:

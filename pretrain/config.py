@@ -126,6 +126,9 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
     numbers = is_list and len(default) > 0 and all(isinstance(v, int | float) for v in default)
     if numbers and isinstance(value, list | tuple) and not all(isinstance(v, int | float) for v in value):
         raise UserError(f"{where}: {value!r} is no list of numbers (the default is {default!r})")
+    texts = is_list and len(default) > 0 and all(isinstance(v, str) for v in default)
+    if texts and isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value):
+        raise UserError(f"{where}: {value!r} is no list of texts (the default is {default!r})")
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
@@ -199,7 +202,7 @@ def defaults() -> CfgNode:
                 "GAMMA_PERIOD": 62500,  # every so many iterations
                 "MAX_EPOCH": 200,
                 "MAX_ITER": 0,  # stop after so many iterations; 0: only MAX_EPOCH counts
-                "AMP": "auto",  # auto (bf16 where a timed step shows that it is faster) | bf16 | fp16 | off
+                "AMP": "auto",  # auto (bf16 on GPUs that have it; on CPUs a timed step tells) | bf16 | fp16 | off
                 "CHECKPOINT_PERIOD": 10,  # epochs; the checkpoint of every so manieth one stays for good
                 "KEEP_LAST": 3,  # checkpoints of the last epochs that stay besides; 0 keeps all
                 "SAVE_MINUTES": 15.0,  # save inside an epoch too, so often; 0: only at its end

@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -231,8 +231,9 @@ def mean_over_processes(tensors: list[torch.Tensor]) -> None:
         tensor.detach().copy_(mean.view_as(tensor))
 
 
-def copy_from_main(tensors: list[torch.Tensor]) -> None:
-    """Replace each float tensor by the main process's, in place, in one message."""
+def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
+    """Replace each float tensor by the main process's, in place, in one message. Other tensors are left alone."""
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

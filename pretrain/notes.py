@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 
 import torch
 from fvcore.common.config import CfgNode
@@ -42,6 +43,15 @@ def _about_chance(cfg: CfgNode, images: int) -> str:
     return f"a loss near ln({count} + 1) = {chance:.2f} is chance: no key is told from the others{young}"
 
 
+def unreached_steps(steps: Sequence[int], epochs: int) -> list[str]:
+    """A note if the learning rate would fall only after the last epoch, as when a recipe is shortened."""
+    late = [step for step in steps if step >= epochs]
+    if not late:
+        return []
+    return [f"SOLVER.STEPS {list(steps)}: epoch {late[0]} is not reached in SOLVER.MAX_EPOCH {epochs}, so the learning "
+            "rate stays high; scale both alike"]  # fmt: skip
+
+
 def _notes(cfg: CfgNode, images: int) -> list[str]:
     notes = []
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
@@ -50,6 +60,7 @@ def _notes(cfg: CfgNode, images: int) -> list[str]:
         notes.append(
             f"SOLVER.BASE_LR {rate:g} at {batch} images a step: the paper's 0.03 at 256 is {scaled:.4g} there"
         )
+    notes += unreached_steps(cfg.SOLVER.STEPS if cfg.SOLVER.SCHEDULE == "step" else [], cfg.SOLVER.MAX_EPOCH)
     usable = 2 ** (max(images // 2, 1).bit_length() - 1)
     if cfg.MOCO.MECHANISM == "moco" and images < 2 * cfg.MOCO.K:
         notes.append(

@@ -32,6 +32,15 @@ def test_fixed_settings_are_not_timed() -> None:
         assert decision.startswith(setting)
 
 
+@pytest.mark.parametrize(("native", "choice"), [(True, "bf16 ("), (False, "off (")])
+def test_a_gpu_is_asked_not_timed(monkeypatch: pytest.MonkeyPatch, native: bool, choice: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native)
+    gpu = torch.device("cuda")
+    assert amp.decide("auto", lambda: pytest.fail("timed"), size=8, group_size=4, device=gpu).startswith(
+        choice
+    )
+
+
 def test_float16_is_for_gpus() -> None:
     """Taken as it is where there is one; no GPU is touched by the decision."""
     never = torch.nn.Identity

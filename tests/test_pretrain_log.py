@@ -154,6 +154,11 @@ def test_the_papers_settings_give_no_note(
             "negatives from 1000 images: many are drawn more than once",
         ),
         (IMAGENET, ["MOCO.SHUFFLE", False], "MOCO.SHUFFLE False: batch norm leaks"),
+        (
+            IMAGENET,
+            ["SOLVER.SCHEDULE", "step", "SOLVER.MAX_EPOCH", 160],
+            r"SOLVER.STEPS \[120, 160\]: epoch 160 is not reached in SOLVER.MAX_EPOCH 160",
+        ),
         (IMAGENET, ["MODEL.NORM", "BN"], "MODEL.NORM BN: batch norm leaks"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import checkpoint, config, dist
+from pretrain import build, checkpoint, config, dist
 from pretrain.log import METRICS_FILE
 from pretrain.train import train
 
@@ -55,6 +55,21 @@ def in_float64(runs: list[list[str]]) -> None:
     dist.init_from_env(torch.device("cpu"))
     for run in runs:
         train(config.load(CONFIG[1], run, processes=dist.world_size()))
+
+
+def starts_worker(folder: str) -> None:
+    dist.init_from_env(torch.device("cpu"))
+    cfg = config.load(CONFIG[1], [*SMALL, "MODEL.BN_GROUP_SIZE", "16", "SEED", str(dist.rank())], processes=2)
+    model, _, _ = build.build(cfg, torch.device("cpu"), images=64, decide=False)
+    torch.save(model.state_dict(), f"{folder}/{dist.rank()}.pt")
+
+
+def test_all_processes_start_from_the_weights_of_the_first(tmp_path: Path) -> None:
+    """Also where their random numbers differ, as in the last bit between kinds of machines."""
+    dist.spawn(starts_worker, 2, (str(tmp_path),))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]) == (name != "queue"), name
 
 
 def log_lines(output: Path) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def _start(settings: list[str], output: Path, *flags: str) -> subprocess.Popen[s
 
 
 def _until_iteration(folder: Path, iteration: int) -> None:
-    for _ in range(6000):
+    for _ in range(30000):
         if (folder / "metrics.json").exists() and f'"iteration": {iteration}' in (
             folder / "metrics.json"
         ).read_text():
