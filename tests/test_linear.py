@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,18 @@ from conftest import ROOT, run_script
 from PIL import Image
 from torchvision.transforms import v2
 
-from pretrain import checkpoint, dist
+from pretrain import checkpoint, data, dist
 from pretrain.encoders import architecture
 from pretrain.errors import UserError
-from transfer import convert, linear, linear_backbone, linear_config, linear_data, linear_paper
+from transfer import (
+    convert,
+    linear,
+    linear_backbone,
+    linear_config,
+    linear_data,
+    linear_paper,
+    linear_results,
+)  # fmt: skip
 from transfer.layouts import MSRA
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_features import Fixed
@@ -290,7 +299,7 @@ def test_cached_training_equals_a_loop_by_hand(task: Task) -> None:
     optimizer = torch.optim.SGD([weight, bias], lr=0.1, momentum=0.9)
     for epoch, lr in enumerate((0.1, 0.1, 0.01)):
         optimizer.param_groups[0]["lr"] = lr
-        order = list(linear_data.Batches(20, cfg, start=2 * epoch, stop=2 * epoch + 2))
+        order = list(data.Batches(20, cfg, start=2 * epoch, stop=2 * epoch + 2))
         assert len({index for batch in order for _, index in batch}) == 16
         for batch in order:
             rows = [index for _, index in batch]
@@ -457,6 +466,45 @@ def test_published_numbers() -> None:
     assert not numbers("resnet18", 1.0) and not numbers("resnet50", 1.0, train=1_281_166)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], []),
+        (["SEED", "3", "DATA.NUM_WORKERS", "0", "KNN.K", "5", "OUTPUT_DIR", "x"], []),
+        (["SWEEP", "[1, 30]", "SOLVER.BASE_LR", "0.1"], []),
+        (["SOLVER.BASE_LR", "0.1"], ["SOLVER.BASE_LR 0.1 (30)"]),
+        (["CACHE", "True"], ["CACHE True (False)"]),
+        (["INPUT.SIZE", "160"], ["INPUT.SIZE 160 (224)"]),
+        (["SOLVER.IMS_PER_BATCH", "512"], ["SOLVER.IMS_PER_BATCH 512 (256)"]),
+        (["SOLVER.MOMENTUM", "0", "SOLVER.WEIGHT_DECAY", "1e-4"],
+         ["SOLVER.MOMENTUM 0 (0.9)", "SOLVER.WEIGHT_DECAY 0.0001 (0)"]),
+        (["SOLVER.MAX_EPOCH", "10", "SOLVER.STEPS", "[6, 8]"],
+         ["SOLVER.MAX_EPOCH 10 (100)", "SOLVER.STEPS [6, 8] ([60, 80])"]),
+    ],
+)  # fmt: skip
+def test_settings_that_are_not_the_papers(changes: list[str], expected: list[str]) -> None:
+    cfg = linear_config.defaults()
+    linear_config.config.merge(cfg, ROOT / "configs/linear/imagenet.yaml", changes)
+    assert linear_paper.differences(cfg) == expected
+
+
+def test_published_numbers_only_beside_the_papers_protocol(
+    task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if the papers had probed this network on these images, by 100 epochs at 224 pixels; then by 3 at 32."""
+    row = {"method": "MoCo", "top1": 60.6, "source": "a paper"}
+    monkeypatch.setattr(linear_paper, "published", lambda *_, **__: [row])
+    assert not task.run("run", knn=True)["published"] and "60.6" not in capsys.readouterr().out
+    assert not task.run("run", "CACHE", "True")["published"]
+    output = capsys.readouterr().out
+    assert (
+        "60.6" not in output and "not comparable with SOLVER.BASE_LR 0.1 (30), INPUT.SIZE 32 (224)" in output
+    )
+    monkeypatch.setattr(linear_paper, "defaults", lambda: task.config("run"))
+    assert task.run("own")["published"] == [row]
+    assert "published: MoCo: 60.6 (a paper)" in capsys.readouterr().out
+
+
 def test_the_config_is_the_papers() -> None:
     cfg = linear_config.defaults()
     before = cfg.clone()
@@ -513,6 +561,32 @@ def test_wrong_folders(task: Task, image_folder: MakeFolder) -> None:
     assert not (task.folder / "run").exists()
 
 
+def test_the_same_images_to_train_and_to_test_on(task: Task, tmp_path: Path) -> None:
+    """One folder, a link to it, a copy; but not other images whose names and sizes are the same."""
+    for name in ("copy", "other"):
+        shutil.copytree(task.train, tmp_path / name)
+    (tmp_path / "link").symlink_to(task.train)
+    for val in (task.train, tmp_path / "link", tmp_path / "copy"):
+        for knn in (False, True):
+            with pytest.raises(UserError, match=r"DATA\.VAL .*: the same images as DATA\.TRAIN "):
+                task.run("run", "DATA.VAL", str(val), knn=knn)
+    assert not (task.folder / "run").exists()
+    last = tmp_path / "other" / "b" / "0009.jpg"
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    assert "knn" in task.run("run", "DATA.VAL", str(tmp_path / "other"), knn=True)
+
+
+@pytest.mark.parametrize("knn", [False, True])
+def test_an_output_folder_that_cannot_be(task: Task, knn: bool) -> None:
+    (task.folder / "file").write_text("")
+    for output in (str(task.folder / "file"), str(task.folder / "file" / "below"), "/proc/foo", "x" * 300):
+        cfg = task.config("unused", "OUTPUT_DIR", output)
+        with pytest.raises(
+            UserError, match=f"^OUTPUT_DIR {output}: cannot be written: .*; name another folder$"
+        ):
+            linear.run(cfg, task.weights, knn=knn)
+
+
 def test_wrong_weights(task: Task, tmp_path: Path) -> None:
     state = small_network("resnet18").state_dict()
     partial = {name: tensor for name, tensor in state.items() if name != "layer4.1.bn2.weight"}
@@ -556,7 +630,40 @@ def test_a_rate_at_which_one_diverges(task: Task, capsys: pytest.CaptureFixture[
     assert results["rates"][0]["loss"] is None and results["lr"] == 0.01 and results["loss"] > 0
     assert "diverged" in capsys.readouterr().out
     task.run("high", "SOLVER.BASE_LR", "1000")
-    assert "too high for features of this size" in capsys.readouterr().out
+    assert "too high for features of this size; try --sweep 1,10,100\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rates", "losses", "expected"),
+    [
+        ([30.0], [9.0], "try --sweep 0.03,0.3,3"),
+        ([0.01, 0.1, 1.0, 10.0], [9.0] * 4, "try --sweep 1e-05,0.0001,0.001"),
+        ([10.0, 0.1], [9.0, 0.1], "try --sweep 0.01,1"),
+        ([10.0, 0.01, 0.1, 1.0], [9.0, 0.1, 0.1, 0.1], "smaller ones did no better"),
+    ],
+)
+def test_rates_that_were_tried_are_not_advised(
+    rates: list[float], losses: list[float], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first rate is the best one here."""
+    accuracies = [(90.0 - n, 100.0) for n in range(len(rates))]
+    linear_results.table(rates, losses, accuracies, classes=10)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"features of this size; {expected}")
+
+
+def test_steps_after_the_last_epoch_are_noted(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    for epochs, steps, late, advised in (
+        (1, "[1]", "[1]", "[]"),
+        (2, "[60, 80]", "[60, 80]", "[1, 1]"),
+        (3, "[1, 3]", "[3]", "[2, 2]"),
+    ):
+        task.run(f"late{epochs}", "SOLVER.MAX_EPOCH", str(epochs), "SOLVER.STEPS", steps)
+        expected = (
+            f"STEPS {late} are not reached in {epochs} epochs: the papers' [60, 80] of 100 would be {advised}"
+        )
+        assert expected in capsys.readouterr().out
+        task.run(f"early{epochs}", "SOLVER.MAX_EPOCH", str(epochs), "SOLVER.STEPS", advised)
+        assert "not reached" not in capsys.readouterr().out
 
 
 def test_the_command(task: Task) -> None:

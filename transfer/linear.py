@@ -26,8 +26,8 @@ from transfer import (
 from transfer.describe import describe_input
 from transfer.linear_backbone import Backbone, Extractor
 from transfer.linear_classifiers import Classifiers
-from transfer.linear_config import rates
-from transfer.linear_data import LabelledImages, check_classes
+from transfer.linear_config import defaults, rates
+from transfer.linear_data import LabelledImages, check_classes, check_separate
 
 
 @dataclass
@@ -86,6 +86,7 @@ def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
     device = dist.pick_device(cfg.DEVICE)
     train, val = (LabelledImages(cfg.DATA[part], key=f"DATA.{part}") for part in ("TRAIN", "VAL"))
     check_classes(train, val)
+    check_separate(train, val)
     backbone = linear_backbone.load(weights, cfg, source=source, branch=branch)
     own = torch.tensor([[int(d[:8], 16) for d in (train.digest, val.digest, backbone.digest)]], device=device)
     if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:  # they would wait for each other for ever
@@ -126,9 +127,8 @@ def _measure_knn(probe: Probe, extract: Extractor) -> None:
     say(f"weighted kNN, k {neighbours}, T {cfg.KNN.T:g}: top-1 {top1:.2f} %")
     seconds = time.perf_counter() - probe.began
     measured = {"k": neighbours, "temperature": cfg.KNN.T, "top1": top1}
-    linear_results.write(
-        probe.folder / "knn.json", _record(probe, {"knn": measured}, len(train.unreadable), seconds)
-    )
+    content = {"knn": measured, "published": []}  # the papers have no kNN
+    linear_results.write(probe.folder / "knn.json", _record(probe, content, len(train.unreadable), seconds))
 
 
 def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, signals: Signals) -> None:
@@ -136,6 +136,7 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     if stored:
         linear_state.compare(stored, probe.origin, cfg)
     data.iterations_per_epoch(len(probe.train), cfg)  # too few images are better said before an hour's work
+    _say_notes(cfg)
     val = _fixed(probe, extract, probe.val, signals)
     train = _fixed(probe, extract, probe.train, signals) if cfg.CACHE else None
     per_epoch = data.iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
@@ -145,8 +146,6 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     if dist.is_main():
         text = digest_text(cfg)
         write_atomic(probe.folder / "config.yaml", lambda file: file.write(text.encode()))
-    if cfg.CACHE:
-        say("note: CACHE True: trained on fixed centre crops; the papers train on random crops")
     start, stop = state.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
     if train:
         batches = linear_features.cached(train, cfg, start=start, stop=stop, device=probe.device)
@@ -158,6 +157,19 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
             state, batches, val, cfg=cfg, per_epoch=per_epoch, broken=broken, signals=signals, began=probe.began
         )  # fmt: skip
     _report(probe, state, val, per_epoch, unreadable=len(broken.names()))
+
+
+def _say_notes(cfg: CfgNode) -> None:
+    if cfg.CACHE:
+        say("note: CACHE True: trained on fixed centre crops; the papers train on random crops")
+    epochs, papers = cfg.SOLVER.MAX_EPOCH, defaults().SOLVER
+    late = [step for step in cfg.SOLVER.STEPS if step >= epochs]
+    if late:
+        scaled = [min(round(step * epochs / papers.MAX_EPOCH), epochs - 1) for step in papers.STEPS]
+        say(
+            f"note: SOLVER.STEPS {late} are not reached in {epochs} epochs: the papers' {papers.STEPS} of "
+            f"{papers.MAX_EPOCH} would be {[step for step in scaled if step > 0]}"
+        )
 
 
 def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken:
@@ -191,16 +203,21 @@ def _report(
         "rates": rows,
         "chosen_on_val": len(rows) > 1,
         "views": "fixed centre crops" if probe.cfg.CACHE else "random crops",
+        "published": _published(probe),
     }
     linear_results.write(probe.folder / "results.json", _record(probe, measured, unreadable, state.seconds))
 
 
+def _published(probe: Probe) -> linear_results.Published:
+    """The papers' numbers to compare with, printed too; none for another protocol than theirs."""
+    sizes = {"classes": len(probe.train.classes), "train": len(probe.train), "val": len(probe.val)}
+    rows = linear_paper.published(probe.backbone.architecture, **sizes)
+    return linear_results.comparable(rows, linear_paper.differences(probe.cfg))
+
+
 def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: float) -> dict[str, Any]:
-    """What was measured, of what, beside the papers' numbers, which are printed too."""
+    """What was measured, and of what."""
     backbone, train, val = probe.backbone, probe.train, probe.val
-    sizes = {"classes": len(train.classes), "train": len(train), "val": len(val)}
-    published = linear_paper.published(backbone.architecture, **sizes)
-    linear_results.say_published(published)
     weights = {
         "file": probe.weights,
         "sha256": backbone.file_digest or None,
@@ -221,7 +238,6 @@ def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: fl
     }
     return {
         **measured,
-        "published": published,
         "weights": weights,
         "data": images,
         **linear_results.circumstances(probe.cfg, probe.device, seconds=seconds),

@@ -1,16 +1,15 @@
 """Labelled images of the linear probe: class folders, random crops to train on, centre crops to test on."""
 
+import filecmp
 import hashlib
 import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from pretrain import dist, rng, views
+from pretrain import rng, views
 from pretrain.decode import ImageFile, centre_view
 from pretrain.errors import UserError
 from pretrain.images import ImageFiles, find_images
@@ -69,6 +68,23 @@ def check_classes(train: LabelledImages, val: LabelledImages) -> None:
                 f"{other.name}: {len(missing)} of the {len(one.classes)} class folders of {one.name} are not "
                 f"in it, such as {missing[0]}; both need the same"
             )
+
+
+def check_separate(train: LabelledImages, val: LabelledImages) -> None:
+    """Raise `UserError` if both are the same images, in one folder or in copies of one."""
+    pairs = zip(train.files, val.files, strict=True)
+    # equal digests are not enough: uncompressed images of one size have files of one size
+    if train.digest == val.digest and all(_same_file(*pair) for pair in pairs):
+        raise UserError(
+            f"{val.name}: the same images as {train.name}: accuracy would be that of images trained on; name others"
+        )
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:  # unreadable; reported when images are read
+        return False
 
 
 class Crop(NamedTuple):
@@ -143,27 +159,3 @@ def collate_centres(samples: list[tuple[np.ndarray, bool]]) -> tuple[torch.Tenso
     """Images (N, size, size, 3) uint8, and whether each could be read (N,) bool."""
     images = torch.from_numpy(np.stack([image for image, _ in samples]))
     return images, torch.tensor([good for _, good in samples])
-
-
-class Batches(Sampler[list[tuple[int, int]]]):
-    """This process's (epoch, index) pairs of each iteration from `start` to `stop`, over all epochs.
-
-    Epoch e visits `images` in a random order of (seed, e) and leaves out what does not fill a batch. Image i of the
-    total batch goes to process i mod W.
-    """
-
-    def __init__(self, images: int, cfg: CfgNode, *, start: int, stop: int) -> None:
-        self.images, self.batch, self.seed = images, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED
-        self.start, self.stop = start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, order_epoch = np.empty(0, np.int64), -1
-        for iteration in range(self.start, self.stop):
-            epoch, step = divmod(iteration, self.images // self.batch)
-            if epoch != order_epoch:
-                order, order_epoch = rng.generator("order", self.seed, epoch).permutation(self.images), epoch
-            total = order[step * self.batch : (step + 1) * self.batch]
-            yield [(epoch, int(index)) for index in total[dist.rank() :: dist.world_size()]]

@@ -18,7 +18,6 @@ from pretrain.errors import UserError
 from pretrain.stop import Signals
 from transfer.linear_backbone import Backbone, Extractor
 from transfer.linear_data import (
-    Batches,
     CentreCrops,
     LabelledImages,
     RandomCrops,
@@ -96,7 +95,7 @@ def _compute(
     say(f"{images.name}: computing features of {count} images ({count * channels * 4 / 1e6:.0f} MB) ...")
     rows = _rows(images, extract, cfg, signals)
     if dist.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent, cfg)
         free = shutil.disk_usage(path.parent).free
         if free < count * channels * 4:
             raise UserError(
@@ -108,6 +107,15 @@ def _compute(
         for _ in rows:
             pass
     dist.barrier()
+
+
+def _make_folder(folder: Path, cfg: CfgNode) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: cannot be written: {error.strerror or error}; name another folder"
+        ) from error
 
 
 def _write(
@@ -162,7 +170,7 @@ def random_crops(
 ) -> Generator[Features, None, None]:
     """This process's share of the batches of iterations `start` to `stop`, each image cropped at random."""
     crops = RandomCrops(images, size=cfg.INPUT.SIZE, seed=cfg.SEED)
-    batches = Batches(len(images), cfg, start=start, stop=stop)
+    batches = data.Batches(len(images), cfg, start=start, stop=stop)
     loader = iter(data.loader(crops, cfg, batches=batches, device=extract.device, collate=collate_crops))
     try:
         for pixels, labels, broken in loader:
@@ -175,7 +183,7 @@ def cached(
     known: Fixed, cfg: CfgNode, *, start: int, stop: int, device: torch.device
 ) -> Generator[Features, None, None]:
     """The same batches of features that are there already."""
-    for pairs in Batches(len(known.usable), cfg, start=start, stop=stop):
+    for pairs in data.Batches(len(known.usable), cfg, start=start, stop=stop):
         rows = known.usable[[index for _, index in pairs]]
         features, labels = torch.from_numpy(known.features[rows]), torch.from_numpy(known.labels[rows])
         yield Features(features.to(device), labels.to(device), [])

@@ -1,6 +1,9 @@
 """Published accuracies of linear classifiers on ImageNet-1k, for those who probe the same network on it."""
 
+from fvcore.common.config import CfgNode
+
 from pretrain.encoders import Architecture, architecture
+from transfer.linear_config import defaults, flat
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet-1k
 
@@ -15,6 +18,26 @@ _PUBLISHED: tuple[tuple[str, float, str, float, str], ...] = (  # architecture, 
     ("resnet50", 2, "MoCo v1, 200 epochs", 65.4, _V1),
     ("resnet50", 4, "MoCo v1, 200 epochs", 68.6, _V1),
 )
+
+
+_PROTOCOL = (
+    "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.STEPS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY",
+    "CACHE",
+)  # fmt: skip
+
+
+def differences(cfg: CfgNode) -> list[str]:
+    """`KEY value (the papers' value)` of each setting that makes a run's figure no match for the published ones.
+
+    A sweep is none: the papers' rate of 30 was found by one.
+    """
+    keys = _PROTOCOL if cfg.SWEEP else ("SOLVER.BASE_LR", *_PROTOCOL)
+    own, papers = flat(cfg), flat(defaults())
+    return [f"{key} {_text(own[key])} ({_text(papers[key])})" for key in keys if own[key] != papers[key]]
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def published(shape: Architecture, *, classes: int, train: int, val: int) -> list[dict[str, str | float]]:

@@ -20,6 +20,7 @@ from pretrain.console import say
 from transfer.linear_config import IRRELEVANT, flat
 
 Accuracy = tuple[float, float]  # top-1 and top-5, percent
+Published = list[dict[str, str | float]]  # method, top1, source
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -75,9 +76,15 @@ def table(rates: list[float], losses: list[float], accuracies: list[Accuracy], *
     if first["loss"] is None or first["loss"] > math.log(classes):
         say(
             f"note: the training loss is above ln({classes}) = {math.log(classes):.2f}, that of guessing: the rate is "
-            "too high for features of this size; try --sweep 0.01,0.1,1,10"
+            f"too high for features of this size; {_advice(first['lr'], rates)}"
         )
     return rows
+
+
+def _advice(best_rate: float, rates: list[float]) -> str:
+    tried = {f"{rate:g}" for rate in rates}
+    smaller = [text for factor in (0.001, 0.01, 0.1) if (text := f"{best_rate * factor:g}") not in tried]
+    return f"try --sweep {','.join(smaller)}" if smaller else "smaller ones did no better"
 
 
 def best(rows: list[dict]) -> dict:
@@ -85,9 +92,18 @@ def best(rows: list[dict]) -> dict:
     return max([row for row in rows if row["loss"] is not None] or rows, key=lambda row: row["top1"])
 
 
-def say_published(published: list[dict[str, str | float]]) -> None:
-    """Print the papers' numbers for this network and data, or that there are none."""
-    for row in published:
-        say(f"published: {row['method']}: {row['top1']} ({row['source']})")
+def comparable(published: Published, differences: list[str]) -> Published:
+    """Print the papers' numbers, or why none can stand beside this run; returns those that were printed.
+
+    Args:
+        published: those for this network and data.
+        differences: the settings in which this run is not the papers'.
+    """
     if not published:
         say("published: none for this network and data (the papers': ImageNet-1k, R50, RX50, R50w2x, R50w4x)")
+    elif differences:
+        say(f"published: not comparable with {', '.join(differences)}; in brackets, the papers' setting")
+        return []
+    for row in published:
+        say(f"published: {row['method']}: {row['top1']} ({row['source']})")
+    return published

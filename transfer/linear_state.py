@@ -1,6 +1,7 @@
 """The state of a linear probe between two steps: saved whole, restored so that nothing differs."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def save(state: State, cfg: CfgNode) -> None:
 def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
     """What OUTPUT_DIR holds; None for a new run. Raises `UserError` for a used folder without `--resume`."""
     path = Path(cfg.OUTPUT_DIR) / LAST
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name too long, or a folder closed to us
         if resume:
             say(f"--resume: no {path}; starting at the beginning")
         return None
