@@ -20,7 +20,8 @@ class Broken:
         files: the images.
         limit: DATA.MAX_BROKEN, the share of them that may be unreadable.
         folder: OUTPUT_DIR, for the list of names.
-        going_on: the names that this run has listed before stay in the list.
+        going_on: the names that this run has listed before stay in the list, and count, unless they were so many
+            that it ended for them: they have been mended, or are met and listed again.
         device: where the processes exchange tensors.
     """
 
@@ -30,7 +31,11 @@ class Broken:
         self.files, self.limit, self.path, self.device = files, limit, folder / FILE, device
         self.indices: set[int] = set()  # the same in all processes
         self.new: set[int] = set()  # that the others have not heard of
-        self._listed = _lines(self.path) if going_on else set()
+        self._earlier = (
+            _lines(self.path) if going_on else set()
+        )  # of sessions before, and not met again so far
+        if len(self._earlier) > limit * len(files) or len(self._earlier) >= len(files):
+            self._earlier = set()
 
     def add(self, indices: list[int]) -> None:
         """Note the unreadable images of one batch of this process."""
@@ -44,9 +49,14 @@ class Broken:
         mine = torch.tensor(sorted(self.new), dtype=torch.int64, device=self.device)
         most = int(dist.all_gather_interleaved(mine.new_tensor([len(mine)])).max())
         padded = torch.nn.functional.pad(mine, (0, most - len(mine)), value=-1)
-        self.indices.update(index for index in dist.all_gather_interleaved(padded).tolist() if index >= 0)
+        found = {index for index in dist.all_gather_interleaved(padded).tolist() if index >= 0}
+        if self._earlier:
+            self._earlier -= {printable(self.files[index]) for index in found - self.indices}
+        self.indices |= found
         self.new.clear()
-        count, total = len(self.indices), len(self.files)
+        earlier = mine.new_tensor([len(self._earlier)])  # not all see the same file while it is written
+        count = len(self.indices) + int(dist.all_gather_interleaved(earlier).max())
+        total = len(self.files)
         if count > self.limit * total or count == total:
             self.write()
             raise UserError(
@@ -57,7 +67,7 @@ class Broken:
 
     def names(self) -> list[str]:
         """One line for each unreadable image, also of those that the run had met before it was stopped."""
-        return sorted(self._listed | {printable(self.files[index]) for index in self.indices})
+        return sorted(self._earlier | {printable(self.files[index]) for index in self.indices})
 
     def write(self) -> None:
         """Write the names to OUTPUT_DIR/broken_images.txt, from the main process; no file without names.

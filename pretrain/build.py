@@ -64,21 +64,17 @@ def build(
 
 def _check_memory(cfg: CfgNode, device: torch.device, images: int) -> None:
     """Raise `UserError` where the vectors of queue or bank are larger than the memory that is to hold them."""
-    sizes = {  # vectors, and what they are
-        "moco": (cfg.MOCO.K, "the queue: use a smaller MOCO.K"),
-        "memorybank": max(
-            (cfg.MOCO.K, "the negatives of a step: use a smaller MOCO.K"),
-            (images, "the memory bank, one for each image: use fewer images"),
-        ),
-        "endtoend": (0, ""),
-    }
-    vectors, what = sizes[cfg.MOCO.MECHANISM]
-    needed, memory = 4 * vectors * cfg.MODEL.DIM, _memory(device)
-    if needed > memory:
-        raise UserError(
-            f"{'MOCO.K' if vectors == cfg.MOCO.K else 'DATA.TRAIN'} {vectors}, MODEL.DIM {cfg.MODEL.DIM}: "
-            f"{needed / 1e9:.0f} GB, and the memory has {memory / 1e9:.0f} GB, for {what} or MODEL.DIM"
-        )
+    vectors = {} if cfg.MOCO.MECHANISM == "endtoend" else {"MOCO.K": cfg.MOCO.K}
+    if cfg.MOCO.MECHANISM == "memorybank":
+        vectors["DATA.TRAIN, images:"] = images
+    memory = _memory(device)
+    for name, number in vectors.items():
+        needed = 4 * number * cfg.MODEL.DIM
+        if needed > memory:
+            raise UserError(
+                f"{name} {number}: so many vectors of MODEL.DIM {cfg.MODEL.DIM} take {needed / 1e9:.0f} GB, and the "
+                f"memory has {memory / 1e9:.0f} GB: use fewer, or a smaller MODEL.DIM"
+            )
 
 
 def _memory(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pretrain.images import Images, Order, permutation
 from pretrain.stop import outlive_the_stop
 
 _REPLACEMENTS = 16  # other images tried in the place of an unreadable one
-_STRIDE = 7919  # a prime: neighbours in the list may all sit in the same broken folder
+_STRIDE = 7919  # or a little more: neighbours in the list may all sit in the same broken folder
 
 
 class Sample(NamedTuple):
@@ -52,7 +53,8 @@ class Batch(NamedTuple):
 class ViewPairs(Dataset[Sample]):
     """Item (epoch, index) -> both views of image `index` in that epoch.
 
-    An unreadable image is replaced by another one, always the same; 16 failures in a row give blank views.
+    An unreadable image is replaced by another one, always the same; 16 failures in a row, or as many as there are
+    images, give blank views.
     """
 
     def __init__(self, files: Images, cfg: CfgNode) -> None:
@@ -60,6 +62,9 @@ class ViewPairs(Dataset[Sample]):
         self.recipe = views.recipe_without(cfg.INPUT.AUG, cfg.INPUT.WITHOUT)
         self.geometry_only = cfg.INPUT.VIEWS == "gpu"
         self.size, self.min_scale, self.seed = cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE, cfg.SEED
+        self.stride = _STRIDE
+        while math.gcd(self.stride, len(files) or 1) > 1:  # it would come back to the same few images
+            self.stride += 1
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,8 +72,8 @@ class ViewPairs(Dataset[Sample]):
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, wanted = item
         broken: list[int] = []
-        for attempt in range(_REPLACEMENTS):
-            index = (wanted + attempt * _STRIDE) % len(self.files)
+        for attempt in range(min(_REPLACEMENTS, len(self.files))):
+            index = (wanted + attempt * self.stride) % len(self.files)
             try:
                 query, key, choices = views.two_views(
                     self.files.read(index), self.recipe, size=self.size, min_scale=self.min_scale,

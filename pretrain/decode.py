@@ -26,24 +26,28 @@ _MARGIN = 2.0  # a JPEG is decoded smaller only to this many times the wanted si
 
 
 class ImageFile:
-    """The bytes of an image file, with its header read. Raises Pillow's exceptions for what is no image.
+    """The bytes of an image file, of which a JPEG's header is read. Raises Pillow's exceptions for what is no image.
 
     Attributes:
         width, height: of the picture, upright after EXIF rotation.
     """
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._pillow, self._orientation = data, None, 1
+        self._data, self._orientation = data, 1
+        self._pillow: Image.Image | None = None
         size = plain_jpeg_size(data)
         if size is None:
             self._pillow = Image.open(io.BytesIO(data))
-            self._orientation = self._pillow.getexif().get(_ORIENTATION, 1)
+            if self._pillow.format == "JPEG":
+                self._orientation = self._pillow.getexif().get(_ORIENTATION, 1)
+            else:  # whether Pillow's size is that of the upright picture depends on the format and the version
+                self._pillow = ImageOps.exif_transpose(self._pillow)
             size = self._pillow.size
         turned = self._orientation in range(5, 9)
         self.width, self.height = size[::-1] if turned else size
 
     def decode(self, *, shrink: float = 1.0) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, upright. Raises exceptions of Pillow and OpenCV.
+        """(H, W, 3) uint8 RGB, upright. Raises exceptions of Pillow and OpenCV, `ValueError` for no colours.
 
         Args:
             shrink: how many times smaller the picture will be made. A large JPEG comes out of the decoder at
@@ -59,9 +63,11 @@ class ImageFile:
             if pixels is not None:
                 return _turn(pixels, self._orientation)
         image = image or Image.open(io.BytesIO(self._data))
-        if factor > 1 and image.format == "JPEG":
-            image.draft("RGB", (image.width // factor, image.height // factor))
-        return np.array(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+        if image.format == "JPEG":
+            if factor > 1:
+                image.draft("RGB", (image.width // factor, image.height // factor))
+            image = ImageOps.exif_transpose(image)
+        return np.array(_eight_bits(image).convert("RGB"))
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -103,13 +109,22 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale in its upper eight bits: Pillow's conversion would clip it to white."""
-    if image.mode != "I" and not image.mode.startswith("I;16"):
+    """Greyscale of more than 8 bits in 8: Pillow's conversion would clip it to white, or leave [0, 1] black.
+
+    Whole numbers are of 16 bits unless all fit in 8; floats are in [0, 1] unless one is above 1, then in [0, 255].
+    Raises `ValueError` for all others, such as heights or depths: nothing says what is black in them, and what white.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)
-    if values.max(initial=0) > 255:
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= (255 if image.mode == "F" else 65535):  # NaN is refused too
+        raise ValueError(f"values from {low} to {high} are no colours")
+    if image.mode == "F":
+        values = np.rint(values * 255 if high <= 1 else values)
+    elif high > 255:
         values = values >> 8
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def centre_view(data: bytes, size: int) -> np.ndarray:

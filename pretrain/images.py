@@ -23,7 +23,14 @@ class Order(Protocol):
 
 
 class Images(Protocol):
-    """A source of images, numbered from 0."""
+    """A source of images, numbered from 0.
+
+    Attributes:
+        digest: of the names of all images, in order, below the folder, list or shard that they come from: the same
+            wherever that lies, so that a run may move to another disk; empty where nobody has computed it.
+    """
+
+    digest: str
 
     def __len__(self) -> int: ...
 
@@ -42,6 +49,8 @@ class Images(Protocol):
 
 class ImageFiles(Sequence[str]):
     """Paths in one byte buffer: a million of them stay shared with forked workers, and small."""
+
+    digest: str = ""
 
     def __init__(self, paths: Iterable[str]) -> None:
         names, ends = bytearray(), array("q")

@@ -1,6 +1,8 @@
 """What a run says while it goes: one line every n steps, and the same values in `metrics.json` and the loggers."""
 
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -70,13 +72,16 @@ class Log:
             logger.close()
 
     def _append(self, line: dict[str, Any]) -> None:
+        size = None
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except (
-            OSError
-        ) as error:  # a run is worth more than its log: whether it goes on, the checkpoints decide
+            with open(self.path, "ab") as file:
+                size = file.tell()
+                file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:  # a run is worth more than its log: whether it goes on, checkpoints decide
             console.say(f"warning: {self.path}: cannot be written: {error.strerror or error}")
+            if size is not None:
+                with contextlib.suppress(OSError):  # half a line would spoil the next one too
+                    os.truncate(self.path, size)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

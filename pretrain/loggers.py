@@ -1,8 +1,11 @@
 """Where a run's values go besides the screen and `metrics.json`: TensorBoard, and Weights & Biases."""
 
+import contextlib
+import functools
 import hashlib
 import importlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,19 +32,22 @@ class Logger(Protocol):
 def open_all(cfg: CfgNode, start: int) -> list[Logger]:
     """The loggers that `LOG` asks for. Call it on the main process; points after `start` are taken back.
 
+    None of them ends a run: one that cannot write, as on a full disk, says so once and takes nothing more.
     Raises `UserError` when `LOG.WANDB` names a project and there is no wandb.
     """
-    wanted: list[tuple[bool, Callable[[CfgNode, int], Logger]]] = [
-        (cfg.LOG.TENSORBOARD, _TensorBoard),
-        (bool(cfg.LOG.WANDB), _Wandb),
+    wanted: list[tuple[str, bool, Callable[[CfgNode, int], Logger]]] = [
+        ("LOG.TENSORBOARD", cfg.LOG.TENSORBOARD, _TensorBoard),
+        ("LOG.WANDB", bool(cfg.LOG.WANDB), _Wandb),
     ]
-    loggers = []
-    for enabled, make in wanted:
+    loggers: list[Logger] = []
+    for key, enabled, make in wanted:
         try:
             if enabled:
-                loggers.append(make(cfg, start))
+                loggers.append(_Harmless(key, make(cfg, start)))
         except ImportError:
             say("note: no TensorBoard log: `pip install tensorboard`, or set LOG.TENSORBOARD False")
+        except OSError as error:
+            _say_lost(key, error)
     return loggers
 
 
@@ -51,10 +57,53 @@ def check(cfg: CfgNode) -> None:
         _import_wandb(cfg)
 
 
+class _Harmless:
+    """A logger that stops at its first `OSError`, with a warning: a run is worth more than its curves."""
+
+    def __init__(self, key: str, inner: Logger) -> None:
+        self.key, self.inner, self.works = key, inner, True
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        if self.works:
+            with self._watched():
+                self.inner.write(iteration, values)
+
+    def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None:
+        if self.works:
+            with self._watched():
+                self.inner.picture(name, pixels, iteration)
+
+    def flush(self) -> None:
+        if self.works:
+            with self._watched():
+                self.inner.flush()
+
+    def close(self) -> None:
+        if self.works:
+            with self._watched():
+                self.inner.close()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.works = False
+            _say_lost(self.key, error)
+            with contextlib.suppress(OSError):
+                self.inner.close()  # its thread would try again, and print a traceback
+
+
+def _say_lost(key: str, error: OSError) -> None:
+    say(f"warning: {key}: cannot be written: {error.strerror or error}; the run goes on without it")
+
+
 class _TensorBoard:
     def __init__(self, cfg: CfgNode, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if getattr(threading.excepthook, "func", None) is not _without_traceback:
+            threading.excepthook = functools.partial(_without_traceback, threading.excepthook)
         # purge_step: a resumed run writes the points after its checkpoint once more
         self.writer = SummaryWriter(str(Path(cfg.OUTPUT_DIR) / "tensorboard"), purge_step=start + 1)
 
@@ -69,7 +118,18 @@ class _TensorBoard:
         self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        try:
+            self.writer.close()
+        except OSError:  # it flushes first, and leaves its thread running where that fails
+            if self.writer.file_writer is not None:
+                self.writer.file_writer.close()
+            raise
+
+
+def _without_traceback(hook: Callable[[Any], object], args: Any) -> None:
+    """TensorBoard writes in a thread, which meets a full disk first: its next call raises that `OSError` to us."""
+    if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
+        hook(args)
 
 
 class _Wandb:

@@ -18,10 +18,18 @@ from pretrain import checkpoint, dist
 from pretrain.config import defaults
 from pretrain.console import say
 from pretrain.errors import UserError
+from pretrain.images import Images, printable
 from pretrain.snapshot import LAST, Progress, numbered
 
 # Settings that give the stored weights, queue or iteration number their meaning.
 _FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
+# Settings that change the result. To go on with others is no error: a longer run, a smaller rate.
+_RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
+_RESULT_OF_SCHEDULE = {
+    "cosine": ("SOLVER.MAX_EPOCH",),
+    "step": ("SOLVER.STEPS",),
+    "exponential": ("SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD"),
+}
 _NUMBERS = ("iteration", "iterations_per_epoch", "images")
 _LARGEST = 1 << 53  # of whole numbers that make sense
 
@@ -88,25 +96,25 @@ def restore(
     optimizer: torch.optim.Optimizer,
     *,
     cfg: CfgNode,
-    images: int,
+    files: Images,
     other_processes: bool = False,
 ) -> Progress:
     """Load a checkpoint into model and optimizer. All settings of the optimizer are those of `cfg`.
 
+    Where `cfg` changes one that the result depends on, a line says so.
+
     Args:
-        images: of this run's training set.
+        files: this run's training images.
         other_processes: go on in another number of processes, which is not exact.
     Raises:
-        UserError: it belongs to other settings, to another number of training images or processes, or holds
+        UserError: it belongs to other settings, to other training images or another number of processes, or holds
             anything that this run would not have written; nothing is loaded then.
     """
     contents = stored.contents
-    _compare_settings(stored, cfg)
-    if contents["images"] != images:
-        raise UserError(
-            f"--resume: DATA.TRAIN holds {images} images now and held {contents['images']} before; restore "
-            "the images or start in another OUTPUT_DIR"
-        )
+    before = _settings_before(stored)
+    _compare_settings(before, cfg)
+    _compare_images(stored, files)
+    images = len(files)
     per_epoch = images // cfg.SOLVER.IMS_PER_BATCH
     if contents["iterations_per_epoch"] != per_epoch:
         raise stored.damaged(
@@ -119,7 +127,24 @@ def restore(
     state, buffers = _model_state(stored, model), _momentum_buffers(stored, optimizer)
     model.load_state_dict(state)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": buffers})
-    return Progress(stored.iteration, per_epoch, images, amp[:200])
+    _note_changes(before, cfg)
+    return Progress(stored.iteration, per_epoch, images, amp[:200], files.digest)
+
+
+def _compare_images(stored: Stored, files: Images) -> None:
+    before, names = stored.contents["images"], stored.contents.get("images_digest", "")  # older files lack it
+    if not isinstance(names, str):
+        raise stored.damaged("its `images_digest` is no text")
+    if before != len(files):
+        raise UserError(
+            f"--resume: DATA.TRAIN holds {len(files)} images now and held {before} before; restore "
+            "the images or start in another OUTPUT_DIR"
+        )
+    if names and files.digest and names != files.digest:
+        raise UserError(
+            f"--resume: DATA.TRAIN holds {before} images as before, but under other names or in another order; restore "
+            "the images or start in another OUTPUT_DIR"
+        )
 
 
 def _compare_processes(stored: Stored, other_processes: bool) -> None:
@@ -139,7 +164,7 @@ def _compare_processes(stored: Stored, other_processes: bool) -> None:
     )
 
 
-def _compare_settings(stored: Stored, cfg: CfgNode) -> None:
+def _settings_before(stored: Stored) -> dict[str, Any]:
     text = stored.contents.get("config")
     try:
         if not isinstance(text, str) or len(text) > 1_000_000:
@@ -149,12 +174,23 @@ def _compare_settings(stored: Stored, cfg: CfgNode) -> None:
             raise ValueError
     except Exception:  # a text can make PyYAML raise many classes, RecursionError among them
         raise stored.damaged("its `config` is no YAML mapping") from None
+    return before
+
+
+def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
     for key, now in _settings(cfg):
         was = _get(before, key, _get(defaults(), key))  # a key that is new since has its default
         if was != now:
             raise UserError(
                 f"--resume: {key} is {now} and was {str(was)[:80]!s}; set it back or name another OUTPUT_DIR"
             )
+
+
+def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
+    for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE]):
+        was, now = _get(before, key, _get(defaults(), key)), _get(cfg, key)
+        if was != now:
+            say(f"note: {key} was {printable(str(was)[:80])}, is {now}: not the run it was")
 
 
 def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:

@@ -61,7 +61,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     folder, device = Path(cfg.OUTPUT_DIR), dist.pick_device(cfg.DEVICE)
     stored = resume.find(folder, resume=go_on)
     files = sources.find(cfg.DATA.TRAIN)
-    _compare(stored, len(files), device)  # nobody writes before everybody has looked
+    _compare(stored, files, device)  # nobody writes before everybody has looked
     per_epoch = data.iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True
     channels_last = amp.channels_last(cfg, device)
@@ -69,10 +69,10 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     probe = Probe(cfg, pixels, device=device) if bank_folder(cfg)[1] else None
     decide = stored is None or cfg.SOLVER.AMP != "auto"
     model, optimizer, decision = build.build(cfg, device, images=len(files), decide=decide)
-    progress = Progress(0, per_epoch, len(files), decision)
+    progress = Progress(0, per_epoch, len(files), decision, files.digest)
     if stored:
         progress = resume.restore(
-            stored, model, optimizer, cfg=cfg, images=len(files), other_processes=other_processes
+            stored, model, optimizer, cfg=cfg, files=files, other_processes=other_processes
         )
         progress = replace(progress, amp=decision or progress.amp)
         say(f"going on from {stored.path}, iteration {progress.iteration}")
@@ -96,9 +96,10 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     return run
 
 
-def _compare(stored: resume.Stored | None, images: int, device: torch.device) -> None:
+def _compare(stored: resume.Stored | None, files: Images, device: torch.device) -> None:
     """Raise `UserError` in every process if they start from different data: they would wait for ever."""
-    own = torch.tensor([[images, stored.iteration if stored else -1]], device=device)
+    names = int(files.digest[:15] or "0", 16)  # as much of it as fits in an int64
+    own = torch.tensor([[len(files), names, stored.iteration if stored else -1]], device=device)
     if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:
         raise UserError(
             "the processes see different images (DATA.TRAIN) or checkpoints (OUTPUT_DIR): put both on storage "

@@ -5,6 +5,7 @@ and the places of the images of those shards that are being read.
 """
 
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ class ShardImages:
         self._ends = np.cumsum(self._counts)
         if not len(self):
             raise UserError(f"{key}: no image in {shards[0]} nor in any other of {len(shards)} tar shard(s)")
+        names = hashlib.sha256()  # of shards and their sizes: to look at the images' own takes too long
+        for shard, count in zip(shards, self._counts, strict=True):
+            names.update(os.fsencode(os.path.basename(shard)) + b"\0%d\0" % count)
+        self.digest = names.hexdigest()
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -33,12 +33,14 @@ class Progress:
         images: number of training images.
         amp: the decision about bf16, as `pretrain.amp.decide` put it; a resumed run keeps it unless
             SOLVER.AMP says otherwise.
+        names: `Images.digest` of the training images.
     """
 
     iteration: int
     per_epoch: int
     images: int
     amp: str
+    names: str = ""
 
     @property
     def epoch(self) -> int:
@@ -95,6 +97,7 @@ def _contents(
         "iteration": progress.iteration,
         "iterations_per_epoch": progress.per_epoch,
         "images": progress.images,
+        "images_digest": progress.names,
         "processes": dist.world_size(),
         "amp": progress.amp,
         "config": digest_text(cfg),

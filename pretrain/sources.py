@@ -1,6 +1,7 @@
 """DATA.TRAIN: folders, text lists and tar shards, any number of each, as one source of images."""
 
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -34,19 +35,28 @@ def find(sources: Sequence[str]) -> Images:
         if kind == "shards"
         for shard in _shards(source)
     ]
-    files = ImageFiles(_paths(sources, kinds))
+    names = hashlib.sha256()
+    files = ImageFiles(_paths(sources, kinds, names))
+    files.digest = names.hexdigest()
     if not shards:
         return files
     in_shards = ShardImages(shards, key=_KEY)
     return Mixed(files, in_shards) if len(files) else in_shards
 
 
-def _paths(sources: Sequence[str], kinds: Sequence[str]) -> Iterator[str]:
+def _paths(sources: Sequence[str], kinds: Sequence[str], names: "hashlib._Hash") -> Iterator[str]:
+    """All files of folders and lists; `names` gets those below their folder or list."""
     for source, kind in zip(sources, kinds, strict=True):
-        if kind == "folder":
-            yield from images_below(source, key=_KEY)
-        elif kind == "list":
-            yield from _listed(source)
+        if kind == "shards":
+            continue
+        paths = images_below(source, key=_KEY) if kind == "folder" else _listed(source)
+        above = os.path.join(source if kind == "folder" else os.path.dirname(source), "")
+        for path in paths:
+            name = path.removeprefix(above)
+            if os.path.isabs(name):  # an entry of a list that names a place on this machine
+                name = os.path.basename(name)
+            names.update(os.fsencode(name) + b"\0")
+            yield path
 
 
 def _kind(source: str) -> str:
@@ -119,6 +129,7 @@ class Mixed:
 
     def __init__(self, files: ImageFiles, shards: ShardImages) -> None:
         self.files, self.shards = files, shards
+        self.digest = hashlib.sha256(f"{files.digest} {shards.digest}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.files) + len(self.shards)

@@ -10,11 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pretrain import data, rng, views
 from pretrain.checkpoint import write_atomic
 from pretrain.decode import ImageFile
+from pretrain.errors import UserError
 from pretrain.images import Images
 from pretrain.views import View
 
 NARROWEST = 216  # pixels of a column: the captions need them; smaller views are enlarged
 _GAP, _LINE, _LABEL = 10, 15, 46  # pixels: between columns, of a line of text, of the words at the left
+_KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 _ACROSS = 8  # columns side by side
 _NAMES = ("query", "key")
 _COLOURS = ((220, 50, 32), (0, 90, 181))  # of the query's and the key's crop in the image
@@ -22,9 +24,14 @@ _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 
 def write(path: Path, files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> None:
-    """Write the picture of the first `count` images of the first epoch, as a PNG or, by any other name, a JPEG."""
+    """Write the picture of the first `count` images of the first epoch, as a JPEG or PNG by its name.
+
+    Raises `UserError` for another name, and where it cannot be written.
+    """
+    kind = _KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: the picture is a JPEG or a PNG: give a name that ends in .jpg or .png")
     picture = Image.fromarray(draw(files, cfg, count=count))
-    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
     write_atomic(path, lambda file: picture.save(file, kind, quality=92))
 
 

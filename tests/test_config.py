@@ -79,6 +79,10 @@ def test_overrides_take_the_type_of_the_default() -> None:
             "MODEL.WIDTH 0.1: resnext50_32x8d needs 0.125",
         ),
         (["MODEL.WIDTH", "0"], "MODEL.WIDTH"),
+        (["DATA.TRAIN", "[1, 2]"], "DATA.TRAIN: [1, 2] is no list of texts"),
+        (["DATA.TRAIN", '["a", 3]'], "DATA.TRAIN: ['a', 3] is no list of texts"),
+        (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [['a']] is no list of texts"),
+        (["INPUT.WITHOUT", "[1]"], "INPUT.WITHOUT 1: choose among"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], expected: str) -> None:

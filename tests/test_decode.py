@@ -49,6 +49,22 @@ def test_exif_turns_the_picture_upright(kind: str, orientation: int) -> None:
     close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP"])
+def test_the_size_is_that_of_the_upright_picture(kind: str, orientation: int) -> None:
+    """Pillow's own `size` is so for a TIFF in some versions, and never for the others."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(photograph("rocket").resize((90, 60)), kind, exif=exif, **options)
+    file = ImageFile(data)
+    assert (file.width, file.height) == ((90, 60) if orientation < 5 else (60, 90))
+    close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)
+    if kind in ("PNG", "TIFF", "WEBP"):  # without loss
+        turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+        assert np.array_equal(decoded(data), np.rot90(photograph("rocket").resize((90, 60)), turns))
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"),
                                              ("PNG", "1"), ("GIF", "P"), ("WEBP", "RGB"), ("BMP", "RGB"),
                                              ("TIFF", "CMYK"), ("MPO", "RGB")])  # fmt: skip
@@ -62,6 +78,32 @@ def test_sixteen_bits_become_the_upper_eight(kind: str) -> None:
     values = np.arange(256, dtype=np.uint16).repeat(4).reshape(16, 64) * 256 + 77
     pixels = decoded(encoded(Image.fromarray(values), kind))
     assert np.array_equal(pixels[..., 0], values >> 8)
+
+
+RAMP = np.arange(256).repeat(4).reshape(16, 64)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RAMP.astype(np.int32),
+        (RAMP * 256 + 77).astype(np.int32),
+        RAMP.astype(np.float32),
+        (RAMP / 255).astype(np.float32),
+    ],
+    ids=["8 in 32 bits", "16 in 32 bits", "floats to 255", "floats to 1"],
+)
+def test_thirty_two_bits_are_scaled_as_they_are_meant(values: np.ndarray) -> None:
+    pixels = decoded(encoded(Image.fromarray(values), "TIFF"))
+    assert np.array_equal(pixels, np.stack([RAMP] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("value", [65536, -1, 255.5, -0.1, float("nan"), float("inf")])
+def test_values_that_are_no_colours_are_refused(value: float) -> None:
+    values = RAMP.astype(np.float32 if isinstance(value, float) else np.int32)
+    values[3, 5] = value
+    with pytest.raises(ValueError, match="are no colours"):
+        decoded(encoded(Image.fromarray(values), "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,33 @@ def test_libraries_that_are_missing(
         loggers.check(_config(tmp_path, "LOG.WANDB", "moco"))
     assert loggers.open_all(_config(tmp_path), 0) == []
     assert "pip install tensorboard" in capsys.readouterr().out
+
+
+def test_a_logger_that_cannot_write_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tensorboard").touch()  # in the place of the folder
+    assert loggers.open_all(_pretraining(tmp_path), 0) == []
+    assert capsys.readouterr().out.count("warning: LOG.TENSORBOARD: cannot be written: ") == 1
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    fake = SimpleNamespace(init=lambda **_: SimpleNamespace(log=full, finish=full), Image=lambda pixels: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    cfg = _pretraining(tmp_path, "LOG.WANDB", "moco", "LOG.TENSORBOARD", "False")
+    uses: list[Callable[[loggers.Logger], None]] = [
+        lambda logger: logger.write(1, {"loss": 9.0}),
+        lambda logger: logger.picture("views", np.zeros((2, 3, 3), np.uint8), 0),
+        lambda logger: logger.close(),
+    ]
+    for use in uses:
+        (logger,) = loggers.open_all(cfg, 0)
+        use(logger)
+        logger.write(2, {"loss": 8.0})
+        logger.close()
+        said = "warning: LOG.WANDB: cannot be written: No space left on device; the run goes on without it\n"
+        assert capsys.readouterr().out == said
 
 
 def _pretraining(output: Path, *more: str):

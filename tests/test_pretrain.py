@@ -162,6 +162,50 @@ def test_settings_of_a_resumed_run_may_not_change_its_meaning(
             pretrain(images, output, key, value, resume=True)
     with pytest.raises(UserError, match=r"DATA\.TRAIN holds 65 images now and held 64 before"):
         pretrain(image_folder(65), output, resume=True)
+    other = image_folder(64)
+    (other / "0063.jpg").rename(other / "0064.jpg")
+    with pytest.raises(UserError, match=r"DATA\.TRAIN holds 64 images as before, but under other names"):
+        pretrain(other, output, resume=True)
+
+
+def test_settings_that_change_the_result_are_noted(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, output = image_folder(64), tmp_path / "run"
+    pretrain(images, output, "SOLVER.MAX_ITER", "1")
+    moved = images.rename(tmp_path / "another disk")
+    changed = {
+        "SOLVER.BASE_LR": ("0.01", "0.02"), "SOLVER.MOMENTUM": ("0.9", "0.8"),
+        "SOLVER.WEIGHT_DECAY": ("0.0001", "1e-05"), "SOLVER.MAX_EPOCH": ("3", "5"),
+    }  # fmt: skip
+    capsys.readouterr()
+    more = [text for key, (_, now) in changed.items() for text in (key, now)]
+    last = pretrain(moved, output, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[1]", *more, resume=True)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "not the run it was" in line]
+    assert last["iteration"] == 2
+    assert notes == [
+        f"note: {key} was {was}, is {now}: not the run it was" for key, (was, now) in changed.items()
+    ]
+    pretrain(moved, output, "SOLVER.MAX_ITER", "3", "SOLVER.SCHEDULE", "step", "SOLVER.STEPS", "[2]", *more,
+             resume=True)  # fmt: skip
+    notes = [line.split(":")[1] for line in capsys.readouterr().out.splitlines() if "the run it was" in line]
+    assert notes == [" SOLVER.SCHEDULE was cosine, is step", " SOLVER.STEPS was [1], is [2]"]
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["MOCO.K", "100000000000"], r"^MOCO\.K 100000000000: so many vectors of MODEL\.DIM 16 take 6400 GB"),
+        (["MOCO.K", "100000000000", "MOCO.MECHANISM", "memorybank"], r"^MOCO\.K 100000000000: "),
+        (["MODEL.DIM", "100000000000", "MOCO.MECHANISM", "memorybank"], r"^MOCO\.K 100: .*a smaller MODEL\.DIM$"),
+    ],
+)  # fmt: skip
+def test_keys_that_no_memory_holds_are_refused(
+    image_folder: MakeFolder, tmp_path: Path, more: list[str], named: str
+) -> None:
+    with pytest.raises(UserError, match=named) as error:
+        pretrain(image_folder(32), tmp_path / "run", *more)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_errors_are_one_line(image_folder: MakeFolder, tmp_path: Path) -> None:

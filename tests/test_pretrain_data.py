@@ -2,6 +2,7 @@
 
 import os
 import random
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,39 @@ def test_a_list_of_paths(image_folder: Callable[..., Path], tmp_path: Path) -> N
     assert files.read(0) == files.read(3) == (folder / "0002.jpg").read_bytes()
     sample = data.ViewPairs(files, settings())[0, 2]
     assert sample.broken == [2] and sample.query.any()
+
+
+def digest(*places: Path) -> str:
+    return sources.find([str(place) for place in places]).digest
+
+
+def test_images_are_known_again_in_another_place(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    names = ["a/0.jpg", "a/1.jpg", "b/0.jpg"]
+    places = [tmp_path / "here", tmp_path / "on" / "another" / "disk"]
+    for place in places:
+        for name in names:
+            (place / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "images" / name).touch()
+        (place / "list.txt").write_text(f"images/a/1.jpg\n{place}/images/b/0.jpg\n/elsewhere{place}/0.jpg\n")
+        with tarfile.open(place / "x.tar", "w") as archive:
+            archive.add(image_folder(2, seed=len(place.parts)), "images")
+    for kinds in (["images"], ["list.txt"], ["x.tar"], ["images", "x.tar", "list.txt"]):
+        one, other = ([place / kind for kind in kinds] for place in places)
+        assert digest(*one) == digest(*other)
+    images = places[0] / "images"
+    known = {
+        digest(images),
+        digest(images, images),
+        digest(places[0] / "x.tar"),
+        digest(places[0] / "list.txt"),
+    }
+    (images / "a" / "1.jpg").rename(images / "a" / "2.jpg")
+    known.add(digest(images))
+    (places[0] / "x.tar").rename(places[0] / "y.tar")
+    known.add(digest(places[0] / "y.tar"))
+    (places[0] / "list.txt").write_text("images/b/0.jpg\nimages/a/1.jpg\n")
+    known.add(digest(places[0] / "list.txt"))
+    assert len(known) == 7 and "" not in known
 
 
 def test_several_sources_at_once(image_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -268,6 +302,38 @@ def broken_worker(folder: str) -> None:
 def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.15: 5 of 20"):
         dist.spawn(broken_worker, 2, (str(tmp_path),))
+
+
+class _Unreadable(ImageFiles):
+    """Of which nothing can be read."""
+
+    def read(self, index: int) -> bytes:
+        raise OSError
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 2 * 7919, 9000])
+def test_replacements_are_all_different(count: int) -> None:
+    sample = data.ViewPairs(_Unreadable(["x"] * count), settings())[0, count - 1]
+    assert sample.broken[0] == count - 1 and not sample.query.any()
+    assert len(sample.broken) == len(set(sample.broken)) == min(count, 16)
+
+
+def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:
+    """5 of 100 may be broken. One that is met in both sessions counts once."""
+    files = ImageFiles([f"{i}.jpg" for i in range(100)])
+
+    def session(indices: list[int], *, going_on: bool = True) -> None:
+        broken = Broken(files, 0.05, folder=tmp_path, going_on=going_on)
+        broken.add(indices)
+        broken.share()
+        broken.write()
+
+    session([1, 2, 3], going_on=False)
+    session([3, 4, 5])
+    with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.05: 6 of 100"):
+        session([6])
+    session([7])  # they have been mended
+    assert (tmp_path / FILE).read_text() == "7.jpg\n"
 
 
 def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What a pre-training run writes and says: lines, curves and alarms once each, also when it is taken up again."""
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,45 @@ def test_points_are_on_the_disk_before_a_checkpoint_can_be(tmp_path: Path) -> No
     points = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [event.step for event in points] == [10]
     logged.close()
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Writing more fails in the middle, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_line_that_does_not_fit_leaves_no_part_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = _log(_config(tmp_path, "LOG.TENSORBOARD", False), 0)
+    logged.write({**LINE, "iteration": 10})
+    with no_file_beyond((tmp_path / "metrics.json").stat().st_size + 20):
+        logged.write({**LINE, "iteration": 20})
+    logged.write({**LINE, "iteration": 30})
+    assert [line["iteration"] for line in _lines(tmp_path) if "loss" in line] == [10, 30]
+    assert capsys.readouterr().out.count("metrics.json: cannot be written: File too large") == 1
+
+
+def test_a_full_disk_ends_tensorboard_and_not_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logged = _log(_config(tmp_path), 0)
+    logged.write({**LINE, "iteration": 10})
+    (points,) = (tmp_path / "tensorboard").iterdir()
+    with no_file_beyond(points.stat().st_size + 20):  # metrics.json is smaller
+        logged.write({**LINE, "iteration": 20})
+    logged.write({**LINE, "iteration": 30})
+    logged.close()
+    said = capfd.readouterr()
+    assert said.out.count("warning: LOG.TENSORBOARD: cannot be written: File too large; the run goes on") == 1
+    assert "Traceback" not in said.err
+    assert [line["iteration"] for line in _lines(tmp_path) if "loss" in line] == [10, 20, 30]
 
 
 def test_a_run_shows_its_views_and_curves_in_tensorboard(

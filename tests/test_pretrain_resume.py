@@ -208,10 +208,12 @@ def test_a_full_disk_stops_a_run(image_folder: MakeFolder, tmp_path: Path) -> No
 def test_a_full_disk_may_be_passed_over(
     image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images, more = image_folder(50), [*EVERY_STEP, "SOLVER.SAVE_ERRORS", "continue"]
+    images = image_folder(50)
+    more = [*EVERY_STEP, "SOLVER.SAVE_ERRORS", "continue", "LOG.TENSORBOARD", "True"]
     with disk_full_before_step(5) as mend, before_step(7, mend):
         run(images, tmp_path / "run", *more)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warnings.pop(0).startswith("warning: LOG.TENSORBOARD: cannot be written: File too large")
     assert len(warnings) == 2 and all("saved is iteration 4; training goes on" in line for line in warnings)
     assert checkpoint.load(tmp_path / "run" / LAST)["iteration"] == 9
     with disk_full_before_step(2), pytest.raises(UserError, match=r"cannot be written.*saved is iteration 1"):
@@ -288,6 +290,7 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "iteration huge": (lambda c: c.update(iteration=10**60), "`iteration` is missing or no number"),
     "images a tensor": (lambda c: c.update(images=torch.ones(2)), "`images` is missing or no number"),
     "other epochs": (lambda c: c.update(iterations_per_epoch=7), "epochs have 7 iterations, not 1"),
+    "digest a number": (lambda c: c.update(images_digest=3), "`images_digest` is no text"),
     "no config": (lambda c: c.pop("config"), "`config` is no YAML mapping"),
     "config a list": (lambda c: c.update(config="[1, 2]"), "`config` is no YAML mapping"),
     "config broken": (lambda c: c.update(config="a: [1"), "`config` is no YAML mapping"),
@@ -339,6 +342,15 @@ def test_a_content_that_no_run_would_write(stored: tuple[list[str], Path], tmp_p
         go_on(settings, contents, tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert [path.name for path in tmp_path.iterdir()] == [LAST]  # nothing was written
+
+
+def test_a_file_of_an_older_version_goes_on(stored: tuple[list[str], Path], tmp_path: Path) -> None:
+    """It has no digest of the images; the next one has."""
+    settings, folder = stored
+    contents = checkpoint.load(folder / LAST)
+    digest = contents.pop("images_digest")
+    go_on(settings, contents, tmp_path)
+    assert checkpoint.load(tmp_path / LAST)["images_digest"] == digest and len(digest) == 64
 
 
 def test_settings_in_the_file_are_not_believed(stored: tuple[list[str], Path], tmp_path: Path) -> None:

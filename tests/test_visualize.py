@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from pretrain import config as pretrain_config
+from pretrain import sources, view_pictures
 from pretrain.errors import UserError
 from transfer import config, contact_sheet, datasets, inspection, matching, objects, pictures, stream, weights
 from transfer.objects import Objects
@@ -265,3 +267,16 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path) -> None:
     done = run_script("tools/visualize.py", "predictions", "--run", str(tmp_path), "--output", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "no config.yaml" in done.stderr
+
+
+def test_views_in_a_format_that_is_not_written(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    cfg = pretrain_config.load("pretrain/moco_v2_R50.yaml", ["DATA.TRAIN", str(tmp_path), "INPUT.SIZE", "32"])
+    files = sources.find(cfg.DATA.TRAIN)
+    for name in ("v.webp", "v", "v.jpg.gz"):
+        with pytest.raises(UserError, match=rf"{name}: .*\.jpg or \.png$"):
+            view_pictures.write(tmp_path / name, files, cfg)
+        assert not (tmp_path / name).exists()
+    for name, kind in (("V.JPG", "JPEG"), ("v.jpeg", "JPEG"), ("v.png", "PNG")):
+        view_pictures.write(tmp_path / "out" / name, files, cfg)
+        assert Image.open(tmp_path / "out" / name).format == kind

@@ -62,7 +62,7 @@ def _parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True, metavar="views|data|predictions")
     views = commands.add_parser("views", help="view pairs of pre-training, and what was drawn for each")
     views.add_argument("--config", required=True, help="YAML file, as given or under configs/")
-    views.add_argument("--output", type=Path, default=Path("views.jpg"), help="JPEG or PNG (views.jpg)")
+    views.add_argument("--output", type=Path, default=Path("views.jpg"), help=".jpg or .png file (views.jpg)")
     views.add_argument("--count", type=int, default=8, help="images (8)")
     arguments.add_overrides(views)
     data = commands.add_parser("data", help="training images with boxes, masks, keypoints or labels")
