@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from transfer.pictures import COLUMN_GAP
+from transfer.reproduce.collect import is_comparable, without_verdict
 from transfer.reproduce.verdict import compare
 
 METRICS = ["bbox.AP50", "bbox.AP", "bbox.AP75"]
@@ -82,7 +83,7 @@ def cell(
 
 def table(rows: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """A table of one column: title of a row -> its cell."""
-    return {
+    found: dict[str, Any] = {
         "name": "voc_C4", "title": "Faster R-CNN R50-C4 on VOC, 24k", "source": "He et al. 2020, Table 2(b)",
         "note": "", "trials": 5,
         "columns": [{"title": "VOC", "config": "transfer/voc_R50_C4_24k.yaml", "metrics": METRICS}],
@@ -90,3 +91,7 @@ def table(rows: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
         "rows": [{"init": title.replace(" ", "_"), "title": title, "cells": [found]} for title, found in rows.items()],
         **more,
     }  # fmt: skip
+    for cell in (cell for row in found["rows"] for cell in row["cells"]):
+        if not is_comparable(found, cell.get("changes", ())):
+            cell["numbers"] = [without_verdict(number) for number in cell["numbers"]]
+    return found

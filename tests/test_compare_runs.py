@@ -131,6 +131,27 @@ def test_without_a_config_the_digests_are_compared(tmp_path: Path) -> None:
     assert compare(a, b)[-1] == f"no {b}/config.yaml: settings are not compared; their digests are different"
 
 
+def test_what_is_known_without_a_config_is_said(tmp_path: Path) -> None:
+    a, b = run(tmp_path / "a"), run(tmp_path / "b", versions={"torch": "2.7.0"}, config_sha256=None)
+    (b / "config.yaml").unlink()
+    unknown = "settings are not compared; no digest tells whether they are equal"
+    assert compare(a, b)[-1] == f"no {b}/config.yaml: {unknown}; look first at: versions"
+    for folder in (a, b):
+        (folder / "results.json").write_text(json.dumps({"metrics": {"x": {"bbox": {"AP": 1.0}}}}))
+    assert compare(a, b)[-1].endswith(
+        "no digest tells whether they are equal"
+    )  # two that are absent are not equal
+
+
+def test_odd_numbers_are_no_difference_and_no_error(tmp_path: Path) -> None:
+    metrics = {"voc": {"bbox": {"AP": float("nan"), "AP50": 10**400, "AP-cat": 10**400, "AP-dog": 1.0}}}
+    a = run(tmp_path / "a", metrics=metrics, iterations=float("nan"))
+    b = run(tmp_path / "b", metrics=metrics, iterations=float("nan"), versions={"torch": 10**400})
+    lines = compare(a, b)
+    assert line(lines, "voc bbox AP ") == ["voc", "bbox", "AP", "nan", "nan"]
+    assert "length" not in "\n".join(lines) and lines[-1] == "look first at: versions"
+
+
 def test_absent_and_undefined_values_are_shown(tmp_path: Path) -> None:
     a = run(tmp_path / "a", metrics={"voc": {"bbox": {"AP": None, "AP50": 1.0}}}, precise_bn=None)
     b = run(tmp_path / "b", metrics={"voc": {"bbox": {"AP": 3.0}}}, config={"SOLVER.NEW": "\x1b[31mred"})

@@ -1,6 +1,7 @@
 """The page of a reproduced table: its content as data, and how it behaves in a real browser."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -12,13 +13,17 @@ from typing import Any
 import browser
 import pytest
 import reproduce_runs
+import yaml
 from browser import Browser
 from PIL import Image
 
-from transfer.reproduce import collect, page, page_curves, page_facts, page_sweep, worker
+from transfer import config, linear_config
+from transfer.reproduce import collect, outputs, page, page_curves, page_facts, page_table, worker
+from transfer.reproduce.changes import recipe_value
 from transfer.reproduce.jobs import Job
 from transfer.reproduce.plan import Cell, Options
 from transfer.reproduce.tables import Column, Init, Row, Table
+from transfer.reproduce.verdict import compare
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> \"'{{ 7*7 }}"
 PROOF = {"res2": 1.25e-15, "res5": 3.5e-14}
@@ -74,7 +79,7 @@ def write(folder: Path, table: dict[str, Any]) -> Page:
     return Page(folder / "report.html")
 
 
-def full(folder: Path) -> dict[str, Any]:
+def full(folder: Path, **more: Any) -> dict[str, Any]:
     """Three seeds each of two rows, a row of other settings, and one that cannot run."""
     groups = {
         name: [
@@ -99,7 +104,8 @@ def full(folder: Path) -> dict[str, Any]:
             "IG-1B": reproduce_runs.cell(
                 [], (82.2, 57.2, 63.7), why_not="needs --init ig1b=FILE: never released"
             ),
-        }
+        },
+        **more,
     )
 
 
@@ -136,7 +142,7 @@ def test_cells_have_numbers_verdicts_and_reasons(tmp_path: Path) -> None:
 def test_smoke_and_shortened_runs_are_never_compared(
     tmp_path: Path, changed: dict[str, Any], words: str
 ) -> None:
-    found = write(tmp_path, full(tmp_path) | changed)
+    found = write(tmp_path, full(tmp_path, **changed))
     assert words in found.text and 'class="banner"' in found.source
     assert all("not comparable" in cell for cell in found.row("random init")[1:])
     assert not re.search("within noise|▲|▼|told apart", found.text)
@@ -237,14 +243,14 @@ def test_tuned_beside_untuned(tmp_path: Path) -> None:
         for value, ap in (("0.01", 70.0), ("0.02", 71.0), ("0.04", 73.5))
     }
     cell = reproduce_runs.cell(tried["0.04"], (81.5, 55.9, 62.6)) | {"tried": tried, "best": "0.04"}
-    own = page_sweep.recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.BASE_LR")
+    own = recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.BASE_LR")
     assert own == 0.02  # the published detectron2 config
     found = write(tmp_path, reproduce_runs.table({"MoCo": cell}, sweep="SOLVER.BASE_LR"))
     assert found.row("MoCo", after=1) == ["tuned: SOLVER.BASE_LR 0.04, the best of 3 values"]
     assert found.row("0.02") == ["0.02", "71.0", "71.0", "71.0", "1", "recipe’s own (untuned)"]
     assert found.row("0.04")[-1] == "★ best (tuned)" and "Tuned less untuned, bbox.AP50: +2.5" in found.text
-    assert page_sweep.recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.NONE") is None
-    assert page_sweep.recipe_value("linear/imagenet.yaml", "SOLVER.BASE_LR") == 30  # He et al. Sec. 4.1
+    assert recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.NONE") is None
+    assert recipe_value("linear/imagenet.yaml", "SOLVER.BASE_LR") == 30  # He et al. Sec. 4.1
 
 
 def test_curves_are_means_of_the_seeds() -> None:
@@ -302,6 +308,211 @@ def test_collected_runs_become_a_page(tmp_path: Path) -> None:
     assert found.row("Cited", after=1) == ["No number: no"]
     assert found.row("convert/moco")[1:] == ["1:30", "1", "–", "h"]
     assert "3.5e-14" in found.text
+
+
+# --- what is collected ---
+
+VOC = "transfer/voc_R50_C4_24k.yaml"
+PLAIN = ["MODEL.INIT", "random"]
+
+
+def job(name: str, runs: Path, content: str | dict[str, Any] | None, *, settings: str = "") -> Job:
+    """A job that is done, with this results.json and config.yaml; without content one that is not."""
+    made = Job(name, ("python", "y"), "", "results.json")
+    if content is not None:
+        folder = made.folder(runs)
+        worker.prepare(folder, {})
+        (folder / "state.json").write_text(json.dumps({"state": "done", "seconds": 90.0, "host": "h"}))
+        (folder / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        if settings:
+            (folder / "config.yaml").write_text(settings)
+    return made
+
+
+def boxes(ap: float | None, **others: float | None) -> dict[str, Any]:
+    return {"metrics": {"voc_2007_test": {"bbox": {"AP": ap, "AP50": 81.5, "AP75": 62.6, **others}}}}
+
+
+def gathered(runs: Path, tried: dict[str, list[Job]], *, config: str = VOC, **options: Any) -> dict[str, Any]:
+    """A table of one row, whose published numbers are those of MoCo v1."""
+    metrics = ("bbox.AP50", "bbox.AP", "bbox.AP75") if config == VOC else ("top1",)
+    row = Row(Init("moco", "MoCo"), (81.5, 55.9, 62.6) if config == VOC else (60.6,))
+    column = Column(metrics, config=config)
+    cell = Cell(row, column, {value: tuple(jobs) for value, jobs in tried.items()})
+    table = Table("t", "Boxes", "somewhere", (column,), (row,), trials=5)
+    return collect.collect(table, [cell], Options(**options), runs=runs, failed={})
+
+
+def only(table: dict[str, Any]) -> dict[str, Any]:
+    return table["rows"][0]["cells"][0]
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        ([57.3] * 3, "no spread between runs"),  # numpy's deviation of these is 8.7e-15
+        ([55.1] * 5, "no spread between runs"),
+        ([57.3], "too few trials"),
+        ([57.3, 57.3001, 57.2999], "above"),
+    ],
+)
+def test_equal_runs_have_no_spread(runs: list[float], verdict: str) -> None:
+    found = compare(runs, 55.3)
+    assert (found.verdict, found.p is None) == (verdict, verdict != "above")
+    assert found.std in (None, 0.0) or verdict == "above"
+    assert compare([57.3] * 3, 55.3, std=0.2, trials=5).p == pytest.approx(
+        2.3e-5, rel=0.05
+    )  # 2 / (0.2 / 5**0.5), 4 degrees
+
+
+def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
+    """What weights bring along (`--follow-weights`) is in config.yaml only, and no plan knows of it."""
+    msra = ["INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]", "MODEL.PIXEL_STD",
+            "[1.0, 1.0, 1.0]", "MODEL.RESNETS.STRIDE_IN_1X1", "True"]  # fmt: skip
+    cases: dict[str, tuple[list[str], list[str]]] = {
+        "same": (
+            ["SEED", "3", "DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", "x", "LOG.TENSORBOARD", "False"],
+            [],
+        ),
+        "deeper": (["MODEL.RESNETS.DEPTH", "101"], ["MODEL.RESNETS.DEPTH is 101, in the recipe 50"]),
+        "cropped": (["INPUT.CROP.ENABLED", "True"], ["INPUT.CROP.ENABLED is True, in the recipe False"]),
+        "undecayed": (
+            ["SOLVER.WEIGHT_DECAY_NORM", "0.1"],
+            ["SOLVER.WEIGHT_DECAY_NORM is 0.1, in the recipe 0.0"],
+        ),
+        "supervised": (msra, []),
+        "half supervised": (msra[:2], ["INPUT.FORMAT is BGR, in the recipe RGB"]),
+    }
+    default = config.read(VOC, PLAIN).SOLVER.WEIGHT_DECAY_NORM
+    for name, (overrides, expected) in cases.items():
+        settings = config.read(VOC, [*PLAIN, *overrides]).dump()
+        cell = only(gathered(tmp_path, {"": [job(name, tmp_path, boxes(50.0), settings=settings)]}))
+        assert [text.replace(f"recipe {default}", "recipe 0.0") for text in cell["changes"]] == expected, name
+        comparable = [number["verdict"] != "not comparable" for number in cell["numbers"]]
+        assert comparable == [not expected] * 3, name
+    damaged = job("damaged", tmp_path, boxes(50.0), settings="- 1")
+    assert "not a config" in only(gathered(tmp_path, {"": [damaged]}))["changes"][0]
+
+
+def test_a_sweep_inside_a_linear_probe_is_a_change(tmp_path: Path) -> None:
+    tree = yaml.safe_load(linear_config.defaults().dump())
+    for swept, expected in (([], []), ([10.0, 30.0], ["SWEEP is [10.0, 30.0], in the recipe []"])):
+        probe = job(f"linear{len(swept)}", tmp_path, {"top1": 60.5, "config": tree | {"SWEEP": swept}})
+        cell = only(gathered(tmp_path, {"": [probe]}, config="linear/imagenet.yaml"))
+        assert cell["changes"] == expected and cell["numbers"][0]["ours"] == [60.5]
+
+
+@pytest.mark.parametrize("options", [{"smoke": True}, {"schedule": 0.1}, {}])
+def test_every_output_says_what_is_not_comparable(tmp_path: Path, options: dict[str, Any]) -> None:
+    settings = config.read(VOC, [*PLAIN, *([] if options else ["MODEL.RESNETS.DEPTH", "101"])]).dump()
+    jobs = [job(f"seed{seed}", tmp_path, boxes(50.0 + seed), settings=settings) for seed in (0, 1)]
+    table = gathered(tmp_path, {"": jobs}, seeds=(0, 1), **options)
+    number = only(table)["numbers"][1]
+    assert (number["verdict"], number["p"], number["difference"], number["test"]) == (
+        "not comparable",
+        None,
+        None,
+        "",
+    )
+    found = list(csv.DictReader(io.StringIO(outputs.as_csv(table))))
+    assert {line["verdict"] for line in found} == {"not comparable"}
+    assert {line["p"] + line["difference"] for line in found} == {""}
+    text = outputs.latex(table)
+    assert "50.5 $\\pm$ 0.7$^\\dagger$ {\\scriptsize (55.9)}" in text and "within noise" not in text
+    assert "$^\\dagger$ Not comparable with the paper." in text and outputs.protocol(table) in text
+    assert "50.5 ± 0.7 [44.1, 56.9] (paper 55.9: not comparable)" in outputs.markdown(table)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "[" * 100_000, "{}"])
+def test_damaged_results_are_a_reason(tmp_path: Path, content: str) -> None:
+    table = gathered(tmp_path, {"": [job("seed0", tmp_path, content)]})
+    assert "is damaged; remove its folder" in only(table)["why_not"]
+    assert "| MoCo | - (paper 81.5) |" in outputs.markdown(table)
+    assert write(tmp_path, table).row("MoCo", after=1)[0].startswith("No number: ")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", '"high"', "null", "true", "1" + "0" * 400, "[]"])
+@pytest.mark.parametrize(
+    "whole", ['{"metrics": {"t": {"bbox": {"AP": %s}}}}', '{"metrics": %s}', '{"metrics": {"t": %s}}']
+)
+def test_odd_numbers_are_a_reason(tmp_path: Path, value: str, whole: str) -> None:
+    table = gathered(tmp_path, {"": [job("seed0", tmp_path, whole % value)]})
+    assert only(table)["why_not"].endswith("results.json has no bbox.AP50, bbox.AP, bbox.AP75")
+    outputs.write(tmp_path / "out", table)  # refuses NaN
+
+
+def test_an_undefined_metric_costs_only_itself(tmp_path: Path) -> None:
+    jobs = [
+        job(f"seed{s}", tmp_path, boxes(55.8 + s / 10, **({"AP75": None} if s == 1 else {})))
+        for s in range(3)
+    ]
+    table = gathered(tmp_path, {"": jobs}, seeds=(0, 1, 2))
+    assert [len(number["ours"]) for number in only(table)["numbers"]] == [3, 3, 2]
+    text = outputs.markdown(table)
+    assert text.count("n = 2 of 3") == 1 and "MoCo: Incomplete: " in text and "has no bbox.AP75" in text
+    found = write(tmp_path, table)
+    assert "n = 2 of 3" in found.row("MoCo")[3] and "n =" not in found.row("MoCo")[2]
+
+
+def test_missing_runs_are_counted(tmp_path: Path) -> None:
+    jobs = [job(f"seed{s}", tmp_path, boxes(55.8 + s / 10) if s < 2 else None) for s in range(3)]
+    table = gathered(tmp_path, {"": jobs}, seeds=(0, 1, 2))
+    assert outputs.markdown(table).count("n = 2 of 3") == outputs.latex(table).count("n = 2 of 3") == 3
+    assert {line["planned"] for line in csv.DictReader(io.StringIO(outputs.as_csv(table)))} == {"3"}
+    assert "One run is missing: not run yet" in outputs.latex(table)
+    found = write(tmp_path, table)
+    assert (
+        found.row("MoCo", after=1) == ["One run is missing: not run yet"]
+        and "n = 2 of 3" in found.row("MoCo")[1]
+    )
+    assert "planned with seeds 0, 1, 2; n is given where a run is missing" in found.text
+    assert "at most 0.05, since papers print one decimal" in found.text
+
+
+def test_only_a_finished_value_can_be_the_best(tmp_path: Path) -> None:
+    tried = {
+        value: [
+            job(f"lr{value}-{s}", tmp_path, boxes(ap, AP50=ap + s) if s < have else None) for s in range(3)
+        ]
+        for value, ap, have in (("0.01", 70.0, 3), ("0.02", 69.0, 3), ("0.04", 80.0, 1))
+    }
+    options: dict[str, Any] = {"seeds": (0, 1, 2), "sweep": ("SOLVER.BASE_LR", tuple(tried))}
+    table = gathered(tmp_path, tried, **options)
+    assert only(table)["best"] == "0.01" and only(table)["numbers"][0]["mean"] == 71.0
+    assert "best of 2 finished, of 3 values of SOLVER.BASE_LR: 0.01" in outputs.markdown(table)
+    assert "| MoCo, untuned | 70.0 ± 1.0" in outputs.markdown(
+        table
+    ) and "MoCo, untuned & 70.0" in outputs.latex(table)
+    lines = list(csv.DictReader(io.StringIO(outputs.as_csv(table))))
+    assert [(line["sweep"], line["mean"]) for line in lines[::3]] == [
+        ("SOLVER.BASE_LR=0.01", "71.0"), ("SOLVER.BASE_LR=0.02", "70.0"),
+    ]  # fmt: skip
+    found = write(tmp_path, table)
+    assert "tuned: SOLVER.BASE_LR 0.01, the best of 2 finished, of 3 values" in found.text
+    nothing = gathered(tmp_path, {value: [job(f"none{value}", tmp_path, None)] for value in tried}, **options)
+    assert only(nothing)["best"] == "" and "best of" not in outputs.markdown(nothing)
+    assert "tuned:" not in write(tmp_path, nothing).text
+
+
+def test_names_are_no_commands_of_latex(tmp_path: Path) -> None:
+    table = gathered(tmp_path, {"": [job("seed0", tmp_path, boxes(50.0))]})
+    table["rows"][0]["title"] = r"[h] a_1 $x^2$ {b} ~ \input{/etc/passwd} 5% #&"
+    assert (
+        r"{[}h] a\_1 \$x\textasciicircum{}2\$ \{b\} \textasciitilde{} \textbackslash{}input\{/etc/passwd\} 5\% \#\& & "
+        in outputs.latex(table)
+    )
+
+
+def test_trials_are_said_of_the_columns_that_have_them() -> None:
+    rows = (Row(Init("a", "A"), (76.5, 81.3), std=(None, 0.2)),)
+    columns = (
+        Column(("top1",), config="linear/imagenet.yaml", title="linear"),
+        Column(("bbox.AP50",), config=VOC, title="VOC"),
+    )
+    table = Table("t", "Both", "somewhere", columns, rows, trials=5)
+    cells = [Cell(rows[0], column, {}, "no") for column in columns]
+    found = collect.collect(table, cells, Options(), runs=Path(), failed={})
+    assert page_table.trials(found) == "The paper’s numbers under VOC are means of 5 trials."
 
 
 needs_browser = pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")

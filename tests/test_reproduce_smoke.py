@@ -2,15 +2,19 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, run_script
 
 from transfer import config, datasets
+from transfer.present import MINIATURE
 from transfer.reproduce import miniature
 from transfer.reproduce.tables import read
 
@@ -24,6 +28,41 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     miniature.build(folder / "smoke-data")
     return folder
+
+
+def test_the_miniature_is_made_without_a_network_and_by_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    made: list[Path] = []
+    last = miniature._stand_in
+
+    def count(path: Path) -> None:
+        made.append(path)
+        last(path)
+
+    monkeypatch.setattr(miniature, "_stand_in", count)
+    times = {"beat": 0.1, "stale": 5.0}
+    threads = [threading.Thread(target=miniature.build, args=(tmp_path,), kwargs=times) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert (tmp_path / MINIATURE).exists() and not (tmp_path / "lock").exists()
+    assert len(made) == 1
+    stamps = {path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    miniature.build(tmp_path, **times)
+    assert stamps == {path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    splits = [
+        {path.read_bytes() for path in tmp_path.glob(f"imagenet/{part}/*/*")} for part in ("train", "val")
+    ]
+    assert [len(found) for found in splits] == [16, 16] and not splits[0] & splits[1]
+    boxes = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())["annotations"]
+    assert len(boxes) == 2 * miniature.IMAGES["val"]
 
 
 @pytest.mark.slow
@@ -62,7 +101,7 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
 
     result = run_script("tools/reproduce.py", *command)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "random/seed0: started" not in result.stdout and "moco_v1/seed0: done" in result.stdout
+    assert "random/seed0: started" not in result.stdout and "moco_v1_R50/seed0: done" in result.stdout
     folder = output / "voc_C4-smoke"
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "table.csv", "table.json", "table.md", "table.tex",
@@ -71,7 +110,7 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
     numbers = {row["init"]: [n["ours"] for n in row["cells"][0]["numbers"]] for row in table["rows"]}
     assert all(len(ours) == 1 for ours in numbers["random"] + numbers["moco_v1"])
     assert numbers["moco_v1_ig1b"] == [[], [], []]
-    (record,) = (json.loads(path.read_text()) for path in runs.glob("convert-moco_v1-*/record.json"))
+    (record,) = (json.loads(path.read_text()) for path in runs.glob("convert-moco_v1_R50-*/record.json"))
     assert record["record"]["source"] == "moco" and max(record["record"]["proof"].values()) < 1e-9
 
     again = run_script("tools/reproduce.py", *command)

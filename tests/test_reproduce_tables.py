@@ -4,17 +4,19 @@ import json
 import math
 import re
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import plain_file, small_network
 from conftest import run_script
 
 from pretrain.config import find_config
 from pretrain.errors import UserError
 from transfer.reproduce import collect, outputs, worker
-from transfer.reproduce.jobs import Job, in_order
+from transfer.reproduce.jobs import Job, in_order, made_by
 from transfer.reproduce.plan import Options, plan
 from transfer.reproduce.shorter import shorter
 from transfer.reproduce.tables import read
@@ -36,12 +38,15 @@ def options(tmp_path: Path) -> Options:
 def test_every_row_has_a_number_for_each_metric_and_every_config_is_there(name: str) -> None:
     table = BOOK.tables[name]
     for row in table.rows:
-        assert len(row.paper) in (0, len(table.metrics))
+        assert len(row.paper) in (0, len(table.metrics)) and len(row.std) in (0, len(table.metrics))
+        assert set(row.cited) <= {column.config for column in table.columns if column.config}
         assert not row.config or find_config(row.config)
     for column in table.columns:
         assert bool(column.config) != bool(column.cited)
         assert not column.config or (find_config(column.config) and column.config in BOOK.hours)
-    assert len(table.std) in (0, len(table.metrics))
+    assert len({row.init.name for row in table.rows}) == len(
+        table.rows
+    )  # a collected row has its init's name
 
 
 def test_every_init_says_where_its_weights_come_from() -> None:
@@ -76,6 +81,43 @@ def test_the_numbers_are_those_of_the_documentation() -> None:
     assert seen == 3 * len(names) - 1  # the paper has no random row of Table 4
 
 
+def test_the_published_spread_stands_at_the_rows_that_it_is_of() -> None:
+    """README of facebookresearch/moco: the supervised network, MoCo v1, and MoCo v2 of 200 and 800 epochs on VOC."""
+    known = {
+        (name, row.init.name): row.std[-3:]
+        for name, table in BOOK.tables.items()
+        for row in table.rows
+        if row.std
+    }
+    released = ("supervised", "moco_v1", "moco_v2", "moco_v2_800ep")
+    assert known == {
+        pair: (0.2, 0.2, 0.4)
+        for pair in [
+            *(("voc_C4", name) for name in released[:2]),
+            ("mechanisms_C4", "moco_v1"),
+            *(("v2_table1", name) for name in released),
+        ]
+    }
+
+
+def test_other_methods_are_quoted() -> None:
+    """He et al. Table 1 has 16, Table 4 has 10 rows of others, App. A.4 one with BN frozen; Chen Table 3 has 3."""
+    quoted = {name: [row for row in t.rows if row.init.cited] for name, t in BOOK.tables.items()}
+    count = {"linear": 16, "voc07_C4": 10, "lvis_tuned": 1, "v2_table3": 3, "v2_table2": 3}
+    assert {name: len(rows) for name, rows in quoted.items() if rows} == count
+    sums = {name: sum(row.paper[0] or 0 for row in quoted[name]) for name in ("linear", "voc07_C4")}
+    assert sums == pytest.approx({"linear": 894.8, "voc07_C4": 697.1})  # of the papers' first columns
+    assert "fails" in BOOK.inits["moco_v1_m0"].title
+
+
+def test_disk_of_a_table_by_hand() -> None:
+    """Three cells, ImageNet and VOC, and the 24 checkpoints of one pre-training."""
+    table = BOOK.tables["voc_C4"]
+    assert BOOK.gigabytes(table, fetch=False) == 155 + 3 + 10 + 3 * 0.5
+    assert BOOK.gigabytes(table, fetch=True) == 3 + 3 * 0.5
+    assert BOOK.gigabytes(BOOK.tables["densepose"], fetch=False) == 0
+
+
 # --- plans ---
 
 
@@ -86,7 +128,8 @@ def test_every_table_can_be_planned(name: str, options: Options) -> None:
     assert len(cells) == len(table.rows) * len(table.columns)
     for cell in cells:
         init = cell.row.init
-        assert bool(cell.why_not) == bool(init.needs or init.cited or cell.column.cited)
+        quoted = init.cited or cell.column.cited or cell.column.config in cell.row.cited
+        assert bool(cell.why_not) == bool(init.needs or quoted)
         assert bool(cell.runs) != bool(cell.why_not)
         for job in (job for jobs in cell.runs.values() for job in jobs):
             assert not job.changes or cell.column.overrides, job.changes
@@ -113,17 +156,99 @@ def test_a_table_shares_its_pre_training_between_seeds(options: Options) -> None
 def test_only_what_depends_on_a_change_is_done_anew(options: Options) -> None:
     before, after = jobs_of(options), jobs_of(replace(options, schedule=0.5))
     same = {name for name in before if before[name].key == after[name].key}
-    assert same == {"fetch/supervised", "convert/supervised"}
+    assert same == {"fetch/msra_R50", "convert/msra_R50"}
     seeds = jobs_of(replace(options, seeds=(1,)))
-    assert before["convert/moco_v1"].key == seeds["convert/moco_v1"].key
-    folder = "finetune/voc_R50_C4_24k/moco_v1/seed{}"
+    assert before["convert/moco_v1_R50"].key == seeds["convert/moco_v1_R50"].key
+    folder = "finetune/voc_R50_C4_24k/moco_v1_R50/seed{}"
     assert before[folder.format(0)].key != seeds[folder.format(1)].key
 
 
 def test_released_files_stand_in_for_pre_training(options: Options) -> None:
     jobs = jobs_of(replace(options, fetch=True))
-    assert "fetch/moco_v1" in jobs and not any(name.startswith("pretrain/") for name in jobs)
-    assert "md5 b251726a" in jobs["fetch/moco_v1"].command
+    assert "fetch/moco_v1_200ep" in jobs and not any(name.startswith("pretrain/") for name in jobs)
+    assert "md5 b251726a" in jobs["fetch/moco_v1_200ep"].command
+
+
+def test_the_same_training_runs_once_whatever_its_row_is_called(options: Options) -> None:
+    """Folders are shared between tables: equal settings must have one name, and equal released files."""
+    jobs: dict[tuple[str, ...], set[str]] = {}
+    for name in BOOK.tables:
+        for job in jobs_of(options, name).values():
+            kind = job.name.split("/")[0]
+            jobs.setdefault((kind, job.settings, *(need.key for need in job.needs)), set()).add(job.key)
+    assert {len(keys) for keys in jobs.values()} == {1}
+    trained = [key for key in jobs if key[0] == "pretrain"]
+    recipes = [(init.pretrain, init.overrides) for init in BOOK.inits.values() if init.pretrain]
+    assert len(trained) == len(set(recipes)) < len(recipes)
+
+    def weights(table: str, init: str, options: Options = options) -> str:
+        cells = plan(BOOK.tables[table], replace(options, inits=(init,)))
+        (job,) = cells[0].runs[""]
+        return job.needs[0].key
+
+    same = {weights(*pair) for pair in (("linear", "moco_v1"), ("figure3", "moco_v1_K65536"),
+                                        ("temperature", "moco_v1_T0.07"), ("mechanisms_C4", "moco_v1"))}  # fmt: skip
+    assert len(same) == 1
+    assert weights("figure3", "endtoend_K1024") == weights("mechanisms_DC5", "endtoend")
+    assert weights("figure3", "memorybank_K65536") == weights("mechanisms_DC5", "memorybank")
+    assert weights("figure3", "moco_v1_K4096") == weights("momentum", "moco_v1_m0.999")
+    assert weights("v2_table1", "moco_v2_a") == weights("temperature", "moco_v1_mlp_T0.2")
+    fetched = replace(options, fetch=True)
+    assert weights("temperature", "moco_v1_T0.07", fetched) == weights("linear", "moco_v1", fetched)
+
+
+def test_a_supervised_network_is_not_held_against_its_own_accuracy(options: Options) -> None:
+    cells = plan(BOOK.tables["v2_table1"], replace(options, inits=("supervised",)))
+    assert "supervised network itself" in cells[0].why_not and not cells[0].runs
+    assert cells[1].runs and not cells[1].why_not
+
+
+def test_images_count_by_their_names_not_by_their_place(options: Options, tmp_path: Path) -> None:
+    for root in ("here", "there"):
+        for part in ("train", "val"):
+            for name in ("n01/a.jpg", "n01/b.jpg", "n02/c.jpg"):
+                path = tmp_path / root / "imagenet" / part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+    def keys(root: str) -> set[str]:
+        found = jobs_of(replace(options, root=tmp_path / root, cache=tmp_path / "out/digests.json"), "linear")
+        assert not any(job.missing for job in found.values())
+        return {job.key for job in found.values()}
+
+    before = keys("here")
+    assert before == keys("there") == keys("here")  # the second time from the cache
+    (tmp_path / "here/imagenet/train/n02/d.jpg").touch()
+    assert not before & keys("here") and keys("there") == before
+    (tmp_path / "here/imagenet/train/n02/d.jpg").unlink()
+    assert keys("here") == before
+    (tmp_path / "out/digests.json").write_text("[")
+    assert keys("here") == before
+
+
+def test_what_cannot_change_a_probe_is_not_in_its_key(options: Options) -> None:
+    def probe(key: str, values: tuple[str, ...]) -> set[str]:
+        found = plan(BOOK.tables["linear"], replace(options, inits=("moco_v1",), sweep=(key, values)))[0].runs
+        return {job.key for jobs in found.values() for job in jobs}
+
+    assert len(probe("DATA.NUM_WORKERS", ("0", "8"))) == 1
+    assert len(probe("SOLVER.BASE_LR", ("10.0", "30.0"))) == 2
+
+
+def test_braces_in_paths(options: Options, tmp_path: Path) -> None:
+    path = tmp_path / "{x}{0}.pth"
+    plain_file(path, small_network().state_dict())
+    options = replace(options, root=tmp_path / "{1}", extra={"mine": path}, inits=("mine", "moco_v1"))
+    commands = [job.filled(tmp_path / "{run}") for job in jobs_of(options).values()]
+    parts = [part for command in commands for part in command]
+    assert str(path) in parts and str(tmp_path / "{1}/imagenet/train") in parts
+    assert not any(part.startswith("{") for part in parts)
+
+
+def test_a_smoke_run_downloads_nothing(options: Options, tmp_path: Path) -> None:
+    plain_file(tmp_path / "stand_in.pth", small_network().state_dict())
+    jobs = jobs_of(replace(options, smoke=True, fetch=True))
+    assert {name.split("/")[0] for name in jobs} == {"convert", "finetune"}
 
 
 def test_ones_own_checkpoint_is_a_row(options: Options, tmp_path: Path) -> None:
@@ -138,6 +263,44 @@ def test_ones_own_checkpoint_is_a_row(options: Options, tmp_path: Path) -> None:
     key = jobs["convert/mine"].key
     plain_file(path, small_network("resnet18").state_dict())
     assert jobs_of(replace(options, extra={"mine": path}, inits=("mine",)))["convert/mine"].key != key
+
+
+@pytest.mark.parametrize("name", ["moco_v1", "supervised"])
+def test_ones_own_checkpoint_does_not_replace_a_row_that_runs(
+    options: Options, tmp_path: Path, name: str
+) -> None:
+    path = plain_file(tmp_path / "mine.pth", small_network().state_dict())
+    with pytest.raises(UserError, match=f"--init {name}=...: voc_C4 has a row .* such as my_{name}"):
+        plan(BOOK.tables["voc_C4"], replace(options, extra={name: path}))
+
+
+def test_a_file_that_cannot_be_converted_is_refused_while_planning(options: Options, tmp_path: Path) -> None:
+    files = {"text": tmp_path / "notes.txt", "vit": tmp_path / "vit.pth"}
+    files["text"].write_text("no checkpoint")
+    plain_file(files["vit"], {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)})
+    for name, path in files.items():
+        with pytest.raises(UserError, match=f"--init {name}: {path}"):
+            plan(BOOK.tables["voc_C4"], replace(options, extra={name: path}, inits=(name,)))
+
+
+def test_a_home_folder_is_expanded(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = plain_file(tmp_path / "mine.pth", small_network().state_dict())
+    jobs = jobs_of(replace(options, extra={"mine": Path("~/mine.pth")}, inits=("mine",)))
+    assert str(path) in jobs["convert/mine"].command
+
+
+def test_a_sweep_is_for_fine_tuning_where_a_table_has_both(options: Options) -> None:
+    for key, values in (("SOLVER.BASE_LR", ("0.01", "0.02")), ("SOLVER.WARMUP_ITERS", ("50", "100"))):
+        cells = plan(BOOK.tables["v2_table1"], replace(options, inits=("moco_v1",), sweep=(key, values)))
+        assert [list(cell.runs) for cell in cells] == [[""], list(values)]
+        assert not cells[0].runs[""][0].changes  # the probe keeps its rate of 30
+    (cell,) = plan(
+        BOOK.tables["linear"], replace(options, inits=("moco_v1",), sweep=("SOLVER.BASE_LR", ("10",)))
+    )
+    assert list(cell.runs) == ["10"]
+    with pytest.raises(UserError, match=r"--sweep SEED: .* --seeds"):
+        plan(BOOK.tables["linear"], replace(options, sweep=("SEED", ("0", "1"))))
 
 
 def test_a_sweep_tries_every_value_for_every_init(options: Options) -> None:
@@ -211,7 +374,7 @@ def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
     options, runs = replace(options, seeds=(0, 1)), tmp_path / "runs"
     jobs = jobs_of(options)
     for seed, ap in enumerate((55.8, 56.0)):
-        finish(jobs[f"finetune/voc_R50_C4_24k/moco_v1/seed{seed}"], runs, AP50=81.5, AP=ap, AP75=62.6)
+        finish(jobs[f"finetune/voc_R50_C4_24k/moco_v1_R50/seed{seed}"], runs, AP50=81.5, AP=ap, AP75=62.6)
     table = collected(options, runs)
     rows = {row["init"]: row["cells"][0] for row in table["rows"]}
     ap = rows["moco_v1"]["numbers"][1]
@@ -227,6 +390,18 @@ def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
     assert "MoCo v1 IN-1M & 81.5 $\\pm$ 0.0 {\\scriptsize (81.5)}" in outputs.latex(table)
     paths = outputs.write(tmp_path / "out", table)
     assert json.loads(paths[0].read_text()) == table
+
+
+def test_a_table_says_that_its_jobs_were_made_by_different_code(options: Options, tmp_path: Path) -> None:
+    jobs = jobs_of(replace(options, seeds=(0, 1)))
+    for seed, torch_version in enumerate(("2.6.0", "2.7.0")):
+        job = jobs[f"finetune/voc_R50_C4_24k/random/seed{seed}"]
+        finish(job, tmp_path, AP50=60.0, AP=33.0, AP75=33.0)
+        state = {"state": "done", "seconds": 1.0, "made_by": {**made_by(), "torch": torch_version}}
+        (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
+        note = collected(replace(options, seeds=(0, 1)), tmp_path)["note"]
+        assert note == ("its jobs were made by different torch: see state.json of each" if seed else "")
+    assert len(made_by()["sources"]) == 64 and made_by()["torch"] == metadata.version("torch")
 
 
 def test_another_recipe_is_never_shown_as_comparable(options: Options, tmp_path: Path) -> None:

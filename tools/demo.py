@@ -1,7 +1,7 @@
 """Run the demo: from photographs to a detection table and demo/report.html.
 
-python tools/demo.py --size quick       # two minutes: every step runs, nothing is learnt
-python tools/demo.py                    # within twelve minutes on two cores
+python tools/demo.py --size quick       # about a minute on two cores: every step runs, nothing is learnt
+python tools/demo.py                    # eight and a half minutes on two cores
 python tools/demo.py --mechanism        # what batch norm and the momentum do, as curves
 """
 

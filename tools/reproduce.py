@@ -40,15 +40,19 @@ def _parse() -> argparse.Namespace:
     add("--status", action="store_true", help="what runs, how far it is, and what is done")
     add("--inits", "--only", default="", metavar="A,B", help="only these rows")
     add("--init", action="append", default=[], metavar="NAME=FILE", help="a checkpoint as one more row")
-    add("--trials", type=int, default=1, metavar="N", help="runs of each row, seeds 0, 1, ... (1)")
+    add("--trials", type=int, metavar="N", help="runs of each row, seeds 0, 1, ... (1)")
     add("--seeds", default="", metavar="0,1,2", help="these seeds instead of --trials")
     add("--sweep", default="", metavar="KEY=A,B", help="every value for every row; the table has the best")
     add("--schedule", type=float, default=1.0, metavar="SHARE", help="of all iterations and epochs (1)")
     add("--smoke", action="store_true", help="tiny data, tiny networks, a few iterations; downloads nothing")
     add("--fetch", action="store_true", help="download released checkpoints instead of pre-training")
     add("--num-gpus", type=int, default=1, metavar="N", help="GPUs of each job (1)")
-    add("--jobs", type=int, default=0, metavar="N", help="jobs at a time (as many as the GPUs allow)")
-    add("--launcher", default="", help="what starts a job instead of torchrun, such as 'srun torchrun ...'")
+    add("--jobs", type=int, default=0, metavar="N", help="jobs at a time at most (as many as the GPUs allow)")
+    add(
+        "--launcher",
+        default="",
+        help="what starts a job instead of torchrun; {port} and {id} are each job's own",
+    )
     add("--slurm", default="", metavar="K=V,K=V", help="run the jobs through SLURM: partition=gpu,time=2880")
     add("--root", type=Path, default=Path("datasets"), help="folder of the data sets (datasets)")
     add("--output", type=Path, default=Path("results"), help="folder of runs and tables (results)")

@@ -6,11 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfer.reproduce import worker
+import yaml
+
+from pretrain.errors import UserError
+from transfer.reproduce import difference, worker
+from transfer.reproduce.changes import changes, recipe_value
 from transfer.reproduce.jobs import Job, in_order
 from transfer.reproduce.plan import Cell, Options
 from transfer.reproduce.tables import Column, Table
 from transfer.reproduce.verdict import compare
+
+NOT_COMPARABLE = "not comparable"
+_LARGEST = 1e15  # what can be a metric: neither NaN nor what has no place in a float
 
 
 def collect(
@@ -27,16 +34,21 @@ def collect(
     for cell in cells:
         init = cell.row.init
         row = rows.setdefault(init.name, {"init": init.name, "title": init.title, "cells": []})
-        row["cells"].append(_cell(table, cell, runs, failed))
+        row["cells"].append(_cell(table, cell, options, runs, failed))
     return {
         "name": table.name,
         "title": table.title,
         "source": table.source,
-        "note": table.note,
+        "note": "; ".join(filter(None, (table.note, _made_by(cells, runs)))),
         "trials": table.trials,
         "columns": [
-            {"title": c.title or c.config or c.cited, "config": c.config, "metrics": list(c.metrics)}
-            for c in table.columns
+            {
+                "title": column.title or column.config or column.cited,
+                "config": column.config,
+                "metrics": list(column.metrics),
+                "trials": _trials(table, column),
+            }
+            for column in table.columns
         ],
         "smoke": options.smoke,
         "schedule": options.schedule,
@@ -46,68 +58,146 @@ def collect(
     }
 
 
-def _cell(table: Table, cell: Cell, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
-    """One row under one column; `tried` has every value of a sweep, `numbers` are those of the best."""
-    tried = {value: _runs(cell.column, jobs, runs, failed) for value, jobs in cell.runs.items()}
-    best = max(tried, key=lambda value: _score(tried[value]), default="")
-    done = [run for run in tried.get(best, []) if run["numbers"]]
-    published, spread = _published(table, cell)
-    numbers = []
-    for n, metric in enumerate(cell.column.metrics):
-        ours = [run["numbers"][n] for run in done]
-        entry: dict[str, Any] = {"metric": metric, "paper": published[n], "ours": ours}
-        if ours:
-            found = compare(ours, published[n], std=spread[n], trials=table.trials)
-            entry |= asdict(found) | {"interval": list(found.interval) if found.interval else None}
-        numbers.append(entry)
+def _made_by(cells: Sequence[Cell], runs: Path) -> str:
+    """A line where the finished jobs of a table were made by different sources or libraries; else empty."""
+    jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
+    folders = [job.folder(runs) for job in jobs if worker.is_done(job.folder(runs), job.product)]
+    notes = [made for folder in folders if isinstance(made := worker.state(folder).get("made_by"), dict)]
+    names = dict.fromkeys(name for made in notes for name in made)
+    several = [name for name in names if len({str(made.get(name)) for made in notes}) > 1]
+    return f"its jobs were made by different {', '.join(several)}: see state.json of each" if several else ""
+
+
+def is_comparable(table: dict[str, Any], changes: Sequence[str]) -> bool:
+    """Whether runs with these changes were made under the paper's recipe, the whole of it."""
+    return not (table["smoke"] or table["schedule"] != 1 or changes)
+
+
+def finished(runs: Sequence[dict[str, Any]]) -> bool:
+    """Whether all runs of a sweep's value have the metric that the best is chosen by: only then it may win."""
+    return bool(runs) and all(run["numbers"] and run["numbers"][0] is not None for run in runs)
+
+
+def without_verdict(number: dict[str, Any]) -> dict[str, Any]:
+    """A number beside the paper's that must not be held against it."""
+    if not number.get("verdict"):
+        return number
+    return number | {"difference": None, "p": None, "verdict": NOT_COMPARABLE, "test": ""}
+
+
+def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
+    """One row under one column.
+
+    `tried` has every value of a sweep, `numbers` are those of the best; `untuned` is the same for the recipe's own
+    value, None where a sweep has not tried it or there is none.
+    """
+    name = _config(cell)
+    tried = {value: [_run(cell, job, runs, failed) for job in jobs] for value, jobs in cell.runs.items()}
+    best, own = "", None
+    if options.sweep:
+        best = max(
+            (value for value in tried if finished(tried[value])), key=lambda v: _score(tried[v]), default=""
+        )
+        recipe = recipe_value(name, options.sweep[0])
+        own = next((value for value in tried if recipe is not None and yaml.safe_load(value) == recipe), None)
     waiting = [run["why_not"] for runs_ in tried.values() for run in runs_ if run["why_not"]]
     return {
-        "config": cell.row.config or cell.column.config,
-        "numbers": numbers,
+        "config": name,
+        **_measured(table, cell, options, tried, best),
         "tried": tried,
         "best": best,
-        "changes": list(cell.runs[best][0].changes) if cell.runs else [],
+        "untuned": None if own is None else {"value": own, **_measured(table, cell, options, tried, own)},
         "why_not": cell.why_not or "; ".join(dict.fromkeys(waiting)),
     }
 
 
-def _published(table: Table, cell: Cell) -> tuple[list[float | None], list[float | None]]:
-    """The paper's numbers and standard deviations of this cell's metrics."""
-    first = 0
-    for column in table.columns:
-        if column is cell.column:
-            break
-        first += len(column.metrics)
-    size = len(cell.column.metrics)
-    nothing: list[float | None] = [None] * len(table.metrics)
-    numbers, spread = list(cell.row.paper) or nothing, list(table.std) or nothing
-    return numbers[first : first + size], spread[first : first + size]
+def _measured(
+    table: Table, cell: Cell, options: Options, tried: dict[str, list[dict[str, Any]]], value: str
+) -> dict[str, Any]:
+    """`numbers` of one value's runs, and `changes`: their settings that are not the recipe's."""
+    runs = tried.get(value, [])
+    done = [run for run in runs if run["numbers"]]
+    found = dict.fromkeys(change for run in done or runs for change in run["changes"])
+    comparable = is_comparable({"smoke": options.smoke, "schedule": options.schedule}, tuple(found))
+    published, spread = (
+        _published(table, cell.column, cell.row.paper),
+        _published(table, cell.column, cell.row.std),
+    )
+    numbers = []
+    for n, metric in enumerate(cell.column.metrics):
+        ours = [run["numbers"][n] for run in done if run["numbers"][n] is not None]
+        entry: dict[str, Any] = {"metric": metric, "paper": published[n], "ours": ours, "planned": len(runs)}
+        if ours:
+            compared = compare(ours, published[n], std=spread[n], trials=table.trials)
+            entry |= asdict(compared) | {"interval": list(compared.interval) if compared.interval else None}
+        numbers.append(entry if comparable else without_verdict(entry))
+    return {"numbers": numbers, "changes": list(found)}
+
+
+def _published(table: Table, column: Column, values: Sequence[float | None]) -> list[float | None]:
+    """Those of a column, of what the table has for each metric: the paper's numbers, or their deviations."""
+    before = table.columns[: table.columns.index(column)]
+    first = sum(len(each.metrics) for each in before)
+    return list((values or [None] * len(table.metrics))[first : first + len(column.metrics)])
+
+
+def _trials(table: Table, column: Column) -> int:
+    """Runs behind the paper's numbers of a column; 1 where the paper gives a spread for other columns only."""
+    known = any(any(row.std) for row in table.rows)
+    own = any(any(_published(table, column, row.std)) for row in table.rows)
+    return 1 if known and not own else table.trials
 
 
 def _score(found: list[dict[str, Any]]) -> float:
     """Mean of the first metric over the runs of one sweep value: what the best is chosen by."""
-    numbers = [run["numbers"][0] for run in found if run["numbers"]]
-    return sum(numbers) / len(numbers) if numbers else float("-inf")
+    return sum(run["numbers"][0] for run in found) / len(found)
 
 
-def _runs(column: Column, jobs: Sequence[Job], runs: Path, failed: dict[str, str]) -> list[dict[str, Any]]:
-    return [_run(column, seed, job, runs, failed) for seed, job in enumerate(jobs)]
-
-
-def _run(column: Column, number: int, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
-    """One run: its numbers in the order of the column's metrics, or why it has none."""
-    folder = job.folder(runs)
+def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
+    """One run: its numbers in the order of the column's metrics, None for one that it lacks; or why it has none."""
     needs = [_record(needed, runs) for needed in in_order([job])[:-1]]
     run: dict[str, Any] = {**_record(job, runs), "needs": needs, "numbers": [], "why_not": ""}
-    if not worker.is_done(folder, job.product):
-        run["why_not"] = failed.get(job.key, "not run yet")
-        return run
-    results = json.loads(job.output(runs).read_text())
-    try:  # those of the linear probe stand at the top
-        run["numbers"] = [number_of(results.get("metrics", results), metric) for metric in column.metrics]
-    except KeyError as error:
-        run["why_not"] = f"{job.output(runs)} has no {error.args[0]}"
-    return run
+    run["changes"] = list(job.changes)
+    if not worker.is_done(job.folder(runs), job.product):
+        return run | {"why_not": failed.get(job.key, "not run yet")}
+    path = job.output(runs)
+    results = _read(path)
+    if not results:
+        return run | {"why_not": f"{path} is damaged; remove its folder and run the table again"}
+    metrics = cell.column.metrics
+    numbers = [
+        number_of(results.get("metrics", results), metric) for metric in metrics
+    ]  # a probe's are at the top
+    absent = [metric for metric, number in zip(metrics, numbers, strict=True) if number is None]
+    return run | {
+        "numbers": numbers if len(absent) < len(numbers) else [],
+        "why_not": f"{path} has no {', '.join(absent)}" if absent else "",
+        "changes": _changes(cell, job, path, results),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _changes(cell: Cell, job: Job, path: Path, results: dict[str, Any]) -> list[str]:
+    """Of the settings that the run has had: its weights may have brought others than were planned."""
+    try:
+        settings = difference.settings(path.with_name("config.yaml"), results)
+    except UserError as error:
+        return [str(error)]
+    if settings is None:
+        return list(job.changes)
+    return list(changes(_config(cell), settings, cell.column.overrides))
+
+
+def _config(cell: Cell) -> str:
+    return cell.row.config or cell.column.config
 
 
 def _record(job: Job, runs: Path) -> dict[str, Any]:
@@ -117,17 +207,17 @@ def _record(job: Job, runs: Path) -> dict[str, Any]:
     return {"name": job.name, "folder": str(folder), "command": job.text(runs), "seconds": seconds}
 
 
-def number_of(metrics: dict[str, Any], name: str) -> float:
+def number_of(metrics: Any, name: str) -> float | None:
     """A metric of results.json by its name: `bbox.AP50` of the only data set, or `top1`.
 
-    Raises:
-        KeyError: with the name; also of a metric that is undefined, as AP is where nothing was detected.
+    None where it is absent, undefined (as AP is where nothing was detected), or no finite number.
     """
     task, _, leaf = name.rpartition(".")
-    found = (
-        [tasks.get(task, {}) for tasks in metrics.values() if isinstance(tasks, dict)] if task else [metrics]
-    )
-    value = next((values[leaf] for values in found if values.get(leaf) is not None), None)
-    if value is None:
-        raise KeyError(name)
-    return float(value)
+    if not isinstance(metrics, dict):
+        return None
+    tasks = [sets.get(task) for sets in metrics.values() if isinstance(sets, dict)] if task else [metrics]
+    for values in tasks:
+        value = values.get(leaf) if isinstance(values, dict) else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+            return float(value)
+    return None

@@ -9,8 +9,8 @@ from typing import Any
 
 from pretrain.console import duration, say
 from pretrain.errors import UserError
-from transfer.reproduce import collect, outputs, page, plan, progress, scheduler, tables, worker
-from transfer.reproduce.executors import Executor, Local, Slurm
+from transfer.reproduce import collect, outputs, page, plan, progress, scheduler, tables
+from transfer.reproduce.executors import Executor, Local, Slurm, slurm_parameters, visible_gpus
 from transfer.reproduce.jobs import Job, in_order
 from transfer.reproduce.plan import Cell, Options
 
@@ -18,16 +18,21 @@ from transfer.reproduce.plan import Cell, Options
 def listing() -> list[str]:
     """One line for each table: name, title, what it costs."""
     book = tables.read()
-    lines = ["table, rows that can run, hours on 8 V100 for one trial without and with --fetch", ""]
+    lines = [
+        "table, rows that can run, hours on 8 V100 and GB of disk for one trial without and with --fetch",
+        "",
+    ]
     for table in book.tables.values():
         able = [row for row in table.rows if not (row.init.needs or row.init.cited)]
         runnable = (
             f"{len(able)} of {len(table.rows)}" if any(c.config for c in table.columns) else "cited only"
         )
         lines.append(f"{table.name:<18}{table.title} ({table.source})")
-        lines.append(
-            f"{'':<18}{runnable}; {_cost(table, book, fetch=False)} h; {_cost(table, book, fetch=True)} h"
-        )
+        costs = [
+            f"{_cost(table, book, fetch=fetch)} h {book.gigabytes(table, fetch=fetch):.0f} GB"
+            for fetch in (False, True)
+        ]
+        lines.append(f"{'':<18}{'; '.join([runnable, *costs])}")
     return lines
 
 
@@ -53,26 +58,39 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give --table NAME, or --list to see the tables")
     args.output, args.root = args.output.absolute(), args.root.absolute()  # workers run elsewhere
     table, options = book.table(args.table), _options(args)
-    name = f"{table.name}{'-smoke' if options.smoke else ''}"
+    name = "-".join([table.name, *_variant(options)])
     runs, folder = args.output / ("smoke-runs" if options.smoke else "runs"), args.output / name
     if options.smoke:
         from transfer.reproduce import miniature
 
         miniature.build(options.root)
     cells = plan.plan(table, options)
-    jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
+    wanted = [job for cell in cells for found in cell.runs.values() for job in found]
+    jobs = in_order(wanted)
     if args.dry_run or args.status:
         print("\n".join(progress.listing(jobs, runs) if args.dry_run else progress.status(jobs, runs)))
         return 0
-    _check(jobs, runs)
+    executor = _executor(args)
+    _check(scheduler.unfinished(wanted, runs))
     began = time.perf_counter()
     watch = progress.Watch(jobs, runs)
-    failed = scheduler.run(jobs, runs, _executor(args), tick=watch.look)
+    try:
+        failed = scheduler.run(wanted, runs, executor, tick=watch.look)
+    except KeyboardInterrupt:
+        _write(table, cells, options, runs=runs, folder=folder, failed={})
+        raise
     _write(table, cells, options, runs=runs, folder=folder, failed=failed)
     say(
         f"{folder}/report.html, table.md, table.csv, table.tex, table.json   ({duration(time.perf_counter() - began)})"
     )
     return 1 if failed else 0
+
+
+def _variant(options: Options) -> list[str]:
+    """What keeps the table of another protocol from replacing the full one."""
+    parts = ["smoke"] if options.smoke else []
+    parts += [f"schedule{options.schedule:g}"] if options.schedule != 1 else []
+    return parts + ([f"sweep-{options.sweep[0]}"] if options.sweep else [])
 
 
 def _write(
@@ -90,10 +108,9 @@ def _write(
     say(outputs.markdown(content))
 
 
-def _check(jobs: Sequence[Job], runs: Path) -> None:
+def _check(jobs: Sequence[Job]) -> None:
     """Refuse before anything starts what cannot run: data that are missing."""
-    waiting = [job for job in jobs if not worker.is_done(job.folder(runs), job.product)]
-    missing = list(dict.fromkeys(reason for job in waiting if (reason := job.missing)))
+    missing = list(dict.fromkeys(reason for job in jobs if (reason := job.missing)))
     if missing:
         raise UserError("; ".join(missing))
 
@@ -102,50 +119,76 @@ def _options(args: argparse.Namespace) -> Options:
     key, _, values = args.sweep.partition("=")
     if args.sweep and not (key and values):
         raise UserError(f"--sweep {args.sweep}: write KEY=A,B, such as SOLVER.BASE_LR=0.01,0.02")
-    if args.trials < 1:
-        raise UserError(f"--trials {args.trials}: give 1 or more")
+    _check_numbers(args)
     extra = {}
     for text in args.init:
         name, _, path = text.partition("=")
         if not (name and path):
             raise UserError(f"--init {text}: write NAME=FILE")
+        if name in extra:
+            raise UserError(f"--init {name}: given twice; choose another name")
         extra[name] = Path(path)
     smoke_root = args.output / "smoke-data"
     return Options(
         inits=tuple(part for part in args.inits.split(",") if part),
         extra=extra,
-        seeds=_seeds(args.seeds) or tuple(range(args.trials)),
+        seeds=_seeds(args.seeds, args.trials),
         sweep=(key, tuple(values.split(","))) if args.sweep else None,
         schedule=args.schedule,
         smoke=args.smoke,
         fetch=args.fetch,
         launcher=_launcher(args.launcher, args.num_gpus),
         root=smoke_root if args.smoke else args.root,
+        cache=args.output / "digests.json",
     )
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name, least in (("trials", 1), ("num_gpus", 1), ("jobs", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+
+
+def _seeds(text: str, trials: int | None) -> tuple[int, ...]:
+    """Of `--seeds`, or 0, 1, ... of `--trials`. Each is one run: the same run twice is no second trial."""
+    if not text:
+        return tuple(range(trials or 1))
     try:
-        return tuple(int(part) for part in text.split(",") if part)
+        seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--seeds {text}: write numbers, such as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: give each seed once; a run repeated is no second trial")
+    if trials is not None and trials != len(seeds):
+        raise UserError(f"--trials {trials} --seeds {text}: that are {len(seeds)} seeds; leave --trials out")
+    return seeds
 
 
 def _launcher(text: str, gpus: int) -> tuple[str, ...]:
     """What stands before the tool in a command."""
     if text:
-        return tuple(shlex.split(text))
+        try:
+            parts = tuple(shlex.split(text))
+        except ValueError as error:
+            raise UserError(f"--launcher {text}: {error}; close every quote") from None
+        if not parts:
+            raise UserError(
+                "--launcher: it is empty; write a command, such as 'srun torchrun', or leave it out"
+            )
+        return parts
     several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus))
     return ("python", *(several if gpus > 1 else ()))
 
 
 def _executor(args: argparse.Namespace) -> Executor:
+    """Raises `UserError` where this machine has not the GPUs of one job, or SLURM is not here."""
     if args.slurm:
-        pairs = [part.partition("=") for part in args.slurm.split(",")]
-        parameters = {f"slurm_{key}": int(value) if value.isdigit() else value for key, _, value in pairs}
-        parameters.setdefault("slurm_gpus_per_node", args.num_gpus)
-        return Slurm(args.output / "slurm", parameters)
-    import torch
-
-    gpus = list(range(torch.cuda.device_count()))
-    return Local(gpus, each=args.num_gpus, jobs=args.jobs or 1)
+        return Slurm(args.output / "slurm", slurm_parameters(args.slurm, args.num_gpus))
+    gpus = visible_gpus()
+    if not gpus and args.num_gpus > 1 and not (args.smoke or args.launcher):
+        raise UserError(
+            f"--num-gpus {args.num_gpus}: this machine has no GPU that PyTorch sees; "
+            "leave it out to run on the CPU, or add --smoke"
+        )
+    return Local(gpus, each=args.num_gpus, jobs=args.jobs)

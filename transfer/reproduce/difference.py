@@ -68,11 +68,14 @@ def read(path: Path) -> Run:
         ) from None
     if not isinstance(content, dict) or not (isinstance(content.get("metrics"), dict) or "top1" in content):
         raise UserError(f"{file}: no results.json of train_net.py or linear_eval.py: it has no metrics")
-    return Run(file, content, _settings(file.with_name("config.yaml"), content))
+    return Run(file, content, settings(file.with_name("config.yaml"), content))
 
 
-def _settings(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
-    """Of results.json itself, where the linear probe writes them, or of config.yaml beside it."""
+def settings(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
+    """A run's settings, flat: of its results.json (`content`), where the linear probe writes them, or of config.yaml.
+
+    None where there is no config.yaml. Raises `UserError` where that is damaged.
+    """
     tree = content.get("config")
     if not isinstance(tree, dict):
         try:
@@ -124,7 +127,9 @@ def _unequal(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]
     a, b = flat(a), flat(b)
     keys = sorted({*a, *b})
     rows = [(key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in keys]
-    return [row for row in rows if row[1] != row[2]]
+    return [
+        row for row in rows if row[1] != row[2] and not (row[1] != row[1] and row[2] != row[2])
+    ]  # NaN is NaN
 
 
 def metrics(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
@@ -167,23 +172,30 @@ def table(a: Run, b: Run) -> list[str]:
 
 
 def _summary(a: Run, b: Run, groups: dict[str, Any]) -> str:
-    without = [str(run.path.with_name("config.yaml")) for run in (a, b) if run.settings is None]
     matters = [title for title in groups if title not in ("hardware", "bookkeeping")]
+    first = f"look first at: {', '.join(title for title in matters if title != 'seed')}"
+    without = [str(run.path.with_name("config.yaml")) for run in (a, b) if run.settings is None]
     if without:
-        unknown = " and ".join(without)
-        same = a.results.get("config_sha256") == b.results.get("config_sha256")
-        return (
-            f"no {unknown}: settings are not compared; their digests are {'equal' if same else 'different'}"
-        )
+        rest = f"; {first}" if set(matters) - {"seed"} else ""
+        return f"no {' and '.join(without)}: settings are not compared; {_digests(a, b)}{rest}"
     if not matters:
         return "the same settings, weights, data, versions and seed: what is left is the hardware's own variation"
     if matters == ["seed"]:
         return "only the seed differs: this is the noise between runs, and no setting explains it"
-    return f"look first at: {', '.join(title for title in matters if title != 'seed')}"
+    return first
+
+
+def _digests(a: Run, b: Run) -> str:
+    found = [run.results.get("config_sha256") for run in (a, b)]
+    if None in found:
+        return "no digest tells whether they are equal"
+    return f"their digests are {'equal' if found[0] == found[1] else 'different'}"
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """One that can be subtracted; None for others, NaN and integers beyond a float among them."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+    return value if usable else None
 
 
 def _gap(a: Any, b: Any) -> str:

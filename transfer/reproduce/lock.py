@@ -8,6 +8,7 @@ changed for `STALE` seconds belongs to a dead process and is taken over, by one 
 import contextlib
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -31,7 +32,9 @@ class Lock:
 
     def __init__(self, path: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
         self.path, self.beat, self.stale = path, beat, stale
-        self.token = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        unique = uuid.uuid4().hex
+        self.token = f"{socket.gethostname()} {os.getpid()} {unique}"
+        self._temporary = path.with_name(f".{path.name}.{unique}")
         self._stop = threading.Event()
         self.lost = threading.Event()
         self._thread: threading.Thread | None = None
@@ -51,6 +54,8 @@ class Lock:
         self._stop.set()
         if self._thread:
             self._thread.join()
+        with contextlib.suppress(OSError):  # it is there where a beat failed half-way
+            self._temporary.unlink()
         if not self.lost.is_set():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
@@ -65,15 +70,28 @@ class Lock:
         return True
 
     def _live(self) -> None:
-        number = 0
+        number, last = 0, time.monotonic()
         while not self._stop.wait(self.beat):
-            if holder(self.path) != self.token:
+            number += 1
+            try:
+                ours = self._show(number)
+                last = time.monotonic()
+            except OSError:  # a full disk, a file server that restarts: others wait for `stale` seconds
+                ours = time.monotonic() - last < self.stale / 2
+            if not ours:
                 self.lost.set()
                 return
-            number += 1
-            temporary = self.path.with_name(f".{self.path.name}.{self.token.split()[-1]}")
-            temporary.write_text(f"{self.token}\n{number}")
-            os.replace(temporary, self.path)
+
+    def _show(self, number: int) -> bool:
+        """Write a sign of life. Returns whether the lock is still ours."""
+        try:
+            if self.path.read_text().partition("\n")[0] != self.token:
+                return False
+        except FileNotFoundError:
+            return False
+        self._temporary.write_text(f"{self.token}\n{number}")
+        os.replace(self._temporary, self.path)
+        return True
 
     def _dead_holder(self) -> tuple[str, list[Path]] | None:
         """The token in a lock that does not change for `stale` seconds, and the claims on it, which do not either."""
@@ -110,6 +128,24 @@ class Lock:
 def holder(path: Path) -> str:
     """Host, process and number of who holds a lock; empty: nobody."""
     return _read(path).partition("\n")[0]
+
+
+def silence(path: Path) -> float | None:
+    """Seconds since a lock's holder last showed that it lives; None: nobody holds it.
+
+    Both times are the disk's own, so the machines' clocks need not agree. A look from outside, which may be late by
+    what a network disk is late: only `Lock.acquire` takes a lock over.
+    """
+    try:
+        last = path.stat().st_mtime
+    except OSError:
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            now = os.fstat(file.fileno()).st_mtime
+    except OSError:  # a folder that one may only read
+        now = time.time()
+    return max(0.0, now - last)
 
 
 def _read(path: Path) -> str:

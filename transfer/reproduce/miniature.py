@@ -1,11 +1,11 @@
-"""Every data set of the tables in miniature, for `--smoke`: a few pictures of the demo in the true layouts.
+"""Every data set of the tables in miniature, for `--smoke`: a few painted pictures in the true layouts.
 
-The objects keep their boxes and masks and take classes of the set that is imitated. So the smoke run reads its
-data by the same code as the real one. The numbers mean nothing.
+Nothing is downloaded. The objects take classes of the set that is imitated. So the smoke run reads its data by the
+same code as the real one. The numbers mean nothing.
 """
 
-import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from transfer import d2_compat  # noqa: F401 (first)
 
@@ -24,20 +23,23 @@ from detectron2.data.datasets.builtin import get_lvis_instances_meta
 from pretrain import checkpoint
 from pretrain.console import say
 from pretrain.encoders import Architecture, ResNet
-from transfer.prepare.demo import build_demo
+from pretrain.view_benchmark import made_picture
 from transfer.present import MINIATURE
+from transfer.reproduce.lock import BEAT, STALE, Lock
 from transfer.reproduce.smoke import STAND_IN
 from transfer.results import write_json
 
 IMAGES = {"train": 6, "val": 4}
-_VOC = ("cat", "bird", "dog", "horse")  # of VOC's classes, in the place of the demo's four
+_SIZE = (240, 320)  # height and width
+_EACH = 8  # pictures of each of ImageNet's two classes here
+_VOC = ("cat", "bird", "dog", "horse")  # of VOC's classes, one for each kind of object
 _CITY = (("person", 24, 11), ("car", 26, 13), ("bicycle", 33, 18), ("rider", 25, 12))  # name, id, training id
 _POINTS = 17  # of COCO's persons
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the demo.
+    """One painted picture.
 
     Attributes:
         objects: (class 0..3, box x y w h, mask (H, W) of bool).
@@ -49,50 +51,78 @@ class Picture:
     objects: list[tuple[int, list[float], np.ndarray]]
 
 
-def build(root: Path) -> None:
-    """Make all sets below `root` unless they are there. Takes half a minute the first time."""
+def build(root: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
+    """Make all sets below `root` unless they are there. Takes seconds; who comes second waits for the first.
+
+    Args:
+        beat, stale: of the lock.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    lock = Lock(root / "lock", beat=beat, stale=stale)
+    while not (root / MINIATURE).exists():
+        if not lock.acquire():  # another program makes them
+            time.sleep(beat / 10)
+            continue
+        try:
+            _build(root)
+        finally:
+            lock.release()
+
+
+def _build(root: Path) -> None:
     if (root / MINIATURE).exists():
         return
     say(f"making small data sets in {root}")
-    demo = build_demo(root, size="quick")
-    pictures = {split: _pictures(demo, split) for split in IMAGES}
+    pictures = {split: _pictures(root / "painted", split) for split in IMAGES}
     _coco(root / "coco", pictures)
     _lvis(root, pictures)
     _voc(root, pictures)
     _cityscapes(root / "cityscapes", pictures)
-    for split in IMAGES:
-        place = root / "imagenet" / split
-        shutil.rmtree(place, ignore_errors=True)
-        _few(demo / "knn" / split, place)
+    for place, split in enumerate(IMAGES):
+        _imagenet(root / "imagenet" / split, first=1000 * (1 + place))
     _stand_in(root / STAND_IN)
     write_json(root / MINIATURE, {"images": IMAGES})
 
 
-def _pictures(demo: Path, split: str) -> list[Picture]:
-    content = json.loads((demo / "annotations" / f"instances_{split}.json").read_text())
-    objects: dict[int, list[Any]] = {}
-    for entry in content["annotations"]:
-        mask = coco_mask.decode(entry["segmentation"]).astype(bool)
-        objects.setdefault(entry["image_id"], []).append((entry["category_id"] - 1, entry["bbox"], mask))
-    chosen = [image for image in content["images"] if image["id"] in objects][: IMAGES[split]]
+def _pictures(folder: Path, split: str) -> list[Picture]:
+    """Ground and two objects each: an ellipse and a box of plain colours, of kinds that take turns."""
+    folder.mkdir(parents=True, exist_ok=True)
     return [
-        Picture(demo / split / image["file_name"], image["width"], image["height"], objects[image["id"]])
-        for image in chosen
+        _picture(folder / f"{split}_{n}.jpg", n + (0 if split == "train" else 100))
+        for n in range(IMAGES[split])
     ]
+
+
+def _picture(path: Path, number: int) -> Picture:
+    height, width = _SIZE
+    pixels = np.asarray(made_picture(number).resize((width, height))).copy()
+    rows, columns = np.mgrid[:height, :width]
+    random, objects = np.random.default_rng(number), []
+    for place in range(2):  # the left half, the right half
+        w, h = (int(random.integers(60, 130)) for _ in range(2))
+        x, y = place * width // 2 + int(random.integers(10, 20)), int(random.integers(10, height - h - 10))
+        mask = (columns >= x) & (columns < x + w) & (rows >= y) & (rows < y + h)
+        if place:
+            mask &= ((columns + 0.5 - x) / w - 0.5) ** 2 + ((rows + 0.5 - y) / h - 0.5) ** 2 <= 0.25
+        kind = (number + place) % len(_VOC)
+        pixels[mask] = (60 * kind, 255 - 60 * kind, 128)
+        objects.append((kind, [float(x), float(y), float(w), float(h)], mask))
+    Image.fromarray(pixels).save(path, quality=90)
+    return Picture(path, width, height, objects)
 
 
 def _place(picture: Picture, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        shutil.copyfile(picture.path, path)
+    shutil.copyfile(picture.path, path)
 
 
-def _few(source: Path, target: Path, *, each: int = 8) -> None:
-    """The first images of each class folder."""
-    for folder in sorted(source.iterdir()):
-        for path in sorted(folder.iterdir())[:each]:
-            (target / folder.name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / folder.name / path.name)
+def _imagenet(folder: Path, *, first: int) -> None:
+    """Two class folders; no picture is in both splits, which the linear probe refuses."""
+    for kind in range(2):
+        place = folder / f"n{kind:08}"
+        place.mkdir(parents=True, exist_ok=True)
+        for number in range(_EACH):
+            made_picture(first + kind * _EACH + number).resize((128, 128)).save(place / f"{number}.jpg")
 
 
 def _coco(folder: Path, pictures: dict[str, list[Picture]]) -> None:

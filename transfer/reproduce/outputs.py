@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from pretrain.checkpoint import write_atomic
+from transfer.reproduce.collect import NOT_COMPARABLE, finished
 from transfer.results import write_json
+
+_DAGGER = "$^\\dagger$"
+_TEX = {
+    **{letter: f"\\{letter}" for letter in "%&_#${}"},
+    "\\": "\\textbackslash{}",
+    "[": "{[}",  # at the beginning of a row it would be an option of the line before
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "±": "$\\pm$",
+    "τ": "$\\tau$",
+}
 
 
 def write(folder: Path, table: dict[str, Any]) -> list[Path]:
@@ -21,7 +33,7 @@ def write(folder: Path, table: dict[str, Any]) -> list[Path]:
 
 
 def _put(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode())
+    file.write(text.encode("utf-8", errors="replace"))  # a name of a foreign file may be no text
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -29,36 +41,38 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [f"# {table['title']}", "", f"{table['source']}. {protocol(table)}", ""]
     lines += _pipes(["init", *heads(table)])
     lines += _pipes(["---"] * (1 + len(heads(table))))
-    for row in table["rows"]:
-        lines += _pipes(
-            [
-                row["title"],
-                *(_text(n, cell, comparable=is_comparable(table, cell)) for cell, n in numbers(row)),
-            ]
-        )
+    for row in rows(table):
+        lines += _pipes([row["title"], *(_text(number) for _, number in numbers(row))])
     lines += [
         "",
-        "Each cell: ours, mean ± standard deviation over runs [95 % interval]; the paper's number and the verdict.",
+        "Each cell: ours, mean ± standard deviation over runs [95 % interval], n where runs are missing; the paper's "
+        "number and the verdict.",
     ]
     lines += ["", *(f"- {note}" for note in notes(table))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def as_csv(table: dict[str, Any]) -> str:
-    """One line for each number."""
+    """One line for each number; `runs` are ours, of `planned`."""
     file = io.StringIO()
-    fields = ("mean", "std", "low", "high", "paper", "difference", "p", "verdict", "runs", "why_not")
+    fields = (
+        "mean", "std", "low", "high", "paper", "difference", "p", "verdict", "runs", "why_not", "planned", "sweep",
+        "changes",
+    )  # fmt: skip
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["init", "config", "metric", *fields])
-    for row in table["rows"]:
+    for row in rows(table):
         for cell, number in numbers(row):
             low, high = number.get("interval") or ("", "")
+            whole = number["ours"] and not count(number)
             values = {
                 **number,
                 "low": low,
                 "high": high,
                 "runs": " ".join(map(str, number["ours"])),
-                **_reason(cell, number),
+                "why_not": "" if whole else cell["why_not"],
+                "sweep": f"{table['sweep']}={cell['best']}" if cell["best"] else "",
+                "changes": "; ".join(cell.get("changes", ())),
             }
             line = ["" if values.get(field) is None else values.get(field, "") for field in fields]
             writer.writerow([row["init"], cell["config"], number["metric"], *line])
@@ -66,18 +80,43 @@ def as_csv(table: dict[str, Any]) -> str:
 
 
 def latex(table: dict[str, Any]) -> str:
-    """A booktabs table: ours, with the paper's number in small print."""
+    """A booktabs table: ours, with the paper's number, interval and verdict in small print; notes below."""
     columns = heads(table)
-    lines = [
-        f"% {table['source']}. {protocol(table)}",
-        f"\\begin{{tabular}}{{l{'c' * len(columns)}}}",
-        "\\toprule",
-    ]
+    head = " ".join(f"{table['source']}. {protocol(table)}".split())  # a line's end would end the comment
+    lines = [f"% {head}", f"\\begin{{tabular}}{{l{'c' * len(columns)}}}", "\\toprule"]
     lines.append(" & ".join(["init", *map(_tex, columns)]) + " \\\\ \\midrule")
-    for row in table["rows"]:
+    for row in rows(table):
         cells = [_tex_cell(number) for _, number in numbers(row)]
         lines.append(" & ".join([_tex(row["title"]), *cells]) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    found = [_tex(note) for note in notes(table)]
+    if any(number.get("verdict") == NOT_COMPARABLE for row in rows(table) for _, number in numbers(row)):
+        found.insert(0, f"{_DAGGER} Not comparable with the paper. {_tex(protocol(table))}")
+    lines += [f"\\par{{\\footnotesize {note}}}" for note in found]
+    return "\n".join(lines) + "\n"
+
+
+def rows(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Row by row; below one of a sweep the same with the recipe's own value, where that was tried."""
+    for row in table["rows"]:
+        yield row
+        if any(cell.get("untuned") for cell in row["cells"]):
+            cells = [_untuned(cell) for cell in row["cells"]]
+            yield {**row, "title": f"{row['title']}, untuned", "cells": cells}
+
+
+def _untuned(cell: dict[str, Any]) -> dict[str, Any]:
+    found = cell.get("untuned")
+    if found is None:
+        numbers = [{"metric": n["metric"], "paper": n["paper"], "ours": []} for n in cell["numbers"]]
+        return {
+            **cell,
+            "numbers": numbers,
+            "changes": [],
+            "best": "",
+            "why_not": "the recipe's value was not tried",
+        }
+    return {**cell, "numbers": found["numbers"], "changes": found["changes"], "best": found["value"]}
 
 
 def heads(table: dict[str, Any]) -> list[str]:
@@ -113,64 +152,77 @@ def notes(table: dict[str, Any]) -> list[str]:
         for cell in row["cells"]:
             where = f"{row['title']}, {cell['config']}"
             if cell["why_not"]:
-                found.append(f"{row['title']}: {cell['why_not']}")
+                found.append(f"{row['title']}: {gap(cell)}{cell['why_not']}")
             if cell["changes"] and not table["smoke"]:
                 found.append(f"{where}: not the paper's recipe: {'; '.join(cell['changes'])}")
             if cell["best"]:
-                found.append(
-                    f"{where}: best of {len(cell['tried'])} values of {table['sweep']}: {cell['best']}"
-                )
-    tests = {n["test"] for row in table["rows"] for _, n in numbers(row) if n.get("test")}
+                found.append(f"{where}: best of {choice(cell)} of {table['sweep']}: {cell['best']}")
+    tests = {n["test"] for row in rows(table) for _, n in numbers(row) if n.get("test")}
     return list(dict.fromkeys([*found, *(f"test: {test}" for test in sorted(tests))]))
 
 
+def gap(cell: dict[str, Any]) -> str:
+    """What stands before a cell's `why_not`: that runs are missing beside those that it has; or nothing."""
+    if not any(number["ours"] for number in cell["numbers"]):
+        return ""
+    missing = sum(not run["numbers"] for runs in cell["tried"].values() for run in runs)
+    if missing == 1:
+        return "One run is missing: "
+    return f"{missing} runs are missing: " if missing else "Incomplete: "
+
+
+def choice(cell: dict[str, Any]) -> str:
+    """Among how many values of a sweep the best was chosen: `3 values`, or `2 finished, of 3 values`."""
+    done = sum(map(finished, cell["tried"].values()))
+    several = f"{len(cell['tried'])} values"
+    return several if done == len(cell["tried"]) else f"{done} finished, of {several}"
+
+
 def ours(number: dict[str, Any]) -> str:
-    """`55.9 ± 0.2 [55.7, 56.1]`, or nothing."""
+    """`55.9 ± 0.2 [55.7, 56.1]`, with `n = 2 of 3` where runs are missing; or nothing."""
     if not number["ours"]:
         return ""
     text = f"{number['mean']:.1f}"
     if number["std"] is not None:
         text += f" ± {number['std']:.1f} [{number['interval'][0]:.1f}, {number['interval'][1]:.1f}]"
-    return text
+    return ", ".join(filter(None, (text, count(number))))
 
 
-def _text(number: dict[str, Any], cell: dict[str, Any], *, comparable: bool) -> str:
+def count(number: dict[str, Any]) -> str:
+    """`n = 2 of 3` where runs are missing; or nothing."""
+    have, planned = len(number["ours"]), number.get("planned", len(number["ours"]))
+    return f"n = {have} of {planned}" if have < planned else ""
+
+
+def _text(number: dict[str, Any]) -> str:
     own = ours(number) or "-"
-    paper = (
-        ""
-        if number["paper"] is None
-        else f" (paper {number['paper']}{_verdict(number, cell, comparable=comparable)})"
-    )
-    return own + paper
+    return own if number["paper"] is None else f"{own} (paper {number['paper']}{_verdict(number)})"
 
 
-def is_comparable(table: dict[str, Any], cell: dict[str, Any]) -> bool:
-    """Whether a cell was made under the paper's recipe, the whole of it."""
-    return not (table["smoke"] or table["schedule"] != 1 or cell["changes"])
-
-
-def _verdict(number: dict[str, Any], cell: dict[str, Any], *, comparable: bool) -> str:
+def _verdict(number: dict[str, Any]) -> str:
     if not number.get("verdict"):
         return ""
-    if not comparable:
-        return ": not comparable"
+    if number["difference"] is None:
+        return f": {number['verdict']}"
     return f", {number['difference']:+.1f}: {number['verdict']}"
-
-
-def _reason(cell: dict[str, Any], number: dict[str, Any]) -> dict[str, str]:
-    return {"why_not": "" if number["ours"] else cell["why_not"]}
 
 
 def _tex_cell(number: dict[str, Any]) -> str:
     own = f"{number['mean']:.1f}" if number["ours"] else "--"
+    verdict = number.get("verdict") or ""
     if number.get("std") is not None:
         own += f" $\\pm$ {number['std']:.1f}"
-    return own + ("" if number["paper"] is None else f" {{\\scriptsize ({number['paper']})}}")
+    if verdict == NOT_COMPARABLE:
+        own += _DAGGER
+    if number["paper"] is not None:
+        own += f" {{\\scriptsize ({number['paper']})}}"
+    interval = "[{:.1f}, {:.1f}]".format(*number["interval"]) if number.get("interval") else ""
+    small = ", ".join(filter(None, (interval, count(number), "" if verdict == NOT_COMPARABLE else verdict)))
+    return own + (f" {{\\scriptsize {small}}}" if small else "")
 
 
 def _tex(text: str) -> str:
-    escapes = {"%": "\\%", "&": "\\&", "_": "\\_", "#": "\\#"}
-    return "".join(escapes.get(letter, letter) for letter in text)
+    return "".join(_TEX.get(letter, letter) for letter in text)
 
 
 def _pipes(cells: list[str]) -> list[str]:

@@ -48,6 +48,7 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
         "protocol": outputs.protocol(table),
         "rows": page_table.rows(table),
         "tests": page_table.tests(table),
+        "trials": page_table.trials(table),
         "conclusions": page_table.conclusions(table),
         "sweeps": page_sweep.sweeps(table),
         "charts": page_curves.charts(runs),

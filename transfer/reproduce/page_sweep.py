@@ -1,16 +1,12 @@
 """Tuned against untuned: every value that a sweep has tried, beside the recipe's own."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
-from pretrain import config as pretrain_config
-from pretrain.errors import UserError
-from transfer import config, linear_config
+from transfer.reproduce.changes import recipe_value
 
 
 def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -33,12 +29,12 @@ def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -
     first: dict[str, float] = {}
     for value, runs in cell["tried"].items():
         numbers = [run["numbers"] for run in runs if run["numbers"]]
-        means = [statistics.fmean(each) for each in zip(*numbers, strict=True)]
+        means = [_mean(each) for each in zip(*numbers, strict=True)]
         is_own = own is not None and yaml.safe_load(value) == own
         marks = [
             word for word, holds in (("best", means and value == cell["best"]), ("recipe", is_own)) if holds
         ]
-        if means:
+        if means and means[0] is not None:
             first |= dict.fromkeys(marks, means[0])
         rows.append({"value": value, "means": means, "runs": len(numbers), "marks": marks})
     gain = first["best"] - first["recipe"] if {"best", "recipe"} <= first.keys() else None
@@ -51,16 +47,6 @@ def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -
     }
 
 
-def recipe_value(name: str, key: str) -> Any:
-    """What a shipped config sets for a key; None where that cannot be told."""
-    try:
-        if name.startswith("linear/"):  # its own `load` asks for the images
-            node: Any = linear_config.defaults()
-            pretrain_config.merge(node, pretrain_config.find_config(name), ())
-        else:
-            node = config.load(name, ["MODEL.INIT", "random"])
-        for part in key.split("."):
-            node = node[part]
-    except (UserError, KeyError, TypeError):
-        return None
-    return list(node) if isinstance(node, tuple) else node
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transfer.reproduce import outputs
+from transfer.reproduce.collect import NOT_COMPARABLE
 
 # Verdict -> sign, and class of the page's style sheet: never told apart by colour alone.
 SIGNS = {
@@ -10,7 +11,8 @@ SIGNS = {
     "below": ("▼", "below"),
     "within noise": ("≈", "noise"),
     "too few trials": ("?", "few"),
-    "not comparable": ("⊘", "other"),
+    "no spread between runs": ("?", "few"),
+    NOT_COMPARABLE: ("⊘", "other"),
 }
 
 
@@ -21,9 +23,18 @@ def whole(table: dict[str, Any]) -> bool:
 
 def tests(table: dict[str, Any]) -> list[str]:
     """The tests that were made, in the order of the footnotes' numbers."""
-    pairs = [(cell, number) for row in table["rows"] for cell, number in outputs.numbers(row)]
-    made = [(_verdict(table, cell, number), number.get("test")) for cell, number in pairs]
-    return list(dict.fromkeys(test for verdict, test in made if test and verdict != "not comparable"))
+    made = [number.get("test") for row in table["rows"] for _, number in outputs.numbers(row)]
+    return list(dict.fromkeys(test for test in made if test))
+
+
+def trials(table: dict[str, Any]) -> str:
+    """Of how many trials the paper's numbers are means: it may say so of some columns only."""
+    several = [column for column in table["columns"] if column.get("trials", table["trials"]) > 1]
+    if not several:
+        return "The paper’s numbers: it names no number of trials."
+    titles = ", ".join(column["title"] for column in several)
+    of = f" under {titles}" if len(several) < len(table["columns"]) else ""
+    return f"The paper’s numbers{of} are means of {table['trials']} trials."
 
 
 def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -33,8 +44,8 @@ def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "title": row["title"],
             "cells": [
-                {"head": head, **_cell(table, cell, number, known)}
-                for head, (cell, number) in zip(heads, outputs.numbers(row), strict=True)
+                {"head": head, **_cell(number, known)}
+                for head, (_, number) in zip(heads, outputs.numbers(row), strict=True)
             ],
             "notes": _notes(table, row),
         }
@@ -42,52 +53,43 @@ def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _cell(
-    table: dict[str, Any], cell: dict[str, Any], number: dict[str, Any], known: list[str]
-) -> dict[str, Any]:
+def _cell(number: dict[str, Any], known: list[str]) -> dict[str, Any]:
     """One number, ready to be printed."""
-    verdict, test = _verdict(table, cell, number), number.get("test")
+    verdict, test = number.get("verdict") or "", number.get("test")
     sign, style = SIGNS.get(verdict, ("", ""))
-    comparable = verdict and verdict != "not comparable"
     return {
         "mean": number.get("mean"),
         "std": number.get("std"),
         "interval": number.get("interval"),
-        "runs": len(number["ours"]),
+        "count": outputs.count(number),
         "paper": number["paper"],
-        "difference": number.get("difference") if comparable else None,
-        "p": number.get("p") if comparable else None,
+        "difference": number.get("difference"),
+        "p": number.get("p"),
         "verdict": verdict, "sign": sign, "style": style,
-        "footnote": known.index(test) + 1 if comparable and test else None,
+        "footnote": known.index(test) + 1 if test else None,
     }  # fmt: skip
-
-
-def _verdict(table: dict[str, Any], cell: dict[str, Any], number: dict[str, Any]) -> str:
-    found = str(number.get("verdict") or "")
-    return "not comparable" if found and (cell.get("changes") or not whole(table)) else found
 
 
 def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
     """`kind`, `text` and a list of `settings`: why there is no number, settings other than the paper's, sweeps."""
     found: list[dict[str, Any]] = []
-    same = len({cell["why_not"] for cell in row["cells"]}) == 1
-    for column, cell in zip(table["columns"], row["cells"], strict=True):
+    reasons = [_reason(cell) for cell in row["cells"]]
+    for column, cell, why in zip(table["columns"], row["cells"], reasons, strict=True):
         where = f"{column['title']}: " if len(table["columns"]) > 1 else ""
-        if cell["why_not"]:
-            found.append(
-                {
-                    "kind": "why",
-                    "text": cell["why_not"] if same else f"{where}{cell['why_not']}",
-                    "settings": [],
-                }
-            )
+        if why:
+            text = why if len(set(reasons)) == 1 else f"{where}{why}"
+            found.append({"kind": "why", "text": text, "settings": []})
         if changes := cell.get("changes"):
             text = f"{where}not the paper’s recipe, so not comparable"
             found.append({"kind": "change", "text": text, "settings": changes})
         if cell["best"]:
-            text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {len(cell['tried'])} values"
+            text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {outputs.choice(cell)}"
             found.append({"kind": "tuned", "text": text, "settings": []})
     return list({note["text"]: note for note in found}.values())
+
+
+def _reason(cell: dict[str, Any]) -> str:
+    return f"{outputs.gap(cell) or 'No number: '}{cell['why_not']}" if cell["why_not"] else ""
 
 
 def signed(value: float) -> str:
@@ -105,8 +107,8 @@ def conclusions(table: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for row in table["rows"]:
         said: dict[str, list[str]] = {}
-        for (cell, number), head in zip(outputs.numbers(row), outputs.heads(table), strict=True):
-            verdict = _verdict(table, cell, number)
+        for (_, number), head in zip(outputs.numbers(row), outputs.heads(table), strict=True):
+            verdict = number.get("verdict") or ""
             if verdict in ("above", "below"):
                 said.setdefault(verdict, []).append(f"{head} ({signed(number['difference'])})")
             elif verdict:
@@ -121,5 +123,6 @@ _WORDS = {
     "below": "below the paper",
     "within noise": "not told apart from the paper",
     "too few trials": "too few trials to say anything",
-    "not comparable": "not comparable with the paper",
+    "no spread between runs": "not to be told, as equal runs show no spread,",
+    NOT_COMPARABLE: "not comparable with the paper",
 }

@@ -1,8 +1,10 @@
 """From a table to the jobs that fill it."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,19 @@ from pretrain.errors import UserError
 from transfer import catalog, config, linear_config, present
 from transfer.data_record import data_digests
 from transfer.reproduce import smoke
+from transfer.reproduce.changes import changes
+from transfer.reproduce.folders import names_digest
 from transfer.reproduce.jobs import Job
 from transfer.reproduce.shorter import shorter
-from transfer.recipes import RECIPES
 from transfer.reproduce.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
-from transfer.sources import file_digest
+from transfer.sources import file_digest, read_source
 
 # Where a pre-training run reads and how it is watched does not change what it learns.
-_IRRELEVANT = ("OUTPUT_DIR", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD",
-               "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
+_IRRELEVANT = ("OUTPUT_DIR", "DATA.TRAIN", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD",
+               "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
 
 _HERE = ("OUTPUT_DIR", "{folder}")
-_PROTOCOL = {  # of the linear probe: He et al. Sec. 4.1
-    key: value
-    for key, value in linear_config.flat(linear_config.defaults()).items()
-    if key.startswith(("INPUT.", "SOLVER.")) or key == "CACHE"
-}
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,14 @@ class Options:
         inits: names of the rows to run; empty: all.
         extra: further rows, name -> checkpoint of any kind that the converter takes.
         seeds: one run of each row for each.
-        sweep: key -> values, tried for every init alike; empty: the recipe's.
+        sweep: key -> values, tried for every init alike in the columns of fine-tuning, or in those of the linear
+            probe where a table has no others; empty: the recipe's.
         schedule: share of all iterations and epochs.
         smoke: the demo's pictures, tiny sizes and a few iterations.
         fetch: take released files instead of pre-training, where there are some.
         launcher: what starts a tool: `python`, or torchrun on several GPUs or machines.
         root: folder of the data sets.
+        cache: file that keeps the digests of large folders; None: they are made anew.
     """
 
     inits: tuple[str, ...] = ()
@@ -60,6 +60,7 @@ class Options:
     fetch: bool = False
     launcher: tuple[str, ...] = ("python",)
     root: Path = Path("datasets")
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,10 @@ class Cell:
 
 
 def plan(table: Table, options: Options) -> list[Cell]:
-    """The cells of a table, row by row. Raises `UserError` for names that are not in it."""
-    own = [Row(Init(name, name, file=path)) for name, path in options.extra.items()]
-    replaced = {row.init.name: row for row in own}  # --init of a row that nobody released
-    rows = [
-        Row(replaced[row.init.name].init, row.paper, row.config) if row.init.name in replaced else row
-        for row in table.rows
-    ]
-    rows += [row for row in own if row.init.name not in {r.init.name for r in table.rows}]
+    """The cells of a table, row by row. Raises `UserError` for names that are not in it, or must not be given."""
+    if options.sweep and options.sweep[0] == "SEED":
+        raise UserError("--sweep SEED: the best seed is no setting; give --seeds 0,1,2")
+    rows = _rows(table, options)
     known = [row.init.name for row in rows]
     for name in options.inits:
         if name not in known:
@@ -94,24 +91,45 @@ def plan(table: Table, options: Options) -> list[Cell]:
                 f"it has {', '.join(known)}"
             )
     chosen = [row for row in rows if not options.inits or row.init.name in options.inits]
-    return [_cell(row, column, options) for row in chosen for column in table.columns]
+    swept = _swept(table)
+    return [
+        _cell(row, column, options, sweep=options.sweep if column in swept else None)
+        for row in chosen
+        for column in table.columns
+    ]
 
 
-def _cell(row: Row, column: Column, options: Options) -> Cell:
-    why_not = column.cited or row.init.cited or _missing(row.init)
+def _rows(table: Table, options: Options) -> list[Row]:
+    """The table's rows, those that nobody released by the files of --init; then all others of --init."""
+    own = {name: Init(name, name, file=path) for name, path in options.extra.items()}
+    for row in table.rows:
+        if row.init.name in own and not row.init.needs:
+            raise UserError(
+                f"--init {row.init.name}=...: {table.name} has a row of its own of this name; "
+                f"take another, such as my_{row.init.name}"
+            )
+    rows = [replace(row, init=own.pop(row.init.name)) if row.init.name in own else row for row in table.rows]
+    return [*rows, *map(Row, own.values())]
+
+
+def _swept(table: Table) -> list[Column]:
+    """The columns that --sweep is for: one key cannot mean the same in fine-tuning and in the linear probe."""
+    detection = [column for column in table.columns if column.config.startswith("transfer/")]
+    return detection or [column for column in table.columns if column.config]
+
+
+def _cell(row: Row, column: Column, options: Options, *, sweep: tuple[str, tuple[str, ...]] | None) -> Cell:
+    why_not = column.cited or row.cited.get(column.config, "") or row.init.cited or _missing(row.init)
     if why_not:
         return Cell(row, column, {}, why_not=why_not)
     name = row.config or column.config
     make = _linear if name.startswith("linear/") else _finetune
     weights = _weights(row.init, options)
-    values: Sequence[str] = ("",)
-    key = ""
-    if options.sweep:
-        key, values = options.sweep
+    key, values = sweep or ("", ("",))
     runs = {}
     for value in values:
         overrides = (*column.overrides, *((key, value) if value else ()))
-        runs[value] = tuple(make(name, row.init, weights, seed, overrides, options) for seed in options.seeds)
+        runs[value] = tuple(make(name, weights, seed, overrides, options) for seed in options.seeds)
     return Cell(row, column, runs)
 
 
@@ -123,29 +141,34 @@ def _weights(init: Init, options: Options) -> Job | None:
     """The job whose product a detector starts from; None for random weights."""
     if init.random:
         return None
-    source: Job | Path
-    if options.smoke and isinstance(init.file, Released):
-        source = options.root / smoke.STAND_IN
-    elif isinstance(init.file, Released):
-        source = _fetch(init.name, init.file)
-    elif init.file:
-        source = init.file
-    elif options.fetch and init.released:
-        source = _fetch(init.name, init.released)
-    else:
-        source = _pretrain(init, options)
-    if isinstance(source, Job):
-        return _convert(init.name, "{0}", "", (source,))
-    return _convert(init.name, str(source.resolve()), _file(source), ())
+    released = init.file if isinstance(init.file, Released) else init.released if options.fetch else None
+    if isinstance(init.file, Path):
+        path = init.file.expanduser().resolve()
+        return _convert(init.name, str(path), _recognised(init.name, path))
+    if released and options.smoke:
+        path = (options.root / smoke.STAND_IN).resolve()
+        return _convert(released.name, str(path), str(file_digest(path)))
+    if released:
+        return _convert(released.name, "{0}", "", _fetch(released))
+    return _convert(_recipe_name(init), "{0}", "", _pretrain(init, options))
 
 
-def _file(path: Path) -> str:
+def _recognised(name: str, path: Path) -> str:
+    """The digest of one's own file, which the converter must be able to take."""
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint (--init NAME=FILE)")
-    return str(file_digest(path))
+        raise UserError(f"--init {name}: {path}: no such checkpoint")
+    try:
+        return _source_digest(path, path.stat().st_mtime_ns)
+    except UserError as error:
+        raise UserError(f"--init {name}: {error}") from None
 
 
-def _convert(name: str, source: str, settings: str, needs: tuple[Job, ...]) -> Job:
+@lru_cache
+def _source_digest(path: Path, _: int) -> str:
+    return read_source(path).digest
+
+
+def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
     command = (
         "python",
         "tools/convert_to_d2.py",
@@ -157,29 +180,38 @@ def _convert(name: str, source: str, settings: str, needs: tuple[Job, ...]) -> J
     return Job(f"convert/{name}", command, settings, "weights.pkl", needs)
 
 
-def _fetch(name: str, released: Released) -> Job:
+def _fetch(released: Released) -> Job:
     command = ("python", "-m", "transfer.reproduce.fetch", released.url, "{folder}/file", released.digest)
-    return Job(f"fetch/{name}", command, f"{released.url} {released.digest}", "file")
+    return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", "file")
+
+
+def _recipe_name(init: Init) -> str:
+    """Of its config and what it changes: rows that are the same training have one name, and one run."""
+    pairs = zip(init.overrides[::2], init.overrides[1::2], strict=True)
+    changes = [f"{key.split('.')[-1]}{re.sub('[^A-Za-z0-9.]', '', value)}" for key, value in pairs]
+    return "_".join([Path(init.pretrain).stem, *changes])
 
 
 def _pretrain(init: Init, options: Options) -> Job:
     overrides = [*init.overrides]
-    data = str((options.root / "imagenet" / "train").resolve())
+    folder = (options.root / "imagenet" / "train").resolve()
     cfg = pretrain_config.load(init.pretrain, overrides)
     overrides += smoke.pretrain(cfg) if options.smoke else shorter(cfg, options.schedule)
-    overrides += ["DATA.TRAIN", data]
+    overrides += ["DATA.TRAIN", str(folder)]
     cfg = pretrain_config.load(init.pretrain, overrides)
-    settings = json.dumps([_relevant(cfg), data])
+    data, missing = _images([folder], options)
+    settings = json.dumps([_without(cfg, _IRRELEVANT), data])
     command = (*options.launcher, "tools/pretrain.py", "--config", init.pretrain, *overrides, *_HERE)
     return Job(
-        f"pretrain/{init.name}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        missing=_no_folder(data, "imagenet"),
+        f"pretrain/{_recipe_name(init)}", command, settings, "checkpoint_last.pth.tar", resumable=True,
+        missing=missing,
     )  # fmt: skip
 
 
-def _relevant(cfg: CfgNode) -> dict[str, Any]:
+def _without(cfg: CfgNode, keys: Sequence[str]) -> dict[str, Any]:
+    """The settings but those that cannot change a result."""
     tree: dict[str, Any] = json.loads(json.dumps(cfg))
-    for key in _IRRELEVANT:
+    for key in keys:
         *parents, leaf = key.split(".")
         node = tree
         for parent in parents:
@@ -188,9 +220,11 @@ def _relevant(cfg: CfgNode) -> dict[str, Any]:
     return tree
 
 
-def _finetune(
-    name: str, init: Init, weights: Job | None, seed: int, overrides: tuple[str, ...], options: Options
-) -> Job:
+def _label(weights: Job | None) -> str:
+    return weights.name.removeprefix("convert/") if weights else "random"
+
+
+def _finetune(name: str, weights: Job | None, seed: int, overrides: tuple[str, ...], options: Options) -> Job:
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
     overrides = (*overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = config.load(name, [*overrides, *start])
@@ -202,17 +236,19 @@ def _finetune(
     settings = json.dumps([config_digest(cfg), data])
     follow = ("--follow-weights",) if weights else ()
     return Job(
-        f"finetune/{Path(name).stem}/{init.name}/seed{seed}",
+        f"finetune/{Path(name).stem}/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True, missing=missing,
-        changes=_changes(cfg, {key: value for key, (value, _) in RECIPES[Path(name).stem].facts.items()}),
+        changes=changes(name, cfg),
     )  # fmt: skip
 
 
-def _no_folder(folder: str, name: str) -> str:
-    if Path(folder).is_dir():
-        return ""
-    return f"{folder}: no such folder; python tools/prepare_data.py {name} says how to get it"
+def _images(folders: Sequence[Path], options: Options) -> tuple[list[str], str]:
+    """Digests of ImageNet's folders, and what is missing of them: then there are no digests."""
+    for folder in folders:
+        if not folder.is_dir():
+            return [], f"{folder}: no such folder; python tools/prepare_data.py imagenet says how to get it"
+    return [names_digest(folder, options.cache) for folder in folders], ""
 
 
 def _data(cfg: CfgNode) -> tuple[dict[str, str | None], str]:
@@ -226,29 +262,22 @@ def _data(cfg: CfgNode) -> tuple[dict[str, str | None], str]:
     return data_digests(cfg), ""
 
 
-def _linear(
-    name: str, init: Init, weights: Job | None, seed: int, overrides: tuple[str, ...], options: Options
-) -> Job:
-    folders = {part: str((options.root / "imagenet" / part).resolve()) for part in ("train", "val")}
-    overrides = (*overrides, "SEED", str(seed), "DATA.TRAIN", folders["train"], "DATA.VAL", folders["val"])
+def _linear(name: str, weights: Job | None, seed: int, overrides: tuple[str, ...], options: Options) -> Job:
+    folders = [(options.root / "imagenet" / part).resolve() for part in ("train", "val")]
+    places = ("DATA.TRAIN", str(folders[0]), "DATA.VAL", str(folders[1]))
+    overrides = (*overrides, "SEED", str(seed), *places)
     cfg = _linear_config(name, overrides)
     overrides += smoke.linear(cfg) if options.smoke else shorter(cfg, options.schedule)
     cfg = _linear_config(name, overrides)
-    settings = json.dumps(cfg)
+    data, missing = _images(folders, options)
+    settings = json.dumps([_without(cfg, linear_config.IRRELEVANT), data])
     start = ("--weights", "{0}" if weights else "random")
     return Job(
-        f"linear/{init.name}/seed{seed}",
+        f"linear/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True,
-        missing=_no_folder(folders["val"], "imagenet"), changes=_changes(cfg, _PROTOCOL),
+        missing=missing, changes=changes(name, cfg),
     )  # fmt: skip
-
-
-def _changes(cfg: CfgNode, recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """`KEY is A, in the recipe B` for every setting that differs; lists and tuples are alike."""
-    found = linear_config.flat(cfg)
-    same = {key: json.dumps(found[key]) == json.dumps(value) for key, value in recipe.items()}
-    return tuple(f"{key} is {found[key]}, in the recipe {recipe[key]}" for key in recipe if not same[key])
 
 
 def _linear_config(name: str, overrides: Sequence[str]) -> CfgNode:

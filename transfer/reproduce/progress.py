@@ -11,6 +11,7 @@ from transfer.reproduce import lock, worker
 from transfer.reproduce.jobs import Job
 
 _EVERY = 60.0  # seconds between two lines about a job
+_QUIET = 4 * lock.BEAT  # seconds without a sign of life that are worth a word
 
 
 def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
@@ -53,7 +54,7 @@ def _state(job: Job, runs: Path) -> str:
     known = str(worker.state(folder).get("state", "waiting"))
     if known == "running" and not lock.holder(folder / worker.LOCK):
         return "stopped"  # its worker died and left no word
-    return known if known != "done" else "waiting"  # its product was removed
+    return known if known != "done" else "removed"  # made again only where something needs it
 
 
 def _line(job: Job, runs: Path) -> str:
@@ -64,6 +65,9 @@ def _line(job: Job, runs: Path) -> str:
     if state == "running":
         seconds = known["seconds"] + time.time() - known["began"]
         last = (worker.last_lines(folder) or [""])[0]
+        quiet = lock.silence(folder / worker.LOCK) or 0
+        if quiet > _QUIET:
+            return f"no sign of life for {quiet:.0f} s, was running on {known['host']}  {last}"
         return f"running for {duration(seconds)} on {known['host']}  {last}"
     if state == "failed":
         return f"failed: {(worker.last_lines(folder) or ['no output'])[0]}"

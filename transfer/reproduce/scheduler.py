@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pretrain.console import duration, say
 from pretrain.stop import STOPPED
-from transfer.reproduce import worker
+from transfer.reproduce import lock, worker
 from transfer.reproduce.executors import Executor
-from transfer.reproduce.jobs import Job, in_order
+from transfer.reproduce.jobs import Job
 
 _ATTEMPTS = 2  # a failed job is tried once more
 _WAIT = 1.0  # seconds between two looks
@@ -26,7 +26,8 @@ def run(
     """Run the jobs and what they need. Several programs may do so on one folder at the same time.
 
     Args:
-        jobs: their needs are run first.
+        jobs: those whose results are wanted. What they need is run first, where it is needed: of a job that is done
+            it is not, whether its files are still there or not.
         root: folder of all jobs.
         tick: called at every look, for lines about the progress.
     Returns:
@@ -34,7 +35,7 @@ def run(
     Raises:
         KeyboardInterrupt: passed on after all workers have saved and ended.
     """
-    graph = _Graph(in_order(list(jobs)), root, executor)
+    graph = _Graph(unfinished(jobs, root), root, executor)
     try:
         while graph.advance():
             tick()
@@ -44,6 +45,22 @@ def run(
         executor.stop()
         raise
     return graph.failed
+
+
+def unfinished(jobs: Sequence[Job], root: Path) -> list[Job]:
+    """Those of the jobs that are not done, each after what it needs and what is not done either."""
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.key in found or worker.is_done(job.folder(root), job.product):
+            return
+        for need in job.needs:
+            add(need)
+        found[job.key] = job
+
+    for job in jobs:
+        add(job)
+    return list(found.values())
 
 
 class _Graph:
@@ -61,13 +78,15 @@ class _Graph:
         """Note what has ended, start what can start. Returns whether anything is left to do."""
         for folder, status in self.executor.ended():
             self._note_end(self.by_folder[folder], status)
+        ready = []
         for job in list(self.todo.values()):
             if job.key in self.running:
                 continue
             if self._is_settled(job):
                 del self.todo[job.key]
-            elif self._is_ready(job):
-                self._start(job)
+            elif self._is_ready(job) and not self._is_held(job):
+                ready.append(job)
+        self._start(ready)
         return bool(self.todo)
 
     def _is_settled(self, job: Job) -> bool:
@@ -80,24 +99,37 @@ class _Graph:
         done = all(worker.is_done(need.folder(self.root), need.product) for need in job.needs)
         return done and time.monotonic() >= self.not_before.get(job.key, 0)
 
-    def _start(self, job: Job) -> None:
-        folder = job.folder(self.root)
-        worker.prepare(
-            folder,
-            {"name": job.name, "key": job.key, "command": job.filled(self.root), "product": job.product},
-        )
-        if self.executor.start(folder, name=job.name):
+    def _is_held(self, job: Job) -> bool:
+        """Whether a worker that lives is at it: starting another would take a place, or a turn in SLURM's queue."""
+        quiet = lock.silence(job.folder(self.root) / worker.LOCK)
+        held = quiet is not None and quiet < lock.STALE
+        if held:
+            self._leave(job)
+        return held
+
+    def _leave(self, job: Job) -> None:
+        """To another program, for a while."""
+        if job.key not in self.not_before:
+            say(f"== {job.name}: another program works on it")
+        self.not_before[job.key] = time.monotonic() + _ELSEWHERE
+
+    def _start(self, ready: Sequence[Job]) -> None:
+        for job in ready:
+            command = worker.with_rendezvous(job.filled(self.root), job.key)
+            worker.prepare(
+                job.folder(self.root),
+                {"name": job.name, "key": job.key, "command": command, "product": job.product},
+            )
+        for folder in self.executor.start([job.folder(self.root) for job in ready]) if ready else ():
+            job = self.by_folder[folder]
             self.running.add(job.key)
-            if job.key not in self.not_before:
-                say(f"== {job.name}: started, log in {folder / worker.LOG}")
+            say(f"== {job.name}: started, log in {folder / worker.LOG}")
 
     def _note_end(self, job: Job, status: int) -> None:
         self.running.discard(job.key)
         folder = job.folder(self.root)
         if status == worker.TAKEN:
-            if job.key not in self.not_before:
-                say(f"== {job.name}: another program works on it")
-            self.not_before[job.key] = time.monotonic() + _ELSEWHERE
+            self._leave(job)
             return
         if worker.is_done(folder, job.product):
             say(f"== {job.name}: done in {duration(worker.state(folder)['seconds'])}")

@@ -44,4 +44,4 @@ def pretrain(cfg: CfgNode) -> tuple[str, ...]:
 def linear(cfg: CfgNode) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/linear_eval.py`."""
     return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "SOLVER.IMS_PER_BATCH", "8", "INPUT.SIZE", "32",
-            "DATA.NUM_WORKERS", "0")  # fmt: skip
+            "SOLVER.BASE_LR", "0.01", "DATA.NUM_WORKERS", "0")  # fmt: skip

@@ -17,9 +17,11 @@ class Released:
     """A file that others released.
 
     Attributes:
+        name: of the file among `released`.
         digest: "md5 b251726a" or "sha256 ...": the first characters that its owners published; may be empty.
     """
 
+    name: str
     url: str
     digest: str
     licence: str
@@ -72,11 +74,15 @@ class Row:
 
     Attributes:
         config: in the place of every column's, where the paper used another for this row.
+        std: published standard deviation of each metric over the table's trials; empty: not published.
+        cited: config of a column -> why this row is only quoted there.
     """
 
     init: Init
     paper: tuple[float | None, ...] = ()
     config: str = ""
+    std: tuple[float | None, ...] = ()
+    cited: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,6 @@ class Table:
 
     Attributes:
         trials: runs that the paper's numbers are means of; 1 where it does not say.
-        std: published standard deviation of each metric over those trials; empty: not published.
     """
 
     name: str
@@ -94,7 +99,6 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     trials: int = 1
-    std: tuple[float | None, ...] = ()
     note: str = ""
 
     @property
@@ -109,12 +113,31 @@ class Book:
 
     Attributes:
         hours: config -> hours on 8 V100 GPUs, None where nobody reports them.
+        disk: data set, config of a recipe, or `run` (of fine-tuning) -> gigabytes.
     """
 
     tables: dict[str, Table]
     inits: dict[str, Init]
     released: dict[str, Released] = field(default_factory=dict)
     hours: dict[str, float | None] = field(default_factory=dict)
+    disk: dict[str, float] = field(default_factory=dict)
+
+    def gigabytes(self, table: Table, *, fetch: bool) -> float:
+        """Disk for one trial of all rows that can run: data sets, checkpoints, results."""
+        sets, recipes, runs = set(), set(), 0
+        for row in table.rows:
+            configs = [
+                row.config or c.config for c in table.columns if c.config and c.config not in row.cited
+            ]
+            if row.init.needs or row.init.cited or not configs:
+                continue
+            runs += len(configs)
+            sets |= {_data_set(config) for config in configs}
+            if row.init.pretrain and not (fetch and row.init.released):
+                recipes.add((row.init.pretrain, row.init.overrides))
+        sets |= {"imagenet"} if recipes else set()
+        made = sum(self.disk[recipe] for recipe, _ in recipes) + self.disk["run"] * runs
+        return sum(self.disk[name] for name in sets) + made
 
     def table(self, name: str) -> Table:
         """Raises `UserError` that names the nearest table."""
@@ -128,10 +151,17 @@ class Book:
 def read() -> Book:
     """The tables that this project ships."""
     tree = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    released = {name: Released(**entry) for name, entry in tree["released"].items()}
+    released = {name: Released(name, **entry) for name, entry in tree["released"].items()}
     inits = {name: _init(name, entry, released) for name, entry in tree["inits"].items()}
     tables = {name: _table(name, entry, inits) for name, entry in tree["tables"].items()}
-    return Book(tables, inits, released, tree["hours"])
+    return Book(tables, inits, released, tree["hours"], tree["disk"])
+
+
+def _data_set(config: str) -> str:
+    """Which images a config of fine-tuning or of the linear probe needs."""
+    if config.startswith("linear/"):
+        return "imagenet"
+    return next((name for name in ("voc", "cityscapes") if name in config), "coco")
 
 
 def _init(name: str, entry: dict[str, Any], released: dict[str, Released]) -> Init:
@@ -140,16 +170,14 @@ def _init(name: str, entry: dict[str, Any], released: dict[str, Released]) -> In
 
 
 def _table(name: str, entry: dict[str, Any], inits: dict[str, Init]) -> Table:
-    columns = [_column(column) for column in entry["columns"]]
-    rows = [
-        Row(inits[row["init"]], tuple(row.get("paper", ())), row.get("config", "")) for row in entry["rows"]
-    ]
-    parts: dict[str, Any] = {
-        "columns": tuple(columns),
-        "rows": tuple(rows),
-        "std": tuple(entry.get("std", ())),
-    }
-    return Table(name, **{**entry, **parts})
+    columns = tuple(_column(column) for column in entry["columns"])
+    rows = tuple(_row(row, inits) for row in entry["rows"])
+    return Table(name, **{**entry, "columns": columns, "rows": rows})
+
+
+def _row(entry: dict[str, Any], inits: dict[str, Init]) -> Row:
+    parts = {key: tuple(entry.get(key, ())) for key in ("paper", "std")}
+    return Row(**{**entry, **parts, "init": inits[entry["init"]]})
 
 
 def _column(entry: dict[str, Any]) -> Column:

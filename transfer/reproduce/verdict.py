@@ -8,6 +8,7 @@ from scipy import stats
 
 ALPHA = 0.05  # two-sided
 _ROUNDING = 0.05  # papers print one decimal
+_SAME = 1e-9  # of the mean: a smaller spread is only that of adding up equal numbers
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Comparison:
         interval: 95 % confidence interval of the mean by Student's t; None for one run.
         difference: our mean minus the published number; None where there is none.
         p: of the test; None where none can be made.
-        verdict: "within noise", "above", "below", "too few trials", or "" where nothing is published.
+        verdict: "within noise", "above", "below", "too few trials", "no spread between runs" where the paper gives
+            no spread either, or "" where nothing is published.
         test: the test that was made.
     """
 
@@ -35,14 +37,14 @@ class Comparison:
 def compare(
     runs: Sequence[float], published: float | None, *, std: float | None = None, trials: int = 1
 ) -> Comparison:
-    """Compare at least one run with a published mean.
+    """Compare at least one run, all finite, with a published mean.
 
     With its standard deviation over `trials` the test is Welch's, or for a single run of ours a t test of
     whether it is one more draw from the paper's runs. Without it, several runs of ours are held against the
     number as if that were exact (one-sample t test), and one run tells nothing.
     """
     values = np.asarray(runs, dtype=float)
-    mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+    mean, spread = float(values.mean()), _spread(values) if len(values) > 1 else None
     interval = None
     if spread is not None:
         half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
@@ -52,12 +54,18 @@ def compare(
     p, test = _test(values, published, std=std, trials=trials)
     difference = mean - published
     if p is None:
-        verdict = "too few trials"
+        verdict = "too few trials" if spread is None else "no spread between runs"
     elif p >= ALPHA or abs(difference) <= _ROUNDING:
         verdict = "within noise"
     else:
         verdict = "above" if difference > 0 else "below"
     return Comparison(mean, spread, interval, difference, p, verdict, test)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation (n - 1 in the denominator); 0 for runs that are equal."""
+    found = float(values.std(ddof=1))
+    return 0.0 if found < _SAME * abs(float(values.mean())) else found
 
 
 def _test(
@@ -66,14 +74,14 @@ def _test(
     several, known = len(values) > 1, std is not None and std > 0 and trials > 1
     if several and known:
         found = stats.ttest_ind_from_stats(
-            values.mean(), values.std(ddof=1), len(values), published, std, trials, equal_var=False
+            values.mean(), _spread(values), len(values), published, std, trials, equal_var=False
         )
         return float(found.pvalue), "Welch's t test against the paper's mean and standard deviation"
     if known:
         assert std is not None
         t = (values[0] - published) / (std * (1 + 1 / trials) ** 0.5)
         return float(2 * stats.t.sf(abs(t), trials - 1)), "t test of one run against the paper's spread"
-    if several and values.std(ddof=1) > 0:
+    if several and _spread(values) > 0:
         found = stats.ttest_1samp(values, published)
         return float(
             found.pvalue

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.checkpoint import write_atomic
 from pretrain.stop import STOPPED, Signals
+from transfer.reproduce.jobs import made_by
 from transfer.reproduce.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,12 +72,13 @@ def work(folder: Path, *, beat: float | None = None, stale: float | None = None)
 def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     before = float(state(folder).get("seconds", 0))
     began, wall = time.monotonic(), time.time()
-    note = {"host": os.uname().nodename, "pid": os.getpid(), "began": wall}
+    note = {"host": os.uname().nodename, "pid": os.getpid(), "began": wall, "made_by": made_by()}
     _write(folder / STATE, {"state": "running", **note, "seconds": before})
     with open(folder / LOG, "ab") as log, Signals() as signals:
         process = subprocess.Popen(
             _program(job["command"]), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_die_with_the_worker, env=dict(os.environ, PYTHONUNBUFFERED="1"),
+            close_fds=False,  # the locks of its GPUs (executors.Local): free when the command has ended, too
         )  # fmt: skip
         while process.poll() is None and not signals.requested and not lock.lost.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -93,6 +95,18 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     named = {0: "done", STOPPED: "stopped"}.get(code, "failed")
     _write(folder / STATE, {"state": named, **note, "seconds": round(seconds, 1), "status": code})
     return code
+
+
+def with_rendezvous(command: list[str], key: str) -> list[str]:
+    """The command with `{port}` and `{id}` of a launcher filled in: each job has its own, so that two never meet.
+
+    Ports are from 20000 to 29999, where no system takes ports of its own accord. Only what stands before the tool is
+    changed.
+    """
+    end = next((n for n, part in enumerate(command) if part.startswith("tools/")), 0)
+    port, name = str(20000 + int(key[:8], 16) % 10000), key[:12]
+    launcher = [part.replace("{port}", port).replace("{id}", name) for part in command[:end]]
+    return [*launcher, *command[end:]]
 
 
 def _program(command: list[str]) -> list[str]:

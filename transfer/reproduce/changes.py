@@ -1,0 +1,70 @@
+"""Whether a run's settings are those of the paper's recipe: every one that its numbers may depend on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from transfer import d2_compat  # noqa: F401 (first)
+
+# isort: split
+from pretrain import config as pretrain_config
+from pretrain.errors import UserError
+from transfer import config, linear_config, results
+
+# A row of a table is an init, and every row is run under several seeds: neither is a setting of the recipe.
+_IRRELEVANT = (*results.IRRELEVANT, *linear_config.IRRELEVANT, "SEED", "MODEL.INIT", "VERSION", "VIS_PERIOD")
+# What the paper's supervised network (MSRA's R-50) was fed, and where it strides: its row cannot have other values.
+_MSRA: dict[str, Any] = {
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+}
+
+
+def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """`KEY is A, in the recipe B` for every setting that differs from a shipped config's; lists and tuples are alike.
+
+    Args:
+        name: of the shipped config, such as `transfer/voc_R50_C4_24k.yaml`.
+        settings: all of a run's, nested.
+        overrides: KEY, VALUE, ... that are part of the recipe, too.
+    """
+    found, recipe = linear_config.flat(dict(settings)), _recipe(name, tuple(overrides))
+    if all(_same(found.get(key), value) for key, value in _MSRA.items()):
+        recipe = recipe | _MSRA
+    other = [key for key, value in recipe.items() if not _same(found.get(key), value)]
+    return tuple(f"{key} is {found.get(key)}, in the recipe {recipe[key]}" for key in other)
+
+
+def recipe_value(name: str, key: str) -> Any:
+    """What a shipped config sets for a key; None where that cannot be told."""
+    try:
+        value = linear_config.flat(_read(name, ())).get(key)
+    except UserError:
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+@cache
+def _recipe(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    ignored = tuple(f"{key}." for key in _IRRELEVANT)
+    values = linear_config.flat(_read(name, overrides))
+    return {key: value for key, value in values.items() if not f"{key}.".startswith(ignored)}
+
+
+def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    if not name.startswith("linear/"):
+        return dict(config.read(name, overrides))
+    cfg = linear_config.defaults()  # its own `load` asks for the images
+    pretrain_config.merge(cfg, pretrain_config.find_config(name), overrides)
+    return dict(cfg)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) or isinstance(b, float):  # a text of a number is read back a little rounded
+        return isinstance(a, int | float) and isinstance(b, int | float) and math.isclose(a, b, rel_tol=1e-6)
+    return bool(a == b)
