@@ -15,7 +15,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import data, train, view_benchmark
+from pretrain import data, made_pictures, train
 from pretrain.console import say
 from pretrain.run import Run, set_up
 
@@ -119,7 +119,7 @@ def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, li
 def _write_pictures(folder: Path, batch: int) -> str:
     """As many JPEGs as a batch needs, of few pictures: their content matters to nobody here."""
     folder.mkdir()
-    jpegs = [view_benchmark.to_jpeg(view_benchmark.made_picture(n)) for n in range(8)]
+    jpegs = [made_pictures.to_jpeg(made_pictures.made_picture(n)) for n in range(8)]
     for n in range(max(batch, 64)):
         (folder / f"{n:05}.jpg").write_bytes(jpegs[n % len(jpegs)])
     return str(folder)

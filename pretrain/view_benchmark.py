@@ -3,15 +3,12 @@
 Measured is the processor's time, so that what else runs on the machine takes only what it takes of the caches.
 """
 
-import io
-import math
 import random
 import statistics
 import time
 from itertools import count
 
 import cv2
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from PIL import Image, ImageOps
@@ -19,11 +16,10 @@ from PIL import Image, ImageOps
 from pretrain import colours, images, rng, view_pipelines
 from pretrain.console import say
 from pretrain.decode import ImageFile
+from pretrain.made_pictures import SIZE, made_picture, to_jpeg
 from pretrain.view_pipelines import Pipeline
 from pretrain.views import RECIPES, Recipe, crop, draw, recolour, two_views
 
-SIZE = (500, 375)  # pixels: the usual size in ImageNet
-QUALITY = 92
 PICTURES = 32  # of a block
 _NAMES = {
     "ours": "ours",
@@ -166,26 +162,3 @@ def jpegs_of(folder: str) -> list[bytes]:
         picture = Image.fromarray(ImageFile(found.read(number)).decode())
         made.append(to_jpeg(ImageOps.fit(picture, SIZE, Image.Resampling.BICUBIC)))
     return made
-
-
-def to_jpeg(picture: Image.Image) -> bytes:
-    """The file's bytes."""
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
-
-
-def made_picture(number: int) -> Image.Image:
-    """A picture with the statistics of photographs: discs that hide one another (Lee et al. 2001), and grain.
-
-    Their radii r have a density of r^-3, so that edges are found at every scale, as in nature.
-    """
-    random = np.random.default_rng(number)
-    width, height = SIZE
-    pixels = np.full((height, width, 3), random.integers(256, size=3), np.uint8)
-    for chance in random.random(2000):
-        radius = round(6 / math.sqrt(1 - chance * (1 - (6 / 150) ** 2)))  # 6 to 150 pixels
-        centre = int(random.integers(width)), int(random.integers(height))
-        cv2.circle(pixels, centre, radius, random.integers(256, size=3).tolist(), -1, cv2.LINE_AA)
-    grain = cv2.GaussianBlur(random.normal(0, 16, pixels.shape), (0, 0), 1.0)
-    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from pretrain.view_benchmark import made_picture
+from pretrain.made_pictures import made_picture
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 

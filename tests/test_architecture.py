@@ -20,6 +20,7 @@ FROM_PRETRAIN = {
     "stop",
     "loggers",
     "files",
+    "made_pictures",
 }
 # The linear probe trains on images as pre-training does, by the same code.
 FOR_LINEAR = {"data", "images", "decode", "views", "broken", "probe", "step", "rng"}

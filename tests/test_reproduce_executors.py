@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import runpy
 import signal
 import stat
 import subprocess
@@ -15,7 +16,6 @@ import pytest
 from test_reproduce_graph import diamond, is_alive, python, runs, until
 
 from pretrain.errors import UserError
-from tools import reproduce
 from transfer.reproduce import command, scheduler, worker
 from transfer.reproduce.executors import Local, Slurm, slurm_parameters, visible_gpus
 from transfer.reproduce.jobs import Job
@@ -117,7 +117,7 @@ def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_contradict(monkeypatch: pytest.MonkeyPatch, options: list[str], message: str) -> None:
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--table", "voc_C4", "--dry-run", *options])
     with pytest.raises(UserError, match=message) as caught:
-        command.run(reproduce._parse())
+        command.run(runpy.run_path(str(worker.ROOT / "tools" / "reproduce.py"))["_parse"]())
     assert "\n" not in str(caught.value)
 
 

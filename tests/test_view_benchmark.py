@@ -7,7 +7,7 @@ from conftest import run_script
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from pretrain import config, view_benchmark, view_pipelines
+from pretrain import config, made_pictures, view_benchmark, view_pipelines
 from pretrain.views import RECIPES, recipe_without
 
 
@@ -23,7 +23,7 @@ def test_pipelines_take_turns_and_the_first_round_is_not_counted() -> None:
 def test_torchvisions_pipelines_end_in_normalised_tensors(make: object) -> None:
     cfg = config.defaults()
     cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE = 32, 1.0
-    data = view_benchmark.to_jpeg(Image.new("RGB", (32, 32), (200, 100, 50)))
+    data = made_pictures.to_jpeg(Image.new("RGB", (32, 32), (200, 100, 50)))
     plain = recipe_without("v2", ["flip", "jitter", "gray", "blur"])
     wanted = tv.normalize(
         tv.to_tensor(Image.new("RGB", (32, 32), (200, 100, 50))), cfg.INPUT.MEAN, cfg.INPUT.STD
@@ -35,16 +35,16 @@ def test_torchvisions_pipelines_end_in_normalised_tensors(make: object) -> None:
 
 def test_made_pictures_are_as_photographs_are() -> None:
     """Neighbouring pixels are alike, with few strong edges, and a JPEG is as large as a photograph's."""
-    pixels = np.asarray(view_benchmark.made_picture(0), float)
+    pixels = np.asarray(made_pictures.made_picture(0), float)
     assert pixels.shape == (375, 500, 3)
     step = np.diff(pixels, axis=1)
     assert np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1] > 0.9
     assert (step**4).mean() / (step**2).mean() ** 2 > 6  # 3 in noise
-    assert 40_000 < len(view_benchmark.to_jpeg(view_benchmark.made_picture(0))) < 130_000
+    assert 40_000 < len(made_pictures.to_jpeg(made_pictures.made_picture(0))) < 130_000
 
 
 def test_command_prints_both_tables(tmp_path: object) -> None:
-    view_benchmark.made_picture(0).save(f"{tmp_path}/a.png")
+    made_pictures.made_picture(0).save(f"{tmp_path}/a.png")
     done = run_script(
         "tools/benchmark.py", "views", "--images", f"{tmp_path}", "--rounds", "1", "INPUT.SIZE", "64"
     )

@@ -23,7 +23,7 @@ from detectron2.data.datasets.builtin import get_lvis_instances_meta
 from pretrain import checkpoint
 from pretrain.console import say
 from pretrain.encoders import Architecture, ResNet
-from pretrain.view_benchmark import made_picture
+from pretrain.made_pictures import made_picture
 from transfer.present import MINIATURE
 from transfer.reproduce.lock import BEAT, STALE, Lock
 from transfer.reproduce.smoke import STAND_IN
