@@ -16,9 +16,10 @@ _FINETUNE = (
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.PICTURES", "4", "LOG.TENSORBOARD", "False",
 )  # fmt: skip
+# Long enough for running statistics to leave their start, from which features grow from layer to layer to 1e30.
 _PRETRAIN = (
-    "SOLVER.MAX_ITER", "3", "SOLVER.AMP", "off", "SOLVER.LOG_PERIOD", "1", "MOCO.K", "32", "INPUT.SIZE", "32",
-    "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
+    "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "0.001", "SOLVER.AMP", "off", "SOLVER.LOG_PERIOD", "5", "MOCO.K", "32",
+    "INPUT.SIZE", "32", "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
 )  # fmt: skip
 
 
