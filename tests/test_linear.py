@@ -181,6 +181,8 @@ def test_random_crops_are_distributed_as_torchvisions(tmp_path: Path) -> None:
 def test_unreadable_training_images_are_replaced_with_their_class(task: Task) -> None:
     for name in ("0000", "0003"):
         (task.train / "a" / f"{name}.jpg").write_bytes(b"no image")
+    (task.train / "a" / "0003.jpg").unlink()
+    (task.train / "a" / "0003.jpg").symlink_to(task.train / "nowhere.jpg")
     images = linear_data.LabelledImages(str(task.train), key="DATA.TRAIN")
     crops = linear_data.RandomCrops(images, size=32, seed=0)
     crop = crops[0, 0]

@@ -47,7 +47,7 @@ class LabelledImages:
                     f"{self.name}: an image beside the class folders: {inside}; one folder a class"
                 )
             names.append(inside.split(os.sep, 1)[0])
-            digest.update(os.fsencode(f"{inside}\0{os.stat(path).st_size}\n"))
+            digest.update(os.fsencode(f"{inside}\0{_size(path)}\n"))
         self.classes = sorted(set(names))
         number = {name: n for n, name in enumerate(self.classes)}
         self.labels = np.array([number[name] for name in names], np.int64)
@@ -55,6 +55,14 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def _size(path: str) -> int:
+    """In bytes; -1 for a link to nowhere, which counts as an unreadable image later."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def check_classes(train: LabelledImages, val: LabelledImages) -> None:
