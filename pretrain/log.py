@@ -1,8 +1,6 @@
 """What a run says while it goes: one line every n steps, and the same values in `metrics.json` and the loggers."""
 
-import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -57,31 +55,19 @@ class Log:
         """Append one line, and one for each alarm that it raises, on the main process."""
         if not dist.is_main():
             return
-        self._append(values)
+        loggers.append_line(self.path, values)
         curves = {name: value for name, value in values.items() if name not in _NO_CURVE}
         for logger in self.loggers:
             logger.write(values["iteration"], curves)
             logger.flush()  # a checkpoint comes next, and the run may be killed right after it
         for name, text in self.alarms.see(values):
             console.say(f"alarm ({name}): {text}")
-            self._append({"iteration": values["iteration"], "alarm": name, "text": text})
+            loggers.append_line(self.path, {"iteration": values["iteration"], "alarm": name, "text": text})
 
     def close(self) -> None:
         """Finish the loggers' files."""
         for logger in self.loggers:
             logger.close()
-
-    def _append(self, line: dict[str, Any]) -> None:
-        size = None
-        try:
-            with open(self.path, "ab") as file:
-                size = file.tell()
-                file.write(json.dumps(line).encode() + b"\n")
-        except OSError as error:  # a run is worth more than its log: whether it goes on, checkpoints decide
-            console.say(f"warning: {self.path}: cannot be written: {error.strerror or error}")
-            if size is not None:
-                with contextlib.suppress(OSError):  # half a line would spoil the next one too
-                    os.truncate(self.path, size)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,3 +166,20 @@ def _import_wandb(cfg: CfgNode) -> Any:
         raise UserError(
             f"LOG.WANDB {cfg.LOG.WANDB}: wandb is not installed: `pip install wandb`, or leave the key empty"
         ) from None
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append a line of JSON; where the disk is full, a warning, and no part of the line.
+
+    A run is worth more than its log: whether it goes on, its checkpoints decide.
+    """
+    size = None
+    try:
+        with open(path, "ab") as file:
+            size = file.tell()
+            file.write(json.dumps(values).encode() + b"\n")
+    except OSError as error:
+        say(f"warning: {path}: cannot be written: {error.strerror or error}")
+        if size is not None:
+            with contextlib.suppress(OSError):  # half a line would spoil the next one too
+                os.truncate(path, size)

@@ -111,8 +111,7 @@ class Progress:
         self.sums, self.count, self.waited, self.since = {}, 0, 0.0, now
 
     def _write(self, done: int, values: dict[str, float | None]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": done, **values}) + "\n")
+        loggers.append_line(self.path, {"iteration": done, **values})
         known = {name: value for name, value in values.items() if value is not None}
         for logger in self.loggers:
             logger.write(done, known)
