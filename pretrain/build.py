@@ -1,6 +1,5 @@
 """From a config to the model and the optimizer of a run."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -12,6 +11,7 @@ from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
 from pretrain.errors import UserError
 from pretrain.mechanisms import EndToEnd, MemoryBank
+from pretrain.memory import machine_bytes
 from pretrain.moco import MoCo
 
 
@@ -41,9 +41,7 @@ def build(
     )
     torch.manual_seed(cfg.SEED)
     model = mechanism(cfg, make, images=images).to(device)
-    if (
-        device.type == "cuda"
-    ):  # as the images come: else each convolution would bring its weights into that order
+    if device.type == "cuda":  # as the images come: else each convolution would reorder its weights
         model.to(memory_format=torch.channels_last)
     for encoder in model.children():  # drawn from the same seed, but machines may differ in the last bit
         dist.copy_from_main(encoder.state_dict().values())
@@ -67,7 +65,9 @@ def _check_memory(cfg: CfgNode, device: torch.device, images: int) -> None:
     vectors = {} if cfg.MOCO.MECHANISM == "endtoend" else {"MOCO.K": cfg.MOCO.K}
     if cfg.MOCO.MECHANISM == "memorybank":
         vectors["DATA.TRAIN, images:"] = images
-    memory = _memory(device)
+    memory = machine_bytes()  # drawn there first, also for a GPU
+    if device.type == "cuda":
+        memory = min(memory, torch.cuda.get_device_properties(device).total_memory)
     for name, number in vectors.items():
         needed = 4 * number * cfg.MODEL.DIM
         if needed > memory:
@@ -75,17 +75,6 @@ def _check_memory(cfg: CfgNode, device: torch.device, images: int) -> None:
                 f"{name} {number}: so many vectors of MODEL.DIM {cfg.MODEL.DIM} take {needed / 1e9:.0f} GB, and the "
                 f"memory has {memory / 1e9:.0f} GB: use fewer, or a smaller MODEL.DIM"
             )
-
-
-def _memory(device: torch.device) -> float:
-    """Bytes that a tensor of this device can have at most; one is drawn on the CPU first."""
-    names = getattr(os, "sysconf_names", {})
-    machine = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else float("inf")
-    )
-    if device.type != "cuda":
-        return machine
-    return min(machine, torch.cuda.get_device_properties(device).total_memory)
 
 
 def mechanism(cfg: CfgNode, make: Callable[[], nn.Module], *, images: int) -> Contrast:

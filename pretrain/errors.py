@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -13,6 +14,18 @@ class UserError(Exception):
 def message(error: BaseException) -> str:
     """The line of a `UserError`, also of one that a child process raised and that arrived with its traceback."""
     return str(error).strip().rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2]
+
+
+@contextmanager
+def compiler_in_one_line() -> Iterator[None]:
+    """Turn what torch.compile raises, on this machine's compilers as a rule, into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"MODEL.COMPILE True: torch.compile fails here ({reason}): leave it False") from error
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:

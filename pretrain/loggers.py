@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,29 +66,22 @@ class _Harmless:
         self.key, self.inner, self.works = key, inner, True
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        if self.works:
-            with self._watched():
-                self.inner.write(iteration, values)
+        self._try(self.inner.write, iteration, values)
 
     def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None:
-        if self.works:
-            with self._watched():
-                self.inner.picture(name, pixels, iteration)
+        self._try(self.inner.picture, name, pixels, iteration)
 
     def flush(self) -> None:
-        if self.works:
-            with self._watched():
-                self.inner.flush()
+        self._try(self.inner.flush)
 
     def close(self) -> None:
-        if self.works:
-            with self._watched():
-                self.inner.close()
+        self._try(self.inner.close)
 
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
+        if not self.works:
+            return
         try:
-            yield
+            call(*arguments)
         except OSError as error:
             self.works = False
             _say_lost(self.key, error)

@@ -26,7 +26,7 @@ _SHARE = 0.6  # of the machine's memory that activations may take
 
 def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
     """Make the trained encoders recompute their blocks where a step on this CPU would not fit otherwise; say so."""
-    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+    if device.type != "cpu":
         return
     query, images = cast(ResNet, model.encoder_q), cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
     encoders = [query]
@@ -34,7 +34,7 @@ def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
         encoders.append(cast(ResNet, model.encoder_k))
         images += cfg.SOLVER.IMS_PER_BATCH
     needed = images * activation_bytes(query, cfg.INPUT.SIZE)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = machine_bytes()
     if needed <= _SHARE * memory:
         return
     sizes = f"a step keeps about {needed / 1e9:.0f} GB of activations, this machine has {memory / 1e9:.0f} GB"
@@ -44,6 +44,13 @@ def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
         say(f"note: {sizes}: blocks are computed twice to save most of it (a third slower, same results)")
     else:
         say(f"note: {sizes}; if they do not suffice, use a smaller SOLVER.IMS_PER_BATCH or one process")
+
+
+def machine_bytes() -> float:
+    """Of this machine's memory; infinitely many where the system does not say."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def recompute_blocks(encoder: ResNet) -> None:

@@ -15,7 +15,7 @@ from pretrain.alarms import Alarms
 from pretrain.broken import Broken
 from pretrain.console import duration, say
 from pretrain.encoders import ResNet
-from pretrain.errors import UserError
+from pretrain.errors import UserError, compiler_in_one_line
 from pretrain.log import Clock, Log, say_step
 from pretrain.meter import Meter
 from pretrain.nonfinite import first_bad_layer
@@ -147,10 +147,12 @@ def _set_rate(run: Run, iteration: int) -> float:
 def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.Tensor:
     cfg = run.cfg
     try:
-        return train_step(
-            run.model, run.optimizer, views, pixels=run.pixels, images=images, iteration=iteration,
-            order=moco.key_order(cfg, iteration), bf16=run.bf16, scaler=run.scaler, parts=norm.parts(cfg, run.device),
-        )  # fmt: skip
+        with compiler_in_one_line():
+            return train_step(
+                run.model, run.optimizer, views, pixels=run.pixels, images=images, iteration=iteration,
+                order=moco.key_order(cfg, iteration), bf16=run.bf16, scaler=run.scaler,
+                parts=norm.parts(cfg, run.device),
+            )  # fmt: skip
     except NonFiniteLoss:
         raise _not_finite(run, views, iteration + 1) from None
     except torch.cuda.OutOfMemoryError:
@@ -158,13 +160,6 @@ def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.
             f"the GPU's memory does not suffice for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use fewer "
             "images, and a MODEL.BN_GROUP_SIZE that divides them, or more GPUs"
         ) from None
-    except RuntimeError as error:
-        if not cfg.MODEL.COMPILE or not type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor")
-        ):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"MODEL.COMPILE True: torch.compile fails here ({reason}): leave it False") from error
 
 
 def _not_finite(run: Run, views: Views, iteration: int) -> UserError:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from transfer.pictures import COLUMN_GAP
-from transfer.reproduce.collect import is_comparable, without_verdict
+from transfer.reproduce.collect import without_verdict
 from transfer.reproduce.verdict import compare
 
 METRICS = ["bbox.AP50", "bbox.AP", "bbox.AP75"]
@@ -92,6 +92,6 @@ def table(rows: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
         **more,
     }  # fmt: skip
     for cell in (cell for row in found["rows"] for cell in row["cells"]):
-        if not is_comparable(found, cell.get("changes", ())):
+        if found["smoke"] or found["schedule"] != 1 or cell.get("changes"):
             cell["numbers"] = [without_verdict(number) for number in cell["numbers"]]
     return found

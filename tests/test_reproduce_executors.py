@@ -19,6 +19,7 @@ from pretrain.errors import UserError
 from transfer.reproduce import command, scheduler, worker
 from transfer.reproduce.executors import Local, Slurm, slurm_parameters, visible_gpus
 from transfer.reproduce.jobs import Job
+from transfer.reproduce.plan import Options
 
 SEEN = "(f / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
 
@@ -119,6 +120,22 @@ def test_options_that_contradict(monkeypatch: pytest.MonkeyPatch, options: list[
     with pytest.raises(UserError, match=message) as caught:
         command.run(runpy.run_path(str(worker.ROOT / "tools" / "reproduce.py"))["_parse"]())
     assert "\n" not in str(caught.value)
+
+
+def test_tables_of_other_protocols_have_folders_of_their_own() -> None:
+    options = (
+        Options(),
+        Options(smoke=True),
+        Options(schedule=0.1),
+        Options(schedule=0.1, sweep=("SOLVER.BASE_LR", ("1", "2"))),
+    )
+    names = ["-".join(["voc_C4", *command._variant(given)]) for given in options]
+    assert names == [
+        "voc_C4",
+        "voc_C4-smoke",
+        "voc_C4-schedule0.1",
+        "voc_C4-schedule0.1-sweep-SOLVER.BASE_LR",
+    ]
 
 
 def test_seeds() -> None:

@@ -1,6 +1,7 @@
 """`tools/reproduce.py --smoke`: every data set in miniature, and a whole table through the real commands."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -96,6 +97,8 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 130 and "stopping" in said
+    so_far = (output / "voc_C4-smoke" / "table.csv").read_text()
+    assert "not run yet" in so_far and re.search(r"^random,.*\d", so_far, re.M)
     status = run_script("tools/reproduce.py", *command, "--status").stdout
     assert "finetune/voc_R50_C4_24k/random/seed0" in status and "running" not in status
 

@@ -16,7 +16,7 @@ from transfer import d2_compat  # noqa: F401 (first)
 from detectron2.config import CfgNode
 
 from pretrain import dist
-from pretrain.errors import UserError
+from pretrain.errors import UserError, compiler_in_one_line
 
 LAST = "model_last.pth"
 Batch = list[dict[str, Any]]
@@ -117,7 +117,8 @@ def not_finite(cfg: CfgNode, iteration: int, what: str) -> UserError:
 def advice(cfg: CfgNode) -> Iterator[None]:
     """Turn failures that depend on the machine into the keys that help. Raises `UserError`."""
     try:
-        yield
+        with compiler_in_one_line():
+            yield
     except torch.cuda.OutOfMemoryError:
         share = cfg.SOLVER.IMS_PER_BATCH // dist.world_size()
         raise UserError(
@@ -126,13 +127,6 @@ def advice(cfg: CfgNode) -> Iterator[None]:
             "images at a time), set SOLVER.AMP.ENABLED True, or lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST); "
             "--scale N takes smaller batches"
         ) from None
-    except RuntimeError as error:
-        if not cfg.MODEL.COMPILE or not type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor")
-        ):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"MODEL.COMPILE True: torch.compile fails here ({reason}): leave it False") from error
 
 
 def _next_divisor(number: int, above: int) -> int:

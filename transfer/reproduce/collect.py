@@ -1,6 +1,5 @@
 """What the jobs of a table have left, beside the paper's numbers: one dict, which all outputs are made from."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from pretrain.errors import UserError
-from transfer.reproduce import difference, worker
+from transfer.reproduce import difference, json_files, worker
 from transfer.reproduce.changes import changes, recipe_value
 from transfer.reproduce.jobs import Job, in_order
 from transfer.reproduce.plan import Cell, Options
@@ -68,11 +67,6 @@ def _made_by(cells: Sequence[Cell], runs: Path) -> str:
     return f"its jobs were made by different {', '.join(several)}: see state.json of each" if several else ""
 
 
-def is_comparable(table: dict[str, Any], changes: Sequence[str]) -> bool:
-    """Whether runs with these changes were made under the paper's recipe, the whole of it."""
-    return not (table["smoke"] or table["schedule"] != 1 or changes)
-
-
 def finished(runs: Sequence[dict[str, Any]]) -> bool:
     """Whether all runs of a sweep's value have the metric that the best is chosen by: only then it may win."""
     return bool(runs) and all(run["numbers"] and run["numbers"][0] is not None for run in runs)
@@ -118,7 +112,7 @@ def _measured(
     runs = tried.get(value, [])
     done = [run for run in runs if run["numbers"]]
     found = dict.fromkeys(change for run in done or runs for change in run["changes"])
-    comparable = is_comparable({"smoke": options.smoke, "schedule": options.schedule}, tuple(found))
+    comparable = not (options.smoke or options.schedule != 1 or found)
     published, spread = (
         _published(table, cell.column, cell.row.paper),
         _published(table, cell.column, cell.row.std),
@@ -161,7 +155,7 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
     if not worker.is_done(job.folder(runs), job.product):
         return run | {"why_not": failed.get(job.key, "not run yet")}
     path = job.output(runs)
-    results = _read(path)
+    results = json_files.read(path)
     if not results:
         return run | {"why_not": f"{path} is damaged; remove its folder and run the table again"}
     metrics = cell.column.metrics
@@ -174,15 +168,6 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
         "why_not": f"{path} has no {', '.join(absent)}" if absent else "",
         "changes": _changes(cell, job, path, results),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _changes(cell: Cell, job: Job, path: Path, results: dict[str, Any]) -> list[str]:

@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
+from transfer.reproduce import json_files
 from transfer.results import write_json
 
 
@@ -16,7 +16,7 @@ def names_digest(folder: Path, cache: Path | None = None) -> str:
     Args:
         cache: JSON file that keeps digests, each with the times at which its folders were changed.
     """
-    known, stamp = _read(cache), _stamp(folder)
+    known, stamp = json_files.read(cache) if cache else {}, _stamp(folder)
     found = known.get(str(folder))
     if isinstance(found, list) and len(found) == 2 and found[0] == stamp:
         return str(found[1])
@@ -40,11 +40,3 @@ def _stamp(folder: Path) -> str:
     """Changes with every file that is added to a class folder, removed or renamed."""
     times = [[place.name, place.stat().st_mtime_ns] for place in _folders(folder)]
     return hashlib.sha256(json.dumps(times).encode()).hexdigest()
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text()) if path else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

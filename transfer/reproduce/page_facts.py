@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer.reproduce.page_runs import Shown, below, is_number, read
+from transfer.reproduce import json_files
+from transfer.reproduce.page_runs import Shown, below, is_number
 
 BY_CLASS = ("AP-", "IoU-")  # metrics of one class in results.json
 _PROCESSES = re.compile(r"--nproc[-_]per[-_]node[= ](\d+)")
@@ -71,7 +72,7 @@ def _conversion(each: Shown) -> dict[str, Any]:
     record = below(each.results[0], "weights", "record")
     for job in each.runs[0].get("needs", ()):
         if not record and job["name"].startswith("convert/"):
-            record = below(read(Path(job["folder"]) / "record.json"), "record")
+            record = below(json_files.read(Path(job["folder"]) / "record.json"), "record")
     return record
 
 
@@ -108,7 +109,10 @@ def cost(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     GPU hours are processes times time. Jobs that record no hardware are taken to have run on GPUs if those that
     record it did; conversions and downloads use none. None where there was no GPU.
     """
-    hardware = {job["folder"]: below(read(Path(job["folder"]) / "results.json"), "hardware") for job in jobs}
+    hardware = {
+        job["folder"]: below(json_files.read(Path(job["folder"]) / "results.json"), "hardware")
+        for job in jobs
+    }
     gpus = any(found.get("gpu") for found in hardware.values())
     rows = []
     for job in jobs:

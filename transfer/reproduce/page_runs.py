@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transfer.reproduce import json_files
 from transfer.reproduce.worker import state
 
 STYLES = 8  # of lines and dots in the page's style sheet; further rows begin again
@@ -45,7 +46,7 @@ def shown(table: dict[str, Any]) -> list[Shown]:
         for column, cell in zip(table["columns"], row["cells"], strict=True):
             runs = [run for run in cell["tried"].get(cell["best"], []) if run["numbers"]]
             if runs:
-                results = [read(Path(run["folder"]) / "results.json") for run in runs]
+                results = [json_files.read(Path(run["folder"]) / "results.json") for run in runs]
                 title = column["title"] if several else ""
                 found.append(
                     Shown(row["init"], row["title"], number % STYLES, title, column["metrics"], runs, results)
@@ -66,15 +67,6 @@ def jobs(table: dict[str, Any]) -> list[dict[str, Any]]:
                             job["folder"], {**job, "host": state(Path(job["folder"])).get("host", "")}
                         )
     return list(found.values())
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.checkpoint import write_atomic
 from pretrain.stop import STOPPED, Signals
+from transfer.reproduce import json_files
 from transfer.reproduce.jobs import made_by
 from transfer.reproduce.lock import Lock
 
@@ -34,7 +35,7 @@ def prepare(folder: Path, job: dict[str, Any]) -> None:
 
 def state(folder: Path) -> dict[str, Any]:
     """What is known of a folder's job: `state` (running, done, failed, stopped), `seconds`, `host`; or nothing."""
-    return _read(folder / STATE)
+    return json_files.read(folder / STATE)
 
 
 def is_done(folder: Path, product: str) -> bool:
@@ -60,7 +61,7 @@ def work(folder: Path, *, beat: float | None = None, stale: float | None = None)
     `STOPPED` after SIGTERM or SIGUSR1.
     """
     times = {name: value for name, value in (("beat", beat), ("stale", stale)) if value is not None}
-    lock, job = Lock(folder / LOCK, **times), _read(folder / JOB)
+    lock, job = Lock(folder / LOCK, **times), json_files.read(folder / JOB)
     if not lock.acquire():
         return TAKEN
     try:
@@ -127,14 +128,6 @@ def _die_with_the_worker() -> None:
     """Linux: SIGTERM when the worker dies, even by SIGKILL, so that nobody works in a folder without its lock."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    except (OSError, ValueError):
-        return {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
