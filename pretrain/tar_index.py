@@ -36,8 +36,10 @@ def stored(shard: str) -> np.ndarray | None:
     state = _state(shard)
     for path in _places(shard):
         with contextlib.suppress(OSError, ValueError, EOFError):
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)  # in no process's own memory
-            if rows.dtype == np.int64 and rows.ndim == 2 and np.array_equal(rows[:1], state):
+            # In no process's own memory. Plain integers, for NumPy reads the header of an .npy file by `ast`, which
+            # fails at times in threads of Python 3.11 ("AST constructor recursion depth mismatch").
+            rows = np.memmap(path, "<i8", mode="r").reshape(-1, 3)
+            if np.array_equal(rows[:1], state):
                 index = rows[1:]
                 if (index >= 0).all() and (index[:, 1:].sum(1) <= state[0, 0]).all():
                     return index
@@ -70,15 +72,15 @@ def _places(shard: str) -> list[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     digest = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:16]
     return [
-        path.parent / ".image_index" / f"{path.name}.npy",
-        cache / "moco-detection-transfer" / digest / f"{path.name}.npy",
+        path.parent / ".image_index" / f"{path.name}.index",
+        cache / "moco-detection-transfer" / digest / f"{path.name}.index",
     ]
 
 
 def _store(shard: str, rows: np.ndarray) -> None:
     for path in _places(shard):
         try:
-            return checkpoint.write_atomic(path, lambda file: np.save(file, rows))
+            return checkpoint.write_atomic(path, lambda file: file.write(rows.astype("<i8").tobytes()))
         except UserError:  # no permission, or no room: the next place, or none
             continue
 

@@ -164,12 +164,12 @@ def test_index_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     scan = tar_index._scan
     monkeypatch.setattr(tar_index, "_scan", lambda shard: scans.append(shard) or scan(shard))
     assert contents(str(path)) == contents(str(path)) == [b"one", b"two"] and len(scans) == 1
-    (kept,) = tmp_path.rglob("x.tar.npy")
+    (kept,) = tmp_path.rglob("x.tar.index")
     kept.write_bytes(kept.read_bytes()[:-9])  # half written by somebody
     assert contents(str(path)) == [b"one", b"two"] and len(scans) == 2
-    rows = np.load(kept)
-    rows[1, 2] = 1 << 40  # another one's, or made to harm
-    np.save(kept, rows)
+    rows = np.fromfile(kept, np.int64)
+    rows[5] = 1 << 40  # the first image's length: another one's, or made to harm
+    rows.tofile(kept)
     assert contents(str(path)) == [b"one", b"two"] and len(scans) == 3
     write_tar(path, {"3.jpg": b"three"})
     os.utime(path, ns=(1, 1))
@@ -187,9 +187,9 @@ def test_index_goes_where_it_may_be_written(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(checkpoint, "write_atomic", guarded)
     writable = False
-    assert contents(str(path)) == [b"one"] and not list(tmp_path.rglob("*.npy"))
+    assert contents(str(path)) == [b"one"] and not list(tmp_path.rglob("*.index"))
     writable = True
-    assert contents(str(path)) == [b"one"] and len(list((tmp_path / "cache").rglob("x.tar.npy"))) == 1
+    assert contents(str(path)) == [b"one"] and len(list((tmp_path / "cache").rglob("x.tar.index"))) == 1
 
 
 def test_sizes_json_spares_the_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
