@@ -4,6 +4,8 @@ SIZE ?= standard
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+# A file's tests stay in one process, since they share fixtures; four processes need some 10 GB.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' tests/test_*.py)
 
 .PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint docs clean
@@ -35,12 +37,12 @@ demo-mechanism: $(READY) ## What shuffled batch norm and the momentum do, as cur
 	$(PY) tools/demo.py --mechanism
 
 test: $(READY) ## Run all tests
-	$(PY) -m pytest
+	$(PYTEST)
 
 test-d2-main: $(READY) ## Run the transfer tests on a checkout of detectron2's main branch (D2=FOLDER)
 	@test -f "$(D2)/detectron2/__init__.py" || \
 	    { echo 'error: give a checkout of detectron2: make test-d2-main D2=FOLDER' >&2; exit 2; }
-	PYTHONPATH="$(abspath $(D2))" $(PY) -m pytest $(TRANSFER_TESTS)
+	PYTHONPATH="$(abspath $(D2))" $(PYTEST) $(TRANSFER_TESTS)
 
 test-libraries: $(READY) ## Convert networks that timm, transformers and lightly build and save (installs them)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[libraries]'

@@ -66,6 +66,7 @@ setup(
         "docs": DOCS_REQUIREMENTS,
         "dev": [
             "pytest>=7",
+            "pytest-xdist>=3",
             "ruff>=0.5",
             "mypy>=1.8",
             "types-PyYAML",

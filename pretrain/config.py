@@ -21,6 +21,7 @@ from pretrain.validate import validate
 from pretrain.yaml_numbers import write_out
 
 CONFIG_ROOT = Path(__file__).resolve().parents[1] / "configs"
+_MAX_DEPTH = 32  # of lists and mappings within each other in a config that was written out
 
 
 class _SafeFiles(CfgNode):
@@ -88,10 +89,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_dump(text: str) -> Any:
     """A config that a tool of this project wrote into a file, as nested dicts. Raises `yaml.YAMLError`, `ValueError`.
 
-    References are refused: ours have none, and a few lines of them can stand for more than a memory holds.
+    References are refused: ours have none, and a few lines of them can stand for more than a memory holds. So are
+    brackets in brackets beyond reason, of which a few kilobytes take PyYAML minutes.
     """
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-        raise ValueError("it refers to parts of itself")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it refers to parts of itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError("it is nested too deep")
     return yaml.safe_load(text)
 
 

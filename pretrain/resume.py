@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain import checkpoint, dist
-from pretrain.config import defaults
+from pretrain.config import defaults, read_dump
 from pretrain.console import say
 from pretrain.errors import UserError
 from pretrain.images import Images, printable
@@ -169,7 +168,7 @@ def _settings_before(stored: Stored) -> dict[str, Any]:
     try:
         if not isinstance(text, str) or len(text) > 1_000_000:
             raise ValueError
-        before = yaml.safe_load(text)
+        before = read_dump(text)
         if not isinstance(before, dict):
             raise ValueError
     except Exception:  # a text can make PyYAML raise many classes, RecursionError among them

@@ -292,6 +292,8 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "other epochs": (lambda c: c.update(iterations_per_epoch=7), "epochs have 7 iterations, not 1"),
     "digest a number": (lambda c: c.update(images_digest=3), "`images_digest` is no text"),
     "no config": (lambda c: c.pop("config"), "`config` is no YAML mapping"),
+    "config of brackets": (lambda c: c.update(config="{a: " * 50_000), "`config` is no YAML mapping"),
+    "config that grows": (lambda c: c.update(config="a: &x [1]\nb: *x"), "`config` is no YAML mapping"),
     "config a list": (lambda c: c.update(config="[1, 2]"), "`config` is no YAML mapping"),
     "config broken": (lambda c: c.update(config="a: [1"), "`config` is no YAML mapping"),
     "config nested": (lambda c: c.update(config="[" * 100_000), "`config` is no YAML mapping"),
