@@ -38,7 +38,7 @@ def _parse() -> argparse.Namespace:
     add("--list", action="store_true", help="show all tables with their cost and do nothing")
     add("--dry-run", action="store_true", help="print every command and what is there already; run nothing")
     add("--status", action="store_true", help="what runs, how far it is, and what is done")
-    add("--inits", "--only", default="", metavar="A,B", help="only these rows")
+    add("--inits", "--only", default="", metavar="A,B", help="run only these rows; the table shows all")
     add("--init", action="append", default=[], metavar="NAME=FILE", help="a checkpoint as one more row")
     add("--trials", type=int, metavar="N", help="runs of each row, seeds 0, 1, ... (1)")
     add("--seeds", default="", metavar="0,1,2", help="these seeds instead of --trials")

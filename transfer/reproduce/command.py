@@ -4,6 +4,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
     _check(scheduler.unfinished(wanted, runs))
     began = time.perf_counter()
     watch = progress.Watch(jobs, runs)
+    shown = plan.plan(table, replace(options, inits=())) if options.inits else cells
     try:
         failed = scheduler.run(wanted, runs, executor, tick=watch.look)
     except KeyboardInterrupt:
-        _write(table, cells, options, runs=runs, folder=folder, failed={})
+        _write(table, shown, options, runs=runs, folder=folder, failed={})
         raise
-    _write(table, cells, options, runs=runs, folder=folder, failed=failed)
+    _write(table, shown, options, runs=runs, folder=folder, failed=failed)
     say(
         f"{folder}/report.html, table.md, table.csv, table.tex, table.json   ({duration(time.perf_counter() - began)})"
     )
