@@ -373,7 +373,7 @@ def test_local_rank_and_ddp_on_cpus(machines: int, tmp_path: Path) -> None:
                 text=True,
             )
         )
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert all("done" in output for output in outputs), outputs
 
 

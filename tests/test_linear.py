@@ -411,7 +411,7 @@ def test_a_killed_run_goes_on_bit_equal(task: Task) -> None:
         before = len(_lines(task.folder / "parts"))
         script = [sys.executable, *task.command("parts", *more), "--resume"]
         with subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while len(_lines(task.folder / "parts")) < before + 3 and run.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

@@ -45,7 +45,7 @@ def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen
 
 
 def wait_for(what: Callable[[], bool], run: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not what():
         assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
         time.sleep(0.02)
@@ -82,7 +82,7 @@ def test_a_signal_saves_the_state(
     with started([sys.executable, *CONFIG, *arguments]) as run:
         wait_for(lines_of(output, 2), run)
         os.killpg(run.pid, number)
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=180)
     assert run.returncode == code and "--resume" in out and "Traceback" not in out, out
     assert last(output)["iteration"] == log_lines(output)[-1]["iteration"]
 
@@ -94,7 +94,7 @@ def test_torchrun_passes_a_signal_on(image_folder: MakeFolder, tmp_path: Path) -
     with started([*launcher, *overrides(images, output, *LONG)]) as run:
         wait_for(lines_of(output, 2), run)
         run.send_signal(signal.SIGTERM)
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=180)
     assert run.returncode != 0 and out.count("everything is saved") == 1, out
     saved = last(output)["iteration"]
     assert saved == log_lines(output)[-1]["iteration"]
@@ -122,7 +122,7 @@ def test_two_machines(image_folder: MakeFolder, tmp_path: Path, rendezvous: str)
         started([*node, "--node-rank", "0", *arguments]) as one,
         started([*node, "--node-rank", "1", *arguments]) as two,
     ):
-        outs = [run.communicate(timeout=120)[0] for run in (one, two)]
+        outs = [run.communicate(timeout=240)[0] for run in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), outs
     assert sum(out.count("finished: ") for out in outs) == 1
     finish(
@@ -157,7 +157,7 @@ def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_pat
     with started([*job, *overrides(images, output, *LONG)], **environment) as run:
         wait_for(lines_of(output, 2), run)
         run.send_signal(signal.SIGUSR1)  # to the batch shell alone
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=180)
     assert run.returncode == 0 and "everything is saved" in out, out
     assert (fakes / "calls").read_text().split("\n")[1] == f"requeue {os.getpid()}"
     saved = last(output)["iteration"]
