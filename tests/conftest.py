@@ -1,11 +1,9 @@
-"""What several test files need: one thread, small image folders, the tools as subprocesses."""
+"""What several test files need: one thread, small image folders."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads: test processes share the machine's few cores
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,22 +14,7 @@ from PIL import Image
 
 from transfer import d2_compat  # noqa: F401 (before any test imports detectron2)
 
-ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
-
-
-def run_script(script: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project (`tools/x.py`) from the repository root, as a user would."""
-    command = [sys.executable, script, *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from scripts import ROOT
 
 FROM_PRETRAIN = {
     "__version__",

@@ -6,8 +6,8 @@ from pathlib import Path
 import detection_data
 import pytest
 import torch
-from conftest import run_script
 from detectron2.data import DatasetCatalog
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer import benchmark, config, synthetic

@@ -12,9 +12,9 @@ import detectron2
 import pytest
 import torch
 from checkpoints import moco_file, small_network
-from conftest import ROOT
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from scripts import ROOT
 
 from pretrain import config as files
 from pretrain.errors import UserError

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from scripts import ROOT
 
 from pretrain import config
 from pretrain.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from checkpoints import moco_file, plain_file, small_network, torchvision_network
-from conftest import run_script
+from scripts import run_script
 
 from pretrain.encoders import architecture
 from pretrain.errors import UserError

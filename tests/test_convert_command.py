@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import plain_file, small_network
-from conftest import run_script
+from scripts import run_script
 
 SMALL = small_network().state_dict()
 TOOL = "tools/convert_to_d2.py"

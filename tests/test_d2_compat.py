@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
+from scripts import ROOT
 
 from transfer import d2_compat  # isort: split
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_script
+from scripts import run_script
 
 from transfer.weights_file import read_weights
 

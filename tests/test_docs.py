@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from scripts import ROOT
 
 from pretrain import config as pretrain_config
 from transfer import config as transfer_config

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT, run_script
+from scripts import ROOT, run_script
 
 SCRIPT = ROOT / "tools" / "install_detectron2.py"
 

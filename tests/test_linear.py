@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from checkpoints import moco_file, plain_file, small_network, torchvision_network
-from conftest import ROOT, run_script
 from PIL import Image
+from scripts import ROOT, run_script
 from torchvision.transforms import v2
 
 from pretrain import checkpoint, data, dist

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import run_script
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer.prepare import command

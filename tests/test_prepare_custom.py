@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_script
 from detection_data import TINY, write_coco
 from detection_data import custom as custom_keys
 from PIL import Image
 from pycocotools.coco import COCO
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer.prepare import headers

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import voc_archives
-from conftest import run_script
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer.prepare import voc

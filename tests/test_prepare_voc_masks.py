@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import voc_archives
-from conftest import run_script
 from PIL import Image
 from pycocotools.coco import COCO
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer.prepare import layouts, voc_labels

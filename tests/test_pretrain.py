@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_script
 from PIL import Image
+from scripts import run_script
 
 from pretrain import checkpoint, config, dist
 from pretrain.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 import kill_runs
 import pytest
-from conftest import ROOT
+from scripts import ROOT
 from test_pretrain import MakeFolder, log_lines, overrides
 
 from pretrain import checkpoint, stop

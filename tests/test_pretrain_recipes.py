@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
+from scripts import ROOT
 
 from pretrain import build, config, moco
 from pretrain.step import METRICS, Pixels, train_step

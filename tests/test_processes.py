@@ -12,7 +12,7 @@ from pathlib import Path
 import detection_data
 import pytest
 import torch
-from conftest import ROOT
+from scripts import ROOT
 
 from pretrain import dist
 from pretrain.errors import UserError

@@ -2,7 +2,7 @@
 
 import re
 
-from conftest import ROOT
+from scripts import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

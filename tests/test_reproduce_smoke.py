@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_script
+from scripts import ROOT, run_script
 
 from transfer import config, datasets
 from transfer.present import MINIATURE

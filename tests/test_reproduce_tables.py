@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import plain_file, small_network
-from conftest import run_script
+from scripts import run_script
 
 from pretrain.config import find_config
 from pretrain.errors import UserError

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torchvision
 from checkpoints import moco_file, plain_file, small_network, torchvision_network
-from conftest import run_script
 from layouts import FILES, caffe2_names, detectron2_names, network
 from safetensors.torch import load_file
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer import d2_compat  # noqa: F401

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import run_script
+from scripts import run_script
 
 from pretrain import config, step_benchmark
 from pretrain.step_benchmark import PHASES, Watch

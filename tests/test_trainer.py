@@ -6,10 +6,10 @@ from pathlib import Path
 import detection_data
 import pytest
 import torch
-from conftest import run_script
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from scripts import run_script
 
 from pretrain.errors import UserError
 from transfer import config, datasets, solver, stream, trainer

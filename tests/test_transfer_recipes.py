@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
+from scripts import ROOT
 
 from pretrain.errors import UserError
 from transfer import config, d2_compat, explain, modeling, semseg  # noqa: F401 (first; the last two register)

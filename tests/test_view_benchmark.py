@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
 from PIL import Image
+from scripts import run_script
 from torchvision.transforms import functional as tv
 
 from pretrain import config, made_pictures, view_benchmark, view_pipelines

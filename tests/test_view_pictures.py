@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script
 from PIL import Image
+from scripts import run_script
 
 from pretrain import config, data, images, view_pictures
 from pretrain.views import View

@@ -8,10 +8,10 @@ import detection_data
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+from scripts import run_script
 
 from pretrain import config as pretrain_config
 from pretrain import sources, view_pictures
