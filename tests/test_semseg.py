@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
 from PIL import Image
 from scripts import run_script
 from torch import nn
 from torch.nn import functional as F
+
+from transfer import d2_compat  # noqa: F401 (first, in spawned processes too)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 
 from pretrain import dist
 from pretrain.errors import UserError
