@@ -35,7 +35,7 @@ def stored(shard: str) -> np.ndarray | None:
     """The index that an earlier run has stored; None if there is none for the shard as it is now."""
     state = _state(shard)
     for path in _places(shard):
-        with contextlib.suppress(OSError, ValueError, EOFError):
+        with contextlib.suppress(OSError, ValueError):
             # In no process's own memory. Plain integers, for NumPy reads the header of an .npy file by `ast`, which
             # fails at times in threads of Python 3.11 ("AST constructor recursion depth mismatch").
             rows = np.memmap(path, "<i8", mode="r").reshape(-1, 3)

@@ -171,9 +171,11 @@ def test_index_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows[5] = 1 << 40  # the first image's length: another one's, or made to harm
     rows.tofile(kept)
     assert contents(str(path)) == [b"one", b"two"] and len(scans) == 3
+    kept.write_bytes(b"")
+    assert contents(str(path)) == [b"one", b"two"] and len(scans) == 4
     write_tar(path, {"3.jpg": b"three"})
     os.utime(path, ns=(1, 1))
-    assert contents(str(path)) == [b"three"] and len(scans) == 4
+    assert contents(str(path)) == [b"three"] and len(scans) == 5
 
 
 def test_index_goes_where_it_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
