@@ -20,12 +20,15 @@ def adjust(pixels: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray
     """Apply (operation, factor) in this order, each result kept within 0 and 255.
 
     All but the hue turn a value x of a pixel of luma y into a x + b y + c. With a factor up to 1 that cannot leave
-    the range, so that the next operation may share a pass over the pixels; and gray has no hue to turn.
+    the range, so that the next operation may share a pass over the pixels. A picture that is gray from the start
+    is kept in one channel, which has neither hue nor saturation.
     """
-    a, b, c, may_clip, gray = 1.0, 0.0, 0.0, False, False
+    if steps and steps[0] == GRAY:
+        luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        steps = [step for step in steps if step[0] not in ("saturation", "hue")]
+        return cv2.cvtColor(adjust(luma, steps), cv2.COLOR_GRAY2RGB)
+    a, b, c, may_clip = 1.0, 0.0, 0.0, False
     for name, factor in steps:
-        if name == "hue" and gray:
-            continue
         if may_clip or name == "hue":
             pixels, a, b, c, may_clip = _blend(pixels, a, b, c), 1.0, 0.0, 0.0, False
         if name == "hue":
@@ -37,18 +40,22 @@ def adjust(pixels: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray
         else:  # contrast: away from the mean luma of the picture; brightness: from black
             mean = (a + b) * mean_luma(pixels) + c if name == "contrast" else 0.0
             a, b, c = factor * a, factor * b, factor * c + rest * mean
-        may_clip, gray = factor > 1, gray or (name, factor) == GRAY
+        may_clip = factor > 1
     return _blend(pixels, a, b, c)
 
 
 def mean_luma(pixels: np.ndarray) -> float:
     """Of the whole picture, 0 to 255."""
+    if pixels.ndim == 2:
+        return cv2.mean(pixels)[0]
     return sum(weight * mean for weight, mean in zip(LUMA, cv2.mean(pixels), strict=False))
 
 
 def _blend(pixels: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
     if (a, b, c) == (1, 0, 0):
         return pixels
+    if pixels.ndim == 2:
+        return cv2.transform(pixels, np.array([[a, c]]))
     red, green, blue = (b * weight for weight in LUMA)
     rows = [[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]]
     return cv2.transform(pixels, np.array(rows))
@@ -56,12 +63,11 @@ def _blend(pixels: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
 
 def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    rows = hsv.reshape(len(hsv), -1)
-    steps = np.zeros(rows.shape[1], np.uint8)
-    steps[::3] = round(turn * 256) % 256  # the circle is 256 steps: bytes wrap as it does
-    np.add(rows, steps, out=rows)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    pixels = pixels.astype(np.float32, order="C")  # exact, and OpenCV needs less time than for bytes
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, pixels)
+    hue = hsv.reshape(-1)[::3]
+    np.add(hue, turn % 1 * 360, out=hue)
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, hsv))
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:

@@ -185,12 +185,12 @@ def test_jitter_is_torchvisions(name: str, factor: float) -> None:
     close(ours, [levels(adjust(floats(crop), factor)) for crop in crops()], mean=0.3, p99=1)
 
 
-@pytest.mark.parametrize("turn", [-0.4, -0.1, 0.0, 0.03, 0.4])
+@pytest.mark.parametrize("turn", [-0.5, -0.4, -0.1, 0.0, 0.03, 0.4, 0.5])
 def test_hue_is_torchvisions(turn: float) -> None:
-    """OpenCV's hue has 256 steps, Pillow's 255 and torchvision cuts the turn off at a whole one below it: vivid
-    colours then differ by more. From the exact value ours is farthest where the turn lies between two steps."""
+    """Pillow's hue has 255 steps, and torchvision cuts the turn off at a whole one below it: vivid colours then
+    differ by more."""
     ours = [colours.adjust(crop, [("hue", turn)]) for crop in crops()]
-    close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()], p99=5)
+    close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()], mean=0.3, p99=1)
     close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()], p99=8)
 
 
@@ -253,8 +253,8 @@ def test_gray_comes_before_the_jitter_in_v1_only() -> None:
     view = NOTHING._replace(jitter=jitter, gray=True)
     first, last = (recolour(crop, view, RECIPES[name]) for name in ("v1", "v2"))
     assert np.array_equal(first, colours.adjust(colours.adjust(crop, [colours.GRAY]), jitter))
-    assert np.array_equal(last, colours.adjust(colours.adjust(crop, jitter), [colours.GRAY]))
-    assert not np.array_equal(first, last)
+    close([last], [colours.adjust(colours.adjust(crop, jitter), [colours.GRAY])], p99=1)
+    assert np.abs(first.astype(int) - last).max() > 10
 
 
 def test_counters_of_any_integer_type_give_the_same_numbers() -> None:
