@@ -31,7 +31,7 @@ DETECTRON2_REQUIREMENTS = [
     "packaging",
     "tensorboard>=2.9",
 ]
-# Evaluation on LVIS and Cityscapes, conversion of SBD's masks, the faster evaluation of COCO.
+# Evaluation on LVIS and Cityscapes, the faster evaluation of COCO.
 DATA_REQUIREMENTS = [
     "lvis>=0.5.3",
     "cityscapesscripts>=2.2",
