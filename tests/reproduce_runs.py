@@ -77,7 +77,7 @@ def cell(
         )
     return {
         "config": "transfer/voc_R50_C4_24k.yaml", "numbers": numbers, "tried": {"": list(runs)} if runs else {},
-        "best": "", "why_not": why_not, **more,
+        "best": "", "why_not": why_not, "kind": "not run", **more,
     }  # fmt: skip
 
 

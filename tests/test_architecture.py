@@ -21,9 +21,10 @@ FROM_PRETRAIN = {
     "loggers",
     "files",
     "made_pictures",
+    "images",
 }
 # The linear probe trains on images as pre-training does, by the same code.
-FOR_LINEAR = {"data", "images", "decode", "views", "broken", "probe", "step", "rng"}
+FOR_LINEAR = {"data", "decode", "views", "broken", "probe", "step", "rng"}
 SOURCES = [
     path
     for folder in ("pretrain", "transfer", "tools", "tests")

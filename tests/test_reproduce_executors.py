@@ -52,7 +52,26 @@ def test_gpus_are_dealt_out(tmp_path: Path) -> None:
     assert seen <= {"4,5", "6,7"} and len(local.free) == 2
     with pytest.raises(UserError, match="--num-gpus 8: this machine has 4"):
         Local(["0", "1", "2", "3"], each=8)
-    assert len(Local(["0", "1", "2", "3"], jobs=2).free) == 2 and len(Local([]).free) == 1
+    assert len(Local([]).free) == 1
+
+
+def test_two_programs_with_fewer_jobs_than_gpus_share_them(tmp_path: Path) -> None:
+    """`--jobs 2` is a number, not the first two GPUs."""
+    wait = "\nwhile not (f.parent / 'go').exists(): time.sleep(0.05)"
+    jobs = [python(name, SEEN + wait) for name in "abcde"]
+    folders = [job.folder(tmp_path) for job in jobs]
+    for job in jobs:
+        worker.prepare(job, tmp_path)
+    one, other = (Local(["0", "1", "2", "3"], jobs=2, locks=tmp_path / "locks") for _ in range(2))
+    try:
+        assert one.start(folders[:3]) == folders[:2] and other.start(folders[2:]) == folders[2:4]
+        until(lambda: all((folder / "gpus").exists() for folder in folders[:4]))
+        assert sorted((folder / "gpus").read_text() for folder in folders[:4]) == ["0", "1", "2", "3"]
+    finally:
+        (tmp_path / "go").touch()
+    ended: list[tuple[Path, int]] = []
+    until(lambda: len(ended.extend([*one.ended(), *other.ended()]) or ended) == 4)
+    assert {status for _, status in ended} == {0}
 
 
 def test_a_gpu_whose_job_outlived_its_program_is_left_alone(
@@ -62,7 +81,7 @@ def test_a_gpu_whose_job_outlived_its_program_is_left_alone(
     code = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), sys.exit(75)))\n"
     code += "(f / 'pids').write_text(f'{os.getppid()} {os.getpid()}')\ntime.sleep(60)"
     old, locks = python("old", code), tmp_path / "locks"
-    worker.prepare(old.folder(tmp_path), {"command": old.filled(tmp_path), "product": "product"})
+    worker.prepare(old, tmp_path)
     first = "import sys, time, pathlib; from transfer.reproduce.executors import Local; p = pathlib.Path\n"
     first += "Local(['0', '1'], locks=p(sys.argv[1])).start([p(sys.argv[2])]); time.sleep(60)"
     program = subprocess.Popen([sys.executable, "-c", first, locks, old.folder(tmp_path)], cwd=worker.ROOT)
@@ -146,7 +165,7 @@ def test_seeds() -> None:
 def test_each_job_has_its_own_rendezvous(tmp_path: Path) -> None:
     launcher = ("torchrun", "--rdzv-id", "{id}", "--rdzv-endpoint", "host:{port}", "{other}")
     jobs = [Job(name, (*launcher, "tools/x.py", "{folder}", "NAME", "{id}"), "", "product") for name in "ab"]
-    filled = [worker.with_rendezvous(job.filled(tmp_path), job.key) for job in jobs]
+    filled = [worker.command(job, tmp_path) for job in jobs]
     for job, parts in zip(jobs, filled, strict=True):
         assert parts[5:] == ["{other}", "tools/x.py", str(job.folder(tmp_path)), "NAME", "{id}"]
         assert 20000 <= int(parts[4].removeprefix("host:")) < 30000
@@ -205,6 +224,28 @@ def slurm(tmp_path: Path, text: str = "time=60,partition=gpu") -> Slurm:
 
 def submitted(queue: Path) -> list[str]:
     return [path.read_text() for path in sorted(queue.glob("script*"))]
+
+
+def test_jobs_limits_what_is_submitted(tmp_path: Path, queue: Path) -> None:
+    cluster = Slurm(tmp_path / "logs", slurm_parameters("time=60", 2), jobs=2)
+    jobs = [python(f"finetune/{name}", "") for name in "abc"]
+    with pytest.raises(Killed):
+        scheduler.run(jobs, tmp_path / "runs", cluster, wait=0.01, tick=killed_after(3))
+    (script,) = submitted(queue)
+    assert "--array=0-1%" in script and len(cluster.running) == 2
+
+
+def test_another_programs_queued_job_is_not_cancelled(tmp_path: Path, queue: Path) -> None:
+    (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$@" >> "$QUEUE/cancelled"')
+    first, second = slurm(tmp_path), slurm(tmp_path)
+    jobs = [python("finetune/a", ""), python("finetune/b", "")]
+    for job in jobs:
+        worker.prepare(job, tmp_path)
+    folders = [job.folder(tmp_path) for job in jobs]
+    first.start(folders[:1])
+    assert second.start(folders) == folders
+    second.stop()
+    assert (queue / "cancelled").read_text().split() == ["2"]
 
 
 class Killed(Exception):

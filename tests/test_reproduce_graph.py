@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.errors import UserError
 from pretrain.stop import STOPPED
 from transfer.reproduce import lock, progress, scheduler, worker
 from transfer.reproduce.executors import Local
@@ -84,6 +85,57 @@ def test_a_failed_job_is_tried_twice_and_left_behind(
     assert "the table goes on without it" in capsys.readouterr().out
 
 
+def test_the_reason_of_a_failure_is_the_commands_own(tmp_path: Path) -> None:
+    """torchrun's own report comes after it, and ends in a line of =."""
+    script = tmp_path / "x.py"
+    torchrun = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script))
+    said = "error: DATA.TRAIN: no such folder"
+    for number, (code, expected) in enumerate(
+        (
+            (f"import sys; print({said!r}, file=sys.stderr); sys.exit(2)", said),
+            ("raise ValueError('bad batch')", "ValueError: bad batch"),
+        )
+    ):
+        script.write_text(code)
+        job = Job(f"a{number}", torchrun, "", "product")
+        worker.prepare(job, tmp_path)
+        assert worker.work(job.folder(tmp_path)) == 1
+        assert "ChildFailedError" in (job.folder(tmp_path) / worker.LOG).read_text()
+        assert worker.reason(job.folder(tmp_path)).endswith(expected)
+
+
+def test_an_earlier_attempts_error_is_not_the_reason(tmp_path: Path) -> None:
+    job = python("a", "print('error: old' if len((f / 'ran').read_text()) == 1 else 'Killed'); sys.exit(1)")
+    worker.prepare(job, tmp_path)
+    for expected in ("error: old", "Killed"):
+        worker.work(job.folder(tmp_path))
+        assert worker.reason(job.folder(tmp_path)) == expected
+
+
+def test_what_cannot_be_started_for_a_while_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A queue that takes no more jobs, a full disk: what runs goes on. Before the first job it is a mistake."""
+    monkeypatch.setattr(scheduler, "_LATER", 0.05)
+    full = [False]
+
+    class Full(Local):
+        def start(self, folders: Sequence[Path]) -> list[Path]:
+            if full[0]:
+                full[0] = False
+                raise UserError("--slurm: sbatch: QOSMaxSubmitJobPerUserLimit")
+            full[0] = True
+            return super().start(folders[:1])
+
+    jobs = [python(name, "") for name in "abc"]
+    assert scheduler.run(jobs, tmp_path, Full([], jobs=2), wait=0.01) == {}
+    assert [runs(job, tmp_path) for job in jobs] == [1, 1, 1]
+    assert "QOSMaxSubmitJobPerUserLimit; trying again" in capsys.readouterr().out
+    full[0] = True
+    with pytest.raises(UserError, match="QOSMax"):
+        scheduler.run([python("d", "")], tmp_path, Full([]), wait=0.01)
+
+
 def test_a_job_that_fails_once_succeeds(tmp_path: Path) -> None:
     a = python("a", "n = len((f / 'ran').read_text())\nif n == 1: sys.exit(3)")
     assert run([a], tmp_path) == {} and runs(a, tmp_path) == 2
@@ -109,9 +161,7 @@ def test_two_programs_on_one_folder_do_not_repeat_a_job(tmp_path: Path) -> None:
 
 def start_worker(job: Job, root: Path) -> subprocess.Popen[bytes]:
     folder = job.folder(root)
-    worker.prepare(
-        folder, {"name": job.name, "key": job.key, "command": job.filled(root), "product": job.product}
-    )
+    worker.prepare(job, root)
     code = "import sys, pathlib; from transfer.reproduce.worker import work; "
     code += "sys.exit(work(pathlib.Path(sys.argv[1]), beat=0.1, stale=1.0))"
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT)
@@ -204,6 +254,12 @@ def test_who_lost_the_lock_notices(tmp_path: Path) -> None:
     assert lock.lost.wait(5)
     lock.release()
     assert holder(path) == "another 2 one"
+    halted = Lock(tmp_path / "other", beat=60)  # it sleeps while another takes over, and wakes up at its end
+    assert halted.acquire() and halted.is_ours()
+    halted.path.write_text("another 2 one\n0")
+    assert not halted.is_ours()
+    halted.release()
+    assert holder(halted.path) == "another 2 one"
 
 
 def test_ctrl_c_ends_children(tmp_path: Path) -> None:

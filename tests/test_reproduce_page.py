@@ -286,7 +286,7 @@ def test_collected_runs_become_a_page(tmp_path: Path) -> None:
     empty = Job("linear/other/seed0", ("python", "y"), "", "results.json")
     for job, content in ((convert, {}), (probe, {"top1": 60.5}), (empty, {"top1": None})):
         folder = job.folder(tmp_path)
-        worker.prepare(folder, {})
+        worker.prepare(job, tmp_path)
         (folder / "state.json").write_text(json.dumps({"state": "done", "seconds": 90.0, "host": "h"}))
         (folder / job.product).write_text(json.dumps(content))
     (convert.folder(tmp_path) / "record.json").write_text(json.dumps({"record": WEIGHTS["record"]}))
@@ -321,7 +321,7 @@ def job(name: str, runs: Path, content: str | dict[str, Any] | None, *, settings
     made = Job(name, ("python", "y"), "", "results.json")
     if content is not None:
         folder = made.folder(runs)
-        worker.prepare(folder, {})
+        worker.prepare(made, runs)
         (folder / "state.json").write_text(json.dumps({"state": "done", "seconds": 90.0, "host": "h"}))
         (folder / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
         if settings:

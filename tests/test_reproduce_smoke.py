@@ -120,3 +120,13 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
     assert again.returncode == 0 and "started" not in again.stdout
     kept = json.loads((folder / "table.json").read_text())
     assert kept["rows"] == table["rows"] and "not run yet" in str(table["rows"])
+
+
+@pytest.mark.slow
+def test_a_smoke_run_in_two_processes(output: Path) -> None:
+    """`--num-gpus 2` without a GPU: torchrun and every command under it can be tried on any machine."""
+    command = ["--table", "voc_C4", "--smoke", "--num-gpus", "2", "--inits", "random", "--seeds", "5"]
+    result = run_script("tools/reproduce.py", *command, "--output", str(output))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder,) = (output / "smoke-runs").glob("finetune-voc_R50_C4_24k-random-seed5-*")
+    assert json.loads((folder / "results.json").read_text())["hardware"]["processes"] == 2

@@ -3,11 +3,14 @@
 import json
 import math
 import re
+import shlex
+import shutil
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import plain_file, small_network
@@ -15,7 +18,7 @@ from scripts import run_script
 
 from pretrain.config import find_config
 from pretrain.errors import UserError
-from transfer.reproduce import collect, outputs, worker
+from transfer.reproduce import collect, command, outputs, progress, worker
 from transfer.reproduce.jobs import Job, in_order, made_by
 from transfer.reproduce.plan import Options, plan
 from transfer.reproduce.shorter import shorter
@@ -224,6 +227,18 @@ def test_images_count_by_their_names_not_by_their_place(options: Options, tmp_pa
     assert keys("here") == before
     (tmp_path / "out/digests.json").write_text("[")
     assert keys("here") == before
+    (tmp_path / "here/imagenet/train/.DS_Store").touch()  # what file managers leave
+    (tmp_path / "here/imagenet/train/n02/Thumbs.db").touch()
+    assert keys("here") == before
+    shutil.rmtree(tmp_path / "here")  # 155 GB that finished jobs need no more
+    found = jobs_of(replace(options, root=tmp_path / "here", cache=tmp_path / "out/digests.json"), "linear")
+    assert {job.key for job in found.values()} == before and any(job.missing for job in found.values())
+
+
+def test_processes_must_divide_the_batch(options: Options) -> None:
+    with pytest.raises(UserError, match=r"--num-gpus 6: SOLVER.IMS_PER_BATCH 16 of .* use --num-gpus 4"):
+        plan(BOOK.tables["voc_C4"], replace(options, processes=6, inits=("random",)))
+    assert plan(BOOK.tables["voc_C4"], replace(options, processes=8))
 
 
 def test_what_cannot_change_a_probe_is_not_in_its_key(options: Options) -> None:
@@ -349,10 +364,24 @@ def test_one_run_against_the_papers_spread() -> None:
 
 
 def test_several_runs_against_a_bare_number() -> None:
-    found = compare([38.4, 38.6, 38.8], 38.5)  # t = 0.1 / (0.2 / sqrt 3) = 0.866
-    assert found.verdict == "within noise" and "exact" in found.test
+    found = compare([38.4, 38.6, 38.8], 38.5, trials=5)  # t = 0.1 / (0.2 sqrt(1/3 + 1/5)) = 0.6847
+    assert found.p == pytest.approx(1 - 0.6847 / math.sqrt(0.6847**2 + 2), abs=1e-4)  # Student's t, 2 degrees
+    assert found.verdict == "within noise" and "a mean of 5 runs" in found.test
+    found = compare([38.4, 38.6, 38.8], 38.5)  # t = 0.1 / (0.2 sqrt(1/3 + 1)) = 0.4330
+    assert found.p == pytest.approx(1 - 0.4330 / math.sqrt(0.4330**2 + 2), abs=1e-4)
     assert compare([37.0, 37.1, 36.9], 38.5).verdict == "below"
     assert compare([38.54, 38.54, 38.5401], 38.5).verdict == "within noise"  # the paper's number is rounded
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(5, 1), (3, 5)])
+def test_noise_alone_is_called_a_difference_in_one_of_twenty(ours: int, theirs: int) -> None:
+    """Where no spread is published, too; the paper's number is rounded to a hundredth of the spread at most."""
+    random = np.random.default_rng(0)
+    runs, papers = random.normal(1000, 10, (2000, ours)), random.normal(1000, 10, (2000, theirs)).mean(1)
+    verdicts = [
+        compare(list(run), paper, trials=theirs).verdict for run, paper in zip(runs, papers, strict=True)
+    ]
+    assert 0.035 < sum(verdict != "within noise" for verdict in verdicts) / 2000 < 0.065
 
 
 # --- collection and outputs ---
@@ -393,14 +422,24 @@ def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
 
 
 def test_a_table_says_that_its_jobs_were_made_by_different_code(options: Options, tmp_path: Path) -> None:
+    options = replace(options, inits=("random",))
     jobs = jobs_of(replace(options, seeds=(0, 1)))
-    for seed, torch_version in enumerate(("2.6.0", "2.7.0")):
+    for seed, torch_version in enumerate((metadata.version("torch"), "2.7.0")):
         job = jobs[f"finetune/voc_R50_C4_24k/random/seed{seed}"]
         finish(job, tmp_path, AP50=60.0, AP=33.0, AP75=33.0)
         state = {"state": "done", "seconds": 1.0, "made_by": {**made_by(), "torch": torch_version}}
         (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
         note = collected(replace(options, seeds=(0, 1)), tmp_path)["note"]
         assert note == ("its jobs were made by different torch: see state.json of each" if seed else "")
+    state["earlier"] = [{**made_by(), "sources": "0"}]  # what had begun it before it was interrupted
+    (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
+    assert "different sources, torch" in collected(replace(options, seeds=(0, 1)), tmp_path)["note"]
+    alone = collected(replace(options, seeds=(1,)), tmp_path)["note"]
+    assert alone.startswith("its jobs were made by different sources")
+    del state["earlier"]
+    (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
+    alone = collected(replace(options, seeds=(1,)), tmp_path)["note"]
+    assert alone.startswith("its finished jobs were made by other torch than are here now")
     assert len(made_by()["sources"]) == 64 and made_by()["torch"] == metadata.version("torch")
 
 
@@ -420,6 +459,68 @@ def test_the_best_of_a_sweep_is_said_to_be_that(options: Options, tmp_path: Path
     table = collected(options, tmp_path)
     assert table["rows"][0]["cells"][0]["best"] == "0.04"
     assert "best of 2 values of SOLVER.BASE_LR: 0.04" in outputs.markdown(table)
+
+
+def test_sweeps_know_the_recipes_own_value_however_it_is_written(options: Options, tmp_path: Path) -> None:
+    """And leave alone what they do not sweep: the probe's column, and rows that are only quoted."""
+    options = replace(
+        options, sweep=("SOLVER.WEIGHT_DECAY", ("1e-4", "1e-3")), inits=("supervised", "moco_v2")
+    )
+    table = BOOK.tables["v2_table1"]
+    cells = plan(table, options)
+    for cell in cells:
+        for jobs in cell.runs.values():
+            for job in jobs:
+                finish(job, tmp_path, AP50=80.0, AP=50.0, AP75=60.0)
+                if job.name.startswith("linear/"):
+                    (job.folder(tmp_path) / "results.json").write_text('{"top1": 67.0}')
+    found = collect.collect(table, cells, options, runs=tmp_path, failed={})
+    rows = {row["title"]: row["cells"] for row in outputs.rows(found)}
+    title = next(title for title in rows if title.startswith("MoCo v2") and not title.endswith("untuned"))
+    probe, detector = rows[f"{title}, untuned"]
+    assert probe["numbers"][0]["ours"] == [67.0] and detector["numbers"][1]["ours"] == [50.0]
+    assert detector["best"] == "1e-4"
+    quoted, _ = rows[next(t for t in rows if t.startswith("supervised") and t.endswith("untuned"))]
+    assert "supervised network itself" in quoted["why_not"]
+
+
+def test_a_smoke_run_sweeps_too(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    smoke = replace(options, smoke=True, sweep=("SOLVER.BASE_LR", ("0.01", "0.02")), inits=("random",))
+    (cell,) = plan(BOOK.tables["voc_C4"], smoke)
+    commands = [" ".join(job.command) for (job,) in cell.runs.values()]
+    assert len({job.key for (job,) in cell.runs.values()}) == 2
+    assert [re.findall(r"SOLVER.BASE_LR (\S+)", text)[-1] for text in commands] == ["0.01", "0.02"]
+
+
+@pytest.mark.parametrize("name", BOOK.tables)
+def test_every_tables_dry_run_can_be_typed(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Each command names a tool and a config that are there, no place is left open, and what it needs comes before."""
+    jobs = in_order(
+        [job for cell in plan(BOOK.tables[name], options) for found in cell.runs.values() for job in found]
+    )
+    lines, made = progress.listing(jobs, tmp_path / "runs"), set()
+    commands = [shlex.split(line) for line in lines if line.startswith("    python ")]
+    assert len(commands) == len(jobs) and not list(tmp_path.iterdir())
+    for job, parts in zip(jobs, commands, strict=True):
+        assert not any(re.search(r"\{\w+\}", part) for part in parts)
+        tool = next(
+            part for part in parts[1:] if part.startswith("tools/") or part == "transfer.reproduce.fetch"
+        )
+        assert tool == "transfer.reproduce.fetch" or (ROOT / tool).is_file()
+        if "--config" in parts:
+            assert (ROOT / "configs" / parts[parts.index("--config") + 1]).is_file()
+        assert {str(need.output(tmp_path / "runs")) for need in job.needs} <= made
+        made.add(str(job.output(tmp_path / "runs")))
+    assert any("licence" in line for line in lines) == any(job.name.startswith("fetch/") for job in jobs)
+
+
+def test_the_list_says_what_each_row_needs() -> None:
+    lines = command.listing()
+    place = next(n for n, line in enumerate(lines) if line.startswith("voc_C4 "))
+    assert "3 of 4 (--init for moco_v1_ig1b)" in lines[place + 1]
+    assert all(any(line.startswith(f"{name} ") for line in lines) for name in BOOK.tables)
 
 
 # --- the command ---

@@ -1,9 +1,12 @@
 """Whether a run's settings are those of the paper's recipe: every one that its numbers may depend on."""
 
+import ast
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+
+import yaml
 
 from transfer import d2_compat  # noqa: F401 (first)
 
@@ -45,6 +48,16 @@ def recipe_value(name: str, key: str) -> Any:
     except UserError:
         return None
     return list(value) if isinstance(value, tuple) else value
+
+
+def is_recipes(name: str, key: str, text: str) -> bool:
+    """Whether a value as `--sweep` has it, such as 1e-4, is what a shipped config sets for the key."""
+    try:
+        value: Any = ast.literal_eval(text)  # as the run's config reads it; YAML takes 1e-4 for a text
+    except (ValueError, SyntaxError):
+        value = yaml.safe_load(text)
+    recipe = recipe_value(name, key)
+    return recipe is not None and _same(value, recipe)
 
 
 @cache

@@ -1,16 +1,15 @@
 """What the jobs of a table have left, beside the paper's numbers: one dict, which all outputs are made from."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.errors import UserError
 from transfer.reproduce import difference, json_files, worker
-from transfer.reproduce.changes import changes, recipe_value
-from transfer.reproduce.jobs import Job, in_order
+from transfer.reproduce.changes import changes, is_recipes
+from transfer.reproduce.jobs import Job, in_order, made_by
 from transfer.reproduce.plan import Cell, Options
 from transfer.reproduce.tables import Column, Table
 from transfer.reproduce.verdict import compare
@@ -38,7 +37,7 @@ def collect(
         "name": table.name,
         "title": table.title,
         "source": table.source,
-        "note": "; ".join(filter(None, (table.note, _made_by(cells, runs)))),
+        "note": "; ".join(filter(None, (table.note, *_fetched(cells), _made_by(cells, runs)))),
         "trials": table.trials,
         "columns": [
             {
@@ -58,13 +57,29 @@ def collect(
 
 
 def _made_by(cells: Sequence[Cell], runs: Path) -> str:
-    """A line where the finished jobs of a table were made by different sources or libraries; else empty."""
+    """A line where finished jobs were made by different sources or libraries, or by others than the present ones."""
     jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
     folders = [job.folder(runs) for job in jobs if worker.is_done(job.folder(runs), job.product)]
-    notes = [made for folder in folders if isinstance(made := worker.state(folder).get("made_by"), dict)]
-    names = dict.fromkeys(name for made in notes for name in made)
-    several = [name for name in names if len({str(made.get(name)) for made in notes}) > 1]
-    return f"its jobs were made by different {', '.join(several)}: see state.json of each" if several else ""
+    notes = [made for folder in folders for made in worker.made_by_all(folder)]
+
+    def differ(notes: list[dict[str, str]]) -> str:
+        names = dict.fromkeys(name for made in notes for name in made)
+        return ", ".join(name for name in names if len({str(made.get(name)) for made in notes}) > 1)
+
+    if several := differ(notes):
+        return f"its jobs were made by different {several}: see state.json of each"
+    other = differ([*notes[:1], made_by()]) if notes else ""
+    return (
+        f"its finished jobs were made by other {other} than are here now: see state.json of each"
+        if other
+        else ""
+    )
+
+
+def _fetched(cells: Sequence[Cell]) -> list[str]:
+    """Files of others, with their licences."""
+    jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
+    return [job.note for job in jobs if job.note]
 
 
 def finished(runs: Sequence[dict[str, Any]]) -> bool:
@@ -92,8 +107,7 @@ def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[s
         best = max(
             (value for value in tried if finished(tried[value])), key=lambda v: _score(tried[v]), default=""
         )
-        recipe = recipe_value(name, options.sweep[0])
-        own = next((value for value in tried if recipe is not None and yaml.safe_load(value) == recipe), None)
+        own = next((value for value in tried if value and is_recipes(name, options.sweep[0], value)), None)
     waiting = [run["why_not"] for runs_ in tried.values() for run in runs_ if run["why_not"]]
     return {
         "config": name,
@@ -102,7 +116,16 @@ def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[s
         "best": best,
         "untuned": None if own is None else {"value": own, **_measured(table, cell, options, tried, own)},
         "why_not": cell.why_not or "; ".join(dict.fromkeys(waiting)),
+        "kind": _kind(cell, failed),
     }
+
+
+def _kind(cell: Cell, failed: dict[str, str]) -> str:
+    """Why a cell may be empty, in a word or two."""
+    if cell.why_not:
+        return "needs --init" if cell.why_not.startswith("needs --init") else "cited only"
+    jobs = [job for found in cell.runs.values() for job in found]
+    return "failed" if any(job.key in failed for job in jobs) else "not run"
 
 
 def _measured(
@@ -122,7 +145,7 @@ def _measured(
         ours = [run["numbers"][n] for run in done if run["numbers"][n] is not None]
         entry: dict[str, Any] = {"metric": metric, "paper": published[n], "ours": ours, "planned": len(runs)}
         if ours:
-            compared = compare(ours, published[n], std=spread[n], trials=table.trials)
+            compared = compare(ours, published[n], std=spread[n], trials=_trials(table, cell.column))
             entry |= asdict(compared) | {"interval": list(compared.interval) if compared.interval else None}
         numbers.append(entry if comparable else without_verdict(entry))
     return {"numbers": numbers, "changes": list(found)}
@@ -189,7 +212,12 @@ def _record(job: Job, runs: Path) -> dict[str, Any]:
     """What a job is, where, and how long it has worked so far."""
     folder = job.folder(runs)
     seconds = worker.state(folder).get("seconds", 0)
-    return {"name": job.name, "folder": str(folder), "command": job.text(runs), "seconds": seconds}
+    return {
+        "name": job.name,
+        "folder": str(folder),
+        "command": shlex.join(worker.command(job, runs)),
+        "seconds": seconds,
+    }
 
 
 def number_of(metrics: Any, name: str) -> float | None:

@@ -28,6 +28,11 @@ def listing() -> list[str]:
         runnable = (
             f"{len(able)} of {len(table.rows)}" if any(c.config for c in table.columns) else "cited only"
         )
+        needed = ", ".join(row.init.name for row in table.rows if row.init.needs)
+        quoted = sum(bool(row.init.cited) for row in table.rows)
+        kinds = [f"--init for {needed}"] if needed else []
+        kinds += [f"{quoted} cited only"] if quoted else []
+        runnable += f" ({'; '.join(kinds)})" if kinds else ""
         lines.append(f"{table.name:<18}{table.title} ({table.source})")
         costs = [
             f"{_cost(table, book, fetch=fetch)} h {book.gigabytes(table, fetch=fetch):.0f} GB"
@@ -78,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     shown = plan.plan(table, replace(options, inits=())) if options.inits else cells
     try:
         failed = scheduler.run(wanted, runs, executor, tick=watch.look)
-    except KeyboardInterrupt:
+    except UserError:  # nothing could be started
+        raise
+    except BaseException:
         _write(table, shown, options, runs=runs, folder=folder, failed={})
         raise
     _write(table, shown, options, runs=runs, folder=folder, failed=failed)
@@ -140,6 +147,7 @@ def _options(args: argparse.Namespace) -> Options:
         smoke=args.smoke,
         fetch=args.fetch,
         launcher=_launcher(args.launcher, args.num_gpus),
+        processes=1 if args.launcher else args.num_gpus,
         root=smoke_root if args.smoke else args.root,
         cache=args.output / "digests.json",
     )
@@ -186,7 +194,7 @@ def _launcher(text: str, gpus: int) -> tuple[str, ...]:
 def _executor(args: argparse.Namespace) -> Executor:
     """Raises `UserError` where this machine has not the GPUs of one job, or SLURM is not here."""
     if args.slurm:
-        return Slurm(args.output / "slurm", slurm_parameters(args.slurm, args.num_gpus))
+        return Slurm(args.output / "slurm", slurm_parameters(args.slurm, args.num_gpus), jobs=args.jobs)
     gpus = visible_gpus()
     if not gpus and args.num_gpus > 1 and not (args.smoke or args.launcher):
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pretrain.console import say
 from pretrain.errors import UserError
+from pretrain.stop import STOPPED
 from transfer.reproduce.worker import ROOT
 
 _COMMAND = (sys.executable, "-m", "transfer.reproduce.worker")
@@ -70,16 +71,17 @@ class Local:
                 f"--num-gpus {each}: this machine has {len(gpus)} GPU(s); give {len(gpus)} or fewer"
             )
         slots = [tuple(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
-        self.free: list[tuple[str, ...]] = slots[: jobs or None] if gpus else [()] * (jobs or 1)
-        self.threads = max(1, (os.cpu_count() or 1) // len(self.free))
+        self.free: list[tuple[str, ...]] = slots if gpus else [()] * (jobs or 1)
+        self.jobs = min(jobs or len(self.free), len(self.free))
+        self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
         self.running: dict[Path, tuple[subprocess.Popen[bytes], tuple[str, ...]]] = {}
         self.locks = locks or Path(tempfile.gettempdir()) / f"reproduce-gpus-{os.getuid()}"
         self._told: set[tuple[str, ...]] = set()
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
         started: list[Path] = []
-        for slot in list(self.free):
-            if len(started) == len(folders):
+        for slot in list(self.free):  # any of them: other programs may have the first ones
+            if len(started) == len(folders) or len(self.running) == self.jobs:
                 break
             with contextlib.ExitStack() as stack:  # the worker has its own handle: ours can be closed
                 held = self._lock(slot, stack)
@@ -165,12 +167,15 @@ class Slurm:
     Args:
         logs: folder for submitit's files; every node must see it.
         parameters: of submitit's executor, see `slurm_parameters`.
+        jobs: in the queue and running at a time at most; 0: all that are ready.
         cluster: of submitit; "local" is for tests.
     Raises:
         UserError: submitit or SLURM is not here, or there is no such parameter.
     """
 
-    def __init__(self, logs: Path, parameters: dict[str, Any], *, cluster: str = "slurm") -> None:
+    def __init__(
+        self, logs: Path, parameters: dict[str, Any], *, jobs: int = 0, cluster: str = "slurm"
+    ) -> None:
         try:
             import submitit
         except ImportError:
@@ -189,8 +194,9 @@ class Slurm:
             ) from None
         self.job = submitit.SlurmJob if cluster == "slurm" else submitit.LocalJob
         self.refused = submitit.core.utils.FailedJobError
-        self.logs = logs
+        self.logs, self.jobs = logs, jobs
         self.running: dict[Path, Any] = {}
+        self.own: set[Path] = set()  # those that this program has submitted
         self.here = Local([])
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
@@ -205,6 +211,7 @@ class Slurm:
                 started.append(folder)
             else:
                 new.append(folder)
+        new = new[: max(0, self.jobs - len(self.running))] if self.jobs else new
         self._submit(new)
         return [*started, *new]
 
@@ -229,19 +236,23 @@ class Slurm:
         for folder, job in zip(folders, jobs, strict=True):
             (folder / _SUBMITTED).write_text(f"{job.job_id}\n")
             self.running[folder] = job
+            self.own.add(folder)
 
     def ended(self) -> list[tuple[Path, int]]:
         result = self.here.ended()
         for folder, job in list(self.running.items()):
             if job.done():
-                result.append((folder, 1 if job.exception() else int(job.result())))
+                cancelled = job.state.startswith("CANCELLED")
+                result.append((folder, STOPPED if cancelled else 1 if job.exception() else int(job.result())))
                 del self.running[folder]
+                self.own.discard(folder)
                 (folder / _SUBMITTED).unlink(missing_ok=True)
         return result
 
     def stop(self) -> None:
-        for job in self.running.values():
-            job.cancel(check=False)
+        """Not of jobs that another program has submitted. SLURM gives a running one its KillWait to save and end."""
+        for folder in self.own:
+            self.running[folder].cancel(check=False)
         self.here.stop()
 
 

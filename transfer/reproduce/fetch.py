@@ -6,16 +6,16 @@ from pathlib import Path
 
 from pretrain.errors import UserError, run_tool
 from transfer.prepare import download
-from transfer.sources import file_digest
+from transfer.sources import file_digest, read_source
 
 
 def fetch(url: str, path: Path, digest: str) -> str:
-    """Download `url` to `path`, whole or not at all, and hold it against `digest`. Returns its SHA-256.
+    """Download `url` to `path`, whole or not at all, hold it against `digest`, and read it. Returns its SHA-256.
 
     Args:
         digest: "md5 b251726a" or "sha256 ...": the first characters, as their owners publish them; may be empty.
     Raises:
-        UserError: no network, or another digest; the file is not kept then.
+        UserError: no network, another digest, or no weights (a login page); the file is not kept then.
     """
     download.fetch(url, path)
     kind, _, wanted = digest.partition(" ")
@@ -27,6 +27,11 @@ def fetch(url: str, path: Path, digest: str) -> str:
             raise UserError(
                 f"{url}: its {kind} is {found} and should begin with {wanted}: not the released file"
             )
+    try:
+        read_source(path)
+    except UserError as error:
+        path.unlink()
+        raise UserError(f"{url}: what came is not kept, since it holds no weights: {error}") from None
     return str(file_digest(path))
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shlex
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -32,6 +31,7 @@ class Job:
         resumable: an interrupted run goes on with `--resume`, which begins anew where nothing is saved.
         missing: why it cannot run here: the data that are not there, and where they come from.
         changes: settings that are otherwise than in the paper's recipe.
+        note: what a reader of the table must know of it: where a file comes from, and its licence.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Job:
     resumable: bool = False
     missing: str = ""
     changes: tuple[str, ...] = ()
+    note: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -69,10 +70,6 @@ class Job:
             for part in self.command
         ]
         return [*command, "--resume"] if self.resumable else command
-
-    def text(self, root: Path) -> str:
-        """The command as a user would type it."""
-        return shlex.join(self.filled(root))
 
 
 def in_order(jobs: list[Job]) -> list[Job]:

@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 
 BEAT = 5.0  # seconds between the holder's signs of life
-STALE = 90.0  # network disks may show a file's content a minute late
+STALE = 150.0  # network disks may show a file's content a minute late, and a command takes its time to save and end
 
 
 class Lost(Exception):
@@ -56,9 +56,13 @@ class Lock:
             self._thread.join()
         with contextlib.suppress(OSError):  # it is there where a beat failed half-way
             self._temporary.unlink()
-        if not self.lost.is_set():
+        if self.is_ours():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+
+    def is_ours(self) -> bool:
+        """By what the file says now: a process that was halted for long may not know yet that it has lost its lock."""
+        return not self.lost.is_set() and holder(self.path) == self.token
 
     def _create(self) -> bool:
         try:

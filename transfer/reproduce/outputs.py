@@ -42,7 +42,7 @@ def markdown(table: dict[str, Any]) -> str:
     lines += _pipes(["init", *heads(table)])
     lines += _pipes(["---"] * (1 + len(heads(table))))
     for row in rows(table):
-        lines += _pipes([row["title"], *(_text(number) for _, number in numbers(row))])
+        lines += _pipes([row["title"], *(_text(cell, number) for cell, number in numbers(row))])
     lines += [
         "",
         "Each cell: ours, mean ± standard deviation over runs [95 % interval], n where runs are missing; the paper's "
@@ -86,7 +86,7 @@ def latex(table: dict[str, Any]) -> str:
     lines = [f"% {head}", f"\\begin{{tabular}}{{l{'c' * len(columns)}}}", "\\toprule"]
     lines.append(" & ".join(["init", *map(_tex, columns)]) + " \\\\ \\midrule")
     for row in rows(table):
-        cells = [_tex_cell(number) for _, number in numbers(row)]
+        cells = [_tex_cell(cell, number) for cell, number in numbers(row)]
         lines.append(" & ".join([_tex(row["title"]), *cells]) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}"]
     found = [_tex(note) for note in notes(table)]
@@ -107,6 +107,10 @@ def rows(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _untuned(cell: dict[str, Any]) -> dict[str, Any]:
     found = cell.get("untuned")
+    if not any(
+        cell["tried"]
+    ):  # no value was swept here: the column is not one of those, or the row is only quoted
+        return cell
     if found is None:
         numbers = [{"metric": n["metric"], "paper": n["paper"], "ours": []} for n in cell["numbers"]]
         return {
@@ -194,8 +198,8 @@ def count(number: dict[str, Any]) -> str:
     return f"n = {have} of {planned}" if have < planned else ""
 
 
-def _text(number: dict[str, Any]) -> str:
-    own = ours(number) or "-"
+def _text(cell: dict[str, Any], number: dict[str, Any]) -> str:
+    own = ours(number) or cell["kind"]
     return own if number["paper"] is None else f"{own} (paper {number['paper']}{_verdict(number)})"
 
 
@@ -207,8 +211,8 @@ def _verdict(number: dict[str, Any]) -> str:
     return f", {number['difference']:+.1f}: {number['verdict']}"
 
 
-def _tex_cell(number: dict[str, Any]) -> str:
-    own = f"{number['mean']:.1f}" if number["ours"] else "--"
+def _tex_cell(cell: dict[str, Any], number: dict[str, Any]) -> str:
+    own = f"{number['mean']:.1f}" if number["ours"] else f"{{\\scriptsize {_tex(cell['kind'])}}}"
     verdict = number.get("verdict") or ""
     if number.get("std") is not None:
         own += f" $\\pm$ {number['std']:.1f}"

@@ -4,9 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
-from transfer.reproduce.changes import recipe_value
+from transfer.reproduce.changes import is_recipes
 
 
 def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -24,13 +22,12 @@ def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
-    own = recipe_value(cell["config"], key)
     rows: list[dict[str, Any]] = []
     first: dict[str, float] = {}
     for value, runs in cell["tried"].items():
         numbers = [run["numbers"] for run in runs if run["numbers"]]
         means = [_mean(each) for each in zip(*numbers, strict=True)]
-        is_own = own is not None and yaml.safe_load(value) == own
+        is_own = is_recipes(cell["config"], key, value)
         marks = [
             word for word, holds in (("best", means and value == cell["best"]), ("recipe", is_own)) if holds
         ]

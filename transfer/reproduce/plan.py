@@ -19,7 +19,7 @@ from transfer import catalog, config, linear_config, present
 from transfer.data_record import data_digests
 from transfer.reproduce import smoke
 from transfer.reproduce.changes import changes
-from transfer.reproduce.folders import names_digest
+from transfer.reproduce.folders import names_digest, recall, remember
 from transfer.reproduce.jobs import Job
 from transfer.reproduce.shorter import shorter
 from transfer.reproduce.tables import Column, Init, Released, Row, Table
@@ -47,6 +47,7 @@ class Options:
         smoke: the demo's pictures, tiny sizes and a few iterations.
         fetch: take released files instead of pre-training, where there are some.
         launcher: what starts a tool: `python`, or torchrun on several GPUs or machines.
+        processes: that it starts, among which batches are divided; 1 where only the launcher knows.
         root: folder of the data sets.
         cache: file that keeps the digests of large folders; None: they are made anew.
     """
@@ -59,6 +60,7 @@ class Options:
     smoke: bool = False
     fetch: bool = False
     launcher: tuple[str, ...] = ("python",)
+    processes: int = 1
     root: Path = Path("datasets")
     cache: Path | None = None
 
@@ -128,8 +130,8 @@ def _cell(row: Row, column: Column, options: Options, *, sweep: tuple[str, tuple
     key, values = sweep or ("", ("",))
     runs = {}
     for value in values:
-        overrides = (*column.overrides, *((key, value) if value else ()))
-        runs[value] = tuple(make(name, weights, seed, overrides, options) for seed in options.seeds)
+        swept = (key, value) if value else ()
+        runs[value] = tuple(make(name, weights, seed, column, swept, options) for seed in options.seeds)
     return Cell(row, column, runs)
 
 
@@ -182,7 +184,9 @@ def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
 
 def _fetch(released: Released) -> Job:
     command = ("python", "-m", "transfer.reproduce.fetch", released.url, "{folder}/file", released.digest)
-    return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", "file")
+    note = f"{released.name}: {released.url}, licence: {released.licence}"
+    note += f"; {released.note}" if released.note else ""
+    return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", "file", note=note)
 
 
 def _recipe_name(init: Init) -> str:
@@ -196,16 +200,30 @@ def _pretrain(init: Init, options: Options) -> Job:
     overrides = [*init.overrides]
     folder = (options.root / "imagenet" / "train").resolve()
     cfg = pretrain_config.load(init.pretrain, overrides)
-    overrides += smoke.pretrain(cfg) if options.smoke else shorter(cfg, options.schedule)
+    small = smoke.pretrain(cfg, processes=options.processes) if options.smoke else ()
+    overrides += small or shorter(cfg, options.schedule)
     overrides += ["DATA.TRAIN", str(folder)]
     cfg = pretrain_config.load(init.pretrain, overrides)
+    _check_share(init.pretrain, cfg, options)
     data, missing = _images([folder], options)
     settings = json.dumps([_without(cfg, _IRRELEVANT), data])
-    command = (*options.launcher, "tools/pretrain.py", "--config", init.pretrain, *overrides, *_HERE)
+    # --resume on another number of GPUs sees the same images; only the order of additions is another
+    tool = ("tools/pretrain.py", "--config", init.pretrain, "--other-processes")
+    command = (*options.launcher, *tool, *overrides, *_HERE)
     return Job(
         f"pretrain/{_recipe_name(init)}", command, settings, "checkpoint_last.pth.tar", resumable=True,
         missing=missing,
     )  # fmt: skip
+
+
+def _check_share(name: str, cfg: CfgNode, options: Options) -> None:
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, options.processes
+    if batch % processes:
+        fewer = next(n for n in range(processes, 0, -1) if batch % n == 0)
+        raise UserError(
+            f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} of {name} (the total) cannot be divided among them: "
+            f"use --num-gpus {fewer}"
+        )
 
 
 def _without(cfg: CfgNode, keys: Sequence[str]) -> dict[str, Any]:
@@ -224,51 +242,64 @@ def _label(weights: Job | None) -> str:
     return weights.name.removeprefix("convert/") if weights else "random"
 
 
-def _finetune(name: str, weights: Job | None, seed: int, overrides: tuple[str, ...], options: Options) -> Job:
+def _finetune(
+    name: str, weights: Job | None, seed: int, column: Column, swept: tuple[str, ...], options: Options
+) -> Job:
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
-    overrides = (*overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
+    overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
+    cfg = config.load(name, [*overrides, *swept, *start])
+    if options.smoke:
+        overrides += (*smoke.finetune(cfg, random=weights is None, processes=options.processes), *swept)
+    else:
+        overrides += (*swept, *shorter(cfg, options.schedule))
     cfg = config.load(name, [*overrides, *start])
-    overrides += (
-        smoke.finetune(cfg, random=weights is None) if options.smoke else shorter(cfg, options.schedule)
-    )
-    cfg = config.load(name, [*overrides, *start])
-    data, missing = _data(cfg)
+    _check_share(name, cfg, options)
+    data, missing = _data(cfg, options)
     settings = json.dumps([config_digest(cfg), data])
     follow = ("--follow-weights",) if weights else ()
     return Job(
         f"finetune/{Path(name).stem}/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True, missing=missing,
-        changes=changes(name, cfg),
+        changes=changes(name, cfg, column.overrides),
     )  # fmt: skip
 
 
 def _images(folders: Sequence[Path], options: Options) -> tuple[list[str], str]:
-    """Digests of ImageNet's folders, and what is missing of them: then there are no digests."""
-    for folder in folders:
-        if not folder.is_dir():
-            return [], f"{folder}: no such folder; python tools/prepare_data.py imagenet says how to get it"
-    return [names_digest(folder, options.cache) for folder in folders], ""
+    """Digests of ImageNet's folders, and what is missing of them: then the digests are those of the last look."""
+    gone = [folder for folder in folders if not folder.is_dir()]
+    missing = (
+        f"{gone[0]}: no such folder; python tools/prepare_data.py imagenet says how to get it" if gone else ""
+    )
+    return [names_digest(folder, options.cache) for folder in folders], missing
 
 
-def _data(cfg: CfgNode) -> tuple[dict[str, str | None], str]:
-    """Digests of a config's data sets, and what is missing of them: then there are no digests."""
+def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
+    """Digests of a config's data sets, and what is missing of them: then the digests are those of the last look."""
     catalog.register_builtin(Path(cfg.DATASETS.ROOT))
+    place = json.dumps([cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST])
     try:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             present.check(name, Path(cfg.DATASETS.ROOT))
     except UserError as error:
-        return {}, str(error)
-    return data_digests(cfg), ""
+        return recall(options.cache, place) or {}, str(error)
+    digests = data_digests(cfg)
+    remember(options.cache, place, digests)
+    return digests, ""
 
 
-def _linear(name: str, weights: Job | None, seed: int, overrides: tuple[str, ...], options: Options) -> Job:
+def _linear(
+    name: str, weights: Job | None, seed: int, column: Column, swept: tuple[str, ...], options: Options
+) -> Job:
     folders = [(options.root / "imagenet" / part).resolve() for part in ("train", "val")]
     places = ("DATA.TRAIN", str(folders[0]), "DATA.VAL", str(folders[1]))
-    overrides = (*overrides, "SEED", str(seed), *places)
+    overrides = (*column.overrides, "SEED", str(seed), *places)
+    if options.smoke:
+        overrides += (*smoke.linear(options.processes), *swept)
+    else:
+        overrides += (*swept, *shorter(_linear_config(name, (*overrides, *swept)), options.schedule))
     cfg = _linear_config(name, overrides)
-    overrides += smoke.linear(cfg) if options.smoke else shorter(cfg, options.schedule)
-    cfg = _linear_config(name, overrides)
+    _check_share(name, cfg, options)
     data, missing = _images(folders, options)
     settings = json.dumps([_without(cfg, linear_config.IRRELEVANT), data])
     start = ("--weights", "{0}" if weights else "random")
@@ -276,7 +307,7 @@ def _linear(name: str, weights: Job | None, seed: int, overrides: tuple[str, ...
         f"linear/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True,
-        missing=missing, changes=changes(name, cfg),
+        missing=missing, changes=changes(name, cfg, column.overrides),
     )  # fmt: skip
 
 

@@ -1,16 +1,20 @@
 """How far a table is: what --dry-run and --status print, and a line now and then while it runs."""
 
-import json
+import re
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pretrain.console import duration, say
-from transfer.reproduce import lock, worker
+from pretrain.errors import UserError
+from transfer.artefacts import read_log
+from transfer.reproduce import json_files, lock, worker
 from transfer.reproduce.jobs import Job
 
 _EVERY = 60.0  # seconds between two lines about a job
+_FIGURE = re.compile(r"(?:^|/)(?:AP|mIoU|top1|knn)$")
 _QUIET = 4 * lock.BEAT  # seconds without a sign of life that are worth a word
 
 
@@ -18,7 +22,8 @@ def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
     """Every command in order, with what is there already."""
     lines = [f"{len(jobs)} jobs, {sum(_state(job, runs) == 'done' for job in jobs)} of them done, in {runs}:"]
     for job in jobs:
-        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {job.text(runs)}"]
+        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {shlex.join(worker.command(job, runs))}"]
+        lines += [f"    ({job.note})"] if job.note else []
     missing = [job.missing for job in jobs if job.missing and _state(job, runs) != "done"]
     return [*lines, "", *(f"missing: {reason}" for reason in dict.fromkeys(missing))]
 
@@ -64,22 +69,46 @@ def _line(job: Job, runs: Path) -> str:
         return f"done in {duration(known['seconds'])}  {_last_ap(folder)}"
     if state == "running":
         seconds = known["seconds"] + time.time() - known["began"]
-        last = (worker.last_lines(folder) or [""])[0]
+        last = worker.last_line(folder)
         quiet = lock.silence(folder / worker.LOCK) or 0
         if quiet > _QUIET:
             return f"no sign of life for {quiet:.0f} s, was running on {known['host']}  {last}"
-        return f"running for {duration(seconds)} on {known['host']}  {last}"
+        return "  ".join(
+            filter(None, (f"running for {duration(seconds)} on {known['host']}", _tested(folder), last))
+        )
     if state == "failed":
-        return f"failed: {(worker.last_lines(folder) or ['no output'])[0]}"
+        return f"failed: {worker.reason(folder)}"
     return state
+
+
+def _tested(folder: Path) -> str:
+    """The last test's figures of a run that goes on: AP, mIoU, top-1, kNN."""
+    for line in reversed(_log(folder)):
+        figures = {
+            key: value
+            for key, value in line.items()
+            if _FIGURE.search(key) and isinstance(value, int | float)
+        }
+        found = [f"{key.replace('/', ' ')} {value:.1f}" for key, value in figures.items()]
+        if found:
+            return (
+                f"iteration {line['iteration']}: {', '.join(found)}"
+                if "iteration" in line
+                else ", ".join(found)
+            )
+    return ""
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [line for line in read_log(folder / "metrics.json") if isinstance(line, dict)]
+    except UserError:
+        return []
 
 
 def _last_ap(folder: Path) -> str:
     """The main figures of results.json, if there are any."""
-    try:
-        results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError):
-        return ""
+    results = json_files.read(folder / "results.json")
     if "top1" in results:
         return f"top-1 {results['top1']:.1f}"
     tasks = [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pretrain.console import duration, say
+from pretrain.errors import UserError
 from pretrain.stop import STOPPED
 from transfer.reproduce import lock, worker
 from transfer.reproduce.executors import Executor
@@ -12,6 +13,7 @@ from transfer.reproduce.jobs import Job
 
 _ATTEMPTS = 2  # a failed job is tried once more
 _WAIT = 1.0  # seconds between two looks
+_LATER = 60.0  # seconds until jobs that could not be started are tried again
 _ELSEWHERE = 15.0  # seconds until the next look at a job that another program works on
 
 
@@ -34,6 +36,7 @@ def run(
         Key -> reason, of the jobs that did not finish: they failed twice, or what they need did.
     Raises:
         KeyboardInterrupt: passed on after all workers have saved and ended.
+        UserError: not even the first job could be started.
     """
     graph = _Graph(unfinished(jobs, root), root, executor)
     try:
@@ -71,6 +74,7 @@ class _Graph:
         self.by_folder = {job.folder(root): job for job in jobs}
         self.attempts: dict[str, int] = {}
         self.running: set[str] = set()
+        self.began = False  # whether any job could be started: what hinders the first is the user's to mend
         self.not_before: dict[str, float] = {}
         self.failed: dict[str, str] = {}
 
@@ -114,16 +118,24 @@ class _Graph:
         self.not_before[job.key] = time.monotonic() + _ELSEWHERE
 
     def _start(self, ready: Sequence[Job]) -> None:
-        for job in ready:
-            command = worker.with_rendezvous(job.filled(self.root), job.key)
-            worker.prepare(
-                job.folder(self.root),
-                {"name": job.name, "key": job.key, "command": command, "product": job.product},
-            )
-        for folder in self.executor.start([job.folder(self.root) for job in ready]) if ready else ():
+        try:
+            for job in ready:
+                worker.prepare(job, self.root)
+            started = self.executor.start([job.folder(self.root) for job in ready]) if ready else []
+        except (
+            UserError,
+            OSError,
+        ) as error:  # a disk that is full, a queue that takes no more: for now, perhaps
+            if not self.began:
+                raise
+            say(f"{error}; trying again in {duration(_LATER)}")
+            self.not_before |= {job.key: time.monotonic() + _LATER for job in ready}
+            return
+        for folder in started:
             job = self.by_folder[folder]
+            self.began = True
             self.running.add(job.key)
-            say(f"== {job.name}: started, log in {folder / worker.LOG}")
+            say(f"== {job.name}: started, log in {folder / worker.LOG}{'; ' + job.note if job.note else ''}")
 
     def _note_end(self, job: Job, status: int) -> None:
         self.running.discard(job.key)
@@ -137,8 +149,7 @@ class _Graph:
         if status == STOPPED:  # somebody asked it to stop, not us: it goes on
             return
         self.attempts[job.key] = self.attempts.get(job.key, 0) + 1
-        lines = worker.last_lines(folder)
-        reason = f"exit status {status}, see {folder / worker.LOG}{': ' + lines[-1] if lines else ''}"
+        reason = f"exit status {status}, see {folder / worker.LOG}: {worker.reason(folder)}"
         if self.attempts[job.key] < _ATTEMPTS:
             say(f"== {job.name}: {reason}; trying once more")
         else:

@@ -1,5 +1,6 @@
 """The overrides of `--smoke`: any table in minutes on tiny pictures, through the same commands."""
 
+import torch
 from fvcore.common.config import CfgNode
 
 STAND_IN = "stand_in.pth"  # a quarter-width ResNet-50 of random numbers, in the place of downloaded weights
@@ -9,7 +10,7 @@ _WIDTH = 0.25
 _NARROW = ("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
            "MODEL.RESNETS.WIDTH_PER_GROUP", "16")  # fmt: skip
 _FINETUNE = (
-    "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)", "SOLVER.WARMUP_ITERS", "1",
     "SOLVER.BASE_LR", "0.001", "SOLVER.LOG_PERIOD", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
     "INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96", "TEST.PRECISE_BN.NUM_ITER", "1",
     "DATALOADER.NUM_WORKERS", "0", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.PRE_NMS_TOPK_TEST", "50",
@@ -23,26 +24,29 @@ _PRETRAIN = (
 )  # fmt: skip
 
 
-def finetune(cfg: CfgNode, *, random: bool) -> tuple[str, ...]:
+def finetune(cfg: CfgNode, *, random: bool, processes: int) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/train_net.py`; converted weights bring their width along, random ones do not."""
     crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
-    return (*_FINETUNE, *crop, *(_NARROW if random else ()))
+    batch = ("SOLVER.IMS_PER_BATCH", str(max(2, processes)))
+    return (*_FINETUNE, *batch, *crop, *(_NARROW if random else ()), *_device("MODEL.DEVICE", processes))
 
 
-def pretrain(cfg: CfgNode) -> tuple[str, ...]:
+def pretrain(cfg: CfgNode, *, processes: int) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/pretrain.py`."""
-    groups = (
-        "SOLVER.IMS_PER_BATCH",
-        "8",
-        "MODEL.BN_GROUP_SIZE",
-        "4",
-        "MODEL.WIDTH",
-        str(_WIDTH * cfg.MODEL.WIDTH),
-    )
-    return (*_PRETRAIN, *groups)
+    width = ("MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
+    return (*_PRETRAIN, *_batch(processes), "MODEL.BN_GROUP_SIZE", "4", *width, *_device("DEVICE", processes))
 
 
-def linear(cfg: CfgNode) -> tuple[str, ...]:
+def linear(processes: int) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/linear_eval.py`."""
-    return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "SOLVER.IMS_PER_BATCH", "8", "INPUT.SIZE", "32",
-            "SOLVER.BASE_LR", "0.01", "DATA.NUM_WORKERS", "0")  # fmt: skip
+    return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "INPUT.SIZE", "32", "SOLVER.BASE_LR", "0.01",
+            "DATA.NUM_WORKERS", "0", *_batch(processes), *_device("DEVICE", processes))  # fmt: skip
+
+
+def _batch(processes: int) -> tuple[str, str]:
+    return "SOLVER.IMS_PER_BATCH", str(4 * max(2, processes))
+
+
+def _device(key: str, processes: int) -> tuple[str, ...]:
+    """The CPU where this machine has fewer GPUs: what several GPUs will run can be tried without them."""
+    return (key, "cpu") if torch.cuda.device_count() < processes > 1 else ()

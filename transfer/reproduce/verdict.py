@@ -39,9 +39,13 @@ def compare(
 ) -> Comparison:
     """Compare at least one run, all finite, with a published mean.
 
-    With its standard deviation over `trials` the test is Welch's, or for a single run of ours a t test of
-    whether it is one more draw from the paper's runs. Without it, several runs of ours are held against the
-    number as if that were exact (one-sample t test), and one run tells nothing.
+    Args:
+        std: published standard deviation; None or 0: not published.
+        trials: runs that the published number is a mean of.
+
+    With its standard deviation the test is Welch's, or for a single run of ours a t test of whether it is one more
+    draw from the paper's runs. Without it, the paper's runs are taken to spread as ours do: a t test with
+    n - 1 degrees of freedom, since only ours are known; and one run tells nothing.
     """
     values = np.asarray(runs, dtype=float)
     mean, spread = float(values.mean()), _spread(values) if len(values) > 1 else None
@@ -81,9 +85,10 @@ def _test(
         assert std is not None
         t = (values[0] - published) / (std * (1 + 1 / trials) ** 0.5)
         return float(2 * stats.t.sf(abs(t), trials - 1)), "t test of one run against the paper's spread"
-    if several and _spread(values) > 0:
-        found = stats.ttest_1samp(values, published)
-        return float(
-            found.pvalue
-        ), "one-sample t test; the paper's number taken as exact, its spread is not published"
+    if several and (own := _spread(values)) > 0:
+        t = (values.mean() - published) / (own * (1 / len(values) + 1 / trials) ** 0.5)
+        runs = "one run" if trials == 1 else f"a mean of {trials} runs"
+        return float(2 * stats.t.sf(abs(t), len(values) - 1)), (
+            f"t test; the paper's number is taken for {runs} that spread as ours do, since no spread is published"
+        )
     return None, ""

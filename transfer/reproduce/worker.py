@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,19 +19,39 @@ from typing import Any
 from pretrain.checkpoint import write_atomic
 from pretrain.stop import STOPPED, Signals
 from transfer.reproduce import json_files
-from transfer.reproduce.jobs import made_by
+from transfer.reproduce.jobs import Job, made_by
 from transfer.reproduce.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB, STATE, LOCK, LOG = "job.json", "state.json", "lock", "log.txt"
 TAKEN = 76  # another worker is at it
 _PATIENCE = 120  # seconds that a command may take to save and end
+_TAIL = 65536  # bytes of a log that are looked at
+_PROGRESS = re.compile(r"\bETA\b|\beta: ")
+_ERROR = re.compile(r"^(?:\[?\w*rank\w*\]?: ?)?error: ", re.IGNORECASE)  # of our tools
+_EXCEPTION = re.compile(r"^(?:\[?\w*rank\w*\]?: ?)?[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b")
 
 
-def prepare(folder: Path, job: dict[str, Any]) -> None:
-    """Write what a worker is to do: `name`, `key`, `command`, `product`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / JOB, job)
+def prepare(job: Job, root: Path) -> None:
+    """Write what a worker is to do, where it is not there yet: `name`, `key`, `command`, `product`."""
+    folder, known = job.folder(root), {"name": job.name, "key": job.key, "product": job.product}
+    content = {**known, "command": command(job, root)}
+    if json_files.read(folder / JOB) != content:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / JOB, content)
+
+
+def command(job: Job, root: Path) -> list[str]:
+    """A job's command, with `{port}` and `{id}` of a launcher filled in: two jobs never meet.
+
+    Ports are from 20000 to 29999, where no system takes ports of its own accord. Only what stands before the tool is
+    changed.
+    """
+    parts = job.filled(root)
+    end = next((n for n, part in enumerate(parts) if part.startswith("tools/")), 0)
+    port, name = str(20000 + int(job.key[:8], 16) % 10000), job.key[:12]
+    launcher = [part.replace("{port}", port).replace("{id}", name) for part in parts[:end]]
+    return [*launcher, *parts[end:]]
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -38,20 +59,44 @@ def state(folder: Path) -> dict[str, Any]:
     return json_files.read(folder / STATE)
 
 
+def made_by_all(folder: Path) -> list[dict[str, str]]:
+    """`made_by` of each time that the job was started, the last one's at the end."""
+    known = state(folder)
+    earlier = known.get("earlier")
+    found = [*(earlier if isinstance(earlier, list) else []), known.get("made_by")]
+    return [made for made in found if isinstance(made, dict)]
+
+
 def is_done(folder: Path, product: str) -> bool:
     """Whether the job has finished and its product is there."""
     return state(folder).get("state") == "done" and (folder / product).exists()
 
 
-def last_lines(folder: Path, *, count: int = 1) -> list[str]:
-    """The last lines that the command has printed, blank ones left out."""
+def last_line(folder: Path) -> str:
+    """The last line of the log that says how far the command is, or else the last one; or nothing."""
+    lines = _lines(folder)
+    return next((line for line in reversed(lines) if _PROGRESS.search(line)), lines[-1] if lines else "")
+
+
+def reason(folder: Path) -> str:
+    """Why the command has failed, as its log says it: torchrun's own words, which come last, say nothing of it."""
+    lines = _lines(folder)
+    for pattern in (_ERROR, _EXCEPTION):
+        found = [line for line in lines if pattern.search(line) and "ChildFailedError" not in line]
+        if found:
+            return found[-1]
+    return lines[-1] if lines else "no output"
+
+
+def _lines(folder: Path) -> list[str]:
+    """The last ones that the command has printed since it was started last, blank ones left out."""
     try:
         with open(folder / LOG, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            file.seek(max(int(state(folder).get("log", 0)), os.fstat(file.fileno()).st_size - _TAIL))
             lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+    except (OSError, TypeError, ValueError):
         return []
-    return [line.strip() for line in lines if line.strip()][-count:]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def work(folder: Path, *, beat: float | None = None, stale: float | None = None) -> int:
@@ -73,9 +118,13 @@ def work(folder: Path, *, beat: float | None = None, stale: float | None = None)
 def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     before = float(state(folder).get("seconds", 0))
     began, wall = time.monotonic(), time.time()
-    note = {"host": os.uname().nodename, "pid": os.getpid(), "began": wall, "made_by": made_by()}
-    _write(folder / STATE, {"state": "running", **note, "seconds": before})
+    makers = made_by_all(folder)
     with open(folder / LOG, "ab") as log, Signals() as signals:
+        note = {
+            "host": os.uname().nodename, "pid": os.getpid(), "began": wall, "log": log.tell(), "made_by": made_by(),
+            "earlier": [each for n, each in enumerate(makers) if each not in makers[:n]],
+        }  # fmt: skip
+        _write(folder / STATE, {"state": "running", **note, "seconds": before})
         process = subprocess.Popen(
             _program(job["command"]), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_die_with_the_worker, env=dict(os.environ, PYTHONUNBUFFERED="1"),
@@ -87,7 +136,7 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
         stopped = process.poll() is None
         if stopped:
             _stop(process)
-    if lock.lost.is_set():  # its folder is another's now
+    if not lock.is_ours():  # its folder is another's now
         return TAKEN
     seconds = before + time.monotonic() - began
     code = STOPPED if stopped or process.returncode == STOPPED else process.returncode
@@ -96,18 +145,6 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     named = {0: "done", STOPPED: "stopped"}.get(code, "failed")
     _write(folder / STATE, {"state": named, **note, "seconds": round(seconds, 1), "status": code})
     return code
-
-
-def with_rendezvous(command: list[str], key: str) -> list[str]:
-    """The command with `{port}` and `{id}` of a launcher filled in: each job has its own, so that two never meet.
-
-    Ports are from 20000 to 29999, where no system takes ports of its own accord. Only what stands before the tool is
-    changed.
-    """
-    end = next((n for n, part in enumerate(command) if part.startswith("tools/")), 0)
-    port, name = str(20000 + int(key[:8], 16) % 10000), key[:12]
-    launcher = [part.replace("{port}", port).replace("{id}", name) for part in command[:end]]
-    return [*launcher, *command[end:]]
 
 
 def _program(command: list[str]) -> list[str]:
