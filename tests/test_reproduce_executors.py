@@ -16,7 +16,7 @@ import pytest
 from test_reproduce_graph import diamond, is_alive, python, runs, until
 
 from pretrain.errors import UserError
-from transfer.reproduce import command, scheduler, worker
+from transfer.reproduce import command, progress, scheduler, worker
 from transfer.reproduce.executors import Local, Slurm, slurm_parameters, visible_gpus
 from transfer.reproduce.jobs import Job
 from transfer.reproduce.plan import Options
@@ -268,6 +268,7 @@ def test_a_queued_job_is_found_again_and_not_submitted_twice(tmp_path: Path, que
     for _ in range(3):
         with pytest.raises(Killed):
             scheduler.run(jobs, tmp_path / "runs", slurm(tmp_path), wait=0.01, tick=killed_after(3))
+    assert "waiting, submitted to SLURM as 1_0" in progress.status(jobs, tmp_path / "runs")[0]
     (script,) = submitted(queue)
     assert "--array=0-1%2" in script and "--time=60" in script and "--gpus-per-node=2" in script
 

@@ -16,14 +16,13 @@ from typing import Any, Protocol
 from pretrain.console import say
 from pretrain.errors import UserError
 from pretrain.stop import STOPPED
-from transfer.reproduce.worker import ROOT
+from transfer.reproduce.worker import ROOT, SUBMITTED
 
 _COMMAND = (sys.executable, "-m", "transfer.reproduce.worker")
 _LIGHT = (
     "fetch-",
     "convert-",
 )  # jobs that need no GPU, and often a network that nodes of a cluster do not have
-_SUBMITTED = "slurm"  # file in a job's folder: its number in SLURM's queue
 
 
 class Executor(Protocol):
@@ -218,7 +217,7 @@ class Slurm:
     def _submitted(self, folder: Path) -> Any:
         """SLURM's job of a folder if there is one that has not ended, else None."""
         try:
-            job = self.job(folder=self.logs, job_id=(folder / _SUBMITTED).read_text().strip())
+            job = self.job(folder=self.logs, job_id=(folder / SUBMITTED).read_text().strip())
         except OSError:
             return None
         return None if job.done(force_check=True) else job
@@ -234,7 +233,7 @@ class Slurm:
         except (self.refused, OSError) as error:
             raise UserError(f"--slurm: sbatch: {' '.join(str(error).split())[:300]}") from None
         for folder, job in zip(folders, jobs, strict=True):
-            (folder / _SUBMITTED).write_text(f"{job.job_id}\n")
+            (folder / SUBMITTED).write_text(f"{job.job_id}\n")
             self.running[folder] = job
             self.own.add(folder)
 
@@ -246,7 +245,7 @@ class Slurm:
                 result.append((folder, STOPPED if cancelled else 1 if job.exception() else int(job.result())))
                 del self.running[folder]
                 self.own.discard(folder)
-                (folder / _SUBMITTED).unlink(missing_ok=True)
+                (folder / SUBMITTED).unlink(missing_ok=True)
         return result
 
     def stop(self) -> None:

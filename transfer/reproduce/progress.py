@@ -78,6 +78,8 @@ def _line(job: Job, runs: Path) -> str:
         )
     if state == "failed":
         return f"failed: {worker.reason(folder)}"
+    if (folder / worker.SUBMITTED).exists():
+        return f"{state}, submitted to SLURM as {(folder / worker.SUBMITTED).read_text().strip()}"
     return state
 
 

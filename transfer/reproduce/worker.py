@@ -24,6 +24,7 @@ from transfer.reproduce.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB, STATE, LOCK, LOG = "job.json", "state.json", "lock", "log.txt"
+SUBMITTED = "slurm"  # file in a job's folder: its number in SLURM's queue
 TAKEN = 76  # another worker is at it
 _PATIENCE = 120  # seconds that a command may take to save and end
 _TAIL = 65536  # bytes of a log that are looked at
