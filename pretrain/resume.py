@@ -239,7 +239,9 @@ def _momentum_buffers(stored: Stored, optimizer: torch.optim.Optimizer) -> dict[
         raise stored.damaged(f"its `optimizer` has {len(buffers)} momenta for {len(parameters)} parameters")
     for index, value in buffers.items():
         _check_tensor(stored, f"momentum {index}", value, parameters[index])
-    return {index: {"momentum_buffer": value} for index, value in buffers.items()}
+    # The fused step reads both in the order in which they lie in memory: a GPU's weights lie channels last
+    laid_out = {index: torch.empty_like(parameters[index]).copy_(value) for index, value in buffers.items()}
+    return {index: {"momentum_buffer": value} for index, value in laid_out.items()}
 
 
 def restore_scaler(stored: Stored, scaler: torch.amp.GradScaler) -> None:
