@@ -64,7 +64,7 @@ def _go_on(run: Run, log: Log) -> None:
         batches = data.train_loader(run.files, run.cfg, start=start, stop=total, device=run.device)
         try:
             _loop(run, batches, log, signals)
-        finally:  # workers outlive a SIGTERM for a while, also that of an interpreter that ends
+        finally:  # an exception holds on to this frame, and so to the workers
             getattr(batches, "_shutdown_workers", lambda: None)()
     say(f"finished: {run.folder / snapshot.LAST} after {duration(time.perf_counter() - begin)}")
 

@@ -1,7 +1,9 @@
 """Folders and lists of images: what is found, in which order it is visited, and what broken files do."""
 
+import itertools
 import os
 import random
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -375,6 +377,23 @@ def private_megabytes(pid: int) -> float:
     """Memory of a process that it shares with no other one."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def test_workers_outlive_a_scheduler_and_end_with_their_process(image_folder: Callable[..., Path]) -> None:
+    files = find_images([str(image_folder(64))], key="DATA.TRAIN")
+    cfg = settings(DATA__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2)
+    batches = data.train_loader(files, cfg, start=0, stop=30, device=CPU)
+    next(batches)
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    try:
+        for number in ("TERM", "USR1", "TERM"):
+            subprocess.run(["/bin/sh", "-c", f"kill -{number} {worker.pid}"], check=True)
+        assert len(list(itertools.islice(batches, 12))) == 12  # more than are made ahead
+        worker.terminate()  # what an interpreter does that ends
+        worker.join(timeout=20)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is private")

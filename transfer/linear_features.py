@@ -175,7 +175,7 @@ def random_crops(
     try:
         for pixels, labels, broken in loader:
             yield Features(extract(pixels), labels.to(extract.device, non_blocking=True), broken)
-    finally:  # workers outlive a SIGTERM for a while
+    finally:  # as in pretrain.train
         getattr(loader, "_shutdown_workers", lambda: None)()
 
 
