@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from pretrain import checkpoint, data, dist
 from pretrain.encoders import architecture
 from pretrain.errors import UserError
+from pretrain.images import ImageFiles
 from transfer import (
     convert,
     linear,
@@ -355,6 +356,34 @@ def test_features_are_computed_once(task: Task, monkeypatch: pytest.MonkeyPatch,
     assert images_computed() == 28
     Image.new("RGB", (40, 40)).save(task.val / "b" / "new.png")
     assert images_computed() == 9
+
+
+def test_features_of_images_that_were_mended_or_changed(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that could not be read, mended with the same size and time; a picture changed with the same size."""
+    path, read = str(task.val / "b" / "0002.jpg"), ImageFiles.read
+
+    def refuse(self: ImageFiles, index: int) -> bytes:
+        if self[index] == path:
+            raise PermissionError
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "read", refuse)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"1 images cannot be read, the first is .*b/0002\.jpg"):
+                task.run("run", knn=True)
+    task.run("run", knn=True)
+
+    picture, raw = Image.open(task.train / "a" / "0001.jpg"), task.train / "a" / "raw.bmp"
+    found = []
+    for pixels in (picture, picture.rotate(180)):
+        pixels.save(raw)  # as many bytes whatever it shows
+        task.run("run", knn=True)
+        newest = max(
+            (task.folder / "run" / "features").glob("*.npy"), key=lambda file: file.stat().st_mtime_ns
+        )
+        found.append(np.load(newest))
+    assert len(found[0]) == len(found[1]) == 21 and not np.array_equal(*found)
 
 
 def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
