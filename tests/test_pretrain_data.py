@@ -257,10 +257,12 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
     assert (folder / "out" / FILE).read_text().splitlines() == names == broken.report()[1:]
     assert broken.report()[0].startswith("2 unreadable image(s) were replaced")
     broken.add([6])
+    broken.share()
+    assert broken.too_many
     with pytest.raises(
         UserError, match=rf"DATA\.MAX_BROKEN 0\.25: 3 of 8.*0003\.jpg among.*{FILE} lists them"
     ):
-        broken.share()
+        broken.check()
     assert len((folder / "out" / FILE).read_text().splitlines()) == 3
 
 
@@ -297,8 +299,10 @@ def broken_worker(folder: str) -> None:
         if any(dist.any_process(bool(broken.new))):
             broken.share()
     assert broken.indices == {1, 2, 7}  # 3 of 20 are still allowed
+    broken.check()
     broken.add([[], [9, 10]][dist.rank()])
     broken.share()
+    broken.check()
 
 
 def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
@@ -328,6 +332,7 @@ def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:
         broken = Broken(files, 0.05, folder=tmp_path, going_on=going_on)
         broken.add(indices)
         broken.share()
+        broken.check()
         broken.write()
 
     session([1, 2, 3], going_on=False)
@@ -345,8 +350,9 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
     (batch,) = data.train_loader(files, settings(), start=0, stop=1, device=CPU)
     broken = Broken(files, 1.0, folder=tmp_path, going_on=False)
     broken.add(batch.broken)
+    broken.share()
     with pytest.raises(UserError, match="4 of 4"):
-        broken.share()
+        broken.check()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])

@@ -21,6 +21,7 @@ from torch import nn
 
 from pretrain import amp, checkpoint, config, notes, resume, saver, snapshot, train
 from pretrain.errors import UserError
+from pretrain.images import find_images
 from pretrain.snapshot import LAST, Progress
 
 Contents = dict[str, Any]
@@ -257,6 +258,21 @@ def test_the_main_process_decides_when_to_save(tmp_path: Path, monkeypatch: pyte
     assert not one.due()
 
 
+def test_too_many_broken_images_lose_no_step(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """The second of three iterations meets one, and it is one too many."""
+    images, output = image_folder(50), tmp_path / "run"
+    more = [*EVERY_STEP, "SOLVER.SAVE_MINUTES", "0"]
+    files = find_images([str(images)], key="DATA.TRAIN")
+    broken = Path(files[int(files.order(0, 0)[20])])
+    content = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.01: 1 of 50 images could not be read"):
+        run(images, output, *more)
+    assert checkpoint.load(output / LAST)["iteration"] == log_lines(output)[-1]["iteration"] == 2
+    broken.write_bytes(content)
+    assert run(images, output, *more, resume=True)["iteration"] == 9
+
+
 # --- what may be resumed
 
 
@@ -483,7 +499,10 @@ def test_the_first_bad_layer_is_named(image_folder: MakeFolder, tmp_path: Path) 
     assert checkpoint.load(output / LAST)["iteration"] == 4
 
 
-def test_a_gpu_run_is_looked_at_when_it_logs(image_folder: MakeFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_period", ["1", "20"])
+def test_a_gpu_run_is_looked_at_when_it_logs_or_saves(
+    image_folder: MakeFolder, tmp_path: Path, log_period: str
+) -> None:
     """On a GPU `train_step` does not look at the loss."""
     images, output, step = image_folder(50), tmp_path / "run", train.train_step
 
@@ -494,7 +513,7 @@ def test_a_gpu_run_is_looked_at_when_it_logs(image_folder: MakeFolder, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", blind)
         with pytest.raises(UserError, match=r"by iteration 5, while the outputs of all layers are finite; "):
-            run(images, output, *EVERY_STEP)
+            run(images, output, *EVERY_STEP, "SOLVER.LOG_PERIOD", log_period)
     assert checkpoint.load(output / LAST)["iteration"] == 4
 
 

@@ -179,6 +179,7 @@ def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken
     broken = Broken(files, limit, folder=probe.folder, going_on=going_on, device=probe.device)
     broken.add(known)
     broken.share()
+    broken.check()
     broken.write()
     return broken
 
