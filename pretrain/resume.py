@@ -24,6 +24,7 @@ from pretrain.snapshot import LAST, Progress, numbered
 _FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
 # Settings that change the result. To go on with others is no error: a longer run, a smaller rate.
 _RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
+_KEPT = ("SOLVER.KEEP_LAST", "SOLVER.CHECKPOINT_PERIOD")
 _RESULT_OF_SCHEDULE = {
     "cosine": ("SOLVER.MAX_EPOCH",),
     "step": ("SOLVER.STEPS",),
@@ -100,7 +101,7 @@ def restore(
 ) -> Progress:
     """Load a checkpoint into model and optimizer. All settings of the optimizer are those of `cfg`.
 
-    Where `cfg` changes one that the result depends on, a line says so.
+    Where `cfg` changes one that the result or the files that stay depend on, a line says so.
 
     Args:
         files: this run's training images.
@@ -186,10 +187,13 @@ def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
 
 
 def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
-    for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE]):
+    for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE], *_KEPT):
         was, now = _get(before, key, _get(defaults(), key)), _get(cfg, key)
         if was != now:
-            say(f"note: {key} was {printable(str(was)[:80])}, is {now}: not the run it was")
+            means = (
+                "the next numbered file removes older ones by it" if key in _KEPT else "not the run it was"
+            )
+            say(f"note: {key} was {printable(str(was)[:80])}, is {now}: {means}")
 
 
 def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:

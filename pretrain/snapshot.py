@@ -63,7 +63,7 @@ def save(
     last one. Every process calls this; all hold the same state, which is only read, and the main one writes.
 
     Raises:
-        CannotWrite: on every process; the files that were there stay as they are.
+        CannotWrite: on every process; `checkpoint_last` stays as it is.
         UserError: on every process; a value of the state is not finite.
     """
     _check_finite(folder, model, optimizer, iteration=progress.iteration)
@@ -112,8 +112,8 @@ def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: C
         return
     path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
     checkpoint.save(path, contents)
+    _remove_old(folder, progress, cfg)  # a run whose last state is its end has nothing left to do
     checkpoint.link(path, folder / LAST)
-    _remove_old(folder, progress, cfg)
 
 
 def _remove_old(folder: Path, progress: Progress, cfg: CfgNode) -> None:
@@ -162,10 +162,9 @@ def number(path: Path) -> int:
     return int(match[1])
 
 
-def remove_leftovers(folder: Path, progress: Progress, *, cfg: CfgNode) -> None:
-    """Remove what a process that was killed left: half-written files, and numbered ones whose time was over."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a process that was killed."""
     for path in folder.glob(".*.*"):
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)
-    _remove_old(folder, progress, cfg)

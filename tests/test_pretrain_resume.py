@@ -172,10 +172,6 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
-    """Half-written files, and the third last epoch's checkpoint after a kill before it was removed."""
-    cfg, *_ = tiny_state(
-        tmp_path, "SOLVER.KEEP_LAST", "2", "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.MAX_EPOCH", "4"
-    )
     names = [
         f".{LAST}.abcd1234",
         f".{LAST}.link",
@@ -183,11 +179,40 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
         ".config.yaml.k",
         ".metrics.json.k",
     ]
-    stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in (1, 2, 3)), LAST]
-    for name in [*names, *stay, "checkpoint_0000.pth.tar"]:
+    stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in range(4)), LAST]
+    for name in [*names, *stay]:
         (tmp_path / name).touch()
-    snapshot.remove_leftovers(tmp_path, Progress(7, 2, 4, "off"), cfg=cfg)
+    snapshot.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
+
+
+def test_files_that_were_to_stay_are_removed_by_a_later_save_only(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KEEP_LAST is forgotten when a run is taken up, first one that is finished."""
+    images, output = image_folder(20), tmp_path / "run"  # one iteration an epoch
+    less = [*EVERY_STEP, "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.KEEP_LAST", "1"]
+    run(images, output, *less, "SOLVER.KEEP_LAST", "0")
+    capsys.readouterr()
+    run(images, output, *less, resume=True)
+    assert (
+        "note: SOLVER.KEEP_LAST was 0, is 1: the next numbered file removes older ones by it"
+        in capsys.readouterr().out
+    )
+    assert [snapshot.number(path) for path in snapshot.numbered(output)] == [0, 1, 2]
+    run(images, output, *less, "SOLVER.MAX_EPOCH", "4", resume=True)
+    assert [snapshot.number(path) for path in snapshot.numbered(output)] == [3]
+
+
+def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `checkpoint_last` says is finished has nothing left to remove."""
+    cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
+    snapshot.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
+    monkeypatch.setattr(checkpoint, "link", lambda *_: kill())
+    with pytest.raises(Killed):
+        snapshot.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
+    assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
+    assert [snapshot.number(path) for path in snapshot.numbered(tmp_path)] == [1]
 
 
 @contextlib.contextmanager
