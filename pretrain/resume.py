@@ -4,6 +4,7 @@ Nothing in it is run, and nothing in it is believed: names, types, shapes and va
 run would have written.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +61,15 @@ def find(folder: Path, *, resume: bool) -> Stored | None:
     """
     last = folder / LAST
     if not resume:
-        if last.exists() or numbered(folder):
+        if os.path.exists(last) or numbered(
+            folder
+        ):  # Path.exists raises for a name too long, or a closed folder
             raise UserError(
                 f"OUTPUT_DIR {folder} holds checkpoints of a run: add --resume to go on with it, "
                 "or name another OUTPUT_DIR"
             )
         return None
-    if not last.exists():  # killed between its first numbered file and this one
+    if not os.path.exists(last):  # killed between its first numbered file and this one
         if not numbered(folder):
             return None
         last = numbered(folder)[-1]

@@ -1,5 +1,6 @@
 """What a run leaves behind: the checkpoints of one output folder. `pretrain.resume` goes on from them."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,15 +145,20 @@ def _check_finite(
 def not_finite(folder: Path, what: str) -> UserError:
     """The error for values that are not finite: what they were, what is saved, what to try."""
     last = folder / LAST
-    kept = f"the last saved state is {last}" if last.exists() else "no checkpoint was written yet"
+    kept = f"the last saved state is {last}" if os.path.exists(last) else "no checkpoint was written yet"
     return UserError(f"{what}; {kept}; try a smaller SOLVER.BASE_LR or SOLVER.AMP off")
 
 
 def numbered(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
     return sorted(
-        (path for path in folder.glob("checkpoint_*") if _NUMBERED.fullmatch(path.name)), key=number
+        (path for path in found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)), key=number
     )
+
+
+def found(folder: Path, pattern: str) -> list[Path]:
+    """What `Path.glob` finds; nothing where it raises: in a folder of too long a name, or closed to us."""
+    return list(folder.glob(pattern)) if os.path.isdir(folder) else []
 
 
 def number(path: Path) -> int:
@@ -164,7 +170,7 @@ def number(path: Path) -> int:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files of a process that was killed."""
-    for path in folder.glob(".*.*"):
+    for path in found(folder, ".*.*"):
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)

@@ -271,6 +271,21 @@ def test_a_place_that_cannot_be_written(image_folder: MakeFolder, tmp_path: Path
     assert checkpoint.load(output / LAST)["iteration"] == 1
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_cannot_be(image_folder: MakeFolder, tmp_path: Path, resume: bool) -> None:
+    images, closed = image_folder(20), tmp_path / "closed"
+    closed.mkdir(mode=0)
+    outputs = [
+        tmp_path / ("x" * 300),
+        tmp_path / ("x" * 300) / "y",
+        *([closed / "run"] if os.getuid() else []),
+    ]
+    for output in outputs:
+        with pytest.raises(UserError, match=r"cannot be written: (File name too long|Permission denied)"):
+            run(images, output, *EVERY_STEP, resume=resume)
+    closed.rmdir()
+
+
 def test_the_main_process_decides_when_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, *_ = tiny_state(tmp_path, "SOLVER.SAVE_MINUTES", "2")
     one = saver.Saver(cfg, saved=None)
