@@ -387,6 +387,18 @@ def test_features_of_images_that_were_mended_or_changed(task: Task, monkeypatch:
     assert len(found[0]) == len(found[1]) == 21 and not np.array_equal(*found)
 
 
+def test_leftovers_of_a_kill_are_removed(task: Task) -> None:
+    output = task.folder / "run"
+    (output / "features").mkdir(parents=True)
+    for name in (".linear_last.pth.a1", ".metrics.json.b_", "features/.0123.npy.c", "features/.0123.json.d"):
+        (output / name).touch()
+    stay = [output / ".mine.txt", output / "features" / ".mine.npy"]
+    for path in stay:
+        path.touch()
+    task.run("run", knn=True)
+    assert sorted(output.rglob(".*")) == sorted(stay)
+
+
 def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped inside the second epoch by a signal, of which the run's code is 75; then to the end."""
     whole = task.run("whole", "SWEEP", "[0.01, 1.0]")

@@ -74,6 +74,8 @@ def run(
     """
     stored = None if knn else linear_state.find(cfg, resume=resume)
     probe = _set_up(cfg, weights, source=source, branch=branch)
+    if dist.is_main():
+        linear_state.remove_leftovers(probe.folder)
     extract = Extractor(probe.backbone, probe.device)
     if knn:
         _measure_knn(probe, extract)
