@@ -152,13 +152,9 @@ def not_finite(folder: Path, what: str) -> UserError:
 def numbered(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
     return sorted(
-        (path for path in found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)), key=number
+        (path for path in checkpoint.found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)),
+        key=number,
     )
-
-
-def found(folder: Path, pattern: str) -> list[Path]:
-    """What `Path.glob` finds; nothing where it raises: in a folder of too long a name, or closed to us."""
-    return list(folder.glob(pattern)) if os.path.isdir(folder) else []
 
 
 def number(path: Path) -> int:
@@ -170,7 +166,7 @@ def number(path: Path) -> int:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files of a process that was killed."""
-    for path in found(folder, ".*.*"):
+    for path in checkpoint.found(folder, ".*.*"):
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)

@@ -90,6 +90,8 @@ def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -
         stops, is_late, met_broken = dist.any_process(signals.requested, saver.due(), bool(broken.new))
         if met_broken:
             broken.share()
+            if done == 1:  # a folder that is of no use leaves no checkpoint to be removed
+                broken.check()
         leaves, ends_epoch, ends_run = stops or broken.too_many, done % per_epoch == 0, done == total
         logs = done == first or done % cfg.SOLVER.LOG_PERIOD == 0 or ends_epoch or ends_run or leaves
         if (logs or is_late) and not meter.is_finite():  # on a GPU nobody has looked so far

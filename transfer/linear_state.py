@@ -14,7 +14,6 @@ from pretrain import checkpoint, dist
 from pretrain.config import digest_text
 from pretrain.console import say
 from pretrain.errors import UserError
-from pretrain.snapshot import found
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import IRRELEVANT, flat
 
@@ -80,7 +79,7 @@ def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files of a process that was killed; features of ImageNet are 10 GB."""
-    for path in [*found(folder, ".*.*"), *found(folder / "features", ".*.*")]:
+    for path in [*checkpoint.found(folder, ".*.*"), *checkpoint.found(folder / "features", ".*.*")]:
         name = path.name[1:].rpartition(".")[0]
         features = path.parent != folder and name.endswith((".npy", ".json"))
         if name == LAST or name in _OTHERS or features:

@@ -18,7 +18,6 @@ from detectron2.config import CfgNode
 from pretrain import checkpoint, dist
 from pretrain.console import say
 from pretrain.errors import UserError
-from pretrain.snapshot import found
 from transfer import results
 from transfer.step import LAST, not_finite
 
@@ -142,5 +141,5 @@ def check_finite(state: State, cfg: CfgNode) -> None:
 
 def remove_leftovers(output: Path) -> None:
     """Remove the half-written files of a process that was killed while it saved."""
-    for path in found(output, ".model_*.pth.*"):
+    for path in checkpoint.found(output, ".model_*.pth.*"):
         path.unlink(missing_ok=True)
