@@ -9,9 +9,12 @@ from fvcore.common.config import CfgNode
 EASY = 0.95  # accuracy; the paper's run without ShuffleBN is above it almost at once (Figure A.1)
 COLLAPSED = 0.1  # feature_std; the cosine between two images is 0.99 in the mean then
 FLAT = 0.01  # relative distance from the loss of chance
-_EPOCHS = (
-    5  # of a leak's early time and of the patience with a run that stands still; at least a tenth of the run
-)
+# A leak is early in the first epochs, or in the first tenth of the run if that is longer; the patience with a run that
+# stands still is the same, or a tenth of the run if that is shorter.
+_EPOCHS = 5
+# That patience in iterations, at least and at most: a healthy run looked collapsed for the first 64, and an epoch
+# of a billion images never ends; five epochs of ImageNet are 25,000.
+_PATIENCE = 500, 25_000
 
 
 class Alarms:
@@ -27,6 +30,8 @@ class Alarms:
     def __init__(self, cfg: CfgNode, *, per_epoch: int, total: int, images: int) -> None:
         self.cfg = cfg
         self.early = max(_EPOCHS * per_epoch, total // 10)
+        least, most = _PATIENCE
+        self.patience = max(least, min(_EPOCHS * per_epoch, total // 10, most))
         self.young = young_steps(cfg, per_epoch=per_epoch)
         self.chance = chance_loss(cfg, images=images)
         self.raised: set[str] = set()
@@ -61,7 +66,7 @@ class Alarms:
 
     def _collapse(self, line: dict[str, Any]) -> str:
         lasted = self._lasted("collapse", line["feature_std"] < COLLAPSED, line["iteration"])
-        if lasted < self.early:
+        if lasted < self.patience:
             return ""
         return (
             f"all images have nearly the same feature (std {line['feature_std']:.3f}; 1 is evenly spread, 0 none) for "
@@ -73,7 +78,7 @@ class Alarms:
     def _flat_loss(self, line: dict[str, Any]) -> str:
         flat = abs(line["loss"] / self.chance - 1) < FLAT
         lasted = self._lasted("flat loss", flat, line["iteration"])
-        if lasted < self.early:
+        if lasted < self.patience:
             return ""
         return (
             f"the loss has stayed within {FLAT:.0%} of {self.chance:.2f}, which is chance, for {lasted} iterations: "

@@ -31,6 +31,7 @@ class Broken:
         self.files, self.limit, self.path, self.device = files, limit, folder / FILE, device
         self.indices: set[int] = set()  # the same in all processes
         self.new: set[int] = set()  # that the others have not heard of
+        self.count = 0  # of all sessions, the same in all processes
         self._earlier = (
             _lines(self.path) if going_on else set()
         )  # of sessions before, and not met again so far
@@ -42,10 +43,7 @@ class Broken:
         self.new.update(set(indices) - self.indices)
 
     def share(self) -> None:
-        """Tell all processes about all that is new. They all call this.
-
-        Raises `UserError`, in all of them, if there are more than DATA.MAX_BROKEN allows, or none is readable.
-        """
+        """Tell all processes about all that is new. They all call this."""
         mine = torch.tensor(sorted(self.new), dtype=torch.int64, device=self.device)
         most = int(dist.all_gather_interleaved(mine.new_tensor([len(mine)])).max())
         padded = torch.nn.functional.pad(mine, (0, most - len(mine)), value=-1)
@@ -55,12 +53,19 @@ class Broken:
         self.indices |= found
         self.new.clear()
         earlier = mine.new_tensor([len(self._earlier)])  # not all see the same file while it is written
-        count = len(self.indices) + int(dist.all_gather_interleaved(earlier).max())
-        total = len(self.files)
-        if count > self.limit * total or count == total:
+        self.count = len(self.indices) + int(dist.all_gather_interleaved(earlier).max())
+
+    @property
+    def too_many(self) -> bool:
+        """Whether there are more than DATA.MAX_BROKEN allows, or none is readable: as of the last `share`."""
+        return self.count > self.limit * len(self.files) or self.count == len(self.files)
+
+    def check(self) -> None:
+        """Write the names and raise `UserError`, in all processes, if there are too many."""
+        if self.too_many:
             self.write()
             raise UserError(
-                f"DATA.MAX_BROKEN {self.limit:g}: {count} of {total} images could not be read so far, "
+                f"DATA.MAX_BROKEN {self.limit:g}: {self.count} of {len(self.files)} images could not be read so far, "
                 f"{printable(self.files[min(self.indices)])} among them; {self.path} lists them; mend them or raise "
                 "the limit"
             )

@@ -87,6 +87,11 @@ def link(existing: Path, path: Path) -> None:
             write_atomic(path, lambda file: shutil.copyfileobj(source, file))
 
 
+def found(folder: Path, pattern: str) -> list[Path]:
+    """What `Path.glob` finds; nothing where it raises: in a folder of too long a name, or closed to us."""
+    return list(folder.glob(pattern)) if os.path.isdir(folder) else []
+
+
 def load(path: Path, *, opaque: list[str] | None = None) -> Any:
     """Read a file by `torch.save` on the CPU: no code of the file is ever run, and its claims are bounded.
 

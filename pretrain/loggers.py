@@ -34,7 +34,8 @@ class Logger(Protocol):
 def open_all(cfg: CfgNode, start: int) -> list[Logger]:
     """The loggers that `LOG` asks for. Call it on the main process; points after `start` are taken back.
 
-    None of them ends a run: one that cannot write, as on a full disk, says so once and takes nothing more.
+    None of them ends a run: one that cannot write, as on a full disk or without a login, says so once and takes
+    nothing more.
     Raises `UserError` when `LOG.WANDB` names a project and there is no wandb.
     """
     wanted: list[tuple[str, bool, Callable[[CfgNode, int], Logger]]] = [
@@ -48,7 +49,9 @@ def open_all(cfg: CfgNode, start: int) -> list[Logger]:
                 loggers.append(_Harmless(key, make(cfg, start)))
         except ImportError:
             say("note: no TensorBoard log: `pip install tensorboard`, or set LOG.TENSORBOARD False")
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:  # wandb has classes of its own, and those of the libraries below it
             _say_lost(key, error)
     return loggers
 
@@ -60,7 +63,7 @@ def check(cfg: CfgNode) -> None:
 
 
 class _Harmless:
-    """A logger that stops at its first `OSError`, with a warning: a run is worth more than its curves."""
+    """A logger that stops at its first error, with a warning: a run is worth more than its curves."""
 
     def __init__(self, key: str, inner: Logger) -> None:
         self.key, self.inner, self.works = key, inner, True
@@ -82,15 +85,16 @@ class _Harmless:
             return
         try:
             call(*arguments)
-        except OSError as error:
+        except Exception as error:  # as above
             self.works = False
             _say_lost(self.key, error)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 self.inner.close()  # its thread would try again, and print a traceback
 
 
-def _say_lost(key: str, error: OSError) -> None:
-    say(f"warning: {key}: cannot be written: {error.strerror or error}; the run goes on without it")
+def _say_lost(key: str, error: Exception) -> None:
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    say(f"warning: {key}: cannot be written: {' '.join(text.split())[:160]}; the run goes on without it")
 
 
 class _TensorBoard:

@@ -17,6 +17,10 @@ class Meter:
         self.sums += metrics
         self.steps += 1
 
+    def is_finite(self) -> bool:
+        """Whether all losses since the last `read` were finite; the same in all processes."""
+        return bool(self.sums[0].isfinite())  # each is a mean over the processes already
+
     def read(self) -> dict[str, float]:
         """Means of METRICS; then start anew."""
         means = self.sums / self.steps

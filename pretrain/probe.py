@@ -20,17 +20,26 @@ _BATCH = 64
 
 
 class ClassFolders:
-    """Images in folders named after their classes: an evenly spread choice of at most `limit`."""
+    """Images in folders named after their classes: an evenly spread choice of at most `limit`.
+
+    A class that the choice passes over adds its first image.
+    """
 
     def __init__(self, folder: str, *, key: str, limit: int) -> None:
         self.name = f"{key} {folder}"
         files = find_images([folder], key=key)
-        chosen = np.unique(np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int))
-        self.files = ImageFiles([files[int(index)] for index in chosen])
-        names = [os.path.relpath(path, folder).split(os.sep) for path in self.files]
-        if any(len(parts) < 2 for parts in names):
-            raise UserError(f"{self.name}: must hold one folder for each class, and no image beside them")
-        self.labels = [parts[0] for parts in names]
+        start = len(os.path.join(folder, ""))
+        first: dict[str, int] = {}
+        for index, path in enumerate(files):
+            name, *inside = path[start:].split(os.sep, 1)
+            if not inside:
+                raise UserError(f"{self.name}: must hold one folder for each class, and no image beside them")
+            first.setdefault(name, index)
+        chosen = set(np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int).tolist())
+        seen = {files[index][start:].split(os.sep, 1)[0] for index in chosen}
+        chosen |= {index for name, index in first.items() if name not in seen}
+        self.files = ImageFiles([files[index] for index in sorted(chosen)])
+        self.labels = [path[start:].split(os.sep, 1)[0] for path in self.files]
 
 
 def bank_folder(cfg: CfgNode) -> tuple[str, str]:

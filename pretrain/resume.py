@@ -4,6 +4,7 @@ Nothing in it is run, and nothing in it is believed: names, types, shapes and va
 run would have written.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pretrain.snapshot import LAST, Progress, numbered
 _FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
 # Settings that change the result. To go on with others is no error: a longer run, a smaller rate.
 _RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
+_KEPT = ("SOLVER.KEEP_LAST", "SOLVER.CHECKPOINT_PERIOD")
 _RESULT_OF_SCHEDULE = {
     "cosine": ("SOLVER.MAX_EPOCH",),
     "step": ("SOLVER.STEPS",),
@@ -59,13 +61,15 @@ def find(folder: Path, *, resume: bool) -> Stored | None:
     """
     last = folder / LAST
     if not resume:
-        if last.exists() or numbered(folder):
+        if os.path.exists(last) or numbered(
+            folder
+        ):  # Path.exists raises for a name too long, or a closed folder
             raise UserError(
                 f"OUTPUT_DIR {folder} holds checkpoints of a run: add --resume to go on with it, "
                 "or name another OUTPUT_DIR"
             )
         return None
-    if not last.exists():  # killed between its first numbered file and this one
+    if not os.path.exists(last):  # killed between its first numbered file and this one
         if not numbered(folder):
             return None
         last = numbered(folder)[-1]
@@ -100,7 +104,7 @@ def restore(
 ) -> Progress:
     """Load a checkpoint into model and optimizer. All settings of the optimizer are those of `cfg`.
 
-    Where `cfg` changes one that the result depends on, a line says so.
+    Where `cfg` changes one that the result or the files that stay depend on, a line says so.
 
     Args:
         files: this run's training images.
@@ -186,10 +190,13 @@ def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
 
 
 def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
-    for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE]):
+    for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE], *_KEPT):
         was, now = _get(before, key, _get(defaults(), key)), _get(cfg, key)
         if was != now:
-            say(f"note: {key} was {printable(str(was)[:80])}, is {now}: not the run it was")
+            means = (
+                "the next numbered file removes older ones by it" if key in _KEPT else "not the run it was"
+            )
+            say(f"note: {key} was {printable(str(was)[:80])}, is {now}: {means}")
 
 
 def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
@@ -239,7 +246,9 @@ def _momentum_buffers(stored: Stored, optimizer: torch.optim.Optimizer) -> dict[
         raise stored.damaged(f"its `optimizer` has {len(buffers)} momenta for {len(parameters)} parameters")
     for index, value in buffers.items():
         _check_tensor(stored, f"momentum {index}", value, parameters[index])
-    return {index: {"momentum_buffer": value} for index, value in buffers.items()}
+    # The fused step reads both in the order in which they lie in memory: a GPU's weights lie channels last
+    laid_out = {index: torch.empty_like(parameters[index]).copy_(value) for index, value in buffers.items()}
+    return {index: {"momentum_buffer": value} for index, value in laid_out.items()}
 
 
 def restore_scaler(stored: Stored, scaler: torch.amp.GradScaler) -> None:

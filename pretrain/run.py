@@ -83,7 +83,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
         resume.restore_scaler(stored, scaler)
     run = Run(cfg, device, files, pixels, model, optimizer, progress, scaler, probe)
     if dist.is_main():
-        remove_leftovers(folder, progress, cfg=cfg)
+        remove_leftovers(folder)
     if progress.iteration < run.total:
         notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:

@@ -1,5 +1,6 @@
 """What a run leaves behind: the checkpoints of one output folder. `pretrain.resume` goes on from them."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def save(
     last one. Every process calls this; all hold the same state, which is only read, and the main one writes.
 
     Raises:
-        CannotWrite: on every process; the files that were there stay as they are.
+        CannotWrite: on every process; `checkpoint_last` stays as it is.
         UserError: on every process; a value of the state is not finite.
     """
     _check_finite(folder, model, optimizer, iteration=progress.iteration)
@@ -112,8 +113,8 @@ def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: C
         return
     path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
     checkpoint.save(path, contents)
+    _remove_old(folder, progress, cfg)  # a run whose last state is its end has nothing left to do
     checkpoint.link(path, folder / LAST)
-    _remove_old(folder, progress, cfg)
 
 
 def _remove_old(folder: Path, progress: Progress, cfg: CfgNode) -> None:
@@ -144,14 +145,15 @@ def _check_finite(
 def not_finite(folder: Path, what: str) -> UserError:
     """The error for values that are not finite: what they were, what is saved, what to try."""
     last = folder / LAST
-    kept = f"the last saved state is {last}" if last.exists() else "no checkpoint was written yet"
+    kept = f"the last saved state is {last}" if os.path.exists(last) else "no checkpoint was written yet"
     return UserError(f"{what}; {kept}; try a smaller SOLVER.BASE_LR or SOLVER.AMP off")
 
 
 def numbered(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
     return sorted(
-        (path for path in folder.glob("checkpoint_*") if _NUMBERED.fullmatch(path.name)), key=number
+        (path for path in checkpoint.found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)),
+        key=number,
     )
 
 
@@ -162,10 +164,9 @@ def number(path: Path) -> int:
     return int(match[1])
 
 
-def remove_leftovers(folder: Path, progress: Progress, *, cfg: CfgNode) -> None:
-    """Remove what a process that was killed left: half-written files, and numbered ones whose time was over."""
-    for path in folder.glob(".*.*"):
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a process that was killed."""
+    for path in checkpoint.found(folder, ".*.*"):
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)
-    _remove_old(folder, progress, cfg)

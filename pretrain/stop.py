@@ -1,5 +1,6 @@
 """Stopping on request: a scheduler's SIGTERM or SIGUSR1 becomes a saved state and an exit code of its own."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -51,7 +52,15 @@ class Signals:
 def outlive_the_stop() -> None:
     """For loader workers: a scheduler signals every process of a job, and the step under way needs its data.
 
-    They end by themselves soon after, should their process not end them.
+    Their own process may end them by SIGTERM: an interpreter that ends after an error does, and waits for them.
+    Where it is killed they end by themselves, since torch's workers look for it every few seconds.
     """
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: signal.alarm(120))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(process: int) -> None:
+    while signal.sigwaitinfo(_SIGNALS).si_pid != process:
+        pass
+    os._exit(0)

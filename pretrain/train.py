@@ -1,6 +1,5 @@
 """The pre-training loop, in one process or many, on CPUs or GPUs."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -64,7 +63,7 @@ def _go_on(run: Run, log: Log) -> None:
         batches = data.train_loader(run.files, run.cfg, start=start, stop=total, device=run.device)
         try:
             _loop(run, batches, log, signals)
-        finally:  # workers outlive a SIGTERM for a while, also that of an interpreter that ends
+        finally:  # an exception holds on to this frame, and so to the workers
             getattr(batches, "_shutdown_workers", lambda: None)()
     say(f"finished: {run.folder / snapshot.LAST} after {duration(time.perf_counter() - begin)}")
 
@@ -91,16 +90,19 @@ def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -
         stops, is_late, met_broken = dist.any_process(signals.requested, saver.due(), bool(broken.new))
         if met_broken:
             broken.share()
-        ends_epoch, ends_run = done % per_epoch == 0, done == total
-        if done == first or done % cfg.SOLVER.LOG_PERIOD == 0 or ends_epoch or ends_run or stops:
-            values = meter.read()
-            if not math.isfinite(values["loss"]):  # on a GPU nobody has looked so far
-                raise _not_finite(run, views, done)
-            _write_line(run, log, {**values, "lr": rate}, clock)
-        if ends_epoch or ends_run or stops or is_late:
-            saver.save(run.model, run.optimizer, run.progress, scaler=run.scaler, must=ends_run or stops)
+            if done == 1:  # a folder that is of no use leaves no checkpoint to be removed
+                broken.check()
+        leaves, ends_epoch, ends_run = stops or broken.too_many, done % per_epoch == 0, done == total
+        logs = done == first or done % cfg.SOLVER.LOG_PERIOD == 0 or ends_epoch or ends_run or leaves
+        if (logs or is_late) and not meter.is_finite():  # on a GPU nobody has looked so far
+            raise _not_finite(run, views, done)
+        if logs:
+            _write_line(run, log, {**meter.read(), "lr": rate}, clock)
+        if ends_epoch or ends_run or leaves or is_late:
+            saver.save(run.model, run.optimizer, run.progress, scaler=run.scaler, must=ends_run or leaves)
             _write_names(broken)
             signals.saved = ends_run
+        broken.check()
         if stops and not ends_run:
             say(f"stopped at iteration {done}; everything is saved: the same command with --resume goes on")
             signals.leave()

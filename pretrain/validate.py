@@ -1,5 +1,6 @@
 """Checks of a pre-training config before anything starts; every message names the key and a value to use."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,9 +84,11 @@ def _check_pixels(mean: Sequence[Any], std: Sequence[Any]) -> None:
 def _check_batch(cfg: CfgNode, processes: int) -> None:
     batch, size = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.BN_GROUP_SIZE
     if batch % processes:
-        usable = max(batch // processes, 1) * processes
+        whole = max(batch // processes, 2 if cfg.MODEL.NORM == "BN" else 1) * processes
+        use = _batch_for_groups(whole, size, processes) if cfg.MODEL.NORM == "ShuffleBN" else whole
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {batch} does not divide into {processes} processes: use {usable}"
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide into {processes} processes: use "
+            f"SOLVER.IMS_PER_BATCH {use}"
         )
     if cfg.MODEL.NORM == "ShuffleBN":
         _check_groups(batch, size, processes)
@@ -105,12 +108,10 @@ def _check_groups(batch: int, size: int, processes: int) -> None:
     if size in fitting:
         return
     if not fitting:
-        multiples = range(batch, 6 * batch + 7, processes)
-        larger = next(n for n in multiples if _group_sizes(n, processes))
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch} on {processes} process(es) does not divide into groups, two or more "
-            f"of 2 or more images: use SOLVER.IMS_PER_BATCH {larger} with MODEL.BN_GROUP_SIZE "
-            f"{_nearest(_group_sizes(larger, processes), size)}, or MODEL.NORM SyncBN"
+            f"of 2 or more images: use SOLVER.IMS_PER_BATCH {_batch_for_groups(batch, size, processes)}, or "
+            "MODEL.NORM SyncBN"
         )
     use = f"use MODEL.BN_GROUP_SIZE {_nearest(fitting, size)}"
     if size < 2:
@@ -124,6 +125,12 @@ def _check_groups(batch: int, size: int, processes: int) -> None:
     raise UserError(
         f"MODEL.BN_GROUP_SIZE {size} does not fit {local} images on each of {processes} process(es): {use}"
     )
+
+
+def _batch_for_groups(batch: int, size: int, processes: int) -> str:
+    """The first batch from this one on, a multiple of `processes`, that makes groups; and their size."""
+    usable = next(n for n in itertools.count(batch, processes) if _group_sizes(n, processes))
+    return f"{usable} with MODEL.BN_GROUP_SIZE {_nearest(_group_sizes(usable, processes), size)}"
 
 
 def _group_sizes(batch: int, processes: int) -> list[int]:

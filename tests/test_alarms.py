@@ -11,7 +11,7 @@ from pretrain import alarms, config
 from pretrain.alarms import Alarms
 from pretrain.step import spread
 
-EPOCH, TOTAL, IMAGES = 100, 20_000, 25_600  # early lasts a tenth of the run: 2000 iterations
+EPOCH, TOTAL, IMAGES = 100, 20_000, 25_600  # early lasts a tenth of the run, 2000 iterations; patience 500
 QUEUE = 64  # iterations to fill 16384 keys
 
 
@@ -71,18 +71,40 @@ def test_a_leak_comes_with_advice_that_fits_the_settings(overrides: list[Any], a
 def test_a_collapse_is_told_once() -> None:
     watch = _alarms()
     assert _raised(watch, range(20, 400, 20), feature_std=0.5) == []
-    assert _raised(watch, range(400, 4000, 20), feature_std=0.01) == [(2400, "collapse")]
-    assert _raised(_alarms(), range(100, 2000, 20), feature_std=0.01) == []  # a start that it may still leave
+    assert _raised(watch, range(400, 4000, 20), feature_std=0.01) == [(900, "collapse")]
+    assert _raised(_alarms(), range(100, 600, 20), feature_std=0.01) == []  # a start that it may still leave
 
 
 def test_a_loss_that_stays_at_chance_is_told_after_a_while() -> None:
     chance = math.log(256 * QUEUE + 1)
-    assert _raised(_alarms(), range(100, 4000, 20), loss=chance * 1.005) == [(2120, "flat loss")]
+    assert _raised(_alarms(), range(100, 4000, 20), loss=chance * 1.005) == [(620, "flat loss")]
     assert _raised(_alarms(), range(100, 4000, 20), loss=chance * 0.98) == []
     watch = _alarms()  # one better line in between: it starts anew
-    assert _raised(watch, range(100, 1100, 20), loss=chance) == []
-    assert _raised(watch, range(1100, 1120, 20), loss=chance * 0.9) == []
-    assert _raised(watch, range(1120, 4000, 20), loss=chance) == [(3120, "flat loss")]
+    assert _raised(watch, range(100, 600, 20), loss=chance) == []
+    assert _raised(watch, range(600, 620, 20), loss=chance * 0.9) == []
+    assert _raised(watch, range(620, 4000, 20), loss=chance) == [(1120, "flat loss")]
+
+
+@pytest.mark.parametrize(
+    ("per_epoch", "total", "patience"),
+    [
+        (5004, 200 * 5004, 25_000),  # ImageNet: five epochs, nearly
+        (976_562, 1_250_000, 25_000),  # a stream of a billion images
+        (5004, 3 * 5004, 3 * 5004 // 10),  # three epochs: a tenth of the run
+        (64, 8 * 64, 500),  # a demo: it may look dead at first
+    ],
+    ids=["ImageNet", "IG-1B", "short", "small"],
+)
+def test_a_run_of_any_length_is_told_that_it_stands_still(per_epoch: int, total: int, patience: int) -> None:
+    cfg = config.defaults()
+    for name, values in (("collapse", {"feature_std": 0.01}), ("flat loss", {"loss": math.log(65537)})):
+        watch = Alarms(cfg, per_epoch=per_epoch, total=total, images=256 * per_epoch)
+        watch.previous = watch.young
+        first = min(total // 2, 300)
+        assert _raised(watch, range(first, first + patience, 1), **values) == []
+        assert _raised(watch, range(first + patience, first + patience + 2), **values) == [
+            (first + patience, name)
+        ]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from pretrain import checkpoint, data, dist
 from pretrain.encoders import architecture
 from pretrain.errors import UserError
+from pretrain.images import ImageFiles
 from transfer import (
     convert,
     linear,
@@ -190,7 +191,8 @@ def test_unreadable_training_images_are_replaced_with_their_class(task: Task) ->
     assert crop.broken == [0] and crop.label == images.labels[other]
     assert np.array_equal(crop.pixels, crops[0, other].pixels)
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.01: . of 20 images could not be read"):
-        task.run("views")
+        task.run("views", "SOLVER.IMS_PER_BATCH", "4")
+    assert task.state("views")["iteration"] in (1, 2, 3)  # of 5 in an epoch: at once, and nothing is lost
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.01: 2 of 20 images could not be read"):
         task.run("cached", "CACHE", "True")
     assert task.run("allowed", "CACHE", "True", "DATA.MAX_BROKEN", "0.5")["data"]["train"]["unreadable"] == 2
@@ -355,6 +357,46 @@ def test_features_are_computed_once(task: Task, monkeypatch: pytest.MonkeyPatch,
     assert images_computed() == 28
     Image.new("RGB", (40, 40)).save(task.val / "b" / "new.png")
     assert images_computed() == 9
+
+
+def test_features_of_images_that_were_mended_or_changed(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that could not be read, mended with the same size and time; a picture changed with the same size."""
+    path, read = str(task.val / "b" / "0002.jpg"), ImageFiles.read
+
+    def refuse(self: ImageFiles, index: int) -> bytes:
+        if self[index] == path:
+            raise PermissionError
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "read", refuse)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"1 images cannot be read, the first is .*b/0002\.jpg"):
+                task.run("run", knn=True)
+    task.run("run", knn=True)
+
+    picture, raw = Image.open(task.train / "a" / "0001.jpg"), task.train / "a" / "raw.bmp"
+    found = []
+    for pixels in (picture, picture.rotate(180)):
+        pixels.save(raw)  # as many bytes whatever it shows
+        task.run("run", knn=True)
+        newest = max(
+            (task.folder / "run" / "features").glob("*.npy"), key=lambda file: file.stat().st_mtime_ns
+        )
+        found.append(np.load(newest))
+    assert len(found[0]) == len(found[1]) == 21 and not np.array_equal(*found)
+
+
+def test_leftovers_of_a_kill_are_removed(task: Task) -> None:
+    output = task.folder / "run"
+    (output / "features").mkdir(parents=True)
+    for name in (".linear_last.pth.a1", ".metrics.json.b_", "features/.0123.npy.c", "features/.0123.json.d"):
+        (output / name).touch()
+    stay = [output / ".mine.txt", output / "features" / ".mine.npy"]
+    for path in stay:
+        path.touch()
+    task.run("run", knn=True)
+    assert sorted(output.rglob(".*")) == sorted(stay)
 
 
 def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,7 +616,9 @@ def test_the_same_images_to_train_and_to_test_on(task: Task, tmp_path: Path) -> 
                 task.run("run", "DATA.VAL", str(val), knn=knn)
     assert not (task.folder / "run").exists()
     last = tmp_path / "other" / "b" / "0009.jpg"
-    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    content = bytearray(last.read_bytes())
+    content[17] ^= 1  # the density that its header names: no pixel
+    last.write_bytes(content)
     assert "knn" in task.run("run", "DATA.VAL", str(tmp_path / "other"), knn=True)
 
 

@@ -80,24 +80,37 @@ def test_a_logger_that_cannot_write_says_so_once(
     assert loggers.open_all(_pretraining(tmp_path), 0) == []
     assert capsys.readouterr().out.count("warning: LOG.TENSORBOARD: cannot be written: ") == 1
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    class UsageError(Exception):  # wandb's own are no OSErrors
+        pass
 
-    fake = SimpleNamespace(init=lambda **_: SimpleNamespace(log=full, finish=full), Image=lambda pixels: None)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
     cfg = _pretraining(tmp_path, "LOG.WANDB", "moco", "LOG.TENSORBOARD", "False")
     uses: list[Callable[[loggers.Logger], None]] = [
         lambda logger: logger.write(1, {"loss": 9.0}),
         lambda logger: logger.picture("views", np.zeros((2, 3, 3), np.uint8), 0),
         lambda logger: logger.close(),
     ]
-    for use in uses:
-        (logger,) = loggers.open_all(cfg, 0)
-        use(logger)
-        logger.write(2, {"loss": 8.0})
-        logger.close()
-        said = "warning: LOG.WANDB: cannot be written: No space left on device; the run goes on without it\n"
-        assert capsys.readouterr().out == said
+    for error, text in [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (UsageError("api_key not configured (no-tty).\n call wandb.login()"),
+         "api_key not configured (no-tty). call wandb.login()"),
+        (UsageError(), "UsageError"),
+    ]:  # fmt: skip
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        said = f"warning: LOG.WANDB: cannot be written: {text}; the run goes on without it\n"
+        run = SimpleNamespace(log=fail, finish=fail)
+        fake = SimpleNamespace(init=lambda run=run, **_: run, Image=lambda pixels: None)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        for use in uses:
+            (logger,) = loggers.open_all(cfg, 0)
+            use(logger)
+            logger.write(2, {"loss": 8.0})
+            logger.close()
+            assert capsys.readouterr().out == said
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fail))
+        assert loggers.open_all(cfg, 0) == [] and capsys.readouterr().out == said
 
 
 def _pretraining(output: Path, *more: str):

@@ -1,6 +1,7 @@
 """Queue, momentum encoder and shuffling, against hand-written loops and closed forms."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -96,11 +97,21 @@ def test_no_key_group_is_a_query_group(images: int, groups: int) -> None:
 
 
 def test_unshuffle_restores_the_order() -> None:
-    batch = torch.arange(8.0)[:, None]
-    order = moco.permutation(8, groups=2, seed=0, step=0)
-    shuffled = moco.shuffle(batch, order)
-    assert not torch.equal(shuffled, batch)
-    assert torch.equal(moco.unshuffle(shuffled, order), batch)
+    """For any number of groups and of images in them, any seed and step, and outputs of any shape."""
+    chance = random.Random(0)
+    for _ in range(200):
+        groups, members = chance.randint(2, 9), chance.randint(2, 9)
+        shape = [chance.randint(1, 4) for _ in range(chance.randint(0, 3))]
+        batch = torch.arange(groups * members).view(-1, *[1] * len(shape)).expand(-1, *shape) + torch.rand(
+            shape
+        )
+        order = moco.permutation(
+            len(batch), groups=groups, seed=chance.randrange(2**63), step=chance.randrange(10**6)
+        )
+        shuffled = moco.shuffle(batch, order)
+        assert not torch.equal(shuffled, batch), (groups, members, order)
+        assert torch.equal(shuffled, torch.stack([batch[image] for image in order]))
+        assert torch.equal(moco.unshuffle(shuffled, order), batch), (groups, members, order)
 
 
 def test_keys_are_shuffled_where_it_matters() -> None:

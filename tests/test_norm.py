@@ -1,5 +1,6 @@
 """Batch norm over groups and over processes, against plain batch norm on the same images."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from pretrain import build, config, dist, norm
 from pretrain.errors import UserError
 from pretrain.norm import GroupBatchNorm2d, SyncBatchNorm, convert_sync_batchnorm, in_groups
+from pretrain.validate import validate
 
 
 def random_layer(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
@@ -209,23 +211,40 @@ def test_a_group_may_span_processes(tmp_path: Path) -> None:
         ("ShuffleBN", 3, 2, 1, "does not divide into groups.* use SOLVER.IMS_PER_BATCH 4 with MODEL.BN_GROUP_SIZE 2"),
         ("ShuffleBN", 7, 4, 1, "use SOLVER.IMS_PER_BATCH 8 with MODEL.BN_GROUP_SIZE 4, or MODEL.NORM SyncBN"),
         ("ShuffleBN", 3, 2, 3, "use SOLVER.IMS_PER_BATCH 6 with MODEL.BN_GROUP_SIZE 2"),
-        ("ShuffleBN", 30, 15, 4, "does not divide into 4 processes: use 28"),
+        ("ShuffleBN", 30, 15, 4, "into 4 processes: use SOLVER.IMS_PER_BATCH 28 with MODEL.BN_GROUP_SIZE 14"),
+        ("ShuffleBN", 4, 2, 3, "into 3 processes: use SOLVER.IMS_PER_BATCH 6 with MODEL.BN_GROUP_SIZE 2"),
+        ("BN", 5, 32, 4, "into 4 processes: use SOLVER.IMS_PER_BATCH 8"),
         ("BN", 4, 32, 4, "each process, here 1: use SOLVER.IMS_PER_BATCH 8 or more, or MODEL.NORM SyncBN"),
         ("SyncBN", 1, 32, 1, "needs 2 or more images"),
     ],
 )  # fmt: skip
 def test_choices_that_make_no_sense(kind: str, batch: int, size: int, processes: int, advice: str) -> None:
-    """Each is refused by what to use, and what is advised for groups is taken."""
+    """Each is refused by what to use, and what is advised is taken."""
     keys = ["MODEL.NORM", kind, "SOLVER.IMS_PER_BATCH", str(batch), "MODEL.BN_GROUP_SIZE", str(size)]
     with pytest.raises(UserError, match=advice) as caught:
         config.load("pretrain/moco_v2_R50.yaml", keys, processes=processes)
-    advised = re.findall(
-        r"(MODEL\.BN_GROUP_SIZE|SOLVER\.IMS_PER_BATCH) (\d+)", str(caught.value).split("use ")[-1]
-    )
-    config.load(
-        "pretrain/moco_v2_R50.yaml", [*keys, *(word for pair in advised for word in pair)] if advised else [],
-        processes=processes,
-    )  # fmt: skip
+    more = advised(caught.value)
+    assert more
+    config.load("pretrain/moco_v2_R50.yaml", [*keys, *more], processes=processes)
+
+
+def advised(error: UserError) -> list[str]:
+    pairs = re.findall(r"(MODEL\.BN_GROUP_SIZE|SOLVER\.IMS_PER_BATCH) (\d+)", str(error).split("use ")[-1])
+    return [word for pair in pairs for word in pair]
+
+
+def test_all_advice_about_groups_is_taken() -> None:
+    refused = 0
+    for processes, batch, size in itertools.product((1, 2, 3, 4, 7, 8), range(1, 25), (1, 2, 3, 8, 15, 64)):
+        cfg = config.defaults()
+        cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", batch, "MODEL.BN_GROUP_SIZE", size])
+        try:
+            validate(cfg, processes=processes)
+        except UserError as error:
+            cfg.merge_from_list(advised(error))
+            validate(cfg, processes=processes)
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize(

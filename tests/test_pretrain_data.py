@@ -1,7 +1,9 @@
 """Folders and lists of images: what is found, in which order it is visited, and what broken files do."""
 
+import itertools
 import os
 import random
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -255,10 +257,12 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
     assert (folder / "out" / FILE).read_text().splitlines() == names == broken.report()[1:]
     assert broken.report()[0].startswith("2 unreadable image(s) were replaced")
     broken.add([6])
+    broken.share()
+    assert broken.too_many
     with pytest.raises(
         UserError, match=rf"DATA\.MAX_BROKEN 0\.25: 3 of 8.*0003\.jpg among.*{FILE} lists them"
     ):
-        broken.share()
+        broken.check()
     assert len((folder / "out" / FILE).read_text().splitlines()) == 3
 
 
@@ -295,8 +299,10 @@ def broken_worker(folder: str) -> None:
         if any(dist.any_process(bool(broken.new))):
             broken.share()
     assert broken.indices == {1, 2, 7}  # 3 of 20 are still allowed
+    broken.check()
     broken.add([[], [9, 10]][dist.rank()])
     broken.share()
+    broken.check()
 
 
 def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
@@ -326,6 +332,7 @@ def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:
         broken = Broken(files, 0.05, folder=tmp_path, going_on=going_on)
         broken.add(indices)
         broken.share()
+        broken.check()
         broken.write()
 
     session([1, 2, 3], going_on=False)
@@ -343,8 +350,9 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
     (batch,) = data.train_loader(files, settings(), start=0, stop=1, device=CPU)
     broken = Broken(files, 1.0, folder=tmp_path, going_on=False)
     broken.add(batch.broken)
+    broken.share()
     with pytest.raises(UserError, match="4 of 4"):
-        broken.share()
+        broken.check()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
@@ -375,6 +383,23 @@ def private_megabytes(pid: int) -> float:
     """Memory of a process that it shares with no other one."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def test_workers_outlive_a_scheduler_and_end_with_their_process(image_folder: Callable[..., Path]) -> None:
+    files = find_images([str(image_folder(64))], key="DATA.TRAIN")
+    cfg = settings(DATA__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2)
+    batches = data.train_loader(files, cfg, start=0, stop=30, device=CPU)
+    next(batches)
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    try:
+        for number in ("TERM", "USR1", "TERM"):
+            subprocess.run(["/bin/sh", "-c", f"kill -{number} {worker.pid}"], check=True)
+        assert len(list(itertools.islice(batches, 12))) == 12  # more than are made ahead
+        worker.terminate()  # what an interpreter does that ends
+        worker.join(timeout=20)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is private")

@@ -139,7 +139,8 @@ def test_two_machines(image_folder: MakeFolder, tmp_path: Path, rendezvous: str)
 # What SLURM's commands do for one node: srun starts the task in a session of its own, scancel signals it.
 FAKES = {
     "scontrol": 'case "$1" in show) echo 127.0.0.1;; *) echo "$@" >> "$FAKES/calls";; esac',
-    "srun": 'shift; echo $$ > "$FAKES/step"; exec "$PYTHON" -m torch.distributed.run "${@:2}"',
+    "srun": 'while [[ $1 == --* ]]; do echo "$1" >> "$FAKES/options"; shift; done; echo $$ > "$FAKES/step"; '
+    'exec "$PYTHON" -m torch.distributed.run "${@:2}"',
     "scancel": 'echo "$@" >> "$FAKES/calls"; kill -TERM "$(cat "$FAKES/step")"',
 }
 
@@ -152,7 +153,7 @@ def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_pat
         (fakes / name).chmod(0o755)
     environment = {"PATH": f"{fakes}:{os.environ['PATH']}", "FAKES": str(fakes), "PYTHON": sys.executable,
                    "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2",
-                   "SLURM_JOB_ID": str(os.getpid())}  # fmt: skip
+                   "SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "40"}  # fmt: skip
     job = ["bash", "tools/slurm/job.sbatch", *CONFIG]
     with started([*job, *overrides(images, output, *LONG)], **environment) as run:
         wait_for(lines_of(output, 2), run)
@@ -160,6 +161,7 @@ def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_pat
         out, _ = run.communicate(timeout=180)
     assert run.returncode == 0 and "everything is saved" in out, out
     assert (fakes / "calls").read_text().split("\n")[1] == f"requeue {os.getpid()}"
+    assert (fakes / "options").read_text() == "--kill-on-bad-exit=1\n--cpus-per-task=40\n"
     saved = last(output)["iteration"]
     end = ["SOLVER.MAX_ITER", str(saved + 2)]
     assert "finished: " in finish(*job, *overrides(images, output, *LONG, *end), **environment)

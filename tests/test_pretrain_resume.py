@@ -21,6 +21,7 @@ from torch import nn
 
 from pretrain import amp, checkpoint, config, notes, resume, saver, snapshot, train
 from pretrain.errors import UserError
+from pretrain.images import find_images
 from pretrain.snapshot import LAST, Progress
 
 Contents = dict[str, Any]
@@ -101,6 +102,19 @@ def test_every_kind_of_state_is_taken_up(image_folder: MakeFolder, tmp_path: Pat
         assert whole["scaler"]["_growth_tracker"] + whole["scaler"]["scale"] != 65536
 
 
+def test_momenta_of_another_kind_of_device(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """A GPU's lie channels last in memory, and in the file; the fused step goes through memory as it comes."""
+    images = image_folder(50)
+    whole = run(images, tmp_path / "whole", *EVERY_STEP, "SOLVER.MAX_ITER", "4")
+    parts = run(images, tmp_path / "parts", *EVERY_STEP, "SOLVER.MAX_ITER", "2")
+    for state in momenta(parts).values():
+        if state["momentum_buffer"].dim() == 4:
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous(memory_format=torch.channels_last)
+    checkpoint.save(tmp_path / "parts" / LAST, parts)
+    parts = run(images, tmp_path / "parts", *EVERY_STEP, "SOLVER.MAX_ITER", "4", resume=True)
+    assert not list(kill_runs._unequal(whole, parts, where="checkpoint"))
+
+
 def test_saves_inside_an_epoch(image_folder: MakeFolder, tmp_path: Path) -> None:
     images = image_folder(50)  # three iterations an epoch
     for minutes, saved in (("1e-6", 4), ("0", 3), ("60", 3)):
@@ -158,10 +172,6 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
-    """Half-written files, and the third last epoch's checkpoint after a kill before it was removed."""
-    cfg, *_ = tiny_state(
-        tmp_path, "SOLVER.KEEP_LAST", "2", "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.MAX_EPOCH", "4"
-    )
     names = [
         f".{LAST}.abcd1234",
         f".{LAST}.link",
@@ -169,11 +179,40 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
         ".config.yaml.k",
         ".metrics.json.k",
     ]
-    stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in (1, 2, 3)), LAST]
-    for name in [*names, *stay, "checkpoint_0000.pth.tar"]:
+    stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in range(4)), LAST]
+    for name in [*names, *stay]:
         (tmp_path / name).touch()
-    snapshot.remove_leftovers(tmp_path, Progress(7, 2, 4, "off"), cfg=cfg)
+    snapshot.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
+
+
+def test_files_that_were_to_stay_are_removed_by_a_later_save_only(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KEEP_LAST is forgotten when a run is taken up, first one that is finished."""
+    images, output = image_folder(20), tmp_path / "run"  # one iteration an epoch
+    less = [*EVERY_STEP, "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.KEEP_LAST", "1"]
+    run(images, output, *less, "SOLVER.KEEP_LAST", "0")
+    capsys.readouterr()
+    run(images, output, *less, resume=True)
+    assert (
+        "note: SOLVER.KEEP_LAST was 0, is 1: the next numbered file removes older ones by it"
+        in capsys.readouterr().out
+    )
+    assert [snapshot.number(path) for path in snapshot.numbered(output)] == [0, 1, 2]
+    run(images, output, *less, "SOLVER.MAX_EPOCH", "4", resume=True)
+    assert [snapshot.number(path) for path in snapshot.numbered(output)] == [3]
+
+
+def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `checkpoint_last` says is finished has nothing left to remove."""
+    cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
+    snapshot.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
+    monkeypatch.setattr(checkpoint, "link", lambda *_: kill())
+    with pytest.raises(Killed):
+        snapshot.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
+    assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
+    assert [snapshot.number(path) for path in snapshot.numbered(tmp_path)] == [1]
 
 
 @contextlib.contextmanager
@@ -232,6 +271,21 @@ def test_a_place_that_cannot_be_written(image_folder: MakeFolder, tmp_path: Path
     assert checkpoint.load(output / LAST)["iteration"] == 1
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_cannot_be(image_folder: MakeFolder, tmp_path: Path, resume: bool) -> None:
+    images, closed = image_folder(20), tmp_path / "closed"
+    closed.mkdir(mode=0)
+    outputs = [
+        tmp_path / ("x" * 300),
+        tmp_path / ("x" * 300) / "y",
+        *([closed / "run"] if os.getuid() else []),
+    ]
+    for output in outputs:
+        with pytest.raises(UserError, match=r"cannot be written: (File name too long|Permission denied)"):
+            run(images, output, *EVERY_STEP, resume=resume)
+    closed.rmdir()
+
+
 def test_the_main_process_decides_when_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, *_ = tiny_state(tmp_path, "SOLVER.SAVE_MINUTES", "2")
     one = saver.Saver(cfg, saved=None)
@@ -242,6 +296,21 @@ def test_the_main_process_decides_when_to_save(tmp_path: Path, monkeypatch: pyte
     assert one.due()
     monkeypatch.setattr("pretrain.dist.rank", lambda: 1)
     assert not one.due()
+
+
+def test_too_many_broken_images_lose_no_step(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """The second of three iterations meets one, and it is one too many."""
+    images, output = image_folder(50), tmp_path / "run"
+    more = [*EVERY_STEP, "SOLVER.SAVE_MINUTES", "0"]
+    files = find_images([str(images)], key="DATA.TRAIN")
+    broken = Path(files[int(files.order(0, 0)[20])])
+    content = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.01: 1 of 50 images could not be read"):
+        run(images, output, *more)
+    assert checkpoint.load(output / LAST)["iteration"] == log_lines(output)[-1]["iteration"] == 2
+    broken.write_bytes(content)
+    assert run(images, output, *more, resume=True)["iteration"] == 9
 
 
 # --- what may be resumed
@@ -470,7 +539,10 @@ def test_the_first_bad_layer_is_named(image_folder: MakeFolder, tmp_path: Path) 
     assert checkpoint.load(output / LAST)["iteration"] == 4
 
 
-def test_a_gpu_run_is_looked_at_when_it_logs(image_folder: MakeFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_period", ["1", "20"])
+def test_a_gpu_run_is_looked_at_when_it_logs_or_saves(
+    image_folder: MakeFolder, tmp_path: Path, log_period: str
+) -> None:
     """On a GPU `train_step` does not look at the loss."""
     images, output, step = image_folder(50), tmp_path / "run", train.train_step
 
@@ -481,7 +553,7 @@ def test_a_gpu_run_is_looked_at_when_it_logs(image_folder: MakeFolder, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", blind)
         with pytest.raises(UserError, match=r"by iteration 5, while the outputs of all layers are finite; "):
-            run(images, output, *EVERY_STEP)
+            run(images, output, *EVERY_STEP, "SOLVER.LOG_PERIOD", log_period)
     assert checkpoint.load(output / LAST)["iteration"] == 4
 
 

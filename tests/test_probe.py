@@ -2,6 +2,7 @@
 
 import colorsys
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_folders_without_classes_are_refused(image_folder: Callable[..., Path]) 
 def test_the_limit_keeps_every_class(image_folder: Callable[..., Path]) -> None:
     folders = ClassFolders(str(image_folder(10, classes=("a", "b", "c"))), key="KNN.TRAIN", limit=6)
     assert len(folders.files) == 6 and [folders.labels.count(name) for name in "abc"] == [2, 2, 2]
+
+
+def test_the_limit_keeps_the_smallest_class(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    train, val = image_folder(30, classes=("a", "z")), image_folder(2, classes=("a", "m", "z"))
+    shutil.copytree(val / "m", train / "m")
+    folders = ClassFolders(str(train), key="KNN.TRAIN", limit=4)
+    assert folders.labels == ["a", "a", "m", "z", "z"]
+    assert [Path(path).parent.name for path in folders.files] == folders.labels
+    cfg = config.defaults()
+    cfg.merge_from_list(["KNN.TRAIN", str(train), "KNN.VAL", str(val), "KNN.MAX_IMAGES", 4])
+    Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
+    shutil.rmtree(train / "m")
+    with pytest.raises(UserError, match=r"class m is not in KNN\.TRAIN"):
+        Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
 
 
 def _coloured_pictures(folder: Path, *, classes: int = 6, each: int = 48) -> None:

@@ -78,6 +78,12 @@ def test_finished_run_is_neither_repeated_nor_overwritten(
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_cannot_be(tiny, tmp_path: Path, resume: bool) -> None:
+    with pytest.raises(UserError, match="cannot be written: File name too long"):
+        trainer.run(_load(tiny, tmp_path / ("x" * 300)), resume=resume)
+
+
 def test_weights_survive_a_failed_evaluation(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(cfg, model):
         raise UserError("a test image is broken")

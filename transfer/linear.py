@@ -74,6 +74,8 @@ def run(
     """
     stored = None if knn else linear_state.find(cfg, resume=resume)
     probe = _set_up(cfg, weights, source=source, branch=branch)
+    if dist.is_main():
+        linear_state.remove_leftovers(probe.folder)
     extract = Extractor(probe.backbone, probe.device)
     if knn:
         _measure_knn(probe, extract)
@@ -105,10 +107,10 @@ def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
 
 
 def _fixed(
-    probe: Probe, extract: Extractor, images: LabelledImages, signals: Signals
+    probe: Probe, extract: Extractor, images: LabelledImages, signals: Signals, *, retry: bool = True
 ) -> linear_features.Fixed:
     """Features of the central views. Raises `UserError` for unreadable images among those of the test."""
-    known = linear_features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals)
+    known = linear_features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals, retry=retry)
     if known.unreadable and images is probe.val:
         raise UserError(
             f"{images.name}: {len(known.unreadable)} images cannot be read, the first is "
@@ -138,7 +140,8 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     data.iterations_per_epoch(len(probe.train), cfg)  # too few images are better said before an hour's work
     _say_notes(cfg)
     val = _fixed(probe, extract, probe.val, signals)
-    train = _fixed(probe, extract, probe.train, signals) if cfg.CACHE else None
+    # A run that goes on keeps its images: with more of them its batches would be others
+    train = _fixed(probe, extract, probe.train, signals, retry=not stored) if cfg.CACHE else None
     per_epoch = data.iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
     state = _new_state(probe, extract.channels)
     if stored:
@@ -178,6 +181,7 @@ def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken
     broken = Broken(files, limit, folder=probe.folder, going_on=going_on, device=probe.device)
     broken.add(known)
     broken.share()
+    broken.check()
     broken.write()
     return broken
 

@@ -54,18 +54,30 @@ class Features(NamedTuple):
 
 
 def fixed(
-    images: LabelledImages, backbone: Backbone, extract: Extractor, cfg: CfgNode, *, signals: Signals
+    images: LabelledImages,
+    backbone: Backbone,
+    extract: Extractor,
+    cfg: CfgNode,
+    *,
+    signals: Signals,
+    retry: bool,
 ) -> Fixed:
     """The central views' features, from OUTPUT_DIR/features where the same ones were computed before.
 
-    A file belongs to the weights, their preprocessing, the images' paths and sizes, and INPUT.SIZE. Every
-    process calls this and computes its share; the main one writes.
+    A file belongs to the weights, their preprocessing, the images' paths, sizes and times of change, and INPUT.SIZE.
+    Every process calls this and computes its share; the main one writes.
+
+    Args:
+        retry: compute them anew where an image that could not be read before can be read now.
     """
-    identity = f"{_VERSION} {backbone.digest} {images.digest} {cfg.INPUT.SIZE}"
+    changed = torch.tensor([images.changed], dtype=torch.float64, device=extract.device)
+    dist.copy_from_main([changed])  # machines may have copies of the images, of other times
+    identity = f"{_VERSION} {backbone.digest} {images.digest} {int(changed)} {cfg.INPUT.SIZE}"
     path = Path(cfg.OUTPUT_DIR) / "features" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     shape = len(images), extract.channels
-    (missing,) = dist.any_process(_read(path, shape) is None)
-    if missing:
+    known = _read(path, shape)
+    mended = known is not None and retry and _any_readable(images, known[1], size=cfg.INPUT.SIZE)
+    if any(dist.any_process(known is None, mended)):
         _compute(path, images, extract, cfg, signals=signals)
     else:
         say(f"{images.name}: features of {len(images)} images are in {path}")
@@ -86,6 +98,11 @@ def _read(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, list[int]] | 
         return None
     right = features.shape == shape and features.dtype == np.float32 and isinstance(unreadable, list)
     return (features, unreadable) if right else None
+
+
+def _any_readable(images: LabelledImages, indices: list[int], *, size: int) -> bool:
+    crops = CentreCrops(images.files, size=size)
+    return any(crops[index][1] for index in indices)
 
 
 def _compute(
@@ -175,7 +192,7 @@ def random_crops(
     try:
         for pixels, labels, broken in loader:
             yield Features(extract(pixels), labels.to(extract.device, non_blocking=True), broken)
-    finally:  # workers outlive a SIGTERM for a while
+    finally:  # as in pretrain.train
         getattr(loader, "_shutdown_workers", lambda: None)()
 
 

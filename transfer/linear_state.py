@@ -18,6 +18,7 @@ from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import IRRELEVANT, flat
 
 LAST = "linear_last.pth"
+_OTHERS = ("broken_images.txt", "config.yaml", "knn.json", "metrics.json", "results.json")
 
 
 @dataclass
@@ -74,6 +75,15 @@ def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
     if not isinstance(contents, dict) or not {"layers", "config", "origin", "iteration"} <= contents.keys():
         raise UserError(f"{path}: not written by tools/linear_eval.py; name another OUTPUT_DIR")
     return contents
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a process that was killed; features of ImageNet are 10 GB."""
+    for path in [*checkpoint.found(folder, ".*.*"), *checkpoint.found(folder / "features", ".*.*")]:
+        name = path.name[1:].rpartition(".")[0]
+        features = path.parent != folder and name.endswith((".npy", ".json"))
+        if name == LAST or name in _OTHERS or features:
+            path.unlink(missing_ok=True)
 
 
 def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:

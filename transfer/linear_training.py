@@ -55,11 +55,13 @@ def train(
             epoch, step = divmod(state.iteration, per_epoch)
             say(f"epoch {epoch + 1}/{epochs} iter {step}/{per_epoch}  ETA {duration(left)}")
             spoke = now
-        (stops,) = dist.any_process(signals.requested)
-        if ends_epoch or stops:
+        stops, met_broken = dist.any_process(signals.requested, bool(broken.new))
+        if met_broken:
             broken.share()
+        if ends_epoch or stops or broken.too_many:
             broken.write()
             save(state, cfg)
+        broken.check()
         if stops and state.iteration < steps:
             say(f"stopped at iteration {state.iteration}; the same command with --resume goes on")
             signals.leave()

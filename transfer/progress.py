@@ -118,7 +118,7 @@ class Progress:
 
     def _drop_lines_after(self, start: int) -> None:
         """A resumed run writes the lines after its checkpoint once more: keep only those before it."""
-        lines = self.path.read_text().splitlines() if self.path.exists() and start else []
+        lines = self.path.read_text().splitlines() if start and self.path.exists() else []
         kept = [line for line in lines if _iteration(line) <= start]
         if start >= self.end:  # the test at the end comes once more
             kept = [line for line in kept if _iteration(line) < start or '"loss"' in line]

@@ -1,5 +1,6 @@
 """The state of a fine-tuning run between two steps: saved whole, and restored so that nothing differs."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def save(state: State, cfg: CfgNode) -> None:
 def restore(state: State, cfg: CfgNode) -> None:
     """Go on from `model_last.pth`, where there is one. Raises `UserError` for other settings or data."""
     path = Path(cfg.OUTPUT_DIR) / LAST
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name too long, or a folder closed to us
         say(f"--resume: no {path}; starting from iteration 0")
         return
     stored = checkpoint.load(path)
@@ -140,5 +141,5 @@ def check_finite(state: State, cfg: CfgNode) -> None:
 
 def remove_leftovers(output: Path) -> None:
     """Remove the half-written files of a process that was killed while it saved."""
-    for path in output.glob(".model_*.pth.*"):
+    for path in checkpoint.found(output, ".model_*.pth.*"):
         path.unlink(missing_ok=True)

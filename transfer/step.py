@@ -1,5 +1,6 @@
 """One optimizer step: forward and backward in parts, the check of the losses, the update."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -106,7 +107,7 @@ def seed(seed: int, iteration: int) -> None:
 def not_finite(cfg: CfgNode, iteration: int, what: str) -> UserError:
     """What to do about a loss or weight that is infinite or NaN; `iteration` counts from 1."""
     last = Path(cfg.OUTPUT_DIR) / LAST
-    kept = f"the last good state is {last}" if last.exists() else "no state was saved yet"
+    kept = f"the last good state is {last}" if os.path.exists(last) else "no state was saved yet"
     return UserError(
         f"the loss is not finite at iteration {iteration} ({what}); {kept}: lower SOLVER.BASE_LR, lengthen "
         "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"

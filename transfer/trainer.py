@@ -5,6 +5,7 @@ without a word; the parts they are made of do not. So the parts are used, and th
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its notices are about its own defaults
     cfg = cfg.clone()
     output = Path(cfg.OUTPUT_DIR)
-    if resume and not eval_only and (output / RESULTS).exists():
+    if resume and not eval_only and os.path.exists(output / RESULTS):
         say(f"{output}: this run is finished; nothing to do")
         return
     _refuse_overwriting(output, resume=resume, eval_only=eval_only)
@@ -156,11 +157,11 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
     finished, unfinished = output / RESULTS, output / LAST
     if eval_only or resume:
         return
-    if finished.exists():
+    if os.path.exists(finished):  # Path.exists raises for a name too long, or a folder closed to us
         raise UserError(
             f"OUTPUT_DIR {output} holds a finished run: choose another folder, or remove this one"
         )
-    if unfinished.exists():
+    if os.path.exists(unfinished):
         raise UserError(
             f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder"
         )
