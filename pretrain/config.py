@@ -222,7 +222,7 @@ def defaults() -> CfgNode:
                 "K": 20,
                 "T": 0.07,
                 "PERIOD": 10,  # epochs; the last epoch is always measured; 0: no monitor
-                "MAX_IMAGES": 5000,  # of each folder
+                "MAX_IMAGES": 5000,  # of each folder, evenly spread; and one of each class that this leaves out
             },
             "LOG": {
                 "TENSORBOARD": True,

@@ -20,7 +20,7 @@ _BATCH = 64
 
 
 class ClassFolders:
-    """Images in folders named after their classes: an evenly spread choice of at most `limit`.
+    """Images in folders named after their classes: an evenly spread choice of `limit`, or of all if these are fewer.
 
     A class that the choice passes over adds its first image.
     """

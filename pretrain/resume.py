@@ -194,7 +194,7 @@ def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
         was, now = _get(before, key, _get(defaults(), key)), _get(cfg, key)
         if was != now:
             means = (
-                "the next numbered file removes older ones by it" if key in _KEPT else "not the run it was"
+                "it decides which numbered files stay from now on" if key in _KEPT else "not the run it was"
             )
             say(f"note: {key} was {printable(str(was)[:80])}, is {now}: {means}")
 

@@ -1,5 +1,6 @@
 """Stopping on request: a scheduler's SIGTERM or SIGUSR1 becomes a saved state and an exit code of its own."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from typing import NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": everything is saved, --resume goes on
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_LATEST = 120  # seconds that a worker lives on after a signal of which it is not known whose it was
 
 
 class Signals:
@@ -55,9 +57,12 @@ def outlive_the_stop() -> None:
     Their own process may end them by SIGTERM: an interpreter that ends after an error does, and waits for them.
     Where it is killed they end by themselves, since torch's workers look for it every few seconds.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none
-        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+    for number in _SIGNALS:  # where a library's thread takes the signal, or macOS: nobody knows whose it was
+        signal.signal(number, lambda *_: signal.alarm(_LATEST))
+    creator = multiprocessing.parent_process()
+    if creator and creator.pid and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=_end_for, args=(creator.pid,), daemon=True).start()
 
 
 def _end_for(process: int) -> None:

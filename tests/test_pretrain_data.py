@@ -1,5 +1,6 @@
 """Folders and lists of images: what is found, in which order it is visited, and what broken files do."""
 
+import functools
 import itertools
 import os
 import random
@@ -385,7 +386,12 @@ def private_megabytes(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def test_workers_outlive_a_scheduler_and_end_with_their_process(image_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # the latter is Python 3.14's
+def test_workers_outlive_a_scheduler_and_end_with_their_process(
+    image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    loader = functools.partial(torch.utils.data.DataLoader, multiprocessing_context=method)
+    monkeypatch.setattr(data, "DataLoader", loader)
     files = find_images([str(image_folder(64))], key="DATA.TRAIN")
     cfg = settings(DATA__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2)
     batches = data.train_loader(files, cfg, start=0, stop=30, device=CPU)

@@ -196,7 +196,7 @@ def test_files_that_were_to_stay_are_removed_by_a_later_save_only(
     capsys.readouterr()
     run(images, output, *less, resume=True)
     assert (
-        "note: SOLVER.KEEP_LAST was 0, is 1: the next numbered file removes older ones by it"
+        "note: SOLVER.KEEP_LAST was 0, is 1: it decides which numbered files stay from now on"
         in capsys.readouterr().out
     )
     assert [snapshot.number(path) for path in snapshot.numbered(output)] == [0, 1, 2]

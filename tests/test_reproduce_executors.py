@@ -235,6 +235,25 @@ def test_jobs_limits_what_is_submitted(tmp_path: Path, queue: Path) -> None:
     assert "--array=0-1%" in script and len(cluster.running) == 2
 
 
+def test_a_queue_that_is_nearly_full_gets_what_it_takes(tmp_path: Path, queue: Path) -> None:
+    """At most two jobs at a time here; the others go when there is room, and what runs is not left alone."""
+    full = """#!/bin/bash
+array=$(grep -o -- '--array=0-[0-9]*' "$1" | grep -o '[0-9]*$'); there=$(ls "$QUEUE" | grep -c script)
+[ "$there" -gt 0 ] || [ "${array:-0}" -gt 1 ] && { echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }
+"""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(full + sbatch.read_text().partition("\n")[2])
+    cluster, jobs = slurm(tmp_path), [python(f"finetune/{name}", "") for name in "abcde"]
+    for job in jobs:
+        worker.prepare(job, tmp_path)
+    folders = [job.folder(tmp_path) for job in jobs]
+    assert cluster.start(folders) == folders[:2]
+    assert cluster.start(folders[2:]) == [] and cluster.not_before > time.monotonic()
+    assert len(submitted(queue)) == 1 and set(cluster.running) == set(folders[:2])
+    again = slurm(tmp_path)  # another program finds those, and is not ended by the rest
+    assert again.start(folders) == folders[:2]
+
+
 def test_another_programs_queued_job_is_not_cancelled(tmp_path: Path, queue: Path) -> None:
     (tmp_path / "bin" / "scancel").write_text('#!/bin/bash\necho "$@" >> "$QUEUE/cancelled"')
     first, second = slurm(tmp_path), slurm(tmp_path)

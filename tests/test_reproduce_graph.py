@@ -333,6 +333,25 @@ def test_status_of_a_job_whose_worker_was_killed(tmp_path: Path) -> None:
     assert "no sign of life for 30" in progress.status([job], tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+    "line", ["\xff", "[" * 100_000, '{"bbox/AP": 1' + "0" * 400 + "}", '{"bbox/AP": "x"}', "[1]", ""]
+)
+def test_status_of_a_job_with_a_damaged_log(tmp_path: Path, line: str) -> None:
+    job = python("a", "")
+    folder = job.folder(tmp_path)
+    folder.mkdir()
+    (folder / worker.LOCK).write_text("node 1 token\n0")
+    worker._write(
+        folder / worker.STATE, {"state": "running", "host": "n", "began": time.time(), "seconds": 0}
+    )
+    (folder / "metrics.json").write_bytes(line.encode("latin-1") + b"\n")
+    assert "running for" in progress.status([job], tmp_path)[0]
+    (folder / "metrics.json").write_text(
+        '{"iteration": 7, "bbox/AP": 31.25, "bbox/AP50": 50.0}\n{"loss": 1.0}\n'
+    )
+    assert "iteration 7: bbox AP 31.2" in progress.status([job], tmp_path)[0]
+
+
 def test_what_only_finished_jobs_need_is_not_made_again(tmp_path: Path) -> None:
     a, b, c, d = diamond()
     assert run([d], tmp_path) == {}

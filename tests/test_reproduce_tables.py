@@ -408,6 +408,13 @@ def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
     rows = {row["init"]: row["cells"][0] for row in table["rows"]}
     ap = rows["moco_v1"]["numbers"][1]
     assert (ap["ours"], ap["paper"], ap["verdict"]) == ([55.8, 56.0], 55.9, "within noise")
+    assert rows["random"]["kind"] == "not run" and "| random init | not run (paper 60.2)" in outputs.markdown(
+        table
+    )
+    finish(
+        jobs["finetune/voc_R50_C4_24k/random/seed0"], runs, AP50=None, AP=None, AP75=None
+    )  # nothing detected
+    assert "| random init | no number (paper 60.2)" in outputs.markdown(collected(options, runs))
     assert rows["random"]["why_not"] == "not run yet" and rows["random"]["numbers"][1]["ours"] == []
     assert "never released" in rows["moco_v1_ig1b"]["why_not"]
     text = outputs.markdown(table)
@@ -484,12 +491,28 @@ def test_sweeps_know_the_recipes_own_value_however_it_is_written(options: Option
     assert "supervised network itself" in quoted["why_not"]
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["voc_C4", "linear", "cityscapes"])
+def test_a_smoke_run_has_images_for_every_process(options: Options, name: str, processes: int) -> None:
+    smoke = replace(options, smoke=True, processes=processes, cpu=True)
+    plain_file(options.root / "stand_in.pth", small_network().state_dict())
+    jobs = in_order([j for c in plan(BOOK.tables[name], smoke) for found in c.runs.values() for j in found])
+    for job in jobs:
+        batches = re.findall(r"SOLVER.IMS_PER_BATCH (\d+)", " ".join(job.command))
+        if batches:
+            assert int(batches[-1]) % processes == 0 and int(batches[-1]) <= 16  # of the miniature
+            assert "DEVICE cpu" in " ".join(job.command)
+
+
 def test_a_smoke_run_sweeps_too(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     smoke = replace(options, smoke=True, sweep=("SOLVER.BASE_LR", ("0.01", "0.02")), inits=("random",))
     (cell,) = plan(BOOK.tables["voc_C4"], smoke)
     commands = [" ".join(job.command) for (job,) in cell.runs.values()]
     assert len({job.key for (job,) in cell.runs.values()}) == 2
     assert [re.findall(r"SOLVER.BASE_LR (\S+)", text)[-1] for text in commands] == ["0.01", "0.02"]
+    (cell,) = plan(BOOK.tables["voc_C4"], replace(smoke, sweep=("SOLVER.MAX_ITER", ("24000", "48000"))))
+    ((job,), _) = cell.runs.values()  # it stays small
+    assert re.findall(r"SOLVER.MAX_ITER (\d+)", " ".join(job.command)) == ["3"]
 
 
 @pytest.mark.parametrize("name", BOOK.tables)

@@ -142,8 +142,13 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     val = _fixed(probe, extract, probe.val, signals)
     # A run that goes on keeps its images: with more of them its batches would be others
     train = _fixed(probe, extract, probe.train, signals, retry=not stored) if cfg.CACHE else None
+    origin = probe.origin | (
+        {"the list of unreadable training images": str(train.unreadable)} if train else {}
+    )
+    if stored:
+        linear_state.compare(stored, origin, cfg)
     per_epoch = data.iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
-    state = _new_state(probe, extract.channels)
+    state = _new_state(probe, extract.channels, origin)
     if stored:
         linear_state.restore(state, stored, cfg)
     if dist.is_main():
@@ -186,12 +191,12 @@ def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken
     return broken
 
 
-def _new_state(probe: Probe, channels: int) -> linear_state.State:
+def _new_state(probe: Probe, channels: int, origin: dict[str, str]) -> linear_state.State:
     cfg, rate = probe.cfg, rates(probe.cfg)
     classifiers = Classifiers(
         channels, len(probe.train.classes), rates=rate, solver=cfg.SOLVER, seed=cfg.SEED, device=probe.device
     )
-    return linear_state.State(classifiers, probe.origin, 0, torch.zeros(len(rate), device=probe.device))
+    return linear_state.State(classifiers, origin, 0, torch.zeros(len(rate), device=probe.device))
 
 
 def _report(

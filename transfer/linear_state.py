@@ -1,7 +1,9 @@
 """The state of a linear probe between two steps: saved whole, restored so that nothing differs."""
 
+import contextlib
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import IRRELEVANT, flat
 
 LAST = "linear_last.pth"
+_OLD = 3600.0  # seconds
 _OTHERS = ("broken_images.txt", "config.yaml", "knn.json", "metrics.json", "results.json")
 
 
@@ -78,12 +81,17 @@ def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files of a process that was killed; features of ImageNet are 10 GB."""
+    """Remove what a killed process left half-written an hour ago; features of ImageNet are 10 GB.
+
+    A younger file may be another process's, which writes it now.
+    """
     for path in [*checkpoint.found(folder, ".*.*"), *checkpoint.found(folder / "features", ".*.*")]:
         name = path.name[1:].rpartition(".")[0]
         features = path.parent != folder and name.endswith((".npy", ".json"))
         if name == LAST or name in _OTHERS or features:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _OLD:
+                    path.unlink()
 
 
 def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:

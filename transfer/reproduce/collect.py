@@ -116,16 +116,19 @@ def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[s
         "best": best,
         "untuned": None if own is None else {"value": own, **_measured(table, cell, options, tried, own)},
         "why_not": cell.why_not or "; ".join(dict.fromkeys(waiting)),
-        "kind": _kind(cell, failed),
+        "kind": _kind(cell, runs, failed),
     }
 
 
-def _kind(cell: Cell, failed: dict[str, str]) -> str:
+def _kind(cell: Cell, runs: Path, failed: dict[str, str]) -> str:
     """Why a cell may be empty, in a word or two."""
     if cell.why_not:
         return "needs --init" if cell.why_not.startswith("needs --init") else "cited only"
     jobs = [job for found in cell.runs.values() for job in found]
-    return "failed" if any(job.key in failed for job in jobs) else "not run"
+    states = [worker.state(job.folder(runs)).get("state") for job in jobs]
+    if "done" in states:
+        return "no number"
+    return "failed" if "failed" in states or any(job.key in failed for job in jobs) else "not run"
 
 
 def _measured(

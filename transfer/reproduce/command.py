@@ -148,6 +148,7 @@ def _options(args: argparse.Namespace) -> Options:
         fetch=args.fetch,
         launcher=_launcher(args.launcher, args.num_gpus),
         processes=1 if args.launcher else args.num_gpus,
+        cpu=_on_cpu(args),
         root=smoke_root if args.smoke else args.root,
         cache=args.output / "digests.json",
     )
@@ -191,11 +192,17 @@ def _launcher(text: str, gpus: int) -> tuple[str, ...]:
     return ("python", *(several if gpus > 1 else ()))
 
 
+def _on_cpu(args: argparse.Namespace) -> bool:
+    """Whether a smoke run tries on this machine's processor what several GPUs are to run."""
+    here = not (args.slurm or args.launcher)
+    return bool(args.smoke and here and len(visible_gpus()) < args.num_gpus > 1)
+
+
 def _executor(args: argparse.Namespace) -> Executor:
     """Raises `UserError` where this machine has not the GPUs of one job, or SLURM is not here."""
     if args.slurm:
         return Slurm(args.output / "slurm", slurm_parameters(args.slurm, args.num_gpus), jobs=args.jobs)
-    gpus = visible_gpus()
+    gpus = [] if _on_cpu(args) else visible_gpus()
     if not gpus and args.num_gpus > 1 and not (args.smoke or args.launcher):
         raise UserError(
             f"--num-gpus {args.num_gpus}: this machine has no GPU that PyTorch sees; "

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from pretrain.console import say
 from pretrain.errors import UserError
-from pretrain.stop import STOPPED
 from transfer.reproduce.worker import ROOT, SUBMITTED
 
 _COMMAND = (sys.executable, "-m", "transfer.reproduce.worker")
+_LATER = 60.0  # seconds until a queue that takes no more is asked again
 _LIGHT = (
     "fetch-",
     "convert-",
@@ -196,6 +196,7 @@ class Slurm:
         self.logs, self.jobs = logs, jobs
         self.running: dict[Path, Any] = {}
         self.own: set[Path] = set()  # those that this program has submitted
+        self.not_before = 0.0  # when the queue may be asked again
         self.here = Local([])
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
@@ -211,8 +212,16 @@ class Slurm:
             else:
                 new.append(folder)
         new = new[: max(0, self.jobs - len(self.running))] if self.jobs else new
-        self._submit(new)
-        return [*started, *new]
+        if time.monotonic() < self.not_before:
+            return started
+        try:
+            return [*started, *self._submit(new)]
+        except UserError as error:
+            if not (started or self.running):  # nothing is under way: the user's mistake
+                raise
+            say(f"{error}; trying again in {_LATER:.0f} s")
+            self.not_before = time.monotonic() + _LATER
+            return started
 
     def _submitted(self, folder: Path) -> Any:
         """SLURM's job of a folder if there is one that has not ended, else None."""
@@ -222,27 +231,35 @@ class Slurm:
             return None
         return None if job.done(force_check=True) else job
 
-    def _submit(self, folders: Sequence[Path]) -> None:
-        """Submit jobs, several as one array. Raises `UserError` with what sbatch says."""
+    def _submit(self, folders: Sequence[Path]) -> Sequence[Path]:
+        """Submit jobs, several as one array, or as many of them as the queue takes; returns those.
+
+        Raises `UserError` with what sbatch says where it takes none.
+        """
         if not folders:
-            return
+            return folders
         self.executor.update_parameters(name=folders[0].name[:60] if len(folders) == 1 else "reproduce")
         try:
             with self.executor.batch():
                 jobs = [self.executor.submit(Requeued(), str(folder)) for folder in folders]
         except (self.refused, OSError) as error:
+            if len(folders) > 1:
+                return self._submit(folders[: len(folders) // 2])
             raise UserError(f"--slurm: sbatch: {' '.join(str(error).split())[:300]}") from None
         for folder, job in zip(folders, jobs, strict=True):
-            (folder / SUBMITTED).write_text(f"{job.job_id}\n")
             self.running[folder] = job
             self.own.add(folder)
+            with contextlib.suppress(
+                OSError
+            ):  # a program after this one would submit it once more, to find it locked
+                (folder / SUBMITTED).write_text(f"{job.job_id}\n")
+        return folders
 
     def ended(self) -> list[tuple[Path, int]]:
         result = self.here.ended()
         for folder, job in list(self.running.items()):
             if job.done():
-                cancelled = job.state.startswith("CANCELLED")
-                result.append((folder, STOPPED if cancelled else 1 if job.exception() else int(job.result())))
+                result.append((folder, 1 if job.exception() else int(job.result())))
                 del self.running[folder]
                 self.own.discard(folder)
                 (folder / SUBMITTED).unlink(missing_ok=True)

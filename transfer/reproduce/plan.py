@@ -48,6 +48,7 @@ class Options:
         fetch: take released files instead of pre-training, where there are some.
         launcher: what starts a tool: `python`, or torchrun on several GPUs or machines.
         processes: that it starts, among which batches are divided; 1 where only the launcher knows.
+        cpu: with `smoke`, all of them on the processor, for want of GPUs.
         root: folder of the data sets.
         cache: file that keeps the digests of large folders; None: they are made anew.
     """
@@ -61,6 +62,7 @@ class Options:
     fetch: bool = False
     launcher: tuple[str, ...] = ("python",)
     processes: int = 1
+    cpu: bool = False
     root: Path = Path("datasets")
     cache: Path | None = None
 
@@ -200,11 +202,11 @@ def _pretrain(init: Init, options: Options) -> Job:
     overrides = [*init.overrides]
     folder = (options.root / "imagenet" / "train").resolve()
     cfg = pretrain_config.load(init.pretrain, overrides)
-    small = smoke.pretrain(cfg, processes=options.processes) if options.smoke else ()
+    _check_share(init.pretrain, cfg, options)
+    small = smoke.pretrain(cfg, processes=options.processes, cpu=options.cpu) if options.smoke else ()
     overrides += small or shorter(cfg, options.schedule)
     overrides += ["DATA.TRAIN", str(folder)]
     cfg = pretrain_config.load(init.pretrain, overrides)
-    _check_share(init.pretrain, cfg, options)
     data, missing = _images([folder], options)
     settings = json.dumps([_without(cfg, _IRRELEVANT), data])
     # --resume on another number of GPUs sees the same images; only the order of additions is another
@@ -248,12 +250,13 @@ def _finetune(
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
     overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = config.load(name, [*overrides, *swept, *start])
+    _check_share(name, cfg, options)
     if options.smoke:
-        overrides += (*smoke.finetune(cfg, random=weights is None, processes=options.processes), *swept)
+        small = smoke.finetune(cfg, random=weights is None, processes=options.processes, cpu=options.cpu)
+        overrides += (*small, *_not_sized(swept, small))
     else:
         overrides += (*swept, *shorter(cfg, options.schedule))
     cfg = config.load(name, [*overrides, *start])
-    _check_share(name, cfg, options)
     data, missing = _data(cfg, options)
     settings = json.dumps([config_digest(cfg), data])
     follow = ("--follow-weights",) if weights else ()
@@ -263,6 +266,11 @@ def _finetune(
         settings, "results.json", (weights,) if weights else (), resumable=True, missing=missing,
         changes=changes(name, cfg, column.overrides),
     )  # fmt: skip
+
+
+def _not_sized(swept: tuple[str, ...], small: Sequence[str]) -> tuple[str, ...]:
+    """What a smoke run takes of a sweep: rates and the like, not lengths and sizes, which are its own."""
+    return () if set(swept[:1]) & (set(small[::2]) - {"SOLVER.BASE_LR"}) else swept
 
 
 def _images(folders: Sequence[Path], options: Options) -> tuple[list[str], str]:
@@ -294,12 +302,14 @@ def _linear(
     folders = [(options.root / "imagenet" / part).resolve() for part in ("train", "val")]
     places = ("DATA.TRAIN", str(folders[0]), "DATA.VAL", str(folders[1]))
     overrides = (*column.overrides, "SEED", str(seed), *places)
-    if options.smoke:
-        overrides += (*smoke.linear(options.processes), *swept)
-    else:
-        overrides += (*swept, *shorter(_linear_config(name, (*overrides, *swept)), options.schedule))
-    cfg = _linear_config(name, overrides)
+    cfg = _linear_config(name, (*overrides, *swept))
     _check_share(name, cfg, options)
+    if options.smoke:
+        small = smoke.linear(processes=options.processes, cpu=options.cpu)
+        overrides += (*small, *_not_sized(swept, small))
+    else:
+        overrides += (*swept, *shorter(cfg, options.schedule))
+    cfg = _linear_config(name, overrides)
     data, missing = _images(folders, options)
     settings = json.dumps([_without(cfg, linear_config.IRRELEVANT), data])
     start = ("--weights", "{0}" if weights else "random")

@@ -1,5 +1,6 @@
 """How far a table is: what --dry-run and --status print, and a line now and then while it runs."""
 
+import contextlib
 import re
 import shlex
 import time
@@ -78,7 +79,7 @@ def _line(job: Job, runs: Path) -> str:
         )
     if state == "failed":
         return f"failed: {worker.reason(folder)}"
-    if (folder / worker.SUBMITTED).exists():
+    with contextlib.suppress(OSError):  # it ends, and the file with it
         return f"{state}, submitted to SLURM as {(folder / worker.SUBMITTED).read_text().strip()}"
     return state
 
@@ -87,9 +88,7 @@ def _tested(folder: Path) -> str:
     """The last test's figures of a run that goes on: AP, mIoU, top-1, kNN."""
     for line in reversed(_log(folder)):
         figures = {
-            key: value
-            for key, value in line.items()
-            if _FIGURE.search(key) and isinstance(value, int | float)
+            key: value for key, value in line.items() if _FIGURE.search(key) and isinstance(value, float)
         }
         found = [f"{key.replace('/', ' ')} {value:.1f}" for key, value in figures.items()]
         if found:
@@ -104,7 +103,7 @@ def _tested(folder: Path) -> str:
 def _log(folder: Path) -> list[dict[str, Any]]:
     try:
         return [line for line in read_log(folder / "metrics.json") if isinstance(line, dict)]
-    except UserError:
+    except (UserError, ValueError, RecursionError):  # nothing yet, or damaged
         return []
 
 

@@ -1,6 +1,7 @@
 """The overrides of `--smoke`: any table in minutes on tiny pictures, through the same commands."""
 
-import torch
+import math
+
 from fvcore.common.config import CfgNode
 
 STAND_IN = "stand_in.pth"  # a quarter-width ResNet-50 of random numbers, in the place of downloaded weights
@@ -24,29 +25,38 @@ _PRETRAIN = (
 )  # fmt: skip
 
 
-def finetune(cfg: CfgNode, *, random: bool, processes: int) -> tuple[str, ...]:
+def finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/train_net.py`; converted weights bring their width along, random ones do not."""
     crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
     batch = ("SOLVER.IMS_PER_BATCH", str(max(2, processes)))
-    return (*_FINETUNE, *batch, *crop, *(_NARROW if random else ()), *_device("MODEL.DEVICE", processes))
+    return (
+        *_FINETUNE,
+        *batch,
+        *crop,
+        *(_NARROW if random else ()),
+        *(("MODEL.DEVICE", "cpu") if cpu else ()),
+    )
 
 
-def pretrain(cfg: CfgNode, *, processes: int) -> tuple[str, ...]:
+def pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/pretrain.py`."""
     width = ("MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
-    return (*_PRETRAIN, *_batch(processes), "MODEL.BN_GROUP_SIZE", "4", *width, *_device("DEVICE", processes))
+    return (
+        *_PRETRAIN,
+        *_batch(processes),
+        "MODEL.BN_GROUP_SIZE",
+        "4",
+        *width,
+        *(("DEVICE", "cpu") if cpu else ()),
+    )
 
 
-def linear(processes: int) -> tuple[str, ...]:
+def linear(*, processes: int, cpu: bool) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/linear_eval.py`."""
     return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "INPUT.SIZE", "32", "SOLVER.BASE_LR", "0.01",
-            "DATA.NUM_WORKERS", "0", *_batch(processes), *_device("DEVICE", processes))  # fmt: skip
+            "DATA.NUM_WORKERS", "0", *_batch(processes), *(("DEVICE", "cpu") if cpu else ()))  # fmt: skip
 
 
 def _batch(processes: int) -> tuple[str, str]:
-    return "SOLVER.IMS_PER_BATCH", str(4 * max(2, processes))
-
-
-def _device(key: str, processes: int) -> tuple[str, ...]:
-    """The CPU where this machine has fewer GPUs: what several GPUs will run can be tried without them."""
-    return (key, "cpu") if torch.cuda.device_count() < processes > 1 else ()
+    """Groups of 4 and an equal share for each process; the miniature has 16 images."""
+    return "SOLVER.IMS_PER_BATCH", str(max(8, math.lcm(4, processes)))
