@@ -90,7 +90,7 @@ def test_mistakes_are_named(overrides: list[str], expected: str) -> None:
 
 
 def test_batches_that_do_not_fit_the_processes() -> None:
-    assert "use 255" in refusal(processes=3)
+    assert "use SOLVER.IMS_PER_BATCH 255" in refusal(processes=3)
     # 16 processes of 16 images: groups of 32 span two of them, groups of 64 span four, 24 fits nothing
     assert config.load("pretrain/moco_v2_R50.yaml", processes=16)
     assert "MODEL.BN_GROUP_SIZE" in refusal("MODEL.BN_GROUP_SIZE", "24", processes=16)

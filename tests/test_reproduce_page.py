@@ -427,7 +427,7 @@ def test_every_output_says_what_is_not_comparable(tmp_path: Path, options: dict[
 def test_damaged_results_are_a_reason(tmp_path: Path, content: str) -> None:
     table = gathered(tmp_path, {"": [job("seed0", tmp_path, content)]})
     assert "is damaged; remove its folder" in only(table)["why_not"]
-    assert "| MoCo | - (paper 81.5) |" in outputs.markdown(table)
+    assert "| MoCo | no number (paper 81.5) |" in outputs.markdown(table)
     assert write(tmp_path, table).row("MoCo", after=1)[0].startswith("No number: ")
 
 
