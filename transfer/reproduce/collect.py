@@ -29,6 +29,7 @@ def collect(
         failed: key of a job -> reason, from the scheduler.
     """
     rows: dict[str, dict[str, Any]] = {}
+    jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
     for cell in cells:
         init = cell.row.init
         row = rows.setdefault(init.name, {"init": init.name, "title": init.title, "cells": []})
@@ -37,7 +38,7 @@ def collect(
         "name": table.name,
         "title": table.title,
         "source": table.source,
-        "note": "; ".join(filter(None, (table.note, *_fetched(cells), _made_by(cells, runs)))),
+        "note": "; ".join(filter(None, (table.note, *(job.note for job in jobs), _made_by(jobs, runs)))),
         "trials": table.trials,
         "columns": [
             {
@@ -56,9 +57,8 @@ def collect(
     }
 
 
-def _made_by(cells: Sequence[Cell], runs: Path) -> str:
+def _made_by(jobs: Sequence[Job], runs: Path) -> str:
     """A line where finished jobs were made by different sources or libraries, or by others than the present ones."""
-    jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
     folders = [job.folder(runs) for job in jobs if worker.is_done(job.folder(runs), job.product)]
     notes = [made for folder in folders for made in worker.made_by_all(folder)]
 
@@ -68,18 +68,9 @@ def _made_by(cells: Sequence[Cell], runs: Path) -> str:
 
     if several := differ(notes):
         return f"its jobs were made by different {several}: see state.json of each"
-    other = differ([*notes[:1], made_by()]) if notes else ""
-    return (
-        f"its finished jobs were made by other {other} than are here now: see state.json of each"
-        if other
-        else ""
-    )
-
-
-def _fetched(cells: Sequence[Cell]) -> list[str]:
-    """Files of others, with their licences."""
-    jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
-    return [job.note for job in jobs if job.note]
+    if notes and (other := differ([notes[0], made_by()])):
+        return f"its finished jobs were made by other {other} than are here now: see state.json of each"
+    return ""
 
 
 def finished(runs: Sequence[dict[str, Any]]) -> bool:

@@ -107,9 +107,7 @@ def rows(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _untuned(cell: dict[str, Any]) -> dict[str, Any]:
     found = cell.get("untuned")
-    if not any(
-        cell["tried"]
-    ):  # no value was swept here: the column is not one of those, or the row is only quoted
+    if not any(cell["tried"]):  # nothing was swept here: another column's sweep, or a row that is only quoted
         return cell
     if found is None:
         numbers = [{"metric": n["metric"], "paper": n["paper"], "ours": []} for n in cell["numbers"]]

@@ -87,16 +87,12 @@ def _line(job: Job, runs: Path) -> str:
 def _tested(folder: Path) -> str:
     """The last test's figures of a run that goes on: AP, mIoU, top-1, kNN."""
     for line in reversed(_log(folder)):
-        figures = {
-            key: value for key, value in line.items() if _FIGURE.search(key) and isinstance(value, float)
-        }
-        found = [f"{key.replace('/', ' ')} {value:.1f}" for key, value in figures.items()]
-        if found:
-            return (
-                f"iteration {line['iteration']}: {', '.join(found)}"
-                if "iteration" in line
-                else ", ".join(found)
-            )
+        figures = [
+            (key, value) for key, value in line.items() if _FIGURE.search(key) and isinstance(value, float)
+        ]
+        if figures:
+            found = ", ".join(f"{key.replace('/', ' ')} {value:.1f}" for key, value in figures)
+            return f"iteration {line.get('iteration', '?')}: {found}"
     return ""
 
 

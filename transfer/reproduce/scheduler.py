@@ -122,10 +122,7 @@ class _Graph:
             for job in ready:
                 worker.prepare(job, self.root)
             started = self.executor.start([job.folder(self.root) for job in ready]) if ready else []
-        except (
-            UserError,
-            OSError,
-        ) as error:  # a disk that is full, a queue that takes no more: for now, perhaps
+        except (UserError, OSError) as error:  # a full disk, or queue: for now, perhaps
             if not self.began:
                 raise
             say(f"{error}; trying again in {duration(_LATER)}")
