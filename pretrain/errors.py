@@ -39,6 +39,13 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         sys.exit(2)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "detectron2":
+            raise
+        absent = isinstance(error, ModuleNotFoundError)
+        remedy = "detectron2 is not installed: run `python tools/install_detectron2.py`"
+        print(f"error: {remedy if absent else error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transfer import d2_compat  # noqa: F401 (before any test imports detectron2)
+import transfer  # noqa: F401 (its import hook comes before any test imports detectron2)
 
 torch.set_num_threads(1)
 

@@ -62,18 +62,6 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         assert not of_package(names, "detectron2") or path.name == "install_detectron2.py"
 
 
-def test_transfer_prepares_detectron2_before_it_imports_it() -> None:
-    for path in sorted((ROOT / "transfer").rglob("*.py")):
-        if path.name in ("d2_compat.py", "__init__.py"):
-            continue
-        if of_package(imports(path), "detectron2"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-            ours = [n.lineno for n in froms if n.module == "transfer" and n.names[0].name == "d2_compat"]
-            theirs = [n.lineno for n in froms if n.module.startswith("detectron2")]
-            assert ours and min(ours) < min(theirs), path
-
-
 def test_package_roots_import_next_to_nothing() -> None:
     """`import transfer` waits for detectron2 (transfer.plain), and every tool imports it: it has to be cheap."""
     assert imports(ROOT / "pretrain" / "__init__.py") == set()

@@ -7,15 +7,11 @@ from pathlib import Path
 
 import detection_data
 import pytest
-
-from transfer import d2_compat
-
-# isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
 from pretrain.errors import UserError
-from transfer import config, data_record, datasets, present, stream, voc
+from transfer import config, d2_compat, data_record, datasets, present, stream, voc
 
 
 def _load(name: str, root: Path, *overrides: str):

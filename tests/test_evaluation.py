@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from transfer import d2_compat  # spawned processes import this file first
+import transfer  # noqa: F401 (its import hook comes first in spawned processes too)
 
 # isort: split
 from detectron2.config import CfgNode
@@ -23,7 +23,7 @@ from torch import nn
 
 from pretrain import dist
 from pretrain.errors import UserError
-from transfer import config, data_record, datasets, evaluation, evaluators, present
+from transfer import config, d2_compat, data_record, datasets, evaluation, evaluators, present
 
 
 class Oracle(nn.Module):

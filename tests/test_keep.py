@@ -2,21 +2,18 @@
 
 from pathlib import Path
 
+import detectron2
 import pytest
 import torch
 from checkpoints import State
-from layouts import FILES, network, under
-
-from pretrain.errors import UserError
-from transfer import d2_compat  # noqa: F401
-from transfer.convert import convert
-from transfer.weights_file import read_weights
-
-# isort: split
-import detectron2
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from layouts import FILES, network, under
+
+from pretrain.errors import UserError
+from transfer.convert import convert
+from transfer.weights_file import read_weights
 
 QUERY, KEY = network(1), network(2)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import plain_file, randomise, torchvision_network
+from detectron2.modeling import build_model
 from torch import nn
 from torchvision.models import ResNet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -14,9 +15,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from pretrain import encoders
 from pretrain.errors import UserError
 from transfer import config, convert, modeling, shapes, weights  # noqa: F401 (modeling: registers)
-
-# isort: split
-from detectron2.modeling import build_model
 
 SMALL_HEADS = [
     "MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.FPN.OUT_CHANNELS", "8", "MODEL.DC5.CHANNELS", "8",

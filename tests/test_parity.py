@@ -10,11 +10,6 @@ from typing import Any
 import detectron2
 import pytest
 import torch
-from torch import nn
-
-from transfer import config, modeling  # noqa: F401 (registers)
-
-# isort: split
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     Backbone,
@@ -26,6 +21,9 @@ from detectron2.modeling import (
 )
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from torch import nn
+
+from transfer import config, modeling  # noqa: F401 (registers)
 
 # Applied to both sides: the format of the weights, and fewer proposals to save time.
 FORMAT = [

@@ -8,21 +8,18 @@ import pytest
 import torch
 import torchvision
 from checkpoints import moco_file, plain_file, small_network, torchvision_network
+from detectron2.checkpoint import DetectionCheckpointer
 from layouts import FILES, caffe2_names, detectron2_names, network
 from safetensors.torch import load_file
 from scripts import run_script
+from torch import nn
 
 from pretrain.errors import UserError
-from transfer import d2_compat  # noqa: F401
 from transfer.convert import convert
 from transfer.describe import describe
 from transfer.reverse import export
 from transfer.sources import read_source
 from transfer.weights_file import read_weights
-
-# isort: split
-from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
 
 QUERY, KEY = network(1), network(2)
 

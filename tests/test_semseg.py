@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scripts import run_script
-from torch import nn
-from torch.nn import functional as F
 
-from transfer import d2_compat  # noqa: F401 (first, in spawned processes too)
+import transfer  # noqa: F401 (its import hook comes first in spawned processes too)
 
 # isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from PIL import Image
+from scripts import run_script
+from torch import nn
+from torch.nn import functional as F
 
 from pretrain import dist
 from pretrain.errors import UserError
-from transfer import config, semseg
+from transfer import config, d2_compat, semseg
 
 NARROW = """
 MODEL:
@@ -250,7 +250,7 @@ def test_miou_is_that_of_the_confusion_matrix(tmp_path: Path) -> None:
 
 def _evaluate_in_process(folder: str) -> None:
     dist.init_from_env(torch.device("cpu"))
-    semseg.d2_compat.set_local_process_group()
+    d2_compat.set_local_process_group()
     got = _evaluate(Path(folder) / f"labels{dist.rank()}", 2, dist.rank())
     Path(folder, f"{dist.rank()}.json").write_text(json.dumps(got))
 

@@ -7,10 +7,6 @@ from typing import Any
 import detection_data
 import pytest
 import torch
-
-from transfer import d2_compat  # noqa: F401 (first, in spawned processes too)
-
-# isort: split
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn

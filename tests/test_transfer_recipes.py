@@ -18,17 +18,15 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from scripts import ROOT
 
 from pretrain.errors import UserError
 from transfer import config, d2_compat, explain, modeling, semseg  # noqa: F401 (first; the last two register)
 from transfer.keys import add_keys
 from transfer.recipes import RECIPES
-
-# isort: split
-from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
 
 Table = dict[str, Any]
 RANDOM = ["MODEL.INIT", "random"]

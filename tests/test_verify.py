@@ -8,19 +8,15 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import moco_file, plain_file, small_network, torchvision_network
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
 from torch import nn
 from torchvision.models import ResNet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.errors import UserError
-from transfer import d2_compat  # noqa: F401
-
-# isort: split
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_resnet_backbone
-
 from transfer.convert import convert
 from transfer.sources import Source, read_source
 from transfer.verify import LEVELS, TOLERANCE, compare, sample_images, verify

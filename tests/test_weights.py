@@ -10,15 +10,11 @@ import numpy
 import pytest
 import torch
 from checkpoints import moco_file, plain_file, small_network
-
-from pretrain.errors import UserError
-from transfer import d2_compat  # noqa: F401
-
-# isort: split
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
+from pretrain.errors import UserError
 from transfer.convert import convert
 from transfer.weights import check_filled, check_preprocessing, load_detector, load_into
 from transfer.weights_file import read_weights

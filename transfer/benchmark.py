@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer
@@ -24,11 +20,11 @@ from detectron2.utils.events import EventStorage
 from pretrain import dist
 from pretrain.console import say
 from pretrain.errors import UserError
+from pretrain.stop import Signals
 from transfer import datasets, loop, results, solver, stream, synthetic, trainer
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, autocast, grad_scaler, seed
-from pretrain.stop import Signals
 
 PARTS = ("data", "forward", "backward", "optimizer")
 

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 
 from pretrain import checkpoint

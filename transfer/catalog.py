@@ -7,14 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transfer import d2_compat
-
-# isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin, register_coco_instances
 
 from pretrain.errors import UserError
-from transfer import cityscapes, voc
+from transfer import cityscapes, d2_compat, voc
 from transfer.prepare.voc_labels import CLASSES
 
 # Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.

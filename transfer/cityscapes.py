@@ -10,12 +10,10 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from transfer import d2_compat
-
-# isort: split
 from detectron2.data.datasets import cityscapes
 
 from pretrain import dist
+from transfer import d2_compat
 
 Record = dict[str, Any]
 CHUNK = 32  # images that a process takes at once

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-from transfer import d2_compat  # first: mends detectron2 before it is imported
-
-# isort: split
 from detectron2.config import CfgNode, get_cfg
 
 from pretrain.config import find_config, merge
 from pretrain.errors import UserError
+from transfer import d2_compat
 from transfer.keys import add_keys
 
 _CHOICES = {

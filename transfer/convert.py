@@ -13,9 +13,9 @@ import numpy
 from pretrain import __version__
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
-from transfer.names import detectron2_name
 from transfer.keep import settings as kept_settings
 from transfer.layouts import IMAGENET, Input
+from transfer.names import detectron2_name
 from transfer.sources import Source, read_source
 from transfer.weights_file import read_weights
 from transfer.weights_writer import format_of, write_weights

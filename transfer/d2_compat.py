@@ -1,8 +1,8 @@
 """The frictions between detectron2 (v0.6 and main) and current libraries, in one place.
 
-Import this before anything of detectron2: `from transfer import d2_compat`. Importing it raises `UserError`
-when detectron2 itself does not import. Each answer below applies only where it is needed; with detectron2's
-main branch most of them do nothing.
+`import transfer` installs an import hook (`transfer.plain`) that imports this module right after detectron2 itself,
+before any of its submodules. Importing it raises `UserError` when detectron2 does not import. Each fix applies only
+where it is needed; with detectron2's main branch most of them do nothing.
 
 Not mended, because nothing here calls them: `engine.launch` and `AMPTrainer` (assert CUDA, hard-code NCCL),
 `default_setup` (asks `detectron2._C` for its compiler). `COCOEvaluator` must always get
@@ -37,10 +37,9 @@ def require() -> types.ModuleType:
     try:
         return importlib.import_module("detectron2")
     except ImportError as error:
-        if getattr(error, "name", None) == "detectron2":
+        if isinstance(error, ModuleNotFoundError):
             raise UserError(f"detectron2 is not installed: run `{INSTALLER}`") from error
-        # One of its libraries: fvcore is missing, OpenCV finds no libGL.
-        raise UserError(f"detectron2 does not import ({error}): `make setup` mends its libraries") from error
+        raise UserError(str(error)) from error
 
 
 def describe() -> dict[str, Any]:

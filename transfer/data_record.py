@@ -5,9 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 

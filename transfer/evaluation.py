@@ -4,14 +4,10 @@ import contextlib
 import io
 import math
 
-from torch import nn
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
+from torch import nn
 
 from pretrain.errors import UserError
 from transfer import evaluators

@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from transfer import d2_compat
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -32,7 +28,7 @@ from detectron2.evaluation import (
 )
 
 from pretrain.errors import UserError
-from transfer import semseg
+from transfer import d2_compat, semseg
 from transfer.present import need
 
 Results = dict[str, dict[str, float]] | None

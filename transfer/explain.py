@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 import detectron2
 from detectron2.config import CfgNode, get_cfg
 

@@ -11,9 +11,9 @@ import yaml
 from pretrain.config import read_dump
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
-from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input
 from pretrain.files.safe_pickle import label
 from pretrain.files.untrusted import Loaded
+from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input
 
 MAX_CONFIG = 100_000  # characters
 

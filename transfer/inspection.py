@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image

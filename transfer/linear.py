@@ -21,7 +21,13 @@ from pretrain.console import say
 from pretrain.errors import UserError
 from pretrain.stop import Signals
 from transfer import (
-    linear_backbone, linear_features, linear_knn, linear_paper, linear_results, linear_state, linear_training,
+    linear_backbone,
+    linear_features,
+    linear_knn,
+    linear_paper,
+    linear_results,
+    linear_state,
+    linear_training,
 )  # fmt: skip
 from transfer.describe import describe_input
 from transfer.linear_backbone import Backbone, Extractor

@@ -3,23 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import nn
-
-from transfer import d2_compat
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from pretrain import checkpoint, dist
 from pretrain.console import say
-from transfer import best, evaluation, precise_bn, snapshot, solver, stream
+from pretrain.stop import STOPPED, Signals
+from transfer import best, d2_compat, evaluation, precise_bn, snapshot, solver, stream
 from transfer.evaluation import Metrics
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, grad_scaler, seed, step
-from pretrain.stop import STOPPED, Signals
 
 FINAL = "model_final.pth"
 

@@ -5,14 +5,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from PIL import Image
 
 from pretrain.errors import UserError
 

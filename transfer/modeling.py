@@ -1,8 +1,5 @@
 """What the paper adds to detectron2's detectors. Importing this registers it under its public names."""
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm

@@ -4,10 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.structures import BoxMode
 
 

@@ -9,15 +9,11 @@ from typing import IO, Any, TypeVar
 import cv2
 import numpy as np
 import torch
-from torch import nn
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
+from torch import nn
 
 from pretrain.checkpoint import write_atomic
 from transfer import objects

@@ -57,7 +57,11 @@ class _Follow(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def execute_and_follow(module: ModuleType) -> None:
-            execute(module)
+            try:
+                execute(module)
+            except ImportError as error:  # one of its libraries: fvcore is missing, OpenCV finds no libGL
+                text = f"detectron2 does not import ({error}): run `make setup` to repair its libraries"
+                raise ImportError(text, name="detectron2") from error
             follow()
 
         spec.loader.exec_module = execute_and_follow  # type: ignore[method-assign]

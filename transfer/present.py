@@ -4,9 +4,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from pretrain.errors import UserError

@@ -7,15 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 
-from pretrain import checkpoint, dist
+from pretrain import checkpoint, dist, loggers
 from pretrain.console import duration, say
-from pretrain import loggers
 from transfer.evaluation import Metrics
 
 METRICS = "metrics.json"  # detectron2's name: one JSON object a line

@@ -4,12 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from transfer import comparison
 from transfer.artefacts import (
-    credits_of, halves, jpeg_uri, open_picture, photographs, read_config, read_json, read_log,
+    credits_of,
+    halves,
+    jpeg_uri,
+    open_picture,
+    photographs,
+    read_config,
+    read_json,
+    read_log,
 )  # fmt: skip
 from transfer.plots import Chart, Line, chart, points
 from transfer.prepare.build import FALLBACK

@@ -11,15 +11,12 @@ import numpy
 import pycocotools
 import torch
 import torchvision
-
-from transfer import d2_compat
-
-# isort: split
 from detectron2.config import CfgNode
 
 from pretrain import __version__, dist
 from pretrain.checkpoint import write_atomic
 from pretrain.config import digest_text
+from transfer import d2_compat
 
 # Where a run reads, computes and writes, and how it is watched, does not change what it measures.
 IRRELEVANT = (

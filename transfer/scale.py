@@ -1,8 +1,5 @@
 """A recipe for fewer or more GPUs: batch, learning rate and schedule together, by the linear rule."""
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 
 from pretrain.errors import UserError

@@ -11,7 +11,6 @@ import torch
 from pretrain.encoders import ARCHITECTURES, Architecture, ResNet
 from pretrain.errors import UserError
 
-
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

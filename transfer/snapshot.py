@@ -8,12 +8,8 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
+from torch import nn
 
 from pretrain import checkpoint, dist
 from pretrain.console import say

@@ -1,14 +1,10 @@
 """The optimizer: detectron2's SGD, or AdamW with the same parameter groups."""
 
 import torch
-from torch import nn
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

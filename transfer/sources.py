@@ -13,13 +13,13 @@ import torch
 
 from pretrain.encoders import Architecture
 from pretrain.errors import UserError
+from pretrain.files.untrusted import Loaded, read_file
 from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
-from transfer.keep import kept
 from transfer.inputs import read_input
+from transfer.keep import kept
 from transfer.layouts import IMAGENET, LAYOUTS, Input, Layout
 from transfer.shapes import checked, read_architecture
-from pretrain.files.untrusted import Loaded, read_file
 
 MAX_NETWORKS = 32  # in one file: each is held against each
 _COUNTER = "num_batches_tracked"

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
-from detectron2.config import CfgNode
 
 from pretrain import dist
 from pretrain.errors import UserError, compiler_in_one_line

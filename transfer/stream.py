@@ -12,18 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from pretrain import dist
+from pretrain.stop import outlive_the_stop
 from transfer.datasets import training_records
 from transfer.mapper import build_mapper
-from pretrain.stop import outlive_the_stop
 
 Batch = list[dict[str, Any]]
 REFERENCE_GPUS = 8  # the paper's machine: a batch of 16 is eight pairs, each of one orientation

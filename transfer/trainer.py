@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
-from transfer import d2_compat
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
+from torch import nn
 
 from pretrain import dist, loggers
 from pretrain.console import say
 from pretrain.errors import UserError
 from pretrain.norm import convert_sync_batchnorm
 from transfer import (
+    d2_compat,
     datasets,
     evaluation,
     loop,

@@ -1,7 +1,5 @@
 """Numeric proof: detectron2's backbone with the written file computes what the source network computes."""
 
-from transfer import d2_compat  # noqa: F401
-
 import logging
 import re
 from collections.abc import Callable

@@ -7,12 +7,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.structures import BoxMode
+from PIL import Image
 
 from pretrain.errors import UserError
 from transfer.prepare.voc_labels import CLASSES

@@ -1,7 +1,5 @@
 """Weights files: held against the configuration and the model, loaded whole or not at all."""
 
-from transfer import d2_compat  # noqa: F401
-
 import logging
 import math
 import re

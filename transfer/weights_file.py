@@ -7,9 +7,9 @@ import torch
 
 from pretrain.errors import UserError
 from pretrain.files.numpy_pickle import Array
-from transfer.candidates import has_resnet
 from pretrain.files.safe_pickle import label
 from pretrain.files.untrusted import named_tensors, read_contents
+from transfer.candidates import has_resnet
 
 MAX_TENSORS = 10_000  # detectron2 compares each name with each; its largest detectors have some 2,000
 

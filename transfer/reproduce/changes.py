@@ -8,9 +8,6 @@ from typing import Any
 
 import yaml
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from pretrain import config as pretrain_config
 from pretrain.errors import UserError
 from transfer import config, linear_config, results

@@ -10,9 +10,6 @@ from typing import Any
 
 import yaml
 
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from pretrain.errors import UserError
 from transfer import linear_config, results
 

@@ -12,13 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-
-from transfer import d2_compat  # noqa: F401 (first)
-
-# isort: split
 from detectron2.data.datasets import builtin_meta
 from detectron2.data.datasets.builtin import get_lvis_instances_meta
+from PIL import Image
 
 from pretrain import checkpoint
 from pretrain.console import say
