@@ -51,7 +51,14 @@ setup(
     description="MoCo pre-training, detectron2 weights, and Mask R-CNN transfer, end to end",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["pretrain", "pretrain.files", "transfer", "transfer.prepare", "transfer.reproduce"],
+    packages=[
+        "pretrain",
+        "pretrain.common",
+        "pretrain.files",
+        "transfer",
+        "transfer.prepare",
+        "transfer.reproduce",
+    ],
     package_data={
         "transfer": ["templates/*"],
         "transfer.prepare": ["data/*.json"],

@@ -10,9 +10,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import dist
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 
 _WORTH_IT = 1.2  # bf16 must be this many times faster than float32
 _IMAGES = 16
@@ -51,7 +51,7 @@ def decide(
     images = torch.randn(count, 3, size, size, device=device).contiguous(memory_format=layout)
     full, half = _seconds(encoder, images)
     ratio = torch.tensor([full / half], device=device)
-    dist.mean_over_processes([ratio])
+    distributed.mean_over_processes([ratio])
     choice = "bf16" if ratio.item() >= _WORTH_IT else "off"
     return f"{choice} (a bf16 step takes {1 / ratio.item():.2f} times as long as a float32 one)"
 
@@ -78,7 +78,9 @@ def _seconds(encoder: nn.Module, images: torch.Tensor) -> tuple[float, float]:
             if attempt:  # the first steps warm up
                 best[bf16] = min(best[bf16], time.perf_counter() - start)
         spent = torch.tensor([time.perf_counter() - begin], device=images.device)
-        dist.mean_over_processes([spent])  # steps may wait for each other (SyncBN): all must stop together
+        distributed.mean_over_processes(
+            [spent]
+        )  # steps may wait for each other (SyncBN): all must stop together
         if attempt and spent.item() > 10:
             break
     return best[0], best[1]

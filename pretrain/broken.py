@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from pretrain import checkpoint, dist
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_text
 from pretrain.images import Images, printable
 
 FILE = "broken_images.txt"
@@ -45,15 +46,15 @@ class Broken:
     def share(self) -> None:
         """Tell all processes about all that is new. They all call this."""
         mine = torch.tensor(sorted(self.new), dtype=torch.int64, device=self.device)
-        most = int(dist.all_gather_interleaved(mine.new_tensor([len(mine)])).max())
+        most = int(distributed.all_gather_interleaved(mine.new_tensor([len(mine)])).max())
         padded = torch.nn.functional.pad(mine, (0, most - len(mine)), value=-1)
-        found = {index for index in dist.all_gather_interleaved(padded).tolist() if index >= 0}
+        found = {index for index in distributed.all_gather_interleaved(padded).tolist() if index >= 0}
         if self._earlier:
             self._earlier -= {printable(self.files[index]) for index in found - self.indices}
         self.indices |= found
         self.new.clear()
         earlier = mine.new_tensor([len(self._earlier)])  # not all see the same file while it is written
-        self.count = len(self.indices) + int(dist.all_gather_interleaved(earlier).max())
+        self.count = len(self.indices) + int(distributed.all_gather_interleaved(earlier).max())
 
     @property
     def too_many(self) -> bool:
@@ -79,14 +80,14 @@ class Broken:
 
         Raises `UserError` when that is impossible.
         """
-        if not dist.is_main():
+        if not distributed.is_main():
             return
         names = self.names()
         if not names:
             self.path.unlink(missing_ok=True)
         elif set(names) != _lines(self.path):
             text = "".join(f"{name}\n" for name in names)
-            checkpoint.write_atomic(self.path, lambda file: file.write(text.encode()))
+            write_text(self.path, text)
 
     def report(self) -> list[str]:
         """Lines for the end of a run."""

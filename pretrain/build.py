@@ -6,10 +6,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import amp, dist, encoders, norm
+from pretrain import amp, encoders, norm
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
-from pretrain.errors import UserError
 from pretrain.mechanisms import EndToEnd, MemoryBank
 from pretrain.memory import machine_bytes
 from pretrain.moco import MoCo
@@ -44,7 +45,7 @@ def build(
     if device.type == "cuda":  # as the images come: else each convolution would reorder its weights
         model.to(memory_format=torch.channels_last)
     for encoder in model.children():  # drawn from the same seed, but machines may differ in the last bit
-        dist.copy_from_main(encoder.state_dict().values())
+        distributed.copy_from_main(encoder.state_dict().values())
     if cfg.MODEL.COMPILE:
         for encoder in model.children():
             encoder.compile()  # in place: the names of weights stay

@@ -1,42 +1,13 @@
 """Checkpoint files: written whole or not at all, read without running anything that they contain."""
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from pretrain.files.untrusted import read_contents
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write(file)` on a temporary file, flush it to disk and rename it to `path`.
-
-    An interruption at any point leaves the old file, or none: never half of one.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are private
-        os.replace(name, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        if isinstance(error, OSError):  # a full disk, a folder in the place of the file
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-        raise
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
@@ -73,23 +44,6 @@ class _Watched:
     def flush(self) -> None:
         """As the file's own."""
         self.file.flush()
-
-
-def link(existing: Path, path: Path) -> None:
-    """Make `path` the same file as `existing`, at once; a copy, where the file system knows no links."""
-    temporary = path.with_name(f".{path.name}.link")
-    try:
-        temporary.unlink(missing_ok=True)
-        os.link(existing, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        with open(existing, "rb") as source:
-            write_atomic(path, lambda file: shutil.copyfileobj(source, file))
-
-
-def found(folder: Path, pattern: str) -> list[Path]:
-    """What `Path.glob` finds; nothing where it raises: in a folder of too long a name, or closed to us."""
-    return list(folder.glob(pattern)) if os.path.isdir(folder) else []
 
 
 def load(path: Path, *, opaque: list[str] | None = None) -> Any:

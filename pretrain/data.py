@@ -14,10 +14,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain import dist, views
-from pretrain.errors import UserError
+from pretrain import views
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
+from pretrain.common.signals import outlive_the_stop
 from pretrain.images import Images, Order, permutation
-from pretrain.stop import outlive_the_stop
 
 _REPLACEMENTS = 16  # other images tried in the place of an unreadable one
 _STRIDE = 7919  # or a little more: neighbours in the list may all sit in the same broken folder
@@ -122,7 +123,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
             if epoch != order_epoch:
                 order, order_epoch = self.order(self.seed, epoch), epoch
             total = order[step * self.batch : (step + 1) * self.batch]
-            yield [(epoch, int(index)) for index in total[dist.rank() :: dist.world_size()]]
+            yield [(epoch, int(index)) for index in total[distributed.rank() :: distributed.world_size()]]
 
 
 def iterations_per_epoch(images: int, cfg: CfgNode) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.norm import GroupBatchNorm2d, in_groups
 
 

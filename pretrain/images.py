@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pretrain import rng
-from pretrain.errors import UserError
+from pretrain.common import rng
+from pretrain.common.errors import UserError
 
 EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",

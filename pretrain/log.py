@@ -9,9 +9,9 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain import console, dist, loggers
 from pretrain.alarms import Alarms
-from pretrain.checkpoint import write_atomic
+from pretrain.common import console, distributed, loggers
+from pretrain.common.files import write_text
 
 METRICS_FILE = "metrics.json"  # detectron2's name: one JSON object a line
 _NO_CURVE = ("iteration", "time", "alarm", "text")
@@ -32,13 +32,13 @@ class Log:
         self.alarms = alarms
         self.kept: list[dict[str, Any]] = []
         self.loggers: list[loggers.Logger] = []
-        if not dist.is_main():
+        if not distributed.is_main():
             return
         self.kept = (
             [line for line in _lines(self.path) if line["iteration"] <= iteration] if iteration else []
         )
         text = "".join(json.dumps(line) + "\n" for line in self.kept)
-        write_atomic(self.path, lambda file: file.write(text.encode()))
+        write_text(self.path, text)
         for line in self.kept:
             alarms.see(line)  # they were said before
         self.loggers = loggers.open_all(cfg, iteration)
@@ -53,7 +53,7 @@ class Log:
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line, and one for each alarm that it raises, on the main process."""
-        if not dist.is_main():
+        if not distributed.is_main():
             return
         loggers.append_line(self.path, values)
         curves = {name: value for name, value in values.items() if name not in _NO_CURVE}

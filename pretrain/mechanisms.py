@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain import dist, rng
+from pretrain.common import distributed, rng
 from pretrain.contrast import Contrast, Keys
 from pretrain.moco import on_device, shuffle, unshuffle
 
@@ -87,7 +87,7 @@ class MemoryBank(Contrast):
     ) -> Keys:
         """Positives and negatives from the bank, without gradient; the key views are not looked at."""
         assert images is not None, "a memory bank needs the numbers of the images"
-        total = dist.all_gather_interleaved(images)
+        total = distributed.all_gather_interleaved(images)
         drawn = on_device(self.draw(iteration), total.device)
         return Keys(self.memory_bank[total], self.memory_bank[drawn].T, total[:, None] == drawn)
 
@@ -100,8 +100,8 @@ class MemoryBank(Contrast):
     def after_step(self, keys: Keys, queries: torch.Tensor, images: torch.Tensor | None) -> None:
         """Move the vectors of the total batch towards their queries; the last one of an image counts."""
         assert images is not None, "a memory bank needs the numbers of the images"
-        total = dist.all_gather_interleaved(images)
-        moved = keys.positive.lerp(dist.all_gather_interleaved(queries), 1 - self.momentum)
+        total = distributed.all_gather_interleaved(images)
+        moved = keys.positive.lerp(distributed.all_gather_interleaved(queries), 1 - self.momentum)
         places = torch.arange(len(total), device=total.device)
         last = torch.where(total[:, None] == total, places, -1).amax(
             1

@@ -15,8 +15,9 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain import dist, norm
-from pretrain.console import say
+from pretrain import norm
+from pretrain.common import distributed
+from pretrain.common.console import say
 from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
 from pretrain.mechanisms import EndToEnd
@@ -38,7 +39,7 @@ def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
     if needed <= _SHARE * memory:
         return
     sizes = f"a step keeps about {needed / 1e9:.0f} GB of activations, this machine has {memory / 1e9:.0f} GB"
-    if dist.world_size() == 1:  # processes that decided differently would wait for each other for ever
+    if distributed.world_size() == 1:  # processes that decided differently would wait for each other for ever
         for encoder in encoders:
             recompute_blocks(encoder)
         say(f"note: {sizes}: blocks are computed twice to save most of it (a third slower, same results)")

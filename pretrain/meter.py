@@ -2,7 +2,7 @@
 
 import torch
 
-from pretrain import dist
+from pretrain.common import distributed
 from pretrain.step import METRICS
 
 
@@ -24,6 +24,6 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Means of METRICS; then start anew."""
         means = self.sums / self.steps
-        dist.mean_over_processes([means])
+        distributed.mean_over_processes([means])
         self.sums, self.steps = torch.zeros_like(self.sums), 0
         return dict(zip(METRICS, means.tolist(), strict=True))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import dist, norm, rng
+from pretrain import norm
+from pretrain.common import distributed, rng
 from pretrain.contrast import Contrast, Keys
 
 
@@ -117,17 +118,17 @@ def on_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def shuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """This process's share of the permuted total batch, (N, ...) -> (N, ...). None leaves it as it is."""
-    return local if order is None else shuffled_part(dist.all_gather_interleaved(local), order)
+    return local if order is None else shuffled_part(distributed.all_gather_interleaved(local), order)
 
 
 def shuffled_part(total: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """Of a total batch, (B, ...), the share that this process has after `shuffle`, (N, ...)."""
-    return dist.local_part(total if order is None else total[order])
+    return distributed.local_part(total if order is None else total[order])
 
 
 def unshuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """The total batch in its own order, (N, dim) -> (B, dim): what `shuffle` did is undone."""
-    total = dist.all_gather_interleaved(local)
+    total = distributed.all_gather_interleaved(local)
     if order is None:
         return total
     restored = torch.empty_like(total)

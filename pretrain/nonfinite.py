@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pretrain import dist
+from pretrain.common import distributed
 from pretrain.contrast import Contrast
 
 
@@ -57,7 +57,7 @@ def first_bad_layer(
     for name, buffer in model.named_buffers(recurse=False):
         note(name, buffer)
     found = torch.stack(bad).float()
-    dist.mean_over_processes([found])
+    distributed.mean_over_processes([found])
     return names[int(found.gt(0).int().argmax())] if found.gt(0).any() else ""
 
 

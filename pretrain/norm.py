@@ -2,7 +2,7 @@
 
 MoCo's batch norm works on the images of one GPU: 256 / 8 = 32 in the paper. Here a group is a number of
 images, whatever the number of processes. Image i of the total batch belongs to group i mod (number of
-groups); with images dealt to processes like cards (`pretrain.dist`) the same holds inside each process.
+groups); with images dealt to processes like cards (`pretrain.common.distributed`) the same holds inside each process.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import dist
+from pretrain.common import distributed
 
 
 def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[[int], nn.Module]:
@@ -22,7 +22,7 @@ def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[[int], nn.Module]
 
     Every process must call this, at the same point: it may form groups of processes.
     """
-    kind, size, processes = cfg.MODEL.NORM, cfg.MODEL.BN_GROUP_SIZE, dist.world_size()
+    kind, size, processes = cfg.MODEL.NORM, cfg.MODEL.BN_GROUP_SIZE, distributed.world_size()
     local = cfg.SOLVER.IMS_PER_BATCH // processes
     if kind == "BN":
         return nn.BatchNorm2d
@@ -43,7 +43,7 @@ def local_groups(cfg: CfgNode) -> int:
     """Number of groups that one process normalises on its own, 1 for every kind but ShuffleBN."""
     if cfg.MODEL.NORM != "ShuffleBN":
         return 1
-    return max(cfg.SOLVER.IMS_PER_BATCH // dist.world_size() // cfg.MODEL.BN_GROUP_SIZE, 1)
+    return max(cfg.SOLVER.IMS_PER_BATCH // distributed.world_size() // cfg.MODEL.BN_GROUP_SIZE, 1)
 
 
 def parts(cfg: CfgNode, device: torch.device) -> int:
@@ -59,9 +59,9 @@ def parts(cfg: CfgNode, device: torch.device) -> int:
 
 def _process_group(members: int) -> Any:
     """The processes that share a group of images with this one: ranks r, r + G, r + 2G, ... of G groups."""
-    groups = dist.world_size() // members
-    made = [td.new_group(list(range(first, dist.world_size(), groups))) for first in range(groups)]
-    return made[dist.rank() % groups]
+    groups = distributed.world_size() // members
+    made = [td.new_group(list(range(first, distributed.world_size(), groups))) for first in range(groups)]
+    return made[distributed.rank() % groups]
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
@@ -127,7 +127,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> the same shape."""
-        alone = dist.world_size() == 1 or td.get_world_size(self.process_group) == 1
+        alone = distributed.world_size() == 1 or td.get_world_size(self.process_group) == 1
         if alone or not (self.training or self.running_mean is None):
             return super().forward(input)
         output, mean, var, count = _SyncedNorm.apply(

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import alarms, dist, norm
-from pretrain.console import say
+from pretrain import alarms, norm
+from pretrain.common import distributed
+from pretrain.common.console import say
 
 
 def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device, amp: str) -> None:
     """Print the set-up in three lines, then one `note:` line for each thing that looks unusual."""
-    batch, processes = cfg.SOLVER.IMS_PER_BATCH, dist.world_size()
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, distributed.world_size()
     groups = f", {norm.groups_of(cfg)} groups" if cfg.MODEL.NORM == "ShuffleBN" else ""
     say(
         f"{images} images, {per_epoch} iterations of {batch} an epoch; {processes} process(es), {device.type}"
@@ -27,7 +28,7 @@ def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device
 def _unused_gpus(device: torch.device) -> list[str]:
     """A word on the other GPUs of this machine, where one process runs alone: torchrun decides their number."""
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    if gpus < 2 or dist.world_size() > 1:
+    if gpus < 2 or distributed.world_size() > 1:
         return []
     command = f"torchrun --nproc-per-node {gpus} {shlex.join(sys.argv)}"
     return [f"1 of the {gpus} GPUs of this machine is used; all of them: {command}"]

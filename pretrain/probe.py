@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset
 
-from pretrain import data, dist
+from pretrain import data
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from pretrain.decode import centre_view
 from pretrain.encoders import ResNet
-from pretrain.errors import UserError
 from pretrain.images import ImageFiles, class_folders, find_images
 from pretrain.step import Pixels
 
@@ -95,8 +96,8 @@ class Probe:
         self, encoder: ResNet, images: ClassFolders, bf16: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit features (N, C) and class numbers (N,) of the readable images; each process does its share."""
-        processes, count = dist.world_size(), len(images.files)
-        mine = [i % count for i in range(dist.rank(), -(-count // processes) * processes, processes)]
+        processes, count = distributed.world_size(), len(images.files)
+        mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
         batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
         dataset = _Centres(images.files, self.cfg.INPUT.SIZE)
         loader = data.loader(dataset, self.cfg, batches=batches, device=self.device, collate=_collate)
@@ -106,8 +107,8 @@ class Probe:
                 maps = encoder.features(self.pixels(batch.to(self.device)))["res5"]
             features.append(F.normalize(maps.float().mean((2, 3)), dim=1))
             readable.append(good.to(self.device))
-        total = dist.all_gather_interleaved(torch.cat(features))[:count]
-        good = dist.all_gather_interleaved(torch.cat(readable))[:count]
+        total = distributed.all_gather_interleaved(torch.cat(features))[:count]
+        good = distributed.all_gather_interleaved(torch.cat(readable))[:count]
         if not good.any():
             raise UserError(
                 f"{images.name}: none of the {count} images chosen for kNN can be read; mend them"

@@ -14,10 +14,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import checkpoint, dist
-from pretrain.config import defaults, read_dump
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain import checkpoint
+from pretrain.common import distributed
+from pretrain.common.configs import read_dump
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.config import defaults
 from pretrain.images import Images, printable
 from pretrain.snapshot import LAST, Progress, numbered
 
@@ -151,7 +153,7 @@ def _compare_images(stored: Stored, files: Images) -> None:
 
 
 def _compare_processes(stored: Stored, other_processes: bool) -> None:
-    before, now = stored.contents.get("processes", dist.world_size()), dist.world_size()
+    before, now = stored.contents.get("processes", distributed.world_size()), distributed.world_size()
     if type(before) is not int or not 0 < before < _LARGEST:
         raise stored.damaged("its `processes` is no number")
     if before == now:

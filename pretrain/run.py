@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import amp, build, checkpoint, data, dist, memory, notes, resume, sources, view_pictures
-from pretrain.config import digest_text
-from pretrain.console import say
+from pretrain import amp, build, data, memory, notes, resume, sources, view_pictures
+from pretrain.common import distributed
+from pretrain.common.configs import digest_text
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_text
 from pretrain.contrast import Contrast
-from pretrain.errors import UserError
 from pretrain.images import Images
 from pretrain.probe import Probe, bank_folder
 from pretrain.snapshot import Progress, remove_leftovers
@@ -58,7 +60,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
         go_on: from the last checkpoint, where there is one.
         other_processes: also if it was written by another number of processes.
     """
-    folder, device = Path(cfg.OUTPUT_DIR), dist.pick_device(cfg.DEVICE)
+    folder, device = Path(cfg.OUTPUT_DIR), distributed.pick_device(cfg.DEVICE)
     stored = resume.find(folder, resume=go_on)
     files = sources.find(cfg.DATA.TRAIN)
     _compare(stored, files, device)  # nobody writes before everybody has looked
@@ -82,16 +84,16 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     if stored and scaler:
         resume.restore_scaler(stored, scaler)
     run = Run(cfg, device, files, pixels, model, optimizer, progress, scaler, probe)
-    if dist.is_main():
+    if distributed.is_main():
         remove_leftovers(folder)
     if progress.iteration < run.total:
         notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
             say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
         memory.fit(cfg, model, device)
-        if dist.is_main():
+        if distributed.is_main():
             text = digest_text(cfg)
-            checkpoint.write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
+            write_text(folder / "config.yaml", text)
             view_pictures.write(folder / "views.jpg", files, cfg)
     return run
 
@@ -100,7 +102,7 @@ def _compare(stored: resume.Stored | None, files: Images, device: torch.device) 
     """Raise `UserError` in every process if they start from different data: they would wait for ever."""
     names = int(files.digest[:15] or "0", 16)  # as much of it as fits in an int64
     own = torch.tensor([[len(files), names, stored.iteration if stored else -1]], device=device)
-    if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:
+    if len(distributed.all_gather_interleaved(own).unique(dim=0)) > 1:
         raise UserError(
             "the processes see different images (DATA.TRAIN) or checkpoints (OUTPUT_DIR): put both on storage "
             "that all machines share"

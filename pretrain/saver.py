@@ -7,9 +7,10 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import dist, snapshot
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain import snapshot
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 from pretrain.snapshot import Progress
 
 
@@ -27,7 +28,7 @@ class Saver:
     def due(self) -> bool:
         """Whether it is time, by the main process's clock; the others never say so."""
         minutes = self.cfg.SOLVER.SAVE_MINUTES
-        return dist.is_main() and minutes > 0 and time.monotonic() - self.last >= 60 * minutes
+        return distributed.is_main() and minutes > 0 and time.monotonic() - self.last >= 60 * minutes
 
     def save(
         self,

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pretrain import dist, rng, tar_index
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain import tar_index
+from pretrain.common import distributed, rng
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 from pretrain.images import ImageFiles
 
 BLOCK = 16  # shards whose images are mixed
@@ -138,7 +139,7 @@ def count_images(shards: Sequence[str]) -> np.ndarray:
     sizes = {folder: _sizes(folder) for folder in {os.path.dirname(shard) for shard in shards}}
     promised = [sizes[os.path.dirname(shard)].get(os.path.basename(shard)) for shard in shards]
     unknown = [number for number, count in enumerate(promised) if count is None]
-    start = len(unknown) * dist.rank() // dist.world_size()
+    start = len(unknown) * distributed.rank() // distributed.world_size()
     unknown = unknown[start:] + unknown[:start]
     with ThreadPoolExecutor(_THREADS) as pool:
         indices = pool.map(lambda number: tar_index.stored(shards[number]), unknown)

@@ -11,9 +11,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 import pretrain
-from pretrain import checkpoint, dist
-from pretrain.config import digest_text
-from pretrain.errors import UserError
+from pretrain import checkpoint
+from pretrain.common import distributed
+from pretrain.common.configs import digest_text
+from pretrain.common.errors import UserError
+from pretrain.common.files import found, link
 
 LAST = "checkpoint_last.pth.tar"
 _OTHERS = ("broken_images.txt", "config.yaml", "metrics.json", "views.jpg")
@@ -69,12 +71,12 @@ def save(
     """
     _check_finite(folder, model, optimizer, iteration=progress.iteration)
     error = None
-    if dist.is_main():
+    if distributed.is_main():
         try:
             _write(folder, _contents(model, optimizer, progress, cfg=cfg, scaler=scaler), progress, cfg)
         except UserError as problem:
             error = problem
-    (failed,) = dist.any_process(
+    (failed,) = distributed.any_process(
         error is not None
     )  # nobody leaves, and nobody is ended for it, while one writes
     if failed:
@@ -99,7 +101,7 @@ def _contents(
         "iterations_per_epoch": progress.per_epoch,
         "images": progress.images,
         "images_digest": progress.names,
-        "processes": dist.world_size(),
+        "processes": distributed.world_size(),
         "amp": progress.amp,
         "config": digest_text(cfg),
         "versions": {"pretrain": pretrain.__version__, "torch": str(torch.__version__),
@@ -114,7 +116,7 @@ def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: C
     path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
     checkpoint.save(path, contents)
     _remove_old(folder, progress, cfg)  # a run whose last state is its end has nothing left to do
-    checkpoint.link(path, folder / LAST)
+    link(path, folder / LAST)
 
 
 def _remove_old(folder: Path, progress: Progress, cfg: CfgNode) -> None:
@@ -136,7 +138,7 @@ def _check_finite(
         if torch.is_tensor(value) and value.is_floating_point()
     }
     finite = torch.stack([torch.isfinite(value).all() for value in floats.values()])
-    (bad,) = dist.any_process(not bool(finite.all()))
+    (bad,) = distributed.any_process(not bool(finite.all()))
     if bad:
         name = [*floats, "another process's"][int((~finite).nonzero()[0]) if not finite.all() else -1]
         raise not_finite(folder, f"{name} became infinite or NaN by iteration {iteration}")
@@ -152,7 +154,7 @@ def not_finite(folder: Path, what: str) -> UserError:
 def numbered(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
     return sorted(
-        (path for path in checkpoint.found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)),
+        (path for path in found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)),
         key=number,
     )
 
@@ -166,7 +168,7 @@ def number(path: Path) -> int:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files of a process that was killed."""
-    for path in checkpoint.found(folder, ".*.*"):
+    for path in found(folder, ".*.*"):
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.images import ImageFiles, Images, Order, images_below
 from pretrain.shards import ShardImages
 

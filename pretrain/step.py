@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain import dist, moco
+from pretrain import moco
+from pretrain.common import distributed
 from pretrain.contrast import Contrast, Keys
 
 # What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than
@@ -80,10 +81,10 @@ def train_step(
     optimizer.zero_grad()
     metrics = torch.zeros(len(METRICS), device=query_views.device)
     statistics = _RunningStatistics(model.encoder_q, parts)
-    seen = torch.empty_like(dist.local_part(keys.positive))  # the queries of all parts
+    seen = torch.empty_like(distributed.local_part(keys.positive))  # the queries of all parts
     for part in range(parts):
         rows = torch.arange(part, len(seen), parts, device=seen.device)
-        places = rows * dist.world_size() + dist.rank()  # of these images in the total batch
+        places = rows * distributed.world_size() + distributed.rank()  # of these images in the total batch
         with precision():
             queries = model.encode_queries(pixels(query_views[rows]))
         logits = model.logits(queries, keys, places)
@@ -117,8 +118,8 @@ def _backward_through_keys(keys: Keys, order: torch.Tensor | None) -> None:
     if keys.encoded is None:
         return
     assert keys.positive.grad is not None
-    gradient = keys.positive.grad * dist.world_size()
-    dist.mean_over_processes([gradient])
+    gradient = keys.positive.grad * distributed.world_size()
+    distributed.mean_over_processes([gradient])
     keys.encoded.backward(moco.shuffled_part(gradient, order))
 
 
@@ -137,10 +138,10 @@ def spread(moments: torch.Tensor) -> torch.Tensor:
 
 def _mean_over_processes(model: Contrast, *others: torch.Tensor) -> None:
     """Average gradients, running statistics and `others`: from here on every process holds the same."""
-    if dist.world_size() > 1:
+    if distributed.world_size() > 1:
         gradients = [p.grad for p in model.trained() if p.grad is not None]
         running = [buffer for name, buffer in model.named_buffers() if "running_" in name]
-        dist.mean_over_processes([*gradients, *others, *running])
+        distributed.mean_over_processes([*gradients, *others, *running])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain import data, made_pictures, train
-from pretrain.console import say
+from pretrain.common.console import say
 from pretrain.run import Run, set_up
 
 # What each phase holds; "other" are the loss, what is logged, running statistics and pixels made from bytes.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain import checkpoint
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from pretrain.images import is_image, printable
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer takes larger ones
@@ -80,7 +80,7 @@ def _places(shard: str) -> list[Path]:
 def _store(shard: str, rows: np.ndarray) -> None:
     for path in _places(shard):
         try:
-            return checkpoint.write_atomic(path, lambda file: file.write(rows.astype("<i8").tobytes()))
+            return write_atomic(path, lambda file: file.write(rows.astype("<i8").tobytes()))
         except UserError:  # no permission, or no room: the next place, or none
             continue
 

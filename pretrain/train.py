@@ -9,12 +9,14 @@ from typing import Any, cast
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data, dist, gpu_views, loggers, moco, norm, snapshot
+from pretrain import data, gpu_views, moco, norm, snapshot
 from pretrain.alarms import Alarms
 from pretrain.broken import Broken
-from pretrain.console import duration, say
+from pretrain.common import distributed, loggers
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError, compiler_in_one_line
+from pretrain.common.signals import Signals
 from pretrain.encoders import ResNet
-from pretrain.errors import UserError, compiler_in_one_line
 from pretrain.log import Clock, Log, say_step
 from pretrain.meter import Meter
 from pretrain.nonfinite import first_bad_layer
@@ -22,7 +24,6 @@ from pretrain.run import Run, set_up
 from pretrain.saver import Saver
 from pretrain.schedule import learning_rate
 from pretrain.step import NonFiniteLoss, train_step
-from pretrain.stop import Signals
 from pretrain.views import recipe_without
 
 Views = tuple[torch.Tensor, torch.Tensor]
@@ -53,13 +54,13 @@ def train(cfg: CfgNode, *, resume: bool = False, other_processes: bool = False) 
 
 def _go_on(run: Run, log: Log) -> None:
     start, total = run.progress.iteration, run.total
-    if _knn_is_due(run) and not any(dist.any_process(log.has("knn", start))):
+    if _knn_is_due(run) and not any(distributed.any_process(log.has("knn", start))):
         _measure_knn(run, log)  # a resumed run may have been stopped before it
     if start >= total:
         say(f"{run.folder}: this run is finished ({start} of {total} iterations); nothing to do")
         return
     begin = time.perf_counter()
-    with Signals(ctrl_c=True, alone=dist.world_size() == 1) as signals:
+    with Signals(ctrl_c=True, alone=distributed.world_size() == 1) as signals:
         batches = data.train_loader(run.files, run.cfg, start=start, stop=total, device=run.device)
         try:
             _loop(run, batches, log, signals)
@@ -87,7 +88,7 @@ def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -
         meter.add(step(run, views, images, done - 1))
         clock.step(waited)
         run.progress = replace(run.progress, iteration=done)
-        stops, is_late, met_broken = dist.any_process(signals.requested, saver.due(), bool(broken.new))
+        stops, is_late, met_broken = distributed.any_process(signals.requested, saver.due(), bool(broken.new))
         if met_broken:
             broken.share()
             if done == 1:  # a folder that is of no use leaves no checkpoint to be removed

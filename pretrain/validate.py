@@ -6,8 +6,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from pretrain.common.errors import UserError
 from pretrain.encoders import architecture, projection_head
-from pretrain.errors import UserError
 from pretrain.views import PARTS, RECIPES
 
 _CHOICES = {

@@ -13,8 +13,9 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image, ImageOps
 
-from pretrain import colours, images, rng, view_pipelines
-from pretrain.console import say
+from pretrain import colours, images, view_pipelines
+from pretrain.common import rng
+from pretrain.common.console import say
 from pretrain.decode import ImageFile
 from pretrain.made_pictures import SIZE, made_picture, to_jpeg
 from pretrain.view_pipelines import Pipeline

@@ -7,10 +7,11 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 
-from pretrain import data, rng, views
-from pretrain.checkpoint import write_atomic
+from pretrain import data, views
+from pretrain.common import rng
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from pretrain.decode import ImageFile
-from pretrain.errors import UserError
 from pretrain.images import Images
 from pretrain.views import View
 

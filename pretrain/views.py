@@ -14,7 +14,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pretrain import colours, rng
+from pretrain import colours
+from pretrain.common import rng
 from pretrain.decode import ImageFile
 from pretrain.resample import resized_crop
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pretrain import build, config, dist, moco
+from pretrain import build, config, moco
+from pretrain.common import distributed
 from pretrain.contrast import Contrast
 from pretrain.encoders import ResNet
 from pretrain.mechanisms import EndToEnd, MemoryBank
@@ -26,7 +27,7 @@ def encoder(batch: int = 8, group_size: int = 4, width: float = 0.125, dim: int 
         "pretrain/moco_v2_R50.yaml",
         ["MODEL.ARCH", "resnet18", "MODEL.WIDTH", str(width), "MODEL.DIM", str(dim),
          "MODEL.BN_GROUP_SIZE", str(group_size), "SOLVER.IMS_PER_BATCH", str(batch)],
-        processes=dist.world_size(),
+        processes=distributed.world_size(),
     )  # fmt: skip
     return build.encoder_maker(cfg, torch.device("cpu"))()
 
@@ -62,8 +63,8 @@ def step(
     model: Contrast, optimizer: torch.optim.Optimizer, iteration: int = 0, images: int = 8, **options: object
 ) -> torch.Tensor:
     """A step on this process's share of `images` random views that depend on the iteration alone."""
-    query, key = (dist.local_part(views) for views in random_views(images, iteration))
-    numbers = dist.local_part(random_numbers(images, iteration))
+    query, key = (distributed.local_part(views) for views in random_views(images, iteration))
+    numbers = distributed.local_part(random_numbers(images, iteration))
     return train_step(
         model, optimizer, (query, key), pixels=PIXELS, images=numbers, iteration=iteration, **options
     )
@@ -77,7 +78,7 @@ def steps_of_every_kind(folder: str) -> None:
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     PIXELS.double()
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     torch.set_num_threads(1)
     orders = [moco.permutation(8, groups=2, seed=0, step=iteration) for iteration in range(4)]
     for kind in KINDS:
@@ -87,11 +88,11 @@ def steps_of_every_kind(folder: str) -> None:
         for iteration, order in enumerate(orders):
             metrics.append(step(model, optimizer, iteration, order=order))
             gradients.append([p.grad.clone() for p in model.trained()])
-        dist.mean_over_processes(metrics)
+        distributed.mean_over_processes(metrics)
         found = {
             "metrics": metrics,
             "state": model.state_dict(),
             "first": gradients[0],
             "last": gradients[-1],
         }
-        torch.save(found, Path(folder) / f"{kind}_{dist.world_size()}_{dist.rank()}.pt")
+        torch.save(found, Path(folder) / f"{kind}_{distributed.world_size()}_{distributed.rank()}.pt")

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch  # noqa: E402
 from fuzz_cases import Case, make_case  # noqa: E402
 
-from pretrain.errors import UserError  # noqa: E402
+from pretrain.common.errors import UserError  # noqa: E402
 
 LIMIT = 20.0  # seconds for one input
 MEMORY = 1 << 30  # bytes above what the libraries take

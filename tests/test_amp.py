@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain import amp, build, config
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import annotations
 
 Content = dict[str, Any]

@@ -9,7 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from scripts import run_script
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import benchmark, config, synthetic
 
 SMALL = [

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pretrain import checkpoint
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from pretrain.files.safe_pickle import Opaque
 
 
@@ -80,7 +81,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomic(path, dies)
+        write_atomic(path, dies)
     assert checkpoint.load(path) == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["file.pth"]
 

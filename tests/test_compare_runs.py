@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.reproduce import difference
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from scripts import ROOT
 
-from pretrain import config as files
-from pretrain.errors import UserError
+from pretrain.common.configs import flatten
+from pretrain.common.errors import UserError
 from transfer import config, d2_compat, trainer
 from transfer import weights as weights_module
 from transfer.convert import convert
@@ -111,7 +111,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _flat(cfg) -> dict:
-    return {key: value for key, value in files._flatten(cfg) if key not in ("MODEL.WEIGHTS", "VERSION")}
+    return {key: value for key, value in flatten(cfg) if key not in ("MODEL.WEIGHTS", "VERSION")}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import yaml
 from checkpoints import moco_file, plain_file, small_network, torchvision_network
 from scripts import run_script
 
+from pretrain.common.errors import UserError
 from pretrain.encoders import architecture
-from pretrain.errors import UserError
 from transfer.convert import config_block, convert, preprocessing
 from transfer.layouts import IMAGENET, Input
 from transfer.names import detectron2_name

@@ -36,7 +36,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.visualizer import Visualizer
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 IS_MAIN = hasattr(comm, "create_local_process_group")
 HAS_C = d2_compat.describe()["has_C"]
@@ -409,7 +409,7 @@ def test_missing_library_is_named() -> None:
     code = """
 import sys
 sys.modules["fvcore"] = None
-from pretrain.errors import run_tool
+from pretrain.common.errors import run_tool
 def main():
     import transfer, detectron2
 run_tool(main)

@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config, d2_compat, data_record, datasets, present, stream, voc
 
 

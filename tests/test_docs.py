@@ -16,6 +16,7 @@ import yaml
 from scripts import ROOT
 
 from pretrain import config as pretrain_config
+from pretrain.common.configs import merge
 from transfer import config as transfer_config
 from transfer import linear_config
 from transfer.reproduce import tables
@@ -184,7 +185,7 @@ def effective(name: str) -> dict[str, Any]:
         cfg = transfer_config.read(str(path))
     else:
         cfg = linear_config.defaults()
-        pretrain_config.merge(cfg, path, ())
+        merge(cfg, path, ())
     return linear_config.flat(cfg)
 
 

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
+from pretrain.common.errors import UserError
 from pretrain.encoders import ARCHITECTURES, Architecture, ResNet, architecture, projection_head
-from pretrain.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x8d"])

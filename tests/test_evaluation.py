@@ -21,8 +21,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from pretrain import dist
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from transfer import config, d2_compat, data_record, datasets, evaluation, evaluators, present
 
 
@@ -363,7 +363,7 @@ def test_labels_of_voc(tmp_path: Path) -> None:
 
 def _measure(folder: str, root: str) -> None:
     torch.set_num_threads(1)
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     d2_compat.set_local_process_group()
     results = {}
     with pytest.MonkeyPatch.context() as tiny:  # one process of the two cases is pytest's own
@@ -389,9 +389,9 @@ def _measure(folder: str, root: str) -> None:
         data = (Path(root) / "own/instances.json", Path(root) / "own/images")
         cfg = _load(Path(root), *detection_data.custom(data, data))
         results |= evaluation.evaluate(cfg, Oracle("custom_test", skip=(1,)))
-    assert bool(results) is dist.is_main()
-    if dist.is_main():
-        (Path(folder) / f"{dist.world_size()}.json").write_text(json.dumps(results))
+    assert bool(results) is distributed.is_main()
+    if distributed.is_main():
+        (Path(folder) / f"{distributed.world_size()}.json").write_text(json.dumps(results))
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     detection_data.write_voc_labels(root, "val")
     detection_data.write_coco(root / "own", images=5)
     for processes in (1, 2):
-        dist.spawn(_measure, processes, (str(tmp_path), str(root)))
+        distributed.spawn(_measure, processes, (str(tmp_path), str(root)))
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
     assert len(one) == 6 and one == two
 

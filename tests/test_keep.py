@@ -11,7 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from layouts import FILES, network, under
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.convert import convert
 from transfer.weights_file import read_weights
 

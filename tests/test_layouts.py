@@ -7,7 +7,7 @@ import pytest
 import torch
 from layouts import FILES, caffe2_names, detectron2_names, network, under
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.layouts import LAYOUTS
 from transfer.sources import Source, read_source
 

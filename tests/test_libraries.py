@@ -13,7 +13,7 @@ from checkpoints import randomise
 from layouts import transformers_names
 from torch import nn
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.convert import convert
 from transfer.names import detectron2_name
 from transfer.sources import read_source

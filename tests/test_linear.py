@@ -22,9 +22,10 @@ from PIL import Image
 from scripts import ROOT, run_script
 from torchvision.transforms import v2
 
-from pretrain import checkpoint, data, dist
+from pretrain import checkpoint, data
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from pretrain.encoders import architecture
-from pretrain.errors import UserError
 from pretrain.images import ImageFiles
 from transfer import (
     convert,
@@ -474,7 +475,7 @@ def _lines(output: Path) -> list[str]:
 
 def two_processes(weights: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
-    dist.init_from_env(CPU)
+    distributed.init_from_env(CPU)
     cfg = linear_config.load("linear/imagenet.yaml", overrides, processes=2)
     for knn in (False, True):
         linear.run(cfg, weights, knn=knn)
@@ -484,7 +485,7 @@ def test_two_processes_equal_one(task: Task) -> None:
     """Features, weights, accuracies; 9 images to test on do not divide into two."""
     Image.new("RGB", (40, 40), "red").save(task.val / "b" / "new.png")
     one, near = task.run("one"), task.run("one", "KNN.K", "5", knn=True)
-    dist.spawn(two_processes, 2, (task.weights, task.overrides("two", "KNN.K", "5")))
+    distributed.spawn(two_processes, 2, (task.weights, task.overrides("two", "KNN.K", "5")))
     two, knn = (json.loads((task.folder / "two" / name).read_text()) for name in ("results.json", "knn.json"))
     for name, value in task.state("one")["layers"][0].items():
         assert torch.allclose(value, task.state("two")["layers"][0][name], rtol=1e-4, atol=1e-6), name

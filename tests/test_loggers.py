@@ -13,8 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain import config as pretrain_config
-from pretrain import loggers
-from pretrain.errors import UserError
+from pretrain.common import loggers
+from pretrain.common.errors import UserError
 from transfer import config
 from transfer.progress import Progress
 

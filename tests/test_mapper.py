@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from scipy import ndimage, stats
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config
 from transfer.mapper import ScaleCrop, build_mapper
 

@@ -20,7 +20,8 @@ from contrast_models import (
     tiny_encoder,
 )  # fmt: skip
 
-from pretrain import dist, moco
+from pretrain import moco
+from pretrain.common import distributed
 from pretrain.contrast import Contrast, Keys
 from pretrain.mechanisms import EndToEnd, MemoryBank
 from pretrain.moco import MoCo
@@ -206,7 +207,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     alone = multiprocessing.get_context("spawn").Process(target=steps_of_every_kind, args=(str(tmp_path),))
     alone.start()
     alone.join()
-    dist.spawn(steps_of_every_kind, 2, (str(tmp_path),))
+    distributed.spawn(steps_of_every_kind, 2, (str(tmp_path),))
     for kind in KINDS:
         one, first, second = (torch.load(tmp_path / f"{kind}_{name}.pt") for name in ("1_0", "2_0", "2_1"))
         for name, value in first["state"].items():  # any process could write the checkpoint

@@ -7,8 +7,8 @@ import torch
 from checkpoints import moco_file, small_network
 from torch import nn
 
-from pretrain import dist
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from pretrain.norm import convert_sync_batchnorm
 from transfer import config, convert, d2_compat, modeling, precise_bn, weights
 
@@ -240,7 +240,7 @@ def _two_steps(name: str) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.SyncBatchNorm):  # hardly any ReLU at its edge, where rounding decides
             nn.init.uniform_(module.weight, 0.2, 0.4)
             nn.init.ones_(module.bias)
-    if dist.world_size() > 1:
+    if distributed.world_size() > 1:
         convert_sync_batchnorm(backbone)
     model = d2_compat.distribute(backbone, broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -249,14 +249,14 @@ def _two_steps(name: str) -> dict[str, torch.Tensor]:
     for step in range(2):
         images = torch.randn(5, 3, 64, 96, generator=generator, dtype=torch.float64)
         images *= torch.arange(1, 6).view(-1, 1, 1, 1)  # what one process sees is unlike what the other sees
-        images = dist.local_part(images)
+        images = distributed.local_part(images)
         wanted = {
             key: nn.functional.interpolate(images[:, :1], scale_factor=1 / shape.stride)
             for key, shape in backbone.output_shape().items()
         }
         errors = [(value - wanted[key]).square().mean((1, 2, 3)) for key, value in model(images).items()]
         # averaged over the processes by DDP, this is the mean over all five images
-        loss = sum(error.sum() for error in errors) * dist.world_size() / 5
+        loss = sum(error.sum() for error in errors) * distributed.world_size() / 5
         optimizer.zero_grad()
         loss.backward()
         numbers |= {f"step {step} gradient {key}": p.grad.clone() for key, p in backbone.named_parameters()}
@@ -265,14 +265,14 @@ def _two_steps(name: str) -> dict[str, torch.Tensor]:
 
 
 def _sync_worker(folder: str) -> None:
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     for name in SYNCED:
-        torch.save(_two_steps(name), f"{folder}/{name}.{dist.rank()}.pt")
+        torch.save(_two_steps(name), f"{folder}/{name}.{distributed.rank()}.pt")
 
 
 @pytest.mark.slow
 def test_sync_norm_on_two_processes_is_one_with_the_whole_batch(tmp_path: Path) -> None:
-    dist.spawn(_sync_worker, 2, (str(tmp_path),))
+    distributed.spawn(_sync_worker, 2, (str(tmp_path),))
     for name in SYNCED:
         whole = _two_steps(name)
         first, second = (torch.load(tmp_path / f"{name}.{rank}.pt") for rank in range(2))

@@ -13,7 +13,7 @@ from torchvision.models import ResNet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain import encoders
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config, convert, modeling, shapes, weights  # noqa: F401 (modeling: registers)
 
 SMALL_HEADS = [

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import build, config, dist, norm
-from pretrain.errors import UserError
+from pretrain import build, config, norm
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from pretrain.norm import GroupBatchNorm2d, SyncBatchNorm, convert_sync_batchnorm, in_groups
 from pretrain.validate import validate
 
@@ -119,14 +120,14 @@ def run_layer(layer: nn.Module, step: int, share: slice, dtype: torch.dtype, for
 
 
 def sync_worker(folder: str, dtype: torch.dtype, form: torch.memory_format) -> None:
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     layer = random_layer(SyncBatchNorm(4)).to(dtype)
     found = []
     for step, starts in enumerate(SHARES):
-        share = slice(starts[dist.rank()], starts[dist.rank() + 1])
+        share = slice(starts[distributed.rank()], starts[distributed.rank() + 1])
         found.append(run_layer(layer, step, share, dtype, form))
     evaluated = layer.eval()(images_with_offset(0).to(dtype)).detach()
-    torch.save([found, evaluated], Path(folder) / f"{dist.rank()}.pt")
+    torch.save([found, evaluated], Path(folder) / f"{distributed.rank()}.pt")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_sync_over_two_processes_equals_plain_on_all_images(
     tmp_path: Path, dtype: torch.dtype, form: torch.memory_format, tolerance: float
 ) -> None:
     """Outputs, gradients and running statistics of two batches, 4 + 4 and 1 + 6 images."""
-    dist.spawn(sync_worker, 2, (str(tmp_path), dtype, form))
+    distributed.spawn(sync_worker, 2, (str(tmp_path), dtype, form))
     (first, evaluated), (second, evaluated_too) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     plain = random_layer(nn.BatchNorm2d(4)).double()
 
@@ -182,20 +183,20 @@ def test_parts_hold_whole_groups_and_few_pixels() -> None:
 
 
 def group_worker(folder: str) -> None:
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     cfg = config.defaults()
     cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.BN_GROUP_SIZE = 8, 4  # four processes of two images: two groups
     layer = norm.norm_layer(cfg, torch.device("cpu"))(4)
     total = torch.arange(8 * 4 * 2 * 2, dtype=torch.float32).view(8, 4, 2, 2).sin()
-    output = dist.all_gather_interleaved(layer(dist.local_part(total)).detach())
-    if dist.is_main():
+    output = distributed.all_gather_interleaved(layer(distributed.local_part(total)).detach())
+    if distributed.is_main():
         wanted = in_groups(GroupBatchNorm2d(4, group_size=4), total, 4)
         torch.save({"output": output, "wanted": wanted.detach()}, folder)
 
 
 @pytest.mark.slow
 def test_a_group_may_span_processes(tmp_path: Path) -> None:
-    dist.spawn(group_worker, 4, (str(tmp_path / "result.pt"),))
+    distributed.spawn(group_worker, 4, (str(tmp_path / "result.pt"),))
     result = torch.load(tmp_path / "result.pt")
     torch.testing.assert_close(result["output"], result["wanted"])
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import dist, norm
+from pretrain import norm
+from pretrain.common import distributed
 from transfer import precise_bn
 
 
@@ -58,18 +59,18 @@ def test_frozen_layers_and_weights_stay() -> None:
 
 
 def _measure(folder: str) -> None:
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     model = _model().train()
-    precise_bn.update(model, iter(_data(6)[dist.rank() :: 2]), 3)
-    torch.save(_statistics(model), f"{folder}/{dist.rank()}.pt")
+    precise_bn.update(model, iter(_data(6)[distributed.rank() :: 2]), 3)
+    torch.save(_statistics(model), f"{folder}/{distributed.rank()}.pt")
     synced = norm.convert_sync_batchnorm(nn.SyncBatchNorm.convert_sync_batchnorm(_model())).train()
-    precise_bn.update(synced, map(dist.local_part, _data(3)), 3)
-    torch.save(_statistics(synced), f"{folder}/synced{dist.rank()}.pt")
+    precise_bn.update(synced, map(distributed.local_part, _data(3)), 3)
+    torch.save(_statistics(synced), f"{folder}/synced{distributed.rank()}.pt")
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> None:
-    dist.spawn(_measure, 2, (str(tmp_path),))
+    distributed.spawn(_measure, 2, (str(tmp_path),))
     # BN: each process has batches of its own. SyncBN: each has its part, equal or not, of every batch.
     for name, batches in (("", _data(6)), ("synced", _data(3))):
         ranks = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.prepare import cityscapes
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from scripts import run_script
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import command
 from transfer.prepare.command import SETS, main
 

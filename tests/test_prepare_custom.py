@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scripts import run_script
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import headers
 from transfer.prepare.command import main
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import cutouts, demo, layouts, listing
 from transfer.prepare.recipe import PHOTO_CLASSES, RECIPES
 

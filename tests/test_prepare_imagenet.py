@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import imagenet, imagenet_archives, imagenette
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import lvis
 
 CATEGORIES = {name: version.categories for name, version in lvis.VERSIONS.items()}  # before `small`

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import packages
 
 FILES = {"usr/share/x/odd.png": b"abc", "usr/share/x/even.png": b"abcd" * 1000, "usr/share/x/other": b"no"}

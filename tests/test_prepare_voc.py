@@ -7,7 +7,7 @@ import pytest
 import voc_archives
 from scripts import run_script
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import voc
 from transfer.prepare.command import main
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scripts import run_script
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import layouts, voc_labels
 from transfer.prepare.command import main
 from transfer.prepare.voc_labels import Box, Mask, match, tight_box

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from scripts import run_script
 
-from pretrain import checkpoint, config, dist
-from pretrain.errors import UserError
+from pretrain import checkpoint, config
+from pretrain.common import distributed
+from pretrain.common.configs import read_yaml
+from pretrain.common.errors import UserError
 from pretrain.train import train
 
 MakeFolder = Callable[..., Path]
@@ -49,7 +51,7 @@ def log_lines(output: Path) -> list[dict[str, Any]]:
 
 def distributed_worker(arguments: list[str]) -> None:
     cfg = config.load("pretrain/moco_v2_R50.yaml", arguments, processes=2)
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     torch.set_num_threads(1)
     train(cfg)
 
@@ -113,7 +115,7 @@ def test_what_a_run_leaves(image_folder: MakeFolder, tmp_path: Path) -> None:
     lines = log_lines(output)
     assert [set(line) for line in lines if "loss" in line] == [KEYS] * 3
     assert [(line["iteration"], line["epoch"]) for line in lines if "knn" in line] == [(0, 0), (2, 2), (3, 3)]
-    assert config.read_yaml(output / "config.yaml")["MOCO"]["K"] == 100
+    assert read_yaml(output / "config.yaml")["MOCO"]["K"] == 100
     assert Image.open(output / "views.jpg").width > 8 * 7 * 32  # eight pairs, enlarged for their captions
 
 
@@ -291,7 +293,7 @@ def different_worker(folders: list[str], output: str) -> None:
 def test_processes_that_see_different_images_are_stopped(image_folder: MakeFolder, tmp_path: Path) -> None:
     folders = [str(image_folder(count)) for count in (64, 65)]
     with pytest.raises(UserError, match=r"different images \(DATA\.TRAIN\)"):
-        dist.spawn(different_worker, 2, (folders, str(tmp_path / "run")))
+        distributed.spawn(different_worker, 2, (folders, str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 

@@ -15,10 +15,12 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain import config, data, dist, probe, sources
+from pretrain import config, data, probe, sources
 from pretrain.broken import FILE, Broken
+from pretrain.common import distributed
+from pretrain.common.configs import set_key
+from pretrain.common.errors import UserError
 from pretrain.decode import centre_view
-from pretrain.errors import UserError
 from pretrain.images import ImageFiles, class_folders, find_images, permutation, printable
 
 CPU = torch.device("cpu")
@@ -28,7 +30,7 @@ def settings(**values: object) -> CfgNode:
     cfg = config.defaults()
     cfg.merge_from_list(["INPUT.SIZE", 16, "SOLVER.IMS_PER_BATCH", 4, "DATA.NUM_WORKERS", 0])
     for key, value in values.items():
-        config.set_key(cfg, key.replace("__", "."), value, origin="test")
+        set_key(cfg, key.replace("__", "."), value, origin="test")
     return cfg
 
 
@@ -218,9 +220,9 @@ def test_batches_of_a_resumed_run_are_the_rest() -> None:
 
 def test_processes_share_a_batch_like_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     (total,) = data.Batches(4, settings(), start=0, stop=1)
-    monkeypatch.setattr("pretrain.dist.world_size", lambda: 2)
+    monkeypatch.setattr("pretrain.common.distributed.world_size", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr("pretrain.dist.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("pretrain.common.distributed.rank", lambda rank=rank: rank)
         assert list(data.Batches(4, settings(), start=0, stop=1)) == [total[rank::2]]
 
 
@@ -293,22 +295,22 @@ def test_ten_names_at_the_end_and_names_that_are_no_text(tmp_path: Path) -> None
 
 
 def broken_worker(folder: str) -> None:
-    dist.init_from_env(CPU)
+    distributed.init_from_env(CPU)
     broken = Broken(ImageFiles(["x"] * 20), 0.15, folder=Path(folder), going_on=False)
     for mine in [([1], [1, 2]), ([], [2]), ([7], [])]:  # of each of two processes, in three steps
-        broken.add(mine[dist.rank()])
-        if any(dist.any_process(bool(broken.new))):
+        broken.add(mine[distributed.rank()])
+        if any(distributed.any_process(bool(broken.new))):
             broken.share()
     assert broken.indices == {1, 2, 7}  # 3 of 20 are still allowed
     broken.check()
-    broken.add([[], [9, 10]][dist.rank()])
+    broken.add([[], [9, 10]][distributed.rank()])
     broken.share()
     broken.check()
 
 
 def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.15: 5 of 20"):
-        dist.spawn(broken_worker, 2, (str(tmp_path),))
+        distributed.spawn(broken_worker, 2, (str(tmp_path),))
 
 
 class _Unreadable(ImageFiles):

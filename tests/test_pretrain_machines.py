@@ -16,7 +16,8 @@ import pytest
 from scripts import ROOT
 from test_pretrain import MakeFolder, log_lines, overrides
 
-from pretrain import checkpoint, stop
+from pretrain import checkpoint
+from pretrain.common import signals
 from pretrain.snapshot import LAST
 
 CONFIG = ["tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml"]
@@ -71,7 +72,8 @@ def equal(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, stop.STOPPED), (signal.SIGUSR1, stop.STOPPED)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, signals.STOPPED), (signal.SIGUSR1, signals.STOPPED)],
 )
 def test_a_signal_saves_the_state(
     image_folder: MakeFolder, tmp_path: Path, number: signal.Signals, code: int

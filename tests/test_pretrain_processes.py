@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import build, checkpoint, config, dist
+from pretrain import build, checkpoint, config
+from pretrain.common import distributed
 from pretrain.log import METRICS_FILE
 from pretrain.train import train
 
@@ -52,21 +53,23 @@ def in_float64(runs: list[list[str]]) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     for run in runs:
-        train(config.load(CONFIG[1], run, processes=dist.world_size()))
+        train(config.load(CONFIG[1], run, processes=distributed.world_size()))
 
 
 def starts_worker(folder: str) -> None:
-    dist.init_from_env(torch.device("cpu"))
-    cfg = config.load(CONFIG[1], [*SMALL, "MODEL.BN_GROUP_SIZE", "16", "SEED", str(dist.rank())], processes=2)
+    distributed.init_from_env(torch.device("cpu"))
+    cfg = config.load(
+        CONFIG[1], [*SMALL, "MODEL.BN_GROUP_SIZE", "16", "SEED", str(distributed.rank())], processes=2
+    )
     model, _, _ = build.build(cfg, torch.device("cpu"), images=64, decide=False)
-    torch.save(model.state_dict(), f"{folder}/{dist.rank()}.pt")
+    torch.save(model.state_dict(), f"{folder}/{distributed.rank()}.pt")
 
 
 def test_all_processes_start_from_the_weights_of_the_first(tmp_path: Path) -> None:
     """Also where their random numbers differ, as in the last bit between kinds of machines."""
-    dist.spawn(starts_worker, 2, (str(tmp_path),))
+    distributed.spawn(starts_worker, 2, (str(tmp_path),))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]) == (name != "queue"), name
@@ -103,10 +106,10 @@ def test_runs_do_not_depend_on_the_number_of_processes(image_folder: MakeFolder,
 
     alone = multiprocessing.get_context("spawn").Process(target=in_float64, args=(runs("1", *NORMS),))
     alone.start()
-    dist.spawn(in_float64, 2, (runs("2", *NORMS),))
+    distributed.spawn(in_float64, 2, (runs("2", *NORMS),))
     alone.join()
     assert alone.exitcode == 0
-    dist.spawn(in_float64, 4, (runs("4", "two", "sync"),))
+    distributed.spawn(in_float64, 4, (runs("4", "two", "sync"),))
     for name in NORMS:
         assert [line["iteration"] for line in log_lines(tmp_path / "1" / name) if "knn" in line] == [0, 3, 5]
         assert_equal(tmp_path / "1" / name, tmp_path / "2" / name, tolerance=1e-9)

@@ -20,7 +20,8 @@ from test_pretrain import pretrain as run
 from torch import nn
 
 from pretrain import amp, checkpoint, config, notes, resume, saver, snapshot, train
-from pretrain.errors import UserError
+from pretrain.common import files as common_files
+from pretrain.common.errors import UserError
 from pretrain.images import find_images
 from pretrain.snapshot import LAST, Progress
 
@@ -208,7 +209,7 @@ def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: 
     """What `checkpoint_last` says is finished has nothing left to remove."""
     cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
     snapshot.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
-    monkeypatch.setattr(checkpoint, "link", lambda *_: kill())
+    monkeypatch.setattr(common_files, "link", lambda *_: kill())
     with pytest.raises(Killed):
         snapshot.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
     assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
@@ -294,7 +295,7 @@ def test_the_main_process_decides_when_to_save(tmp_path: Path, monkeypatch: pyte
     assert not one.due()
     monkeypatch.setattr(time, "monotonic", lambda: now + 121)
     assert one.due()
-    monkeypatch.setattr("pretrain.dist.rank", lambda: 1)
+    monkeypatch.setattr("pretrain.common.distributed.rank", lambda: 1)
     assert not one.due()
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 from pretrain import config
+from pretrain.common.configs import set_key
+from pretrain.common.errors import UserError
 from pretrain.encoders import ResNet, architecture
-from pretrain.errors import UserError
 from pretrain.probe import ClassFolders, Probe, bank_folder, knn
 from pretrain.step import Pixels
 from pretrain.train import train
@@ -65,7 +66,7 @@ def test_nothing_but_unreadable_images_is_named(image_folder: Callable[..., Path
         folder = image_folder(2, classes=("a", "b"))
         for path in folder.rglob("*.jpg") if name == key else ():
             path.write_bytes(b"no image")
-        config.set_key(cfg, name, str(folder), origin="test")
+        set_key(cfg, name, str(folder), origin="test")
     cfg.INPUT.SIZE, cfg.DATA.NUM_WORKERS = 32, 0
     encoder = ResNet(architecture("resnet18", 0.125), head=nn.Linear(64, 8))
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))

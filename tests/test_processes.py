@@ -14,8 +14,8 @@ import pytest
 import torch
 from scripts import ROOT
 
-from pretrain import dist
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 
 TINY = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
@@ -118,7 +118,7 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         }.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=rf"--dist-url tcp://127\.0\.0\.1:{port}: the port is in use"):
-            dist.init_from_env(torch.device("cpu"))
+            distributed.init_from_env(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_addresses_that_cannot_be(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        dist.spawn(lambda: None, 1, **options)
+        distributed.spawn(lambda: None, 1, **options)
 
 
 def test_slurm_template_is_a_shell_script() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import comparison, report, report_mechanism
 from transfer.intervals import mean_interval, paired_difference
 from transfer.pictures import COLUMN_GAP

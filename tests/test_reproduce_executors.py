@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from test_reproduce_graph import diamond, is_alive, python, runs, until
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.reproduce import command, progress, scheduler, worker
 from transfer.reproduce.executors import Local, Slurm, slurm_parameters, visible_gpus
 from transfer.reproduce.jobs import Job

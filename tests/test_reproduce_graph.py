@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.errors import UserError
-from pretrain.stop import STOPPED
+from pretrain.common.errors import UserError
+from pretrain.common.signals import STOPPED
 from transfer.reproduce import lock, progress, scheduler, worker
 from transfer.reproduce.executors import Local
 from transfer.reproduce.jobs import Job, in_order

@@ -16,8 +16,8 @@ import torch
 from checkpoints import plain_file, small_network
 from scripts import run_script
 
-from pretrain.config import find_config
-from pretrain.errors import UserError
+from pretrain.common.configs import find_config
+from pretrain.common.errors import UserError
 from transfer.reproduce import collect, command, outputs, progress, worker
 from transfer.reproduce.jobs import Job, in_order, made_by
 from transfer.reproduce.plan import Options, plan

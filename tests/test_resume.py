@@ -14,8 +14,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import checkpoint, stop
-from pretrain.errors import UserError
+from pretrain import checkpoint
+from pretrain.common import signals
+from pretrain.common.errors import UserError
 from transfer import config, loop, snapshot, step, trainer
 
 TINY = [
@@ -283,7 +284,7 @@ def test_scheduler_stops_a_run(data, whole: Path, tmp_path: Path, number: signal
     child = _start(lambda: trainer.run(_load(settings, tmp_path / "cut")))
     _until_iteration(tmp_path / "cut", 2)
     os.killpg(child, number)
-    assert _wait(child) == stop.STOPPED
+    assert _wait(child) == signals.STOPPED
     assert torch.load(tmp_path / "cut/model_last.pth", weights_only=True)["iteration"] in (2, 3, 4)
     trainer.run(_load(settings, tmp_path / "cut"), resume=True)
     assert _equal(whole, tmp_path / "cut")

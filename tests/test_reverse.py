@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scripts import run_script
 from torch import nn
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.convert import convert
 from transfer.describe import describe
 from transfer.reverse import export

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.engine import DefaultTrainer
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config, scale
 
 KEYS = (

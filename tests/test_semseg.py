@@ -20,8 +20,8 @@ from scripts import run_script
 from torch import nn
 from torch.nn import functional as F
 
-from pretrain import dist
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from transfer import config, d2_compat, semseg
 
 NARROW = """
@@ -249,15 +249,15 @@ def test_miou_is_that_of_the_confusion_matrix(tmp_path: Path) -> None:
 
 
 def _evaluate_in_process(folder: str) -> None:
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     d2_compat.set_local_process_group()
-    got = _evaluate(Path(folder) / f"labels{dist.rank()}", 2, dist.rank())
-    Path(folder, f"{dist.rank()}.json").write_text(json.dumps(got))
+    got = _evaluate(Path(folder) / f"labels{distributed.rank()}", 2, distributed.rank())
+    Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(got))
 
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    dist.spawn(_evaluate_in_process, 2, (str(tmp_path),))
+    distributed.spawn(_evaluate_in_process, 2, (str(tmp_path),))
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     alone = _evaluate(tmp_path / "labels")
     assert other is None

@@ -17,7 +17,9 @@ import torch
 import webdataset
 
 from pretrain import checkpoint, config, data, shards, sources, tar_index
-from pretrain.errors import UserError
+from pretrain.common import files as common_files
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from pretrain.shards import BLOCK, BlockOrder
 from pretrain.train import train
 
@@ -180,14 +182,14 @@ def test_index_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_index_goes_where_it_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "x.tar", {"1.jpg": b"one"})
-    write = checkpoint.write_atomic
+    write = write_atomic
 
     def guarded(target: Path, how: Callable[..., object]) -> None:
         if target.parent.name == ".image_index" or not writable:
             raise UserError("no permission")
         write(target, how)
 
-    monkeypatch.setattr(checkpoint, "write_atomic", guarded)
+    monkeypatch.setattr(common_files, "write_atomic", guarded)
     writable = False
     assert contents(str(path)) == [b"one"] and not list(tmp_path.rglob("*.index"))
     writable = True

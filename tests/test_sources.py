@@ -10,8 +10,8 @@ from checkpoints import moco_file, moco_state, plain_file, small_network, torchv
 from torch import nn
 from torchvision.models import ResNet, resnet
 
+from pretrain.common.errors import UserError
 from pretrain.encoders import ARCHITECTURES
-from pretrain.errors import UserError
 from transfer.sources import read_source
 
 SMALL = small_network().state_dict()

@@ -7,8 +7,9 @@ import pytest
 import torch
 from layouts import network
 
-from pretrain.config import digest_text, load, read_dump
-from pretrain.errors import UserError
+from pretrain.common.configs import digest_text, read_dump
+from pretrain.common.errors import UserError
+from pretrain.config import load
 from transfer.layouts import IMAGENET
 from transfer.names import detectron2_name
 from transfer.sources import read_source

@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from pretrain import dist
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.errors import UserError
 from transfer import config, datasets, notes, solver, stream, trainer
 from transfer.step import advice, step
 
@@ -166,9 +166,9 @@ def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _stop_together(folder: str) -> None:
-    dist.init_from_env(torch.device("cpu"))
+    distributed.init_from_env(torch.device("cpu"))
     cfg = config.load("transfer/coco_R50_FPN.yaml", [*SMALL, "OUTPUT_DIR", folder])
-    bad = dist.rank() == 1
+    bad = distributed.rank() == 1
     model = nn.parallel.DistributedDataParallel(
         Fake(lambda weight, batch: weight * (float("nan") if bad else 1))
     )
@@ -181,13 +181,13 @@ def _stop_together(folder: str) -> None:
     with EventStorage():
         model = Fake(lambda weight, batch: weight)
         _, report["stop"] = step(cfg, model, [0], torch.optim.SGD(model.parameters(), lr=1.0), 0, stop=bad)
-    Path(folder, f"{dist.rank()}.json").write_text(json.dumps(report))
+    Path(folder, f"{distributed.rank()}.json").write_text(json.dumps(report))
 
 
 @pytest.mark.slow
 def test_two_processes_stop_together(tmp_path: Path) -> None:
     (tmp_path / "model_last.pth").touch()
-    dist.spawn(_stop_together, 2, (str(tmp_path),))
+    distributed.spawn(_stop_together, 2, (str(tmp_path),))
     for rank in range(2):
         report = json.loads((tmp_path / f"{rank}.json").read_text())
         assert "not finite at iteration 1 (loss_a nan); the last good state is" in report["error"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import dist
+from pretrain.common import distributed
 from transfer import config, datasets, stream
 
 
@@ -27,8 +27,8 @@ def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch) -> 
     alone = _batches(portrait, cfg)
     shares = []
     for rank in range(4):
-        monkeypatch.setattr(dist, "world_size", lambda: 4)
-        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: 4)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(_batches(portrait, cfg))
     assert alone == [[item for share in shares for item in share[i]] for i in range(12)]
 
@@ -112,9 +112,9 @@ def test_repeated_images_are_augmented_anew_and_shared_out(monkeypatch: pytest.M
     alone = batches()
     assert [position for batch in alone for _, position in batch] == list(range(48))
     assert alone[5:] == batches(5)[:7]
-    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(batches())
     assert alone == [first + second for first, second in zip(*shares, strict=True)]

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.subset import choose
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from scripts import run_script
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config, datasets, solver, stream, trainer
 from transfer.step import step
 

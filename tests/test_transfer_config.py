@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config
 
 RANDOM = ["MODEL.INIT", "random"]

@@ -23,7 +23,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from scripts import ROOT
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config, d2_compat, explain, modeling, semseg  # noqa: F401 (first; the last two register)
 from transfer.keys import add_keys
 from transfer.recipes import RECIPES

@@ -26,7 +26,7 @@ from torch import nn
 from torchvision import tv_tensors
 
 from pretrain import checkpoint
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.files.untrusted import read_file
 from transfer.sources import read_source
 from transfer.weights_file import read_weights

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import ResNet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.convert import convert
 from transfer.sources import Source, read_source
 from transfer.verify import LEVELS, TOLERANCE, compare, sample_images, verify

@@ -15,8 +15,9 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from pretrain import colours, config, rng, views
-from pretrain.errors import UserError
+from pretrain import colours, config, views
+from pretrain.common import rng
+from pretrain.common.errors import UserError
 from pretrain.resample import resized_crop
 from pretrain.views import PARTS, RECIPES, Recipe, View, draw, recipe_without, recolour, two_views
 

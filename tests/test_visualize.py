@@ -15,7 +15,7 @@ from scripts import run_script
 
 from pretrain import config as pretrain_config
 from pretrain import sources, view_pictures
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import config, contact_sheet, datasets, inspection, matching, objects, pictures, stream, weights
 from transfer.objects import Objects
 

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.convert import convert
 from transfer.weights import check_filled, check_preprocessing, load_detector, load_into
 from transfer.weights_file import read_weights

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.errors import UserError, run_tool
-from transfer import arguments
+from pretrain.common import command_line
+from pretrain.common.errors import UserError, run_tool
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     _add_train(commands)
     _add_views(commands)
     _add_step(commands)
-    args = arguments.parse(parser)
+    args = command_line.parse(parser)
     args.run(args)
 
 
@@ -34,7 +34,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--config", default="transfer/demo_R50w25_FPN.yaml", help="the demo's by default")
     command.add_argument("--iterations", type=int, default=20, help="of a block (20)")
     command.add_argument("--rounds", type=int, default=5, help="blocks of each loop (5)")
-    arguments.add_overrides(command)
+    command_line.add_overrides(command)
     command.set_defaults(run=_train)
 
 
@@ -54,7 +54,7 @@ def _add_views(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--config", default="pretrain/moco_v2_R50.yaml", help="for INPUT.* (%(default)s)")
     command.add_argument("--images", default="", metavar="FOLDER", help="photographs; made here by default")
     command.add_argument("--rounds", type=int, default=5, help="blocks of each pipeline (5)")
-    arguments.add_overrides(command)
+    command_line.add_overrides(command)
     command.set_defaults(run=_views)
 
 
@@ -71,7 +71,7 @@ def _add_step(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--config", default="pretrain/moco_v2_R50.yaml", help="any recipe (%(default)s)")
     command.add_argument("--images", default="", metavar="FOLDER", help="photographs; made here by default")
     command.add_argument("--iterations", type=int, default=10, help="steps that count (10)")
-    arguments.add_overrides(command)
+    command_line.add_overrides(command)
     command.set_defaults(run=_step)
 
 

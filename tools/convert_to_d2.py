@@ -17,7 +17,7 @@ from pathlib import Path
 # not tools/: tools/pretrain.py would shadow the package
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pretrain.errors import UserError, run_tool
+from pretrain.common.errors import UserError, run_tool
 
 
 def main() -> None:

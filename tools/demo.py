@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.errors import run_tool
+from pretrain.common.errors import run_tool
 
 
 def main() -> None:

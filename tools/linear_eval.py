@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain import dist
-from pretrain.errors import run_tool
+from pretrain.common import distributed
+from pretrain.common.errors import run_tool
 
 
 def main() -> None:
@@ -29,9 +29,9 @@ def main() -> None:
     cfg = linear_config.load(args.config, [*args.overrides, *sweep], processes=processes)
     from transfer import linear  # after the config's errors: it takes seconds to import
 
-    dist.init_from_env(dist.pick_device(cfg.DEVICE))
+    distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
     linear.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
-    dist.shutdown()  # not after an error: NCCL would wait for the other processes
+    distributed.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
 def _parse() -> argparse.Namespace:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: this file would shadow the package
 
-from pretrain import config, dist
-from pretrain.errors import run_tool
+from pretrain import config
+from pretrain.common import distributed
+from pretrain.common.errors import run_tool
 
 
 def main() -> None:
@@ -33,9 +34,9 @@ def main() -> None:
     cfg = config.load(args.config, args.overrides, processes=int(os.environ.get("WORLD_SIZE", 1)))
     from pretrain.train import train  # after the config's errors: it takes seconds to import
 
-    dist.init_from_env(dist.pick_device(cfg.DEVICE))
+    distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
     train(cfg, resume=args.resume, other_processes=args.other_processes)
-    dist.shutdown()  # not after an error: NCCL would wait for the other processes
+    distributed.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
 if __name__ == "__main__":

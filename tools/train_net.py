@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain import dist
-from pretrain.errors import UserError, run_tool
+from pretrain.common import distributed
+from pretrain.common.errors import UserError, run_tool
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ def main() -> None:
 
     run = partial(trainer.run, cfg, resume=args.resume, eval_only=args.eval_only)
     machines = {"machines": args.num_machines, "machine_rank": args.machine_rank, "url": args.dist_url}
-    dist.spawn(run, args.num_gpus, **machines)
-    dist.shutdown()  # not after an error: NCCL would wait for the other processes
+    distributed.spawn(run, args.num_gpus, **machines)
+    distributed.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
 def _parse() -> argparse.Namespace:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.errors import UserError, run_tool
-from transfer import arguments
+from pretrain.common import command_line
+from pretrain.common.errors import UserError, run_tool
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def _parse() -> argparse.Namespace:
     views.add_argument("--config", required=True, help="YAML file, as given or under configs/")
     views.add_argument("--output", type=Path, default=Path("views.jpg"), help=".jpg or .png file (views.jpg)")
     views.add_argument("--count", type=int, default=8, help="images (8)")
-    arguments.add_overrides(views)
+    command_line.add_overrides(views)
     data = commands.add_parser("data", help="training images with boxes, masks, keypoints or labels")
     data.add_argument("--config", required=True, help="YAML file, as given or under configs/")
     data.add_argument("--raw", action="store_true", help="as they are on the disk, without augmentation")
@@ -78,8 +78,8 @@ def _parse() -> argparse.Namespace:
     for command in (data, predictions):
         command.add_argument("--output", type=Path, required=True, help="folder for index.html and JPEGs")
         command.add_argument("--count", type=int, default=16, help="pictures of each kind (16)")
-        arguments.add_overrides(command)
-    args = arguments.parse(parser)
+        command_line.add_overrides(command)
+    args = command_line.parse(parser)
     if args.count < 1 or getattr(args, "images", 1) < 1:
         raise UserError("--count and --images: give 1 or more")
     return args

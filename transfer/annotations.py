@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import annotation_checks as checks
 from transfer import masks_check
 from transfer.prepare.headers import shown_size

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.pictures import COLUMN_GAP
 
 PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data in the page

@@ -17,10 +17,10 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 
-from pretrain import dist
-from pretrain.console import say
-from pretrain.errors import UserError
-from pretrain.stop import Signals
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.signals import Signals
 from transfer import datasets, loop, results, solver, stream, synthetic, trainer
 from transfer.progress import Progress
 from transfer.snapshot import State
@@ -48,7 +48,7 @@ def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, EventStorage():
         _find_data(cfg, Path(folder))
         cfg.OUTPUT_DIR = folder
-        cfg.MODEL.DEVICE = dist.pick_device(cfg.MODEL.DEVICE).type
+        cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
         cfg.SOLVER.MAX_ITER = max(cfg.SOLVER.MAX_ITER, 10 * rounds * iterations)  # the schedule does not end
         cfg.freeze()
         torch.manual_seed(cfg.SEED)

@@ -5,7 +5,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from pretrain import checkpoint
-from pretrain.console import say
+from pretrain.common.console import say
 from transfer.evaluation import Metrics
 from transfer.snapshot import State
 

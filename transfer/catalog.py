@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin, register_coco_instances
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import cityscapes, d2_compat, voc
 from transfer.prepare.voc_labels import CLASSES
 

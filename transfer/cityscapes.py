@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.data.datasets import cityscapes
 
-from pretrain import dist
+from pretrain.common import distributed
 from transfer import d2_compat
 
 Record = dict[str, Any]
@@ -24,7 +24,7 @@ def instances(image_dir: str, gt_dir: str) -> list[Record]:
     from cityscapesscripts.helpers.labels import labels
 
     files = cityscapes._get_cityscapes_files(image_dir, gt_dir)
-    cores = (os.cpu_count() or 1) // dist.world_size()
+    cores = (os.cpu_count() or 1) // distributed.world_size()
     processes = min(cores, len(files) // (2 * CHUNK))
     if processes < 2:
         records = [_read(item) for item in files]

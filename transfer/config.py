@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from pretrain.config import find_config, merge
-from pretrain.errors import UserError
+from pretrain.common.configs import find_config, merge
+from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.keys import add_keys
 

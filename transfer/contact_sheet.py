@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.checkpoint import write_atomic
+from pretrain.common.files import write_text
 from transfer.pictures import write_jpeg
 
 _STYLE = """
@@ -49,7 +49,7 @@ def write(folder: Path, title: str, about: str, sections: list[Section]) -> list
         body.append("</div>" if section.pictures else "</div><p>None.</p>")
     page = folder / "index.html"
     text = _page(title, "\n".join(body))
-    write_atomic(page, lambda file: file.write(text.encode()))
+    write_text(page, text)
     return [*paths, page]
 
 

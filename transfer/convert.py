@@ -11,8 +11,8 @@ from typing import Any
 import numpy
 
 from pretrain import __version__
+from pretrain.common.errors import UserError
 from pretrain.encoders import Architecture
-from pretrain.errors import UserError
 from transfer.keep import settings as kept_settings
 from transfer.layouts import IMAGENET, Input
 from transfer.names import detectron2_name

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import write_atomic
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_text
 from transfer.convert import config_block, convert
 from transfer.describe import describe, describe_input
 from transfer.layouts import Input
@@ -81,7 +81,7 @@ def convert_one(path: Path, output: Path, *, record: Path | None, **options: Any
     written = convert(path, output, **options)
     if record:
         text = json.dumps(written, indent=2) + "\n"
-        write_atomic(record, lambda file: file.write(text.encode()))
+        write_text(record, text)
     for line in _report(written, output):
         say(line)
 

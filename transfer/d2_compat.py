@@ -27,7 +27,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 INSTALLER = "python tools/install_detectron2.py"
 

@@ -8,8 +8,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from pretrain.common.files import file_digest
 from transfer import catalog
-from transfer.sources import file_digest
 
 
 def data_record(cfg: CfgNode, *, train: bool = True) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _digest(cfg: CfgNode, name: str) -> str | None:
 
 @lru_cache
 def _of_file(path: Path, _: int) -> str:
-    return str(file_digest(path))
+    return file_digest(path)
 
 
 def _of_files(paths: list[Path], root: Path) -> str:

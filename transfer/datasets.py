@@ -8,8 +8,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 from transfer import catalog, own_data, present, subset
 
 COCO_KEYPOINTS = 17  # for which pycocotools has the sigmas of the metric

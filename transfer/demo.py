@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from pretrain import config as pretrain_config
-from pretrain.console import duration, say
-from pretrain.errors import UserError
+from pretrain.common.configs import digest_text
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_json
 from transfer import config as transfer_config
 from transfer import report, stages
 from transfer.prepare.layouts import check_demo
-from transfer.results import environment, write_json
+from transfer.results import environment
 from transfer.stages import ROOT, Stage
 
 # What only shows results does not change them.
@@ -149,7 +151,7 @@ def _pretrain_stage(name: str, config: str, folder: Path, data: Path, overrides:
         ("tools/pretrain.py", "--config", config, *overrides, *places),
         folder / "checkpoint_last.pth.tar",
         (*PRETRAIN_CODE, data / "demo.json"),
-        pretrain_config.digest_text(cfg) + _versions(),
+        digest_text(cfg) + _versions(),
         resumable=True,
     )
 
@@ -168,6 +170,6 @@ def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: t
         ("tools/train_net.py", "--config", config, *overrides),
         folder / "finetune" / name / "results.json",
         (*TRANSFER_CODE, ROOT / "tools/train_net.py", root / data / "demo.json", *weights),
-        pretrain_config.digest_text(cfg) + _versions(),
+        digest_text(cfg) + _versions(),
         resumable=True,
     )

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest
 from pretrain.files.safe_pickle import label
 from pretrain.files.untrusted import Loaded, read_file
 from transfer.candidates import clean, find_candidates
 from transfer.layouts import Input
-from transfer.sources import Source, file_digest, read_source
+from transfer.sources import Source, read_source
 
 LISTED = 12  # groups of tensors in full; more are summed up
 

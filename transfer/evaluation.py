@@ -9,7 +9,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from torch import nn
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import evaluators
 from transfer.mapper import build_mapper
 

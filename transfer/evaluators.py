@@ -27,7 +27,7 @@ from detectron2.evaluation import (
     pascal_voc_evaluation,
 )
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import d2_compat, semseg
 from transfer.present import need
 

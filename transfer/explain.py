@@ -7,7 +7,7 @@ from typing import Any
 import detectron2
 from detectron2.config import CfgNode, get_cfg
 
-from pretrain.config import merge
+from pretrain.common.configs import merge
 from transfer.keys import add_keys
 from transfer.recipe_models import FPN, OPEN, TRAINED, Facts
 from transfer.recipes import RECIPES, Recipe

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from pretrain.config import read_dump
+from pretrain.common.configs import read_dump
+from pretrain.common.errors import UserError
 from pretrain.encoders import Architecture
-from pretrain.errors import UserError
 from pretrain.files.safe_pickle import label
 from pretrain.files.untrusted import Loaded
 from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input

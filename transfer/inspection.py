@@ -14,9 +14,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.modeling import build_model
 
-from pretrain import dist
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 from transfer import contact_sheet, datasets, matching, objects, pictures, stream, weights
 from transfer.contact_sheet import Section
 from transfer.mapper import build_mapper
@@ -119,7 +119,7 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
     if not any(record.get("annotations") or "sem_seg_file_name" in record for record in records):
         raise UserError(f"DATASETS.TEST {name}: has no annotations to hold predictions against")
     path = weights.local_path(cfg.MODEL.WEIGHTS)
-    cfg.MODEL.DEVICE = dist.pick_device(cfg.MODEL.DEVICE).type
+    cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
     model = build_model(cfg)
     weights.load_detector(model, path)
     model.eval()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy
 import torch
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.candidates import Candidate, clean
 
 PARTS = ("fpn", "box_head")

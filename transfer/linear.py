@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data, dist
+from pretrain import data
 from pretrain.broken import Broken
-from pretrain.checkpoint import write_atomic
-from pretrain.config import digest_text
-from pretrain.console import say
-from pretrain.errors import UserError
-from pretrain.stop import Signals
+from pretrain.common import distributed
+from pretrain.common.configs import digest_text
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_text
+from pretrain.common.signals import Signals
 from transfer import (
     linear_backbone,
     linear_features,
@@ -80,7 +81,7 @@ def run(
     """
     stored = None if knn else linear_state.find(cfg, resume=resume)
     probe = _set_up(cfg, weights, source=source, branch=branch)
-    if dist.is_main():
+    if distributed.is_main():
         linear_state.remove_leftovers(probe.folder)
     extract = Extractor(probe.backbone, probe.device)
     if knn:
@@ -91,13 +92,15 @@ def run(
 
 
 def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
-    device = dist.pick_device(cfg.DEVICE)
+    device = distributed.pick_device(cfg.DEVICE)
     train, val = (LabelledImages(cfg.DATA[part], key=f"DATA.{part}") for part in ("TRAIN", "VAL"))
     check_classes(train, val)
     check_separate(train, val)
     backbone = linear_backbone.load(weights, cfg, source=source, branch=branch)
     own = torch.tensor([[int(d[:8], 16) for d in (train.digest, val.digest, backbone.digest)]], device=device)
-    if len(dist.all_gather_interleaved(own).unique(dim=0)) > 1:  # they would wait for each other for ever
+    if (
+        len(distributed.all_gather_interleaved(own).unique(dim=0)) > 1
+    ):  # they would wait for each other for ever
         raise UserError(
             "the processes see different images (DATA.TRAIN, DATA.VAL) or weights: put them on storage that all "
             "machines share"
@@ -107,7 +110,7 @@ def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
     say(f"input: {describe_input(backbone.input)}; {cfg.INPUT.SIZE} pixels")
     say(
         f"data: {len(train)} images of {len(train.classes)} classes to train on, {len(val)} to test on; "
-        f"{dist.world_size()} process(es) on {device.type}"
+        f"{distributed.world_size()} process(es) on {device.type}"
     )
     return Probe(cfg, weights, backbone, train, val, device)
 
@@ -157,9 +160,9 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     state = _new_state(probe, extract.channels, origin)
     if stored:
         linear_state.restore(state, stored, cfg)
-    if dist.is_main():
+    if distributed.is_main():
         text = digest_text(cfg)
-        write_atomic(probe.folder / "config.yaml", lambda file: file.write(text.encode()))
+        write_text(probe.folder / "config.yaml", text)
     start, stop = state.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
     if train:
         batches = linear_features.cached(train, cfg, start=start, stop=stop, device=probe.device)

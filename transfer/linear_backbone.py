@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
+from pretrain.common.errors import UserError
 from pretrain.encoders import Architecture, ResNet, architecture
-from pretrain.errors import UserError
 from pretrain.step import Pixels
 from transfer import network
 from transfer.layouts import IMAGENET, Input

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import dist, rng
+from pretrain.common import distributed, rng
 
 _ROWS = 1024  # tested at a time
 INITIAL_STD = 0.01  # of weights; biases start at 0
@@ -66,7 +66,7 @@ class Classifiers:
         losses = torch.stack([F.cross_entropy(layer(features), labels) for layer in self.layers])
         self.optimizer.zero_grad()
         losses.sum().backward()
-        dist.mean_over_processes(
+        distributed.mean_over_processes(
             [p.grad for layer in self.layers for p in layer.parameters() if p.grad is not None]
         )
         self.optimizer.step()
@@ -79,7 +79,7 @@ class Classifiers:
         Every process tests its share.
         """
         right = torch.zeros(len(self.layers), 2, dtype=torch.float64, device=self.device)
-        mine = np.arange(dist.rank(), len(labels), dist.world_size())
+        mine = np.arange(distributed.rank(), len(labels), distributed.world_size())
         for start in range(0, len(mine), _ROWS):
             rows = mine[start : start + _ROWS]
             known, answers = (torch.from_numpy(part[rows]).to(self.device) for part in (features, labels))
@@ -87,8 +87,8 @@ class Classifiers:
                 scores = layer(known)  # (n, classes)
                 hits = scores.topk(min(5, scores.shape[1]), dim=1).indices == answers[:, None]
                 right[n] += torch.stack([hits[:, 0].sum(), hits.sum()])
-        dist.mean_over_processes([right])
-        percent = 100 * dist.world_size() * right / len(labels)
+        distributed.mean_over_processes([right])
+        percent = 100 * distributed.world_size() * right / len(labels)
         return [(top1, top5) for top1, top5 in percent.tolist()]
 
     def state(self) -> dict[str, Any]:

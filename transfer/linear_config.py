@@ -6,8 +6,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from pretrain import config
-from pretrain.errors import UserError
+from pretrain.common.configs import find_config, merge
+from pretrain.common.errors import UserError
 
 _POSITIVE = (
     "MODEL.WIDTH", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
@@ -61,7 +61,7 @@ def defaults() -> CfgNode:
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
     """The frozen config of a YAML file and `KEY VALUE` pairs. Raises `UserError` for what cannot work."""
     cfg = defaults()
-    config.merge(cfg, config.find_config(name), overrides)
+    merge(cfg, find_config(name), overrides)
     _validate(cfg, processes)
     cfg.freeze()
     return cfg

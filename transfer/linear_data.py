@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pretrain import rng, views
+from pretrain import views
+from pretrain.common import rng
+from pretrain.common.errors import UserError
 from pretrain.decode import ImageFile, centre_view
-from pretrain.errors import UserError
 from pretrain.images import ImageFiles, find_images
 
 MIN_SCALE = (

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data, dist
-from pretrain.checkpoint import write_atomic
-from pretrain.console import say
-from pretrain.errors import UserError
-from pretrain.stop import Signals
+from pretrain import data
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic, write_text
+from pretrain.common.signals import Signals
 from transfer.linear_backbone import Backbone, Extractor
 from transfer.linear_data import (
     CentreCrops,
@@ -71,13 +72,13 @@ def fixed(
         retry: compute them anew where an image that could not be read before can be read now.
     """
     changed = torch.tensor([images.changed], dtype=torch.float64, device=extract.device)
-    dist.copy_from_main([changed])  # machines may have copies of the images, of other times
+    distributed.copy_from_main([changed])  # machines may have copies of the images, of other times
     identity = f"{_VERSION} {backbone.digest} {images.digest} {int(changed)} {cfg.INPUT.SIZE}"
     path = Path(cfg.OUTPUT_DIR) / "features" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     shape = len(images), extract.channels
     known = _read(path, shape)
     mended = known is not None and retry and _any_readable(images, known[1], size=cfg.INPUT.SIZE)
-    if any(dist.any_process(known is None, mended)):
+    if any(distributed.any_process(known is None, mended)):
         _compute(path, images, extract, cfg, signals=signals)
     else:
         say(f"{images.name}: features of {len(images)} images are in {path}")
@@ -111,7 +112,7 @@ def _compute(
     count, channels = len(images), extract.channels
     say(f"{images.name}: computing features of {count} images ({count * channels * 4 / 1e6:.0f} MB) ...")
     rows = _rows(images, extract, cfg, signals)
-    if dist.is_main():
+    if distributed.is_main():
         _make_folder(path.parent, cfg)
         free = shutil.disk_usage(path.parent).free
         if free < count * channels * 4:
@@ -123,7 +124,7 @@ def _compute(
     else:
         for _ in rows:
             pass
-    dist.barrier()
+    distributed.barrier()
 
 
 def _make_folder(folder: Path, cfg: CfgNode) -> None:
@@ -152,15 +153,15 @@ def _write(
         file.write(features.astype("<f4").tobytes())
         start += len(good)
     text = json.dumps({"images": images.folder, "unreadable": unreadable})
-    write_atomic(path.with_suffix(".json"), lambda beside: beside.write(text.encode()))
+    write_text(path.with_suffix(".json"), text)
 
 
 def _rows(
     images: LabelledImages, extract: Extractor, cfg: CfgNode, signals: Signals
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Features (n, C) and readability (n,) of all images in order; image i is computed by process i mod W."""
-    count, processes = len(images), dist.world_size()
-    mine = [i % count for i in range(dist.rank(), -(-count // processes) * processes, processes)]
+    count, processes = len(images), distributed.world_size()
+    mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
     batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
     dataset = CentreCrops(images.files, size=cfg.INPUT.SIZE)
     loader = iter(data.loader(dataset, cfg, batches=batches, device=extract.device, collate=collate_centres))
@@ -169,13 +170,13 @@ def _rows(
         for pixels, readable in loader:
             own, good = extract(pixels), readable.to(extract.device)
             own = own.where(good[:, None], 0)
-            (infinite,) = dist.any_process(not bool(own.isfinite().all()))
+            (infinite,) = distributed.any_process(not bool(own.isfinite().all()))
             if infinite:
                 raise UserError(f"{images.name}: features are infinite or NaN: the weights are of no use")
-            features = dist.all_gather_interleaved(own)[:left].cpu().numpy()
-            yield features, dist.all_gather_interleaved(good.to(torch.uint8))[:left].cpu().numpy() > 0
+            features = distributed.all_gather_interleaved(own)[:left].cpu().numpy()
+            yield features, distributed.all_gather_interleaved(good.to(torch.uint8))[:left].cpu().numpy() > 0
             left -= len(features)
-            if any(dist.any_process(signals.requested)):
+            if any(distributed.any_process(signals.requested)):
                 say("stopped; features of this folder are computed from the start next time")
                 signals.leave()
     finally:

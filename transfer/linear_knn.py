@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pretrain import dist
+from pretrain.common import distributed
 from pretrain.probe import knn
 from transfer.linear_features import Fixed
 
@@ -19,15 +19,15 @@ def accuracy(train: Fixed, val: Fixed, *, k: int, temperature: float, device: to
     """
     bank = F.normalize(_rows(train, train.usable, device), dim=1)
     labels = torch.from_numpy(train.labels[train.usable]).to(device)
-    mine = np.arange(dist.rank(), len(val.labels), dist.world_size())
+    mine = np.arange(distributed.rank(), len(val.labels), distributed.world_size())
     right = torch.zeros(1, dtype=torch.float64, device=device)
     for start in range(0, len(mine), _QUERIES):
         rows = mine[start : start + _QUERIES]
         queries = F.normalize(_rows(val, rows, device), dim=1)
         answers = knn(queries, bank, labels, k=k, temperature=temperature)
         right += (answers.cpu() == torch.from_numpy(val.labels[rows])).sum().to(device)
-    dist.mean_over_processes([right])
-    return 100 * dist.world_size() * right.item() / len(val.labels)
+    distributed.mean_over_processes([right])
+    return 100 * distributed.world_size() * right.item() / len(val.labels)
 
 
 def _rows(known: Fixed, rows: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -14,9 +14,10 @@ import torchvision
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain import __version__, dist
-from pretrain.checkpoint import write_atomic
-from pretrain.console import say
+from pretrain import __version__
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.files import write_text
 from transfer.linear_config import IRRELEVANT, flat
 
 Accuracy = tuple[float, float]  # top-1 and top-5, percent
@@ -25,9 +26,9 @@ Published = list[dict[str, str | float]]  # method, top1, source
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write JSON atomically, indented, on the main process."""
-    if dist.is_main():
+    if distributed.is_main():
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
     say(f"written: {path}")
 
 
@@ -50,7 +51,7 @@ def circumstances(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict
         "hardware": {
             "machine": platform.machine(),
             "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-            "processes": dist.world_size(),
+            "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
         },
     }

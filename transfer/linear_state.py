@@ -12,10 +12,12 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain import checkpoint, dist
-from pretrain.config import digest_text
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain import checkpoint
+from pretrain.common import distributed
+from pretrain.common.configs import digest_text
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import found, write_text
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import IRRELEVANT, flat
 
@@ -47,8 +49,8 @@ class State:
 def save(state: State, cfg: CfgNode) -> None:
     """Write `linear_last.pth` and `metrics.json`. Every process calls it; all hold the same, and one writes."""
     losses = state.losses.clone()
-    dist.mean_over_processes([losses])
-    if dist.is_main():
+    distributed.mean_over_processes([losses])
+    if distributed.is_main():
         contents = {
             **state.classifiers.state(),
             "origin": state.origin,
@@ -56,13 +58,13 @@ def save(state: State, cfg: CfgNode) -> None:
             "losses": losses,
             "seconds": state.seconds,
             "history": state.history,
-            "processes": dist.world_size(),
+            "processes": distributed.world_size(),
             "config": digest_text(cfg),
         }
         checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
         text = "".join(json.dumps(line) + "\n" for line in state.history)
-        checkpoint.write_atomic(Path(cfg.OUTPUT_DIR) / "metrics.json", lambda file: file.write(text.encode()))
-    dist.barrier()  # nobody is ended for leaving while one writes
+        write_text(Path(cfg.OUTPUT_DIR) / "metrics.json", text)
+    distributed.barrier()  # nobody is ended for leaving while one writes
 
 
 def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
@@ -85,7 +87,7 @@ def remove_leftovers(folder: Path) -> None:
 
     A younger file may be another process's, which writes it now.
     """
-    for path in [*checkpoint.found(folder, ".*.*"), *checkpoint.found(folder / "features", ".*.*")]:
+    for path in [*found(folder, ".*.*"), *found(folder / "features", ".*.*")]:
         name = path.name[1:].rpartition(".")[0]
         features = path.parent != folder and name.endswith((".npy", ".json"))
         if name == LAST or name in _OTHERS or features:
@@ -124,10 +126,10 @@ def restore(state: State, stored: dict[str, Any], cfg: CfgNode) -> None:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise _damaged(cfg) from None
     say(f"going on from {Path(cfg.OUTPUT_DIR) / LAST}, iteration {state.iteration}")
-    if processes != dist.world_size():
+    if processes != distributed.world_size():
         say(
-            f"note: it ran in {processes} process(es) and goes on in {dist.world_size()}: on the same images, but "
-            "sums have another order, so the end will not be equal to the bit"
+            f"note: it ran in {processes} process(es) and goes on in {distributed.world_size()}: on the same images, "
+            "but sums have another order, so the end will not be equal to the bit"
         )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from pretrain import dist
 from pretrain.broken import Broken
-from pretrain.console import duration, say
-from pretrain.errors import UserError
-from pretrain.stop import Signals
+from pretrain.common import distributed
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
+from pretrain.common.signals import Signals
 from transfer import linear_results
 from transfer.linear_features import Features, Fixed
 from transfer.linear_state import State, save
@@ -55,7 +55,7 @@ def train(
             epoch, step = divmod(state.iteration, per_epoch)
             say(f"epoch {epoch + 1}/{epochs} iter {step}/{per_epoch}  ETA {duration(left)}")
             spoke = now
-        stops, met_broken = dist.any_process(signals.requested, bool(broken.new))
+        stops, met_broken = distributed.any_process(signals.requested, bool(broken.new))
         if met_broken:
             broken.share()
         if ends_epoch or stops or broken.too_many:
@@ -70,7 +70,7 @@ def train(
 def mean_losses(state: State, steps: int) -> list[float]:
     """Each classifier's loss in the epoch that ends here, a mean over its `steps` and over processes."""
     losses = state.losses / steps
-    dist.mean_over_processes([losses])
+    distributed.mean_over_processes([losses])
     values: list[float] = losses.tolist()
     return values
 

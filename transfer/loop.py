@@ -8,9 +8,11 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from pretrain import checkpoint, dist
-from pretrain.console import say
-from pretrain.stop import STOPPED, Signals
+from pretrain import checkpoint
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.files import write_atomic
+from pretrain.common.signals import STOPPED, Signals
 from transfer import best, d2_compat, evaluation, precise_bn, snapshot, solver, stream
 from transfer.evaluation import Metrics
 from transfer.progress import Progress
@@ -40,10 +42,10 @@ def train(
     output = Path(cfg.OUTPUT_DIR)
     if resume:
         snapshot.restore(state, cfg)
-    if dist.is_main():
+    if distributed.is_main():
         snapshot.remove_leftovers(output)
         text = cfg.dump().encode()
-        checkpoint.write_atomic(output / "config.yaml", lambda file: file.write(text))
+        write_atomic(output / "config.yaml", lambda file: file.write(text))
     parallel = d2_compat.distribute(model, broadcast_buffers=False)
     source = stream.read(cfg)
     batches = stream.batches(source, cfg, state.iteration)
@@ -65,7 +67,7 @@ def train(
         signals.saved = True
         _measure_bn(cfg, state, parallel, batches)
         del batches  # ends the loader's workers
-        if dist.is_main():
+        if distributed.is_main():
             checkpoint.save(output / FINAL, {"model": model.state_dict()})
         return state, _test(cfg, state, log)
 
@@ -94,7 +96,7 @@ def _turn(period: int, state: State, cfg: CfgNode) -> bool:
 def _save(cfg: CfgNode, state: State, log: Progress) -> None:
     log.flush()
     snapshot.save(state, cfg)
-    dist.barrier()  # nobody leaves, and nobody is ended for it, while one writes
+    distributed.barrier()  # nobody leaves, and nobody is ended for it, while one writes
 
 
 def _measure_bn(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch]) -> None:
@@ -114,7 +116,7 @@ def _measure_bn(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[
 
 def _test(cfg: CfgNode, state: State, log: Progress) -> dict[str, Metrics]:
     metrics = evaluation.evaluate(cfg, state.model)
-    if dist.is_main():
+    if distributed.is_main():
         for line in evaluation.table(metrics):
             say(line)
         log.write_metrics(state.iteration, metrics)

@@ -10,7 +10,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 Record = dict[str, Any]
 

@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 
 @ROI_HEADS_REGISTRY.register()

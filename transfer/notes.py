@@ -8,9 +8,10 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain import amp, dist
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain import amp
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 
 
 def check_amp(cfg: CfgNode) -> None:
@@ -37,13 +38,13 @@ def say_parts(cfg: CfgNode, model: nn.Module) -> None:
     parts = cfg.SOLVER.ACCUMULATE
     if parts == 1:
         return
-    share = cfg.SOLVER.IMS_PER_BATCH // dist.world_size()
+    share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
     line = (
         f"SOLVER.ACCUMULATE {parts}: a process takes its {share} images in {parts} parts of {share // parts}"
     )
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.weight.requires_grad]
     if norms:
         synchronised = all("Sync" in type(norm).__name__ for norm in norms)
-        over = (share // parts) * (dist.world_size() if synchronised else 1)
+        over = (share // parts) * (distributed.world_size() if synchronised else 1)
         line += f"; batch norm is over {over} image(s) at a time, undivided it would be {over * parts}"
     say(line)

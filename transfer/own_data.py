@@ -10,9 +10,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from pretrain.checkpoint import write_atomic
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from transfer import annotations, catalog
 
 KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")

@@ -15,7 +15,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
-from pretrain.checkpoint import write_atomic
+from pretrain.common.files import write_atomic
 from transfer import objects
 from transfer.mapper import build_mapper
 from transfer.objects import Objects

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain import dist
+from pretrain.common import distributed
 
 ESTIMATOR = "mean over batches and processes of the batch mean and of the unbiased batch variance"
 
@@ -49,7 +49,7 @@ def update(model: nn.Module, batches: Iterator[Any], iterations: int) -> int:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     torch._foreach_div_(sums, float(iterations))
-    dist.mean_over_processes(sums)
+    distributed.mean_over_processes(sums)
     for buffer, mean in zip(buffers, sums, strict=True):
         buffer.copy_(mean)
     return len(layers)
@@ -60,4 +60,4 @@ def share(model: nn.Module) -> None:
 
     Layers that are not synchronised keep statistics of their own process's images.
     """
-    dist.copy_from_main([b for name, b in model.named_buffers() if "running_" in name])
+    distributed.copy_from_main([b for name, b in model.named_buffers() if "running_" in name])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import catalog
 from transfer.prepare import cityscapes, layouts, lvis
 

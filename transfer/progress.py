@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from pretrain import checkpoint, dist, loggers
-from pretrain.console import duration, say
+from pretrain.common import distributed, loggers
+from pretrain.common.console import duration, say
+from pretrain.common.files import write_atomic
 from transfer.evaluation import Metrics
 
 METRICS = "metrics.json"  # detectron2's name: one JSON object a line
@@ -33,7 +34,7 @@ class Progress:
         self.count, self.waited, self.since, self.start = 0, 0.0, time.perf_counter(), start
         self.began = self.since
         self.loggers: list[loggers.Logger] = []
-        if dist.is_main():
+        if distributed.is_main():
             self._drop_lines_after(start)
             self.loggers = loggers.open_all(cfg, start)
 
@@ -64,7 +65,7 @@ class Progress:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
-        if (done % self.period == 0 or done == self.end) and dist.is_main():
+        if (done % self.period == 0 or done == self.end) and distributed.is_main():
             self._write_losses(done, lr)
 
     def write_metrics(self, done: int, metrics: dict[str, Metrics]) -> None:
@@ -118,7 +119,7 @@ class Progress:
         if start >= self.end:  # the test at the end comes once more
             kept = [line for line in kept if _iteration(line) < start or '"loss"' in line]
         text = "".join(line + "\n" for line in kept).encode()
-        checkpoint.write_atomic(self.path, lambda file: file.write(text))
+        write_atomic(self.path, lambda file: file.write(text))
 
 
 def _iteration(line: str) -> float:

@@ -6,8 +6,8 @@ from typing import Any
 
 import jinja2
 
-from pretrain.checkpoint import write_atomic
-from pretrain.console import duration
+from pretrain.common.console import duration
+from pretrain.common.files import write_text
 from transfer import report_demo, report_mechanism
 
 _TEMPLATES = jinja2.Environment(
@@ -49,4 +49,4 @@ def write_mechanism(folder: Path, stages: Sequence[dict[str, Any]], output: Path
 def _write(template: str, context: dict[str, Any], *, stages: Sequence[dict[str, Any]], output: Path) -> None:
     total = sum(stage["seconds"] for stage in stages)
     page = _TEMPLATES.get_template(template).render(**context, stages=stages, total=total)
-    write_atomic(output, lambda file: file.write(page.encode()))
+    write_text(output, page)

@@ -1,7 +1,6 @@
 """`results.json`: what a fine-tuning run measured, and everything that the numbers depend on."""
 
 import hashlib
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 
-from pretrain import __version__, dist
-from pretrain.checkpoint import write_atomic
-from pretrain.config import digest_text
+from pretrain import __version__
+from pretrain.common import distributed
+from pretrain.common.configs import digest_text
 from transfer import d2_compat
 
 # Where a run reads, computes and writes, and how it is watched, does not change what it measures.
@@ -24,12 +23,6 @@ IRRELEVANT = (
     "DATASETS.TEST_IMAGES", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.LOG_PERIOD",
     "SOLVER.CHECKPOINT_PERIOD", "TEST.PICTURES", "TEST.PICTURE_SCORE", "TEST.EVAL_PERIOD", "TEST.KEEP_BEST", "LOG",
 )  # fmt: skip
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically, indented, in the given order of keys."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def config_digest(cfg: CfgNode) -> str:
@@ -64,7 +57,7 @@ def environment(device: str) -> dict[str, Any]:
             "machine": platform.machine(),
             "cpu": _cpu_name(),
             "gpu": gpu,
-            "processes": dist.world_size(),
+            "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
         },
     }

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 REFERENCE_GPUS = 8  # of the paper and of detectron2's zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
 

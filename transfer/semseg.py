@@ -16,7 +16,7 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 STRIDE = 16
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from pretrain.common.errors import UserError
 from pretrain.encoders import ARCHITECTURES, Architecture, ResNet
-from pretrain.errors import UserError
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

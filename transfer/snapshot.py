@@ -11,9 +11,11 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from pretrain import checkpoint, dist
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain import checkpoint
+from pretrain.common import distributed
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import found
 from transfer import results
 from transfer.step import LAST, not_finite
 
@@ -57,14 +59,14 @@ def save(state: State, cfg: CfgNode) -> None:
     Raises `UserError`, on every process, when a weight is infinite or NaN: the last good file stays.
     """
     check_finite(state, cfg)
-    if dist.is_main():
+    if distributed.is_main():
         contents = {name: part.state_dict() for name, part in state.parts().items()}
         contents |= {
             "iteration": state.iteration,
             "seconds": state.earlier + time.perf_counter() - state.began,
             "best": state.best,
             "data": state.data,
-            "processes": dist.world_size(),
+            "processes": distributed.world_size(),
             "config_sha256": results.config_digest(cfg),
         }
         checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
@@ -98,9 +100,9 @@ def restore(state: State, cfg: CfgNode) -> None:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"--resume: {path} is damaged ({reason}); choose another OUTPUT_DIR") from error
     say(f"resumed {path} at iteration {state.iteration}")
-    if processes != dist.world_size():
+    if processes != distributed.world_size():
         say(
-            f"note: it ran in {processes} process(es) and goes on in {dist.world_size()}: on the same "
+            f"note: it ran in {processes} process(es) and goes on in {distributed.world_size()}: on the same "
             "images, but each process samples proposals of its own, so the end will not be equal to the bit"
         )
 
@@ -137,5 +139,5 @@ def check_finite(state: State, cfg: CfgNode) -> None:
 
 def remove_leftovers(output: Path) -> None:
     """Remove the half-written files of a process that was killed while it saved."""
-    for path in checkpoint.found(output, ".model_*.pth.*"):
+    for path in found(output, ".model_*.pth.*"):
         path.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Recognise a checkpoint by its structure and take its ResNet out, with an account of every tensor in it."""
 
-import hashlib
 import re
 import shlex
 from collections import Counter
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy
 import torch
 
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest
 from pretrain.encoders import Architecture
-from pretrain.errors import UserError
 from pretrain.files.untrusted import Loaded, read_file
 from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
@@ -106,15 +106,6 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         input=read_input(path, kind, chosen.dialect.name, loaded, architecture),
         kept=kept(tensors, chosen, keep),
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _choose(

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.console import duration, say
-from pretrain.errors import UserError
-from transfer.results import write_json
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain import dist
-from pretrain.errors import UserError, compiler_in_one_line
+from pretrain.common import distributed
+from pretrain.common.errors import UserError, compiler_in_one_line
 
 LAST = "model_last.pth"
 Batch = list[dict[str, Any]]
@@ -97,7 +97,7 @@ def grad_scaler(cfg: CfgNode) -> torch.amp.GradScaler | None:
 
 def seed(seed: int, iteration: int) -> None:
     """Proposals are sampled at random: by a generator that knows the iteration, so that a resume is exact."""
-    torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + dist.rank())
+    torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + distributed.rank())
 
 
 def not_finite(cfg: CfgNode, iteration: int, what: str) -> UserError:
@@ -117,7 +117,7 @@ def advice(cfg: CfgNode) -> Iterator[None]:
         with compiler_in_one_line():
             yield
     except torch.cuda.OutOfMemoryError:
-        share = cfg.SOLVER.IMS_PER_BATCH // dist.world_size()
+        share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
         raise UserError(
             f"the GPU's memory does not suffice for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
             f"raise SOLVER.ACCUMULATE to {_next_divisor(share, cfg.SOLVER.ACCUMULATE)} (the same batch, fewer "
@@ -145,7 +145,7 @@ class _Verdict:
 
     def __init__(self, losses: torch.Tensor, *, stop: bool) -> None:
         everything = torch.cat([losses, torch.full((1,), float(stop), device=losses.device)])
-        dist.mean_over_processes([everything])
+        distributed.mean_over_processes([everything])
         self.means = everything[:-1]
         answers = torch.stack([torch.isfinite(self.means).all(), everything[-1] > 0])
         self.ready = None

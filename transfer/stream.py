@@ -16,8 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from pretrain import dist
-from pretrain.stop import outlive_the_stop
+from pretrain.common import distributed
+from pretrain.common.signals import outlive_the_stop
 from transfer.datasets import training_records
 from transfer.mapper import build_mapper
 
@@ -99,8 +99,8 @@ class _Batches(torch.utils.data.Sampler):
             self.group = 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.total // dist.world_size()
-        mine = slice(dist.rank() * share, (dist.rank() + 1) * share)
+        share = self.total // distributed.world_size()
+        mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
         groups = self._groups()
         iteration = 0
         while True:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 
 def choose(classes_of_image: Sequence[Iterable[int]], *, fraction: float, shots: int, seed: int) -> list[int]:

@@ -16,25 +16,23 @@ from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
-from pretrain import dist, loggers
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common import distributed, loggers
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest, write_json
 from pretrain.norm import convert_sync_batchnorm
 from transfer import (
     d2_compat,
     datasets,
     evaluation,
     loop,
-    modeling,  # noqa: F401 (registers the paper's heads and backbones)
     notes,
     pictures,
     precise_bn,
     results,
-    semseg,  # noqa: F401 (the same)
     weights,
 )
 from transfer.data_record import data_digests, data_record
-from transfer.sources import file_digest
 from transfer.step import LAST, advice
 
 RESULTS = "results.json"
@@ -51,7 +49,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:
         UserError: anything in the config, the weights or the data that the user has to mend.
-        SystemExit: with `pretrain.stop.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
     """
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its notices are about its own defaults
     cfg = cfg.clone()
@@ -63,10 +61,10 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     if not eval_only:
         loggers.check(cfg)
     datasets.prepare(cfg, train=not eval_only)
-    device = dist.pick_device(cfg.MODEL.DEVICE)
+    device = distributed.pick_device(cfg.MODEL.DEVICE)
     cfg.MODEL.DEVICE = device.type
     cfg.freeze()
-    dist.init_from_env(device)
+    distributed.init_from_env(device)
     d2_compat.set_local_process_group()
 
     started = time.perf_counter()
@@ -79,7 +77,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
         else:
             state, metrics = loop.train(cfg, model, data=data_digests(cfg), resume=resume)
             best, seconds = state.best, state.earlier
-    if dist.is_main():
+    if distributed.is_main():
         drawn = pictures.draw_predictions(cfg, model, output / ("pictures_eval" if eval_only else "pictures"))
         record = {
             **_settings(cfg, weights_record),
@@ -92,11 +90,11 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
             "pictures": [str(path.relative_to(output)) for path in drawn],
         }
         written = output / ("results_eval.json" if eval_only else RESULTS)
-        results.write_json(written, record)
+        write_json(written, record)
         if not eval_only:
             (output / LAST).unlink(missing_ok=True)
         say(f"wrote {written}")
-    dist.barrier()
+    distributed.barrier()
 
 
 def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str, Any] | None]:
@@ -116,7 +114,7 @@ def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str
         model.to(memory_format=torch.channels_last)  # 8 % less time an iteration in the demo, on a CPU
         if cfg.MODEL.KEYPOINT_ON:  # detectron2 takes its output as contiguous
             model.roi_heads.keypoint_head.to(memory_format=torch.contiguous_format)
-    if cfg.MODEL.DEVICE == "cpu" and dist.world_size() > 1:
+    if cfg.MODEL.DEVICE == "cpu" and distributed.world_size() > 1:
         convert_sync_batchnorm(model)  # torch's own refuses CPU tensors
     if cfg.MODEL.COMPILE:
         model.backbone.compile(dynamic=True)  # in place: names of weights stay; images come in all sizes

@@ -16,7 +16,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model, build_resnet_backb
 from torch import nn
 from torchvision.transforms import functional
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import network
 from transfer.names import detectron2_name
 from transfer.sources import Source

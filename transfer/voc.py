@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.voc_labels import CLASSES
 
 Record = dict[str, Any]

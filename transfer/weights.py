@@ -13,9 +13,9 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.console import say
-from pretrain.errors import UserError
-from transfer.sources import file_digest
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest
 from transfer.weights_file import for_detectron2, read_weights
 
 # A ResNet's trunk in FPN and C4 models; a norm that a C4 head adds behind res5 is not part of it.

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.files.numpy_pickle import Array
 from pretrain.files.safe_pickle import label
 from pretrain.files.untrusted import named_tensors, read_contents

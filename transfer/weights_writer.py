@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 
-from pretrain.checkpoint import save, write_atomic
-from pretrain.errors import UserError
+from pretrain.checkpoint import save
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_atomic
 from pretrain.files.untrusted import HEADER
 
 FORMATS = ("pkl", "pth", "safetensors")

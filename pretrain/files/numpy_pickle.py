@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.files.safe_pickle import Buildable, Constructor, Machine, label
 
 MAX_PAIRS = 100_000  # of an OrderedDict that is given as a list

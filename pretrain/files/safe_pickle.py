@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 MAX_STEPS = 3_000_000  # opcodes: the largest real files have some 100,000
 MAX_INTEGER = 256  # bytes

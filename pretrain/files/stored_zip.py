@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 MAX_ENTRIES = 200_000
 _END = struct.Struct("<4s4H2IH")  # signature, disk, disk, here, entries, size, offset, comment

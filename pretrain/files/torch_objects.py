@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.files.numpy_pickle import Array, Dtype, NumpyObjects
 from pretrain.files.safe_pickle import Buildable, Constructor, Opaque, label
 

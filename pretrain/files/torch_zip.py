@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import torch
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.files.safe_pickle import Machine, label
 from pretrain.files.stored_zip import StoredZip
 from pretrain.files.torch_objects import TorchObjects

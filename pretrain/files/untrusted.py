@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load as parse_safetensors
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from pretrain.files.numpy_pickle import Array, read_pickle
 from pretrain.files.safe_pickle import label
 from pretrain.files.torch_zip import MAGIC, read_legacy, read_zip

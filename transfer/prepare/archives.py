@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.download import difference, fetch, unpack
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import cv2
 
-from transfer.prepare import coco_json, cutouts, fallback, pool, streams
-from transfer.prepare.files import is_whole_jpeg, write_jpeg, write_json
+from pretrain.common import pool
+from pretrain.common.files import is_whole_jpeg, write_jpeg, write_json
+from transfer.prepare import coco_json, cutouts, fallback, streams
 from transfer.prepare.recipe import Recipe
 
 CHUNK = 50  # images: about a third of a second of work
@@ -105,7 +106,7 @@ def _make_chunk(job: Job, chunk: Chunk) -> tuple[int, int]:
             made += 1
         annotations.append((path.name, coco_json.annotations_of(instances, list(job.recipe.classes))))
     if chunk.stream in streams.DETECTION:
-        write_json(job.folder / chunk.annotations, annotations)
+        write_json(job.folder / chunk.annotations, annotations, indent=None, sort_keys=True)
     return chunk.stop - chunk.start, made
 
 

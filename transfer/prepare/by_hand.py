@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.archives import Archive
 from transfer.prepare.download import difference
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 from pycocotools import mask as rle
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest
 from transfer.prepare import demo, streams
-from transfer.prepare.files import sha256
 from transfer.prepare.recipe import Recipe
 
 
@@ -25,7 +25,7 @@ def check_set(folder: Path, size: str) -> str:
     if state["key"] != demo.set_key(recipe, state["key"]["seed"]):
         raise UserError(f"{folder}/demo.json: the set was made by another recipe: {again}")
     for name, digest in state["digests"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise UserError(f"{folder / name} is not the file that was written: remove it, then {again}")
     for split in streams.DETECTION:
         _check_annotations(folder, split, recipe)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import is_whole_png
+from pretrain.common.pool import Progress, each
 from transfer.prepare.archives import Archive
 from transfer.prepare.by_hand import command, folder_for, given, names_in
 from transfer.prepare.download import unpack
-from transfer.prepare.files import is_whole_png
-from transfer.prepare.pool import Progress, each
 
 IMAGES = {"train": 2_975, "val": 500}
 ARCHIVES = {  # by the folder that each holds; 11 GB and 241 MB

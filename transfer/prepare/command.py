@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.check import check_set
 from transfer.prepare.demo import SOURCES, build_demo
 from transfer.prepare.recipe import RECIPES

@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import write_atomic
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest, write_atomic
 from transfer import annotation_checks, annotations, subset
 from transfer.annotations import Problem
-from transfer.prepare.files import sha256
 from transfer.prepare.headers import differences
 from transfer.prepare.summary import holds, summary
 
@@ -35,7 +34,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
     content, found = _report(args)
     if found and not args.repair:
         raise UserError(_verdict(args, found))
-    record: Content = {"file": args.json.name, "sha256": sha256(args.json)}
+    record: Content = {"file": args.json.name, "sha256": file_digest(args.json)}
     if args.repair:
         content, record["repaired"] = _mend(content, found, args)
         for what, count in sorted(record["repaired"].items()):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.listing import Listing, Photo, load_listing
 
 CUTOUT_SIDE = 480  # px: no object is drawn larger, so larger cut-outs are reduced once, here

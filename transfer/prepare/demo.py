@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest, write_bytes, write_json
 from transfer.prepare import build, coco_json, cutouts, fallback, listing, streams
 from transfer.prepare.build import FALLBACK, PACKAGES, Job
-from transfer.prepare.files import sha256, write_bytes, write_json
 from transfer.prepare.recipe import RECIPES, Recipe
 
 VERSION = 1  # raise it when the same recipe makes other images than before
@@ -145,7 +145,7 @@ def _write_state(job: Job, notes: list[str], **more: Any) -> None:
         "missing": notes,
         "size": job.recipe.size,
     }
-    write_json(job.folder / "demo.json", state | {"seed": job.seed} | more, indent=1)
+    write_json(job.folder / "demo.json", state | {"seed": job.seed} | more, indent=1, sort_keys=True)
 
 
 def _finish(job: Job, notes: list[str]) -> None:
@@ -159,13 +159,13 @@ def _finish(job: Job, notes: list[str]) -> None:
             height=recipe.height, about=f"{split} split, {HONEST[job.source]}; see CREDITS.txt",
         )  # fmt: skip
         name = f"annotations/instances_{split}.json"
-        write_json(job.folder / name, content)
-        digests[name] = sha256(job.folder / name)
+        write_json(job.folder / name, content, indent=None, sort_keys=True)
+        digests[name] = file_digest(job.folder / name)
     write_bytes(job.folder / "CREDITS.txt", _credits(job).encode())
     counts = {stream: streams.count(stream, recipe) for stream in streams.STREAMS}
     _write_state(job, notes, complete=True, counts=counts, digests=digests, classes=list(recipe.classes))
     shutil.rmtree(job.folder / ".work")
-    for left_over in job.folder.rglob(".*.tmp"):  # of a run that was killed
+    for left_over in job.folder.rglob(".*.*"):  # of a run that was killed
         left_over.unlink()
 
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 BLOCK = 1 << 20  # bytes per read
 TIMEOUT_S = 60  # of silence

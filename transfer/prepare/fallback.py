@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.compose import crop
 from transfer.prepare.cutouts import SPLITS, Cutout, Sources, load_photo, premultiply
 

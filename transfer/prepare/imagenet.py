@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.archives import Archive
 from transfer.prepare.by_hand import command, given, names_in
 from transfer.prepare.imagenet_archives import unpack_train, unpack_val

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_bytes
 from transfer.prepare.download import BROKEN, demand_space
-from transfer.prepare.files import write_bytes
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 TRAIN_IMAGE = re.compile(r"n\d{8}_\d+\.JPEG")

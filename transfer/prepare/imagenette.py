@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.archives import Archive, install
 from transfer.prepare.by_hand import command, names_in
 

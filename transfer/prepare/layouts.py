@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare import demo
 
 COCO_IMAGES = {"train2017": 118287, "val2017": 5000}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_json
 from transfer.prepare import packages
-from transfer.prepare.files import write_json
 
 LIST = Path(__file__).parent / "data" / "demo_photos.json"
 
@@ -119,7 +119,10 @@ def _unpack(deb: Path, photos: list[Photo], folder: Path) -> None:
         filled = Path(scratch, name)
         filled.mkdir(exist_ok=True)
         write_json(
-            filled / "contents.json", {"deb": deb.name, "notes": notes, "wanted": _wanted_digest(photos)}
+            filled / "contents.json",
+            {"deb": deb.name, "notes": notes, "wanted": _wanted_digest(photos)},
+            indent=None,
+            sort_keys=True,
         )
         shutil.rmtree(folder, ignore_errors=True)
         filled.replace(folder)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.prepare.archives import Archive, install
 from transfer.prepare.by_hand import command, demand, names_in
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 FETCH_LIMIT_S = 600
 APT_OPTIONS = [

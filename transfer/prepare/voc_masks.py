@@ -22,10 +22,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from pretrain.errors import UserError
-from transfer.prepare import layouts, pool, voc, voc_labels
+from pretrain.common import pool
+from pretrain.common.errors import UserError
+from pretrain.common.files import write_bytes, write_json
+from transfer.prepare import layouts, voc, voc_labels
 from transfer.prepare.archives import Archive, install
-from transfer.prepare.files import write_bytes, write_json
 
 SBD = Archive(
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
@@ -150,7 +151,9 @@ def _convert_all(split: Split, names: list[str], workers: int) -> None:
         "images": images,
         "annotations": annotations,
     }
-    write_json(split.voc / "annotations_masks" / f"instances_{split.name}.json", content)
+    write_json(
+        split.voc / "annotations_masks" / f"instances_{split.name}.json", content, indent=None, sort_keys=True
+    )
     finished = split.voc / "semseg" / split.name
     shutil.rmtree(finished, ignore_errors=True)
     split.unfinished.rename(finished)

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from pretrain import config as pretrain_config
-from pretrain.errors import UserError
+from pretrain.common.configs import find_config, merge
+from pretrain.common.errors import UserError
 from transfer import config, linear_config, results
 
 # A row of a table is an init, and every row is run under several seeds: neither is a setting of the recipe.
@@ -68,7 +68,7 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not name.startswith("linear/"):
         return dict(config.read(name, overrides))
     cfg = linear_config.defaults()  # its own `load` asks for the images
-    pretrain_config.merge(cfg, pretrain_config.find_config(name), overrides)
+    merge(cfg, find_config(name), overrides)
     return dict(cfg)
 
 

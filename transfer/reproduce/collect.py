@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError
-from transfer.reproduce import difference, json_files, worker
+from pretrain.common.errors import UserError
+from pretrain.common.files import read_json
+from transfer.reproduce import difference, worker
 from transfer.reproduce.changes import changes, is_recipes
 from transfer.reproduce.jobs import Job, in_order, made_by
 from transfer.reproduce.plan import Cell, Options
@@ -172,7 +173,7 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
     if not worker.is_done(job.folder(runs), job.product):
         return run | {"why_not": failed.get(job.key, "not run yet")}
     path = job.output(runs)
-    results = json_files.read(path)
+    results = read_json(path)
     if not results:
         return run | {"why_not": f"{path} is damaged; remove its folder and run the table again"}
     metrics = cell.column.metrics

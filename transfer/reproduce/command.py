@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.console import duration, say
-from pretrain.errors import UserError
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
 from transfer.reproduce import collect, outputs, page, plan, progress, scheduler, tables
 from transfer.reproduce.executors import Executor, Local, Slurm, slurm_parameters, visible_gpus
 from transfer.reproduce.jobs import Job, in_order

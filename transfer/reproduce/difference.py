@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer import linear_config, results
 
 _WIDEST = 44  # characters of a value

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 from transfer.reproduce.worker import ROOT, SUBMITTED
 
 _COMMAND = (sys.executable, "-m", "transfer.reproduce.worker")

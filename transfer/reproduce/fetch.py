@@ -1,12 +1,12 @@
 """Download a released checkpoint: `python -m transfer.reproduce.fetch URL FILE [DIGEST]`."""
 
-import hashlib
 import sys
 from pathlib import Path
 
-from pretrain.errors import UserError, run_tool
+from pretrain.common.errors import UserError, run_tool
+from pretrain.common.files import file_digest
 from transfer.prepare import download
-from transfer.sources import file_digest, read_source
+from transfer.sources import read_source
 
 
 def fetch(url: str, path: Path, digest: str) -> str:
@@ -20,8 +20,7 @@ def fetch(url: str, path: Path, digest: str) -> str:
     download.fetch(url, path)
     kind, _, wanted = digest.partition(" ")
     if wanted:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
+        found = file_digest(path, kind)
         if not found.startswith(wanted):
             path.unlink()
             raise UserError(
@@ -32,7 +31,7 @@ def fetch(url: str, path: Path, digest: str) -> str:
     except UserError as error:
         path.unlink()
         raise UserError(f"{url}: what came is not kept, since it holds no weights: {error}") from None
-    return str(file_digest(path))
+    return file_digest(path)
 
 
 def main() -> None:

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pretrain.common.files import read_json, write_json
 from pretrain.images import is_image
-from transfer.reproduce import json_files
-from transfer.results import write_json
 
 
 def names_digest(folder: Path, cache: Path | None = None) -> str:
@@ -35,7 +34,7 @@ def names_digest(folder: Path, cache: Path | None = None) -> str:
 
 def recall(cache: Path | None, name: str) -> Any:
     """What `remember` has kept under this name; None: nothing."""
-    return json_files.read(cache).get(name) if cache else None
+    return read_json(cache).get(name) if cache else None
 
 
 def remember(cache: Path | None, name: str, value: Any) -> None:
@@ -43,7 +42,7 @@ def remember(cache: Path | None, name: str, value: Any) -> None:
     if cache and recall(cache, name) != value:
         with contextlib.suppress(OSError):  # it is made again next time
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cache, {**json_files.read(cache), name: value})
+            write_json(cache, {**read_json(cache), name: value})
 
 
 def _folders(folder: Path) -> list[Path]:

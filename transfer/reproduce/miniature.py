@@ -17,13 +17,13 @@ from detectron2.data.datasets.builtin import get_lvis_instances_meta
 from PIL import Image
 
 from pretrain import checkpoint
-from pretrain.console import say
+from pretrain.common.console import say
+from pretrain.common.files import write_json
 from pretrain.encoders import Architecture, ResNet
 from pretrain.made_pictures import made_picture
 from transfer.present import MINIATURE
 from transfer.reproduce.lock import BEAT, STALE, Lock
 from transfer.reproduce.smoke import STAND_IN
-from transfer.results import write_json
 
 IMAGES = {"train": 6, "val": 4}
 _SIZE = (240, 320)  # height and width

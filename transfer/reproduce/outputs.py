@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from pretrain.checkpoint import write_atomic
+from pretrain.common.files import write_atomic, write_json
 from transfer.reproduce.collect import NOT_COMPARABLE, finished
-from transfer.results import write_json
 
 _DAGGER = "$^\\dagger$"
 _TEX = {

@@ -7,8 +7,8 @@ from typing import IO, Any
 
 import jinja2
 
-from pretrain.checkpoint import write_atomic
-from pretrain.console import duration
+from pretrain.common.console import duration
+from pretrain.common.files import write_atomic
 from transfer.reproduce import (
     outputs,
     page_curves,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer.reproduce import json_files
+from pretrain.common.files import read_json
 from transfer.reproduce.page_runs import Shown, below, is_number
 
 BY_CLASS = ("AP-", "IoU-")  # metrics of one class in results.json
@@ -72,7 +72,7 @@ def _conversion(each: Shown) -> dict[str, Any]:
     record = below(each.results[0], "weights", "record")
     for job in each.runs[0].get("needs", ()):
         if not record and job["name"].startswith("convert/"):
-            record = below(json_files.read(Path(job["folder"]) / "record.json"), "record")
+            record = below(read_json(Path(job["folder"]) / "record.json"), "record")
     return record
 
 
@@ -110,8 +110,7 @@ def cost(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     record it did; conversions and downloads use none. None where there was no GPU.
     """
     hardware = {
-        job["folder"]: below(json_files.read(Path(job["folder"]) / "results.json"), "hardware")
-        for job in jobs
+        job["folder"]: below(read_json(Path(job["folder"]) / "results.json"), "hardware") for job in jobs
     }
     gpus = any(found.get("gpu") for found in hardware.values())
     rows = []

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 from transfer.artefacts import halves, jpeg_uri
 from transfer.reproduce.page_runs import Shown
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer.reproduce import json_files
+from pretrain.common.files import read_json
 from transfer.reproduce.worker import state
 
 STYLES = 8  # of lines and dots in the page's style sheet; further rows begin again
@@ -46,7 +46,7 @@ def shown(table: dict[str, Any]) -> list[Shown]:
         for column, cell in zip(table["columns"], row["cells"], strict=True):
             runs = [run for run in cell["tried"].get(cell["best"], []) if run["numbers"]]
             if runs:
-                results = [json_files.read(Path(run["folder"]) / "results.json") for run in runs]
+                results = [read_json(Path(run["folder"]) / "results.json") for run in runs]
                 title = column["title"] if several else ""
                 found.append(
                     Shown(row["init"], row["title"], number % STYLES, title, column["metrics"], runs, results)

@@ -11,7 +11,9 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from pretrain import config as pretrain_config
-from pretrain.errors import UserError
+from pretrain.common.configs import find_config, merge, nearest
+from pretrain.common.errors import UserError
+from pretrain.common.files import file_digest
 from transfer import catalog, config, linear_config, present
 from transfer.data_record import data_digests
 from transfer.reproduce import smoke
@@ -21,7 +23,7 @@ from transfer.reproduce.jobs import Job
 from transfer.reproduce.shorter import shorter
 from transfer.reproduce.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
-from transfer.sources import file_digest, read_source
+from transfer.sources import read_source
 
 # Where a pre-training run reads and how it is watched does not change what it learns.
 _IRRELEVANT = ("OUTPUT_DIR", "DATA.TRAIN", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD",
@@ -88,7 +90,7 @@ def plan(table: Table, options: Options) -> list[Cell]:
     for name in options.inits:
         if name not in known:
             raise UserError(
-                f"--inits {name}: {table.name} has no such row{pretrain_config.nearest(name, known)}; "
+                f"--inits {name}: {table.name} has no such row{nearest(name, known)}; "
                 f"it has {', '.join(known)}"
             )
     chosen = [row for row in rows if not options.inits or row.init.name in options.inits]
@@ -148,7 +150,7 @@ def _weights(init: Init, options: Options) -> Job | None:
         return _convert(init.name, str(path), _recognised(init.name, path))
     if released and options.smoke:
         path = (options.root / smoke.STAND_IN).resolve()
-        return _convert(released.name, str(path), str(file_digest(path)))
+        return _convert(released.name, str(path), file_digest(path))
     if released:
         return _convert(released.name, "{0}", "", _fetch(released))
     return _convert(_recipe_name(init), "{0}", "", _pretrain(init, options))
@@ -321,5 +323,5 @@ def _linear(
 def _linear_config(name: str, overrides: Sequence[str]) -> CfgNode:
     """Without the check of folders, which may not be there yet."""
     cfg = linear_config.defaults()
-    pretrain_config.merge(cfg, pretrain_config.find_config(name), overrides)
+    merge(cfg, find_config(name), overrides)
     return cfg

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.console import duration, say
-from pretrain.errors import UserError
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
+from pretrain.common.files import read_json
 from transfer.artefacts import read_log
-from transfer.reproduce import json_files, lock, worker
+from transfer.reproduce import lock, worker
 from transfer.reproduce.jobs import Job
 
 _EVERY = 60.0  # seconds between two lines about a job
@@ -105,7 +106,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 
 def _last_ap(folder: Path) -> str:
     """The main figures of results.json, if there are any."""
-    results = json_files.read(folder / "results.json")
+    results = read_json(folder / "results.json")
     if "top1" in results:
         return f"top-1 {results['top1']:.1f}"
     tasks = [

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pretrain.console import duration, say
-from pretrain.errors import UserError
-from pretrain.stop import STOPPED
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
+from pretrain.common.signals import STOPPED
 from transfer.reproduce import lock, worker
 from transfer.reproduce.executors import Executor
 from transfer.reproduce.jobs import Job

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 # Iterations of fine-tuning; epochs of pre-training and of the linear probe; iterations of pre-training.
 _COUNTS = ("MAX_ITER", "WARMUP_ITERS", "MAX_EPOCH", "GAMMA_PERIOD", "CHECKPOINT_PERIOD")

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from pretrain.config import nearest
-from pretrain.errors import UserError
+from pretrain.common.configs import nearest
+from pretrain.common.errors import UserError
 
 FILE = Path(__file__).with_name("tables.yaml")
 

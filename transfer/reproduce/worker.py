@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import write_atomic
-from pretrain.stop import STOPPED, Signals
-from transfer.reproduce import json_files
+from pretrain.common.files import read_json, write_text
+from pretrain.common.signals import STOPPED, Signals
 from transfer.reproduce.jobs import Job, made_by
 from transfer.reproduce.lock import Lock
 
@@ -37,7 +36,7 @@ def prepare(job: Job, root: Path) -> None:
     """Write what a worker is to do, where it is not there yet: `name`, `key`, `command`, `product`."""
     folder, known = job.folder(root), {"name": job.name, "key": job.key, "product": job.product}
     content = {**known, "command": command(job, root)}
-    if json_files.read(folder / JOB) != content:
+    if read_json(folder / JOB) != content:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / JOB, content)
 
@@ -57,7 +56,7 @@ def command(job: Job, root: Path) -> list[str]:
 
 def state(folder: Path) -> dict[str, Any]:
     """What is known of a folder's job: `state` (running, done, failed, stopped), `seconds`, `host`; or nothing."""
-    return json_files.read(folder / STATE)
+    return read_json(folder / STATE)
 
 
 def made_by_all(folder: Path) -> list[dict[str, str]]:
@@ -107,7 +106,7 @@ def work(folder: Path, *, beat: float | None = None, stale: float | None = None)
     `STOPPED` after SIGTERM or SIGUSR1.
     """
     times = {name: value for name, value in (("beat", beat), ("stale", stale)) if value is not None}
-    lock, job = Lock(folder / LOCK, **times), json_files.read(folder / JOB)
+    lock, job = Lock(folder / LOCK, **times), read_json(folder / JOB)
     if not lock.acquire():
         return TAKEN
     try:
@@ -170,7 +169,7 @@ def _die_with_the_worker() -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 
-from pretrain.errors import UserError, message
+from pretrain.common.errors import UserError, message
 
 _PATIENCE = timedelta(hours=4)  # the others wait while one evaluates
 

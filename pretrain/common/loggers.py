@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain.console import say
-from pretrain.errors import UserError
+from pretrain.common.console import say
+from pretrain.common.errors import UserError
 
 
 class Logger(Protocol):

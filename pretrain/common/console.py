@@ -1,11 +1,11 @@
 """What the tools print: plain lines on the main process, times that a person can read."""
 
-from pretrain import dist
+from pretrain.common import distributed
 
 
 def say(line: str = "") -> None:
     """Print one line on the main process only, at once (so that a log file can be followed)."""
-    if dist.is_main():
+    if distributed.is_main():
         print(line, flush=True)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import cv2
 from tqdm import tqdm
 
-from pretrain.errors import UserError
+from pretrain.common.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
