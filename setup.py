@@ -54,7 +54,7 @@ setup(
     packages=[
         "pretrain",
         "pretrain.common",
-        "pretrain.files",
+        "pretrain.tensor_files",
         "transfer",
         "transfer.prepare",
         "transfer.reproduce",

@@ -14,7 +14,6 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import checkpoint
 from pretrain.common import distributed
 from pretrain.common.configs import read_dump
 from pretrain.common.console import say
@@ -22,6 +21,7 @@ from pretrain.common.errors import UserError
 from pretrain.config import defaults
 from pretrain.images import Images, printable
 from pretrain.snapshot import LAST, Progress, numbered
+from pretrain.tensor_files import checkpoint
 
 # Settings that give the stored weights, queue or iteration number their meaning.
 _FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")

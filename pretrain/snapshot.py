@@ -11,11 +11,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 import pretrain
-from pretrain import checkpoint
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.errors import UserError
 from pretrain.common.files import found, link
+from pretrain.tensor_files import checkpoint
 
 LAST = "checkpoint_last.pth.tar"
 _OTHERS = ("broken_images.txt", "config.yaml", "metrics.json", "views.jpg")

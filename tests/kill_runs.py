@@ -80,7 +80,7 @@ def kill_runs(
 
 def differences(whole: Path, run: Path) -> list[str]:
     """What differs at the ends of two runs: tensors of the last checkpoint, its numbers, files, losses, kNN."""
-    from pretrain import checkpoint
+    from pretrain.tensor_files import checkpoint
 
     ends = [checkpoint.load(path / "checkpoint_last.pth.tar") for path in (whole, run)]
     found = list(_unequal(*ends, where="checkpoint"))
@@ -209,7 +209,7 @@ def _free_port() -> int:
 
 def _child(moment: str, number: float, tool: list[str]) -> None:
     """Run the tool in this process, which dies at the so manieth call that belongs to a checkpoint."""
-    from pretrain import checkpoint
+    from pretrain.tensor_files import checkpoint
 
     calls = 0
 

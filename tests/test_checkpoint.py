@@ -11,10 +11,10 @@ from typing import IO, Any
 import pytest
 import torch
 
-from pretrain import checkpoint
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.files.safe_pickle import Opaque
+from pretrain.tensor_files import checkpoint
+from pretrain.tensor_files.pickle_machine import Opaque
 
 
 class Trap:

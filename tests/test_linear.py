@@ -22,11 +22,12 @@ from PIL import Image
 from scripts import ROOT, run_script
 from torchvision.transforms import v2
 
-from pretrain import checkpoint, data
+from pretrain import data
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
 from pretrain.encoders import architecture
 from pretrain.images import ImageFiles
+from pretrain.tensor_files import checkpoint
 from transfer import (
     convert,
     linear,

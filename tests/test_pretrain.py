@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from scripts import run_script
 
-from pretrain import checkpoint, config
+from pretrain import config
 from pretrain.common import distributed
 from pretrain.common.configs import read_yaml
 from pretrain.common.errors import UserError
+from pretrain.tensor_files import checkpoint
 from pretrain.train import train
 
 MakeFolder = Callable[..., Path]

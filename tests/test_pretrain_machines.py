@@ -16,9 +16,9 @@ import pytest
 from scripts import ROOT
 from test_pretrain import MakeFolder, log_lines, overrides
 
-from pretrain import checkpoint
 from pretrain.common import signals
 from pretrain.snapshot import LAST
+from pretrain.tensor_files import checkpoint
 
 CONFIG = ["tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

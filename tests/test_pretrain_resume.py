@@ -19,11 +19,12 @@ from test_pretrain import MakeFolder, command, log_lines, overrides
 from test_pretrain import pretrain as run
 from torch import nn
 
-from pretrain import amp, checkpoint, config, notes, resume, saver, snapshot, train
+from pretrain import amp, config, notes, resume, saver, snapshot, train
 from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
 from pretrain.images import find_images
 from pretrain.snapshot import LAST, Progress
+from pretrain.tensor_files import checkpoint
 
 Contents = dict[str, Any]
 EVERY_STEP = ["INPUT.SIZE", "32", "SOLVER.IMS_PER_BATCH", "16", "MODEL.BN_GROUP_SIZE", "8", "SOLVER.SAVE_MINUTES",

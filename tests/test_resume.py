@@ -14,9 +14,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import checkpoint
 from pretrain.common import signals
 from pretrain.common.errors import UserError
+from pretrain.tensor_files import checkpoint
 from transfer import config, loop, snapshot, step, trainer
 
 TINY = [

@@ -16,11 +16,12 @@ import pytest
 import torch
 import webdataset
 
-from pretrain import checkpoint, config, data, shards, sources, tar_index
+from pretrain import config, data, shards, sources, tar_index
 from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
 from pretrain.shards import BLOCK, BlockOrder
+from pretrain.tensor_files import checkpoint
 from pretrain.train import train
 
 MakeFolder = Callable[..., Path]

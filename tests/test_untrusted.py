@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import tv_tensors
 
-from pretrain import checkpoint
 from pretrain.common.errors import UserError
-from pretrain.files.untrusted import read_file
+from pretrain.tensor_files import checkpoint
+from pretrain.tensor_files.read_any import read_file
 from transfer.sources import read_source
 from transfer.weights_file import read_weights
 
@@ -227,14 +227,14 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(QUERY, tmp_path / "a.pth")
-    from pretrain.files import untrusted
+    from pretrain.tensor_files import read_any
 
     def slow(path: Path, *arguments: Any) -> Any:
         with open(path, "ab") as file:
             file.write(b"more")
         return {}
 
-    monkeypatch.setattr(untrusted, "read_zip", slow)
+    monkeypatch.setattr(read_any, "read_zip", slow)
     assert "changed while it was read" in refusal(tmp_path / "a.pth")
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from pretrain import checkpoint
 from pretrain.common.console import say
+from pretrain.tensor_files import checkpoint
 from transfer.evaluation import Metrics
 from transfer.snapshot import State
 

@@ -7,8 +7,8 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from pretrain.files.safe_pickle import label
-from pretrain.files.untrusted import Loaded, read_file
+from pretrain.tensor_files.pickle_machine import label
+from pretrain.tensor_files.read_any import Loaded, read_file
 from transfer.candidates import clean, find_candidates
 from transfer.layouts import Input
 from transfer.sources import Source, read_source

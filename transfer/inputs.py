@@ -11,8 +11,8 @@ import yaml
 from pretrain.common.configs import read_dump
 from pretrain.common.errors import UserError
 from pretrain.encoders import Architecture
-from pretrain.files.safe_pickle import label
-from pretrain.files.untrusted import Loaded
+from pretrain.tensor_files.pickle_machine import label
+from pretrain.tensor_files.read_any import Loaded
 from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input
 
 MAX_CONFIG = 100_000  # characters

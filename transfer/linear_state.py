@@ -12,12 +12,12 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain import checkpoint
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found, write_text
+from pretrain.tensor_files import checkpoint
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import IRRELEVANT, flat
 

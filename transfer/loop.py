@@ -8,11 +8,11 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from pretrain import checkpoint
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.signals import STOPPED, Signals
+from pretrain.tensor_files import checkpoint
 from transfer import best, d2_compat, evaluation, precise_bn, snapshot, solver, stream
 from transfer.evaluation import Metrics
 from transfer.progress import Progress

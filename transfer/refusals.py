@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.files.safe_pickle import label
-from pretrain.files.untrusted import Loaded
+from pretrain.tensor_files.pickle_machine import label
+from pretrain.tensor_files.read_any import Loaded
 
 _HEADS = {
     "fc",

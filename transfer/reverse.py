@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from pretrain.checkpoint import save
 from pretrain.common.errors import UserError
 from pretrain.encoders import ARCHITECTURES, Architecture
+from pretrain.tensor_files.checkpoint import save
 from transfer.convert import check_output
 from transfer.layouts import IMAGENET
 from transfer.sources import Source, read_source

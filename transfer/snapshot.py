@@ -11,11 +11,11 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from pretrain import checkpoint
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found
+from pretrain.tensor_files import checkpoint
 from transfer import results
 from transfer.step import LAST, not_finite
 

@@ -13,7 +13,7 @@ import torch
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from pretrain.encoders import Architecture
-from pretrain.files.untrusted import Loaded, read_file
+from pretrain.tensor_files.read_any import Loaded, read_file
 from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
 from transfer.inputs import read_input

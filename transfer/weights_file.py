@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.files.numpy_pickle import Array
-from pretrain.files.safe_pickle import label
-from pretrain.files.untrusted import named_tensors, read_contents
+from pretrain.tensor_files.numpy_pickle import Array
+from pretrain.tensor_files.pickle_machine import label
+from pretrain.tensor_files.read_any import named_tensors, read_contents
 from transfer.candidates import has_resnet
 
 MAX_TENSORS = 10_000  # detectron2 compares each name with each; its largest detectors have some 2,000

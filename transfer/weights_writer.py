@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 
-from pretrain.checkpoint import save
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.files.untrusted import HEADER
+from pretrain.tensor_files.checkpoint import save
+from pretrain.tensor_files.read_any import HEADER
 
 FORMATS = ("pkl", "pth", "safetensors")
 

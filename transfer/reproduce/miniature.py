@@ -16,11 +16,11 @@ from detectron2.data.datasets import builtin_meta
 from detectron2.data.datasets.builtin import get_lvis_instances_meta
 from PIL import Image
 
-from pretrain import checkpoint
 from pretrain.common.console import say
 from pretrain.common.files import write_json
 from pretrain.encoders import Architecture, ResNet
 from pretrain.made_pictures import made_picture
+from pretrain.tensor_files import checkpoint
 from transfer.present import MINIATURE
 from transfer.reproduce.lock import BEAT, STALE, Lock
 from transfer.reproduce.smoke import STAND_IN

@@ -7,7 +7,7 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.files.untrusted import read_contents
+from pretrain.tensor_files.read_any import read_contents
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:

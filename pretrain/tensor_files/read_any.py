@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load as parse_safetensors
 
 from pretrain.common.errors import UserError
-from pretrain.files.numpy_pickle import Array, read_pickle
-from pretrain.files.safe_pickle import label
-from pretrain.files.torch_zip import MAGIC, read_legacy, read_zip
+from pretrain.tensor_files.numpy_pickle import Array, read_pickle
+from pretrain.tensor_files.pickle_machine import label
+from pretrain.tensor_files.torch_zip import MAGIC, read_legacy, read_zip
 
 MAX_DEPTH = 32  # of containers in one another: real files have 6
 MAX_TENSORS = 50_000

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.files.numpy_pickle import Array, Dtype, NumpyObjects
-from pretrain.files.safe_pickle import Buildable, Constructor, Opaque, label
+from pretrain.tensor_files.numpy_pickle import Array, Dtype, NumpyObjects
+from pretrain.tensor_files.pickle_machine import Buildable, Constructor, Opaque, label
 
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from pretrain.common.errors import UserError
-from pretrain.files.safe_pickle import Buildable, Constructor, Machine, label
+from pretrain.tensor_files.pickle_machine import Buildable, Constructor, Machine, label
 
 MAX_PAIRS = 100_000  # of an OrderedDict that is given as a list
 

@@ -12,9 +12,9 @@ from typing import IO, Any
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.files.safe_pickle import Machine, label
-from pretrain.files.stored_zip import StoredZip
-from pretrain.files.torch_objects import TorchObjects
+from pretrain.tensor_files.pickle_machine import Machine, label
+from pretrain.tensor_files.stored_zip import StoredZip
+from pretrain.tensor_files.torch_objects import TorchObjects
 
 MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # first object of the old files
 MAX_PICKLE = 256 << 20  # bytes of a zip's data.pkl, in which no tensor's data lies
