@@ -54,6 +54,7 @@ setup(
     packages=[
         "pretrain",
         "pretrain.common",
+        "pretrain.data",
         "pretrain.tensor_files",
         "transfer",
         "transfer.prepare",

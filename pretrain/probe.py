@@ -1,46 +1,20 @@
 """kNN monitor: how well neighbours in feature space share a class, while no label is used for training."""
 
-import os
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
-from torch.utils.data import Dataset
 
-from pretrain import data
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from pretrain.decode import centre_view
+from pretrain.data.class_folders import CentreCrops, SpreadImages, collate_centres
+from pretrain.data.folders import class_folders
+from pretrain.data.loader import make_loader
+from pretrain.data.on_device import Pixels
 from pretrain.encoders import ResNet
-from pretrain.images import ImageFiles, class_folders, find_images
-from pretrain.step import Pixels
 
 _BATCH = 64
-
-
-class ClassFolders:
-    """Images in folders named after their classes: an evenly spread choice of `limit`, or of all if these are fewer.
-
-    A class that the choice passes over adds its first image.
-    """
-
-    def __init__(self, folder: str, *, key: str, limit: int) -> None:
-        self.name = f"{key} {folder}"
-        files = find_images([folder], key=key)
-        start = len(os.path.join(folder, ""))
-        first: dict[str, int] = {}
-        for index, path in enumerate(files):
-            name, *inside = path[start:].split(os.sep, 1)
-            if not inside:
-                raise UserError(f"{self.name}: must hold one folder for each class, and no image beside them")
-            first.setdefault(name, index)
-        chosen = set(np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int).tolist())
-        seen = {files[index][start:].split(os.sep, 1)[0] for index in chosen}
-        chosen |= {index for name, index in first.items() if name not in seen}
-        self.files = ImageFiles([files[index] for index in sorted(chosen)])
-        self.labels = [path[start:].split(os.sep, 1)[0] for path in self.files]
 
 
 def bank_folder(cfg: CfgNode) -> tuple[str, str]:
@@ -67,8 +41,8 @@ class Probe:
         self.cfg, self.pixels, self.device = cfg, pixels, device
         limit = cfg.KNN.MAX_IMAGES
         key, folder = bank_folder(cfg)
-        self.train = ClassFolders(folder, key=key, limit=limit)
-        self.val = ClassFolders(cfg.KNN.VAL, key="KNN.VAL", limit=limit) if cfg.KNN.VAL else None
+        self.train = SpreadImages(folder, key=key, limit=limit)
+        self.val = SpreadImages(cfg.KNN.VAL, key="KNN.VAL", limit=limit) if cfg.KNN.VAL else None
         known = sorted(set(self.train.labels))
         unknown = sorted(set(self.val.labels) - set(known)) if self.val else []
         if unknown:
@@ -93,20 +67,20 @@ class Probe:
         return 100 * (predicted == answers).float().mean().item()
 
     def _features(
-        self, encoder: ResNet, images: ClassFolders, bf16: bool
+        self, encoder: ResNet, images: SpreadImages, bf16: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit features (N, C) and class numbers (N,) of the readable images; each process does its share."""
         processes, count = distributed.world_size(), len(images.files)
         mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
         batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
-        dataset = _Centres(images.files, self.cfg.INPUT.SIZE)
-        loader = data.loader(dataset, self.cfg, batches=batches, device=self.device, collate=_collate)
+        dataset = CentreCrops(images.files, size=self.cfg.INPUT.SIZE)
+        loader = make_loader(dataset, self.cfg, batches=batches, device=self.device, collate=collate_centres)
         features, readable = [], []
         for batch, good in loader:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 maps = encoder.features(self.pixels(batch.to(self.device)))["res5"]
             features.append(F.normalize(maps.float().mean((2, 3)), dim=1))
-            readable.append(good.to(self.device))
+            readable.append(good.to(self.device, torch.int64))
         total = distributed.all_gather_interleaved(torch.cat(features))[:count]
         good = distributed.all_gather_interleaved(torch.cat(readable))[:count]
         if not good.any():
@@ -115,22 +89,6 @@ class Probe:
             )
         labels = torch.tensor([self.number[name] for name in images.labels], device=self.device)
         return total[good > 0], labels[good > 0]
-
-
-class _Centres(Dataset[tuple[np.ndarray, int]]):
-    def __init__(self, files: ImageFiles, size: int) -> None:
-        self.files, self.size = files, size
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        try:
-            return centre_view(self.files.read(index), self.size), 1
-        except Exception:  # as in ViewPairs
-            return np.zeros((self.size, self.size, 3), np.uint8), 0
-
-
-def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.from_numpy(np.stack([image for image, _ in samples]))
-    return images, torch.tensor([good for _, good in samples])
 
 
 def knn(

@@ -19,7 +19,7 @@ from pretrain.common.configs import read_dump
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.config import defaults
-from pretrain.images import Images, printable
+from pretrain.data.folders import Images, printable
 from pretrain.snapshot import LAST, Progress, numbered
 from pretrain.tensor_files import checkpoint
 

@@ -6,17 +6,19 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import amp, build, data, memory, notes, resume, sources, view_pictures
+from pretrain import amp, build, memory, notes, resume
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
 from pretrain.contrast import Contrast
-from pretrain.images import Images
+from pretrain.data import sources, views_sheet
+from pretrain.data.folders import Images
+from pretrain.data.loader import iterations_per_epoch
+from pretrain.data.on_device import Pixels
 from pretrain.probe import Probe, bank_folder
 from pretrain.snapshot import Progress, remove_leftovers
-from pretrain.step import Pixels
 
 
 @dataclass
@@ -64,7 +66,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     stored = resume.find(folder, resume=go_on)
     files = sources.find(cfg.DATA.TRAIN)
     _compare(stored, files, device)  # nobody writes before everybody has looked
-    per_epoch = data.iterations_per_epoch(len(files), cfg)
+    per_epoch = iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True
     channels_last = amp.channels_last(cfg, device)
     pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
@@ -94,7 +96,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
         if distributed.is_main():
             text = digest_text(cfg)
             write_text(folder / "config.yaml", text)
-            view_pictures.write(folder / "views.jpg", files, cfg)
+            views_sheet.write(folder / "views.jpg", files, cfg)
     return run
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from pretrain import moco
 from pretrain.common import distributed
 from pretrain.contrast import Contrast, Keys
+from pretrain.data.on_device import Pixels
 
 # What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than
 # the other keys of the same batch; a young queue holds noise or old keys, and these are as new as the query.
@@ -19,25 +20,6 @@ METRICS = ("loss", "accuracy", "in_batch_accuracy", "positive_cosine", "negative
 
 class NonFiniteLoss(Exception):
     """The loss of a step is infinite or not a number."""
-
-
-class Pixels(nn.Module):
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, normalised: images travel as bytes until here."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, mean: list[float], std: list[float], *, channels_last: bool = False) -> None:
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise a batch."""
-        planes = images.permute(0, 3, 1, 2).to(self.mean.dtype, memory_format=torch.contiguous_format)
-        # Plane by plane, whatever comes out in the end: a loop over three channels in the innermost place is slow
-        return planes.sub_(self.mean).div_(self.std).contiguous(memory_format=self.format)
 
 
 def train_step(

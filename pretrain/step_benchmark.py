@@ -15,8 +15,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import data, made_pictures, train
+from pretrain import made_pictures, train
 from pretrain.common.console import say
+from pretrain.data.loader import make_train_loader
 from pretrain.run import Run, set_up
 
 # What each phase holds; "other" are the loss, what is logged, running statistics and pixels made from bytes.
@@ -136,7 +137,7 @@ def _measure(training: Run) -> list[dict[str, float]]:
         setattr(model, name, watch.timed(phase, getattr(model, name)))
     for name in ("step", "zero_grad"):
         setattr(optimizer, name, watch.timed("optimizer", getattr(optimizer, name)))
-    batches = data.train_loader(
+    batches = make_train_loader(
         training.files, training.cfg, start=0, stop=training.total, device=training.device
     )
     steps = []

@@ -9,13 +9,16 @@ from typing import Any, cast
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data, gpu_views, moco, norm, snapshot
+from pretrain import moco, norm, snapshot
 from pretrain.alarms import Alarms
-from pretrain.broken import Broken
 from pretrain.common import distributed, loggers
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError, compiler_in_one_line
 from pretrain.common.signals import Signals
+from pretrain.data import on_device
+from pretrain.data.broken_images import Broken
+from pretrain.data.loader import Batch, make_train_loader
+from pretrain.data.views import recipe_without
 from pretrain.encoders import ResNet
 from pretrain.log import Clock, Log, say_step
 from pretrain.meter import Meter
@@ -24,7 +27,6 @@ from pretrain.run import Run, set_up
 from pretrain.saver import Saver
 from pretrain.schedule import learning_rate
 from pretrain.step import NonFiniteLoss, train_step
-from pretrain.views import recipe_without
 
 Views = tuple[torch.Tensor, torch.Tensor]
 
@@ -61,7 +63,7 @@ def _go_on(run: Run, log: Log) -> None:
         return
     begin = time.perf_counter()
     with Signals(ctrl_c=True, alone=distributed.world_size() == 1) as signals:
-        batches = data.train_loader(run.files, run.cfg, start=start, stop=total, device=run.device)
+        batches = make_train_loader(run.files, run.cfg, start=start, stop=total, device=run.device)
         try:
             _loop(run, batches, log, signals)
         finally:  # an exception holds on to this frame, and so to the workers
@@ -69,7 +71,7 @@ def _go_on(run: Run, log: Log) -> None:
     say(f"finished: {run.folder / snapshot.LAST} after {duration(time.perf_counter() - begin)}")
 
 
-def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -> None:
+def _loop(run: Run, batches: Iterator[Batch], log: Log, signals: Signals) -> None:
     cfg, total, per_epoch = run.cfg, run.total, run.progress.per_epoch
     broken = Broken(
         run.files,
@@ -115,7 +117,7 @@ def _loop(run: Run, batches: Iterator[data.Batch], log: Log, signals: Signals) -
         say(line)
 
 
-def _next(batches: Iterator[data.Batch], broken: Broken) -> tuple[data.Batch, float]:
+def _next(batches: Iterator[Batch], broken: Broken) -> tuple[Batch, float]:
     """The next batch, and the seconds that it took to come."""
     begin = time.perf_counter()
     batch = next(batches)
@@ -132,11 +134,11 @@ def _write_names(broken: Broken) -> None:
         say(f"warning: {error}")
 
 
-def to_device(batch: data.Batch, run: Run) -> tuple[Views, torch.Tensor]:
+def to_device(batch: Batch, run: Run) -> tuple[Views, torch.Tensor]:
     """Query and key views, (N, H, W, 3) uint8 each, and the numbers of the images."""
     query, key, choices, images = (part.to(run.device, non_blocking=True) for part in batch[:4])
     recipe = recipe_without(run.cfg.INPUT.AUG, run.cfg.INPUT.WITHOUT)
-    query, key = (gpu_views.finish(half, choices[:, n], recipe) for n, half in enumerate((query, key)))
+    query, key = (on_device.finish(half, choices[:, n], recipe) for n, half in enumerate((query, key)))
     return (query, key), images
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
+from pretrain.data.views import PARTS, RECIPES
 from pretrain.encoders import architecture, projection_head
-from pretrain.views import PARTS, RECIPES
 
 _CHOICES = {
     "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),

@@ -13,13 +13,15 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image, ImageOps
 
-from pretrain import colours, images, view_pipelines
+from pretrain import view_pipelines
 from pretrain.common import rng
 from pretrain.common.console import say
-from pretrain.decode import ImageFile
+from pretrain.data import pixel_ops
+from pretrain.data.decode import ImageFile
+from pretrain.data.folders import find_images
+from pretrain.data.views import RECIPES, Recipe, crop, draw, recolour, two_views
 from pretrain.made_pictures import SIZE, made_picture, to_jpeg
 from pretrain.view_pipelines import Pipeline
-from pretrain.views import RECIPES, Recipe, crop, draw, recolour, two_views
 
 PICTURES = 32  # of a block
 _NAMES = {
@@ -117,7 +119,7 @@ def stages(files: list[bytes], recipe: Recipe, cfg: CfgNode, *, rounds: int) -> 
             recolour(cut, view._replace(sigma=0.0), recipe)
             laps.end("colours")
             if view.sigma:
-                colours.blur(cut, view.sigma)
+                pixel_ops.blur(cut, view.sigma)
             laps.end("blur")
     return {stage: 1e6 * seconds / (rounds * len(files)) for stage, seconds in laps.spent.items()}
 
@@ -157,7 +159,7 @@ def _spread(values: list[float], form: str) -> str:
 
 def jpegs_of(folder: str) -> list[bytes]:
     """The first images of a folder, brought to SIZE. Raises `UserError` where there are none."""
-    found = images.find_images([folder], key="--images")
+    found = find_images([folder], key="--images")
     made = []
     for number in range(min(PICTURES, len(found))):
         picture = Image.fromarray(ImageFile(found.read(number)).decode())

@@ -11,7 +11,7 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from pretrain.views import MAX_SIGMA, MIN_SIGMA, Recipe
+from pretrain.data.views import MAX_SIGMA, MIN_SIGMA, Recipe
 
 Pipeline = Callable[[bytes], object]
 _BLUR_SIZE = 13  # pixels: the width of our kernel at MAX_SIGMA

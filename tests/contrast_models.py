@@ -8,10 +8,11 @@ from torch import nn
 from pretrain import build, config, moco
 from pretrain.common import distributed
 from pretrain.contrast import Contrast
+from pretrain.data.on_device import Pixels
 from pretrain.encoders import ResNet
 from pretrain.mechanisms import EndToEnd, MemoryBank
 from pretrain.moco import MoCo
-from pretrain.step import Pixels, train_step
+from pretrain.step import train_step
 
 KINDS = ("moco", "endtoend", "memorybank")
 PIXELS = Pixels([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -8,8 +8,8 @@ from photographs import close, photograph, photographs
 from PIL import Image, ImageOps, ImageSequence
 from torchvision.transforms import functional as tv
 
-from pretrain.decode import ImageFile, centre_view, plain_jpeg_size
-from pretrain.resample import resized_crop
+from pretrain.data.decode import ImageFile, centre_view, plain_jpeg_size
+from pretrain.data.pixel_ops import resized_crop
 
 
 def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:

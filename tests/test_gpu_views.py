@@ -11,16 +11,18 @@ from photographs import close, photographs
 from test_views import NOTHING, crops, floats, levels
 from torchvision.transforms import functional as tv
 
-from pretrain import config, data, gpu_views
-from pretrain.images import find_images
-from pretrain.views import PACKED, PARTS, RECIPES, View, draw, pack, recipe_without, recolour
+from pretrain import config
+from pretrain.data import on_device
+from pretrain.data.folders import find_images
+from pretrain.data.loader import make_train_loader
+from pretrain.data.views import PACKED, PARTS, RECIPES, View, draw, pack, recipe_without, recolour
 
 UNCHANGED = (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.0))
 
 
 def finished(pixels: list[np.ndarray], views: list[View], recipe: str) -> np.ndarray:
     choices = torch.tensor([pack(view) for view in views], dtype=torch.float32)
-    done = gpu_views.finish(torch.from_numpy(np.stack(pixels)), choices, RECIPES[recipe])
+    done = on_device.finish(torch.from_numpy(np.stack(pixels)), choices, RECIPES[recipe])
     assert done.dtype == torch.uint8 and done.is_contiguous()
     return done.numpy()
 
@@ -105,7 +107,7 @@ def test_nothing_chosen_changes_nothing(recipe: str) -> None:
     pixels = crops(1, 64)
     assert np.array_equal(finished(pixels, [NOTHING] * len(pixels), recipe), np.stack(pixels))
     images = torch.from_numpy(np.stack(pixels))
-    assert gpu_views.finish(images, torch.zeros(len(pixels), 0), RECIPES[recipe]) is images  # the CPU path's
+    assert on_device.finish(images, torch.zeros(len(pixels), 0), RECIPES[recipe]) is images  # the CPU path's
 
 
 @pytest.mark.parametrize("without", [[], list(PARTS)])
@@ -119,12 +121,12 @@ def test_the_loader_leaves_the_rest_to_the_device(tmp_path: Path, without: list[
         cfg.INPUT.VIEWS, cfg.INPUT.SIZE, cfg.INPUT.WITHOUT = place, 96, without
         cfg.DATA.TRAIN, cfg.DATA.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = [str(tmp_path)], 0, 5
         files = find_images(cfg.DATA.TRAIN, key="DATA.TRAIN")
-        batches.append(next(data.train_loader(files, cfg, start=0, stop=1, device=torch.device("cpu"))))
+        batches.append(next(make_train_loader(files, cfg, start=0, stop=1, device=torch.device("cpu"))))
     ours, left = batches
     assert ours.choices.shape == (5, 2, 0) and left.choices.shape == (5, 2, PACKED)
     recipe = recipe_without("v2", without)
     for number, name in enumerate(("query", "key")):
-        done = gpu_views.finish(getattr(left, name), left.choices[:, number], recipe)
+        done = on_device.finish(getattr(left, name), left.choices[:, number], recipe)
         close([done.numpy()], [getattr(ours, name).numpy()])
         assert without or not torch.equal(getattr(left, name), getattr(ours, name))
 
@@ -139,10 +141,10 @@ def test_nothing_waits_for_the_gpu() -> None:
     ]
     images = torch.from_numpy(np.stack(pixels)).cuda()
     choices = torch.tensor([pack(view) for view in views]).cuda()
-    gpu_views.finish(images, choices, RECIPES["v2"])  # constants are copied at the first call
+    on_device.finish(images, choices, RECIPES["v2"])  # constants are copied at the first call
     torch.cuda.set_sync_debug_mode("error")
     try:
-        done = gpu_views.finish(images, choices, RECIPES["v2"])
+        done = on_device.finish(images, choices, RECIPES["v2"])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     close(

@@ -22,11 +22,12 @@ from PIL import Image
 from scripts import ROOT, run_script
 from torchvision.transforms import v2
 
-from pretrain import data
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
+from pretrain.data import class_folders
+from pretrain.data.folders import ImageFiles
+from pretrain.data.loader import Batches
 from pretrain.encoders import architecture
-from pretrain.images import ImageFiles
 from pretrain.tensor_files import checkpoint
 from transfer import (
     convert,
@@ -35,8 +36,8 @@ from transfer import (
     linear_config,
     linear_data,
     linear_paper,
-    linear_results,
-)  # fmt: skip
+    linear_results,  # fmt: skip
+)
 from transfer.layouts import MSRA
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_features import Fixed
@@ -186,7 +187,7 @@ def test_unreadable_training_images_are_replaced_with_their_class(task: Task) ->
         (task.train / "a" / f"{name}.jpg").write_bytes(b"no image")
     (task.train / "a" / "0003.jpg").unlink()
     (task.train / "a" / "0003.jpg").symlink_to(task.train / "nowhere.jpg")
-    images = linear_data.LabelledImages(str(task.train), key="DATA.TRAIN")
+    images = class_folders.LabelledImages(str(task.train), key="DATA.TRAIN")
     crops = linear_data.RandomCrops(images, size=32, seed=0)
     crop = crops[0, 0]
     other = 7919 % 20
@@ -294,7 +295,7 @@ def test_cached_training_equals_a_loop_by_hand(task: Task) -> None:
     """Centre crops, order of (seed, epoch), one classifier in plain PyTorch."""
     task.run("run", "CACHE", "True")
     cfg = task.config("run", "CACHE", "True")
-    images = linear_data.LabelledImages(str(task.train), key="DATA.TRAIN")
+    images = class_folders.LabelledImages(str(task.train), key="DATA.TRAIN")
     assert images.labels.tolist() == 10 * [0] + 10 * [1]
     extract = linear_backbone.Extractor(linear_backbone.load(task.weights, cfg), CPU)
     views = [linear_data.centre_view(images.files.read(n), 32) for n in range(20)]
@@ -305,7 +306,7 @@ def test_cached_training_equals_a_loop_by_hand(task: Task) -> None:
     optimizer = torch.optim.SGD([weight, bias], lr=0.1, momentum=0.9)
     for epoch, lr in enumerate((0.1, 0.1, 0.01)):
         optimizer.param_groups[0]["lr"] = lr
-        order = list(data.Batches(20, cfg, start=2 * epoch, stop=2 * epoch + 2))
+        order = list(Batches(20, cfg, start=2 * epoch, stop=2 * epoch + 2))
         assert len({index for batch in order for _, index in batch}) == 16
         for batch in order:
             rows = [index for _, index in batch]
@@ -594,7 +595,7 @@ def test_wrong_folders(task: Task, image_folder: MakeFolder) -> None:
         image_folder(9, classes=("a",)),
     )
     cases = [
-        (flat, task.val, "an image beside the class folders: 0000.jpg"),
+        (flat, task.val, "0000.jpg is not in a class folder"),
         (
             task.train,
             three,

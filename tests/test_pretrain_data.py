@@ -15,13 +15,16 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain import config, data, probe, sources
-from pretrain.broken import FILE, Broken
+from pretrain import config, probe
 from pretrain.common import distributed
 from pretrain.common.configs import set_key
 from pretrain.common.errors import UserError
-from pretrain.decode import centre_view
-from pretrain.images import ImageFiles, class_folders, find_images, permutation, printable
+from pretrain.data import loader as data_loader
+from pretrain.data import sources
+from pretrain.data.broken_images import FILE, Broken
+from pretrain.data.decode import centre_view
+from pretrain.data.folders import ImageFiles, class_folders, find_images, permutation, printable
+from pretrain.data.loader import Batches, ViewPairs, iterations_per_epoch, make_train_loader
 
 CPU = torch.device("cpu")
 
@@ -123,7 +126,7 @@ def test_a_list_of_paths(image_folder: Callable[..., Path], tmp_path: Path) -> N
     names = [os.path.relpath(files[i], tmp_path) for i in range(len(files))]
     assert names == ["images0/0002.jpg", "images0/0000.jpg", "lists/missing.jpg", "images0/0002.jpg"]
     assert files.read(0) == files.read(3) == (folder / "0002.jpg").read_bytes()
-    sample = data.ViewPairs(files, settings())[0, 2]
+    sample = ViewPairs(files, settings())[0, 2]
     assert sample.broken == [2] and sample.query.any()
 
 
@@ -211,32 +214,32 @@ def test_order_is_a_permutation_of_seed_and_epoch() -> None:
 
 
 def test_batches_of_a_resumed_run_are_the_rest() -> None:
-    whole = list(data.Batches(14, settings(), start=0, stop=8))
-    assert list(data.Batches(14, settings(), start=5, stop=8)) == whole[5:]
+    whole = list(Batches(14, settings(), start=0, stop=8))
+    assert list(Batches(14, settings(), start=5, stop=8)) == whole[5:]
     assert [batch[0][0] for batch in whole] == [0, 0, 0, 1, 1, 1, 2, 2]  # 3 full batches an epoch
     indices = [index for batch in whole[:3] for _, index in batch]
     assert len(set(indices)) == 12
 
 
 def test_processes_share_a_batch_like_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    (total,) = data.Batches(4, settings(), start=0, stop=1)
+    (total,) = Batches(4, settings(), start=0, stop=1)
     monkeypatch.setattr("pretrain.common.distributed.world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr("pretrain.common.distributed.rank", lambda rank=rank: rank)
-        assert list(data.Batches(4, settings(), start=0, stop=1)) == [total[rank::2]]
+        assert list(Batches(4, settings(), start=0, stop=1)) == [total[rank::2]]
 
 
 def test_too_few_images_for_a_batch() -> None:
     with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH 4 .* use SOLVER\.IMS_PER_BATCH 2"):
-        data.iterations_per_epoch(3, settings())
-    assert data.iterations_per_epoch(11, settings()) == 2
+        iterations_per_epoch(3, settings())
+    assert iterations_per_epoch(11, settings()) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing(image_folder: Callable[..., Path], workers: int) -> None:
     files = find_images([str(image_folder(8))], key="DATA.TRAIN")
-    plain = list(data.train_loader(files, settings(), start=0, stop=3, device=CPU))
-    other = list(data.train_loader(files, settings(DATA__NUM_WORKERS=workers), start=0, stop=3, device=CPU))
+    plain = list(make_train_loader(files, settings(), start=0, stop=3, device=CPU))
+    other = list(make_train_loader(files, settings(DATA__NUM_WORKERS=workers), start=0, stop=3, device=CPU))
     for batch, same in zip(plain, other, strict=True):
         assert batch.query.shape == (4, 16, 16, 3) and batch.query.dtype == torch.uint8
         assert batch.broken == [] and batch.choices.shape == (4, 2, 0)
@@ -248,7 +251,7 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
     (folder / "0003.jpg").write_bytes((folder / "0003.jpg").read_bytes()[:-200])  # truncated
     (folder / "0005.jpg").write_bytes(b"no image")
     files = find_images([str(folder)], key="DATA.TRAIN")
-    pairs = data.ViewPairs(files, settings())
+    pairs = ViewPairs(files, settings())
     assert pairs[0, 2].broken == [] and pairs[0, 3].broken == [3]
     assert pairs[0, 3].query.any()
     broken = Broken(files, 0.25, folder=folder / "out", going_on=False)
@@ -322,7 +325,7 @@ class _Unreadable(ImageFiles):
 
 @pytest.mark.parametrize("count", [1, 5, 16, 2 * 7919, 9000])
 def test_replacements_are_all_different(count: int) -> None:
-    sample = data.ViewPairs(_Unreadable(["x"] * count), settings())[0, count - 1]
+    sample = ViewPairs(_Unreadable(["x"] * count), settings())[0, count - 1]
     assert sample.broken[0] == count - 1 and not sample.query.any()
     assert len(sample.broken) == len(set(sample.broken)) == min(count, 16)
 
@@ -350,7 +353,7 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
     for n in range(4):
         (tmp_path / f"{n}.jpg").write_bytes(b"no image")
     files = find_images([str(tmp_path)], key="DATA.TRAIN")
-    (batch,) = data.train_loader(files, settings(), start=0, stop=1, device=CPU)
+    (batch,) = make_train_loader(files, settings(), start=0, stop=1, device=CPU)
     broken = Broken(files, 1.0, folder=tmp_path, going_on=False)
     broken.add(batch.broken)
     broken.share()
@@ -393,10 +396,10 @@ def test_workers_outlive_a_scheduler_and_end_with_their_process(
     image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     loader = functools.partial(torch.utils.data.DataLoader, multiprocessing_context=method)
-    monkeypatch.setattr(data, "DataLoader", loader)
+    monkeypatch.setattr(data_loader, "DataLoader", loader)
     files = find_images([str(image_folder(64))], key="DATA.TRAIN")
     cfg = settings(DATA__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2)
-    batches = data.train_loader(files, cfg, start=0, stop=30, device=CPU)
+    batches = make_train_loader(files, cfg, start=0, stop=30, device=CPU)
     next(batches)
     (worker,) = batches._workers  # type: ignore[attr-defined]
     try:
@@ -414,11 +417,11 @@ def test_workers_outlive_a_scheduler_and_end_with_their_process(
 def test_workers_do_not_grow_over_an_epoch_of_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """1.3 million names: were they Python strings, their reference counts would copy them all into each worker."""
     view, nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((2, 0), np.float32)
-    monkeypatch.setattr("pretrain.views.two_views", lambda *_, **__: (view, view, nothing))
+    monkeypatch.setattr("pretrain.data.views.two_views", lambda *_, **__: (view, view, nothing))
     count, batch = 1_300_000, 1000
     files = _Names(f"datasets/imagenet/train/n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(count))
     cfg = settings(DATA__NUM_WORKERS=2, SOLVER__IMS_PER_BATCH=batch, INPUT__SIZE=1)
-    batches = data.train_loader(files, cfg, start=0, stop=count // batch, device=CPU)
+    batches = make_train_loader(files, cfg, start=0, stop=count // batch, device=CPU)
     growth = {}
     try:
         for number in range(count // batch):

@@ -8,7 +8,8 @@ import torchvision
 from scripts import ROOT
 
 from pretrain import build, config, moco
-from pretrain.step import METRICS, Pixels, train_step
+from pretrain.data.on_device import Pixels
+from pretrain.step import METRICS, train_step
 
 CPU = torch.device("cpu")
 FOLDER = ROOT / "configs/pretrain"

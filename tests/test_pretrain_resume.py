@@ -22,7 +22,7 @@ from torch import nn
 from pretrain import amp, config, notes, resume, saver, snapshot, train
 from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
-from pretrain.images import find_images
+from pretrain.data.folders import find_images
 from pretrain.snapshot import LAST, Progress
 from pretrain.tensor_files import checkpoint
 

@@ -16,9 +16,10 @@ from torch import nn
 from pretrain import config
 from pretrain.common.configs import set_key
 from pretrain.common.errors import UserError
+from pretrain.data.class_folders import SpreadImages
+from pretrain.data.on_device import Pixels
 from pretrain.encoders import ResNet, architecture
-from pretrain.probe import ClassFolders, Probe, bank_folder, knn
-from pretrain.step import Pixels
+from pretrain.probe import Probe, bank_folder, knn
 from pretrain.train import train
 
 
@@ -88,19 +89,19 @@ def test_class_folders_of_the_training_images_serve_by_themselves(image_folder: 
 
 def test_folders_without_classes_are_refused(image_folder: Callable[..., Path]) -> None:
     flat = str(image_folder(2))
-    with pytest.raises(UserError, match=r"KNN\.TRAIN.*one folder for each class"):
-        ClassFolders(flat, key="KNN.TRAIN", limit=10)
+    with pytest.raises(UserError, match=r"KNN\.TRAIN.*0000\.jpg is not in a class folder"):
+        SpreadImages(flat, key="KNN.TRAIN", limit=10)
 
 
 def test_the_limit_keeps_every_class(image_folder: Callable[..., Path]) -> None:
-    folders = ClassFolders(str(image_folder(10, classes=("a", "b", "c"))), key="KNN.TRAIN", limit=6)
+    folders = SpreadImages(str(image_folder(10, classes=("a", "b", "c"))), key="KNN.TRAIN", limit=6)
     assert len(folders.files) == 6 and [folders.labels.count(name) for name in "abc"] == [2, 2, 2]
 
 
 def test_the_limit_keeps_the_smallest_class(image_folder: Callable[..., Path], tmp_path: Path) -> None:
     train, val = image_folder(30, classes=("a", "z")), image_folder(2, classes=("a", "m", "z"))
     shutil.copytree(val / "m", train / "m")
-    folders = ClassFolders(str(train), key="KNN.TRAIN", limit=4)
+    folders = SpreadImages(str(train), key="KNN.TRAIN", limit=4)
     assert folders.labels == ["a", "a", "m", "z", "z"]
     assert [Path(path).parent.name for path in folders.files] == folders.labels
     cfg = config.defaults()

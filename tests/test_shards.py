@@ -16,11 +16,13 @@ import pytest
 import torch
 import webdataset
 
-from pretrain import config, data, shards, sources, tar_index
+from pretrain import config
 from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.shards import BLOCK, BlockOrder
+from pretrain.data import shards, sources, tar_index
+from pretrain.data.loader import ViewPairs, make_train_loader
+from pretrain.data.shards import BLOCK, BlockOrder
 from pretrain.tensor_files import checkpoint
 from pretrain.train import train
 
@@ -212,7 +214,7 @@ def test_sizes_json_spares_the_headers(tmp_path: Path, monkeypatch: pytest.Monke
     files = sources.find([str(tmp_path / "*.tar")])
     assert len(files) == 1 + 9 + 3
     with pytest.raises(UserError, match=r"1\.tar: holds 2 images, and 9 are expected: sizes\.json"):
-        data.ViewPairs(files, settings())[0, 5]
+        ViewPairs(files, settings())[0, 5]
     for wrong in ("[1]", '{"0.tar": -1}', '{"0.tar": "1"}', "{", "[" * 100_000):
         sizes.write_text(wrong)
         with pytest.raises(UserError, match=r"sizes\.json: .*mend or remove it"):
@@ -234,7 +236,7 @@ def test_a_shard_damaged_since_stops_the_run(image_folder: MakeFolder, tmp_path:
         files = sources.find([pattern])
         path.write_bytes(whole[:3000])
         cfg = settings("DATA.NUM_WORKERS", workers)
-        batches = data.train_loader(files, cfg, start=0, stop=2, device=torch.device("cpu"))
+        batches = make_train_loader(files, cfg, start=0, stop=2, device=torch.device("cpu"))
         with pytest.raises(UserError, match=r"train-000000\.tar: a truncated or damaged"):
             next(batches)
         getattr(batches, "_shutdown_workers", lambda: None)()

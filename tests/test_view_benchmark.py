@@ -8,7 +8,7 @@ from scripts import run_script
 from torchvision.transforms import functional as tv
 
 from pretrain import config, made_pictures, view_benchmark, view_pipelines
-from pretrain.views import RECIPES, recipe_without
+from pretrain.data.views import RECIPES, recipe_without
 
 
 def test_pipelines_take_turns_and_the_first_round_is_not_counted() -> None:

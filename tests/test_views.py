@@ -15,11 +15,12 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from pretrain import colours, config, views
+from pretrain import config
 from pretrain.common import rng
 from pretrain.common.errors import UserError
-from pretrain.resample import resized_crop
-from pretrain.views import PARTS, RECIPES, Recipe, View, draw, recipe_without, recolour, two_views
+from pretrain.data import pixel_ops, views
+from pretrain.data.pixel_ops import resized_crop
+from pretrain.data.views import PARTS, RECIPES, Recipe, View, draw, recipe_without, recolour, two_views
 
 DRAWS = 3000
 NOTHING = View((0, 0, 1, 1), (), False, 0.0, False)
@@ -85,7 +86,7 @@ def test_parameters_follow_the_recipe(recipe: str, jittered: float, blurred: flo
 
 def as_numbers(view: View) -> list[float]:
     factors = dict(view.jitter)
-    return [*view.box[:3], view.flip, view.gray, *(factors[name] for name in colours.OPERATIONS)]
+    return [*view.box[:3], view.flip, view.gray, *(factors[name] for name in pixel_ops.OPERATIONS)]
 
 
 def test_choices_do_not_depend_on_each_other() -> None:
@@ -181,7 +182,7 @@ def test_flip_is_torchvisions() -> None:
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_jitter_is_torchvisions(name: str, factor: float) -> None:
     adjust = getattr(tv, f"adjust_{name}")
-    ours = [colours.adjust(crop, [(name, factor)]) for crop in crops()]
+    ours = [pixel_ops.adjust(crop, [(name, factor)]) for crop in crops()]
     close(ours, [np.asarray(adjust(Image.fromarray(crop), factor)) for crop in crops()], p99=1)
     close(ours, [levels(adjust(floats(crop), factor)) for crop in crops()], mean=0.3, p99=1)
 
@@ -190,20 +191,20 @@ def test_jitter_is_torchvisions(name: str, factor: float) -> None:
 def test_hue_is_torchvisions(turn: float) -> None:
     """Pillow's hue has 255 steps, and torchvision cuts the turn off at a whole one below it: vivid colours then
     differ by more."""
-    ours = [colours.adjust(crop, [("hue", turn)]) for crop in crops()]
+    ours = [pixel_ops.adjust(crop, [("hue", turn)]) for crop in crops()]
     close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()], mean=0.3, p99=1)
     close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()], p99=8)
 
 
 def test_gray_is_torchvisions() -> None:
-    ours = [colours.adjust(crop, [colours.GRAY]) for crop in crops()]
+    ours = [pixel_ops.adjust(crop, [pixel_ops.GRAY]) for crop in crops()]
     assert all(np.array_equal(pixels[..., 0], pixels[..., channel]) for pixels in ours for channel in (1, 2))
     close(ours, [np.asarray(tv.rgb_to_grayscale(Image.fromarray(crop), 3)) for crop in crops()], p99=1)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.4, 0.7, 1.3, 2.0])
 def test_blur_is_gaussian(sigma: float) -> None:
-    ours = [colours.blur(crop, sigma) for crop in crops()]
+    ours = [pixel_ops.blur(crop, sigma) for crop in crops()]
     close(ours, [levels(tv.gaussian_blur(floats(crop), [13, 13], [sigma, sigma])) for crop in crops()], p99=2)
     blurred = [np.asarray(Image.fromarray(crop).filter(ImageFilter.GaussianBlur(sigma))) for crop in crops()]
     close(ours, blurred, p99=5)  # three box filters in a row, which MoCo v2's authors call, are not quite one
@@ -239,12 +240,12 @@ def by_torchvision(image: torch.Tensor, view: View, recipe: Recipe, *, size: int
 def test_operations_that_share_a_pass_give_what_they_give_one_by_one() -> None:
     for number, crop in enumerate(crops(2, 64) * 8):
         view = draw(random.Random(number), RECIPES["v1"], width=64, height=64, min_scale=1.0)
-        steps = [*view.jitter, colours.GRAY] if number % 3 == 0 else [colours.GRAY, *view.jitter]
+        steps = [*view.jitter, pixel_ops.GRAY] if number % 3 == 0 else [pixel_ops.GRAY, *view.jitter]
         steps = list(view.jitter) if number % 3 == 2 else steps
         one_by_one = crop
         for step in steps:
-            one_by_one = colours.adjust(one_by_one, [step])
-        close([colours.adjust(crop, steps)], [one_by_one], p99=5)
+            one_by_one = pixel_ops.adjust(one_by_one, [step])
+        close([pixel_ops.adjust(crop, steps)], [one_by_one], p99=5)
 
 
 def test_gray_comes_before_the_jitter_in_v1_only() -> None:
@@ -253,8 +254,8 @@ def test_gray_comes_before_the_jitter_in_v1_only() -> None:
     jitter = (("saturation", 1.4), ("brightness", 1.4))
     view = NOTHING._replace(jitter=jitter, gray=True)
     first, last = (recolour(crop, view, RECIPES[name]) for name in ("v1", "v2"))
-    assert np.array_equal(first, colours.adjust(colours.adjust(crop, [colours.GRAY]), jitter))
-    close([last], [colours.adjust(colours.adjust(crop, jitter), [colours.GRAY])], p99=1)
+    assert np.array_equal(first, pixel_ops.adjust(pixel_ops.adjust(crop, [pixel_ops.GRAY]), jitter))
+    close([last], [pixel_ops.adjust(pixel_ops.adjust(crop, jitter), [pixel_ops.GRAY])], p99=1)
     assert np.abs(first.astype(int) - last).max() > 10
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from scripts import run_script
 
 from pretrain import config as pretrain_config
-from pretrain import sources, view_pictures
 from pretrain.common.errors import UserError
+from pretrain.data import sources, views_sheet
 from transfer import config, contact_sheet, datasets, inspection, matching, objects, pictures, stream, weights
 from transfer.objects import Objects
 
@@ -275,8 +275,8 @@ def test_views_in_a_format_that_is_not_written(tmp_path: Path) -> None:
     files = sources.find(cfg.DATA.TRAIN)
     for name in ("v.webp", "v", "v.jpg.gz"):
         with pytest.raises(UserError, match=rf"{name}: .*\.jpg or \.png$"):
-            view_pictures.write(tmp_path / name, files, cfg)
+            views_sheet.write(tmp_path / name, files, cfg)
         assert not (tmp_path / name).exists()
     for name, kind in (("V.JPG", "JPEG"), ("v.jpeg", "JPEG"), ("v.png", "PNG")):
-        view_pictures.write(tmp_path / "out" / name, files, cfg)
+        views_sheet.write(tmp_path / "out" / name, files, cfg)
         assert Image.open(tmp_path / "out" / name).format == kind

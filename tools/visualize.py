@@ -48,11 +48,12 @@ def main() -> None:
 
 
 def _show_views(args: argparse.Namespace) -> None:
-    from pretrain import config, sources, view_pictures
+    from pretrain import config
+    from pretrain.data import sources, views_sheet
 
     cfg = config.load(args.config, args.overrides)
     files = sources.find(cfg.DATA.TRAIN)
-    view_pictures.write(args.output, files, cfg, count=args.count)
+    views_sheet.write(args.output, files, cfg, count=args.count)
     print(f"wrote {args.output}")
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data
-from pretrain.broken import Broken
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
 from pretrain.common.signals import Signals
+from pretrain.data.broken_images import Broken
+from pretrain.data.class_folders import LabelledImages
+from pretrain.data.loader import iterations_per_epoch
 from transfer import (
     linear_backbone,
     linear_features,
@@ -34,7 +35,7 @@ from transfer.describe import describe_input
 from transfer.linear_backbone import Backbone, Extractor
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import defaults, rates
-from transfer.linear_data import LabelledImages, check_classes, check_separate
+from transfer.linear_data import check_classes, check_separate
 
 
 @dataclass
@@ -146,7 +147,7 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     cfg = probe.cfg
     if stored:
         linear_state.compare(stored, probe.origin, cfg)
-    data.iterations_per_epoch(len(probe.train), cfg)  # too few images are better said before an hour's work
+    iterations_per_epoch(len(probe.train), cfg)  # too few images are better said before an hour's work
     _say_notes(cfg)
     val = _fixed(probe, extract, probe.val, signals)
     # A run that goes on keeps its images: with more of them its batches would be others
@@ -156,7 +157,7 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     )
     if stored:
         linear_state.compare(stored, origin, cfg)
-    per_epoch = data.iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
+    per_epoch = iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
     state = _new_state(probe, extract.channels, origin)
     if stored:
         linear_state.restore(state, stored, cfg)

@@ -8,8 +8,8 @@ import torch
 from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
+from pretrain.data.on_device import Pixels
 from pretrain.encoders import Architecture, ResNet, architecture
-from pretrain.step import Pixels
 from transfer import network
 from transfer.layouts import IMAGENET, Input
 from transfer.sources import read_source

@@ -11,20 +11,15 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import data
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic, write_text
 from pretrain.common.signals import Signals
+from pretrain.data.class_folders import CentreCrops, LabelledImages, collate_centres
+from pretrain.data.loader import Batches, make_loader
 from transfer.linear_backbone import Backbone, Extractor
-from transfer.linear_data import (
-    CentreCrops,
-    LabelledImages,
-    RandomCrops,
-    collate_centres,
-    collate_crops,
-)
+from transfer.linear_data import RandomCrops, collate_crops
 
 _BATCH = 128  # images of one process at a time
 _VERSION = "1"  # of the views and the file: another number makes all files be computed anew
@@ -164,7 +159,7 @@ def _rows(
     mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
     batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
     dataset = CentreCrops(images.files, size=cfg.INPUT.SIZE)
-    loader = iter(data.loader(dataset, cfg, batches=batches, device=extract.device, collate=collate_centres))
+    loader = iter(make_loader(dataset, cfg, batches=batches, device=extract.device, collate=collate_centres))
     left = count
     try:
         for pixels, readable in loader:
@@ -188,8 +183,8 @@ def random_crops(
 ) -> Generator[Features, None, None]:
     """This process's share of the batches of iterations `start` to `stop`, each image cropped at random."""
     crops = RandomCrops(images, size=cfg.INPUT.SIZE, seed=cfg.SEED)
-    batches = data.Batches(len(images), cfg, start=start, stop=stop)
-    loader = iter(data.loader(crops, cfg, batches=batches, device=extract.device, collate=collate_crops))
+    batches = Batches(len(images), cfg, start=start, stop=stop)
+    loader = iter(make_loader(crops, cfg, batches=batches, device=extract.device, collate=collate_crops))
     try:
         for pixels, labels, broken in loader:
             yield Features(extract(pixels), labels.to(extract.device, non_blocking=True), broken)
@@ -201,7 +196,7 @@ def cached(
     known: Fixed, cfg: CfgNode, *, start: int, stop: int, device: torch.device
 ) -> Generator[Features, None, None]:
     """The same batches of features that are there already."""
-    for pairs in data.Batches(len(known.usable), cfg, start=start, stop=stop):
+    for pairs in Batches(len(known.usable), cfg, start=start, stop=stop):
         rows = known.usable[[index for _, index in pairs]]
         features, labels = torch.from_numpy(known.features[rows]), torch.from_numpy(known.labels[rows])
         yield Features(features.to(device), labels.to(device), [])

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from fvcore.common.config import CfgNode
 
-from pretrain.broken import Broken
 from pretrain.common import distributed
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import Signals
+from pretrain.data.broken_images import Broken
 from transfer import linear_results
 from transfer.linear_features import Features, Fixed
 from transfer.linear_state import State, save

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.common.files import read_json, write_json
-from pretrain.images import is_image
+from pretrain.data.folders import is_image
 
 
 def names_digest(folder: Path, cache: Path | None = None) -> str:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from pretrain.resample import resized_crop
+from pretrain.data.pixel_ops import resized_crop
 
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by a quarter
 _END = b"\xff\xd9"  # the last marker of a JPEG; a file without it at its end is truncated or has an appendix

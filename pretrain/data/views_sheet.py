@@ -7,13 +7,14 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 
-from pretrain import data, views
 from pretrain.common import rng
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.decode import ImageFile
-from pretrain.images import Images
-from pretrain.views import View
+from pretrain.data import views
+from pretrain.data.decode import ImageFile
+from pretrain.data.folders import Images
+from pretrain.data.loader import ViewPairs
+from pretrain.data.views import View
 
 NARROWEST = 216  # pixels of a column: the captions need them; smaller views are enlarged
 _GAP, _LINE, _LABEL = 10, 15, 46  # pixels: between columns, of a line of text, of the words at the left
@@ -38,7 +39,7 @@ def write(path: Path, files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> N
 
 def draw(files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> np.ndarray:
     """(H, W, 3) uint8: image with both crops, query view, key view, each with a caption; 8 images in a row."""
-    pairs = data.ViewPairs(files, cfg)
+    pairs = ViewPairs(files, cfg)
     pairs.geometry_only = False  # with INPUT.VIEWS gpu, the same views, finished here
     chosen = files.order(cfg.SEED, 0)[:count]
     columns = [_column(pairs, files, int(index)) for index in chosen]
@@ -53,7 +54,7 @@ def _row(columns: list[np.ndarray], width: int) -> np.ndarray:
     return np.concatenate([labels, *columns, *[blank] * (width - len(columns))], axis=1)
 
 
-def _column(pairs: data.ViewPairs, files: Images, wanted: int) -> np.ndarray:
+def _column(pairs: ViewPairs, files: Images, wanted: int) -> np.ndarray:
     sample = pairs[0, wanted]
     enlarged = max(-(-NARROWEST // pairs.size), 1)
     side = pairs.size * enlarged

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pretrain.common.errors import UserError
-from pretrain.images import ImageFiles, Images, Order, images_below
-from pretrain.shards import ShardImages
+from pretrain.data.folders import ImageFiles, Images, Order, images_below
+from pretrain.data.shards import ShardImages
 
 _KEY = "DATA.TRAIN"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pretrain import tar_index
 from pretrain.common import distributed, rng
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.images import ImageFiles
+from pretrain.data import tar_index
+from pretrain.data.folders import ImageFiles
 
 BLOCK = 16  # shards whose images are mixed
 _OPEN = (

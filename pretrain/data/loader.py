@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,14 +13,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain import views
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
 from pretrain.common.signals import outlive_the_stop
-from pretrain.images import Images, Order, permutation
-
-_REPLACEMENTS = 16  # other images tried in the place of an unreadable one
-_STRIDE = 7919  # or a little more: neighbours in the list may all sit in the same broken folder
+from pretrain.data import views
+from pretrain.data.broken_images import attempts
+from pretrain.data.folders import Images, Order, permutation
 
 
 class Sample(NamedTuple):
@@ -63,9 +60,6 @@ class ViewPairs(Dataset[Sample]):
         self.recipe = views.recipe_without(cfg.INPUT.AUG, cfg.INPUT.WITHOUT)
         self.geometry_only = cfg.INPUT.VIEWS == "gpu"
         self.size, self.min_scale, self.seed = cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE, cfg.SEED
-        self.stride = _STRIDE
-        while math.gcd(self.stride, len(files) or 1) > 1:  # it would come back to the same few images
-            self.stride += 1
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,8 +67,7 @@ class ViewPairs(Dataset[Sample]):
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, wanted = item
         broken: list[int] = []
-        for attempt in range(min(_REPLACEMENTS, len(self.files))):
-            index = (wanted + attempt * self.stride) % len(self.files)
+        for index in attempts(wanted, len(self.files)):
             try:
                 query, key, choices = views.two_views(
                     self.files.read(index), self.recipe, size=self.size, min_scale=self.min_scale,
@@ -137,7 +130,7 @@ def iterations_per_epoch(images: int, cfg: CfgNode) -> int:
     return images // batch
 
 
-def loader(
+def make_loader(
     dataset: Dataset[Any], cfg: CfgNode, *, batches: Sampler[Any], device: torch.device, collate: Any
 ) -> DataLoader[Any]:
     """A DataLoader over ready-made batches, with at most as many workers as this machine has processors."""
@@ -154,12 +147,12 @@ def loader(
     )
 
 
-def train_loader(
+def make_train_loader(
     files: Images, cfg: CfgNode, *, start: int, stop: int, device: torch.device
 ) -> Iterator[Batch]:
     """The batches of iterations `start` to `stop`; those before `start` are skipped without decoding."""
     batches = Batches(len(files), cfg, start=start, stop=stop, order=files.order)
-    return iter(loader(ViewPairs(files, cfg), cfg, batches=batches, device=device, collate=_collate))
+    return iter(make_loader(ViewPairs(files, cfg), cfg, batches=batches, device=device, collate=_collate))
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pretrain import colours
 from pretrain.common import rng
-from pretrain.decode import ImageFile
-from pretrain.resample import resized_crop
+from pretrain.data import pixel_ops
+from pretrain.data.decode import ImageFile
+from pretrain.data.pixel_ops import resized_crop
 
 PARTS = ("crop", "flip", "jitter", "gray", "blur")
 PACKED = 10  # numbers in `pack`
@@ -25,7 +25,7 @@ MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, pixels
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))
 _STARTS = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
-_NUMBERS = {name: float(number) for number, name in enumerate(colours.OPERATIONS)}
+_NUMBERS = {name: float(number) for number, name in enumerate(pixel_ops.OPERATIONS)}
 _ORDERS = list(permutations(range(4)))
 
 
@@ -95,7 +95,7 @@ def draw(random: Random, recipe: Recipe, *, width: int, height: int, min_scale: 
     changes = [strength * (2 * chance() - 1) for strength in recipe.jitter]
     steps = [
         (name, start + change)
-        for name, start, change in zip(colours.OPERATIONS, _STARTS, changes, strict=True)
+        for name, start, change in zip(pixel_ops.OPERATIONS, _STARTS, changes, strict=True)
     ]
     jitter = tuple(steps[i] for i in order) if jittered else ()
     box = _draw_box(random, width, height, min_scale) if recipe.crop else _central(width, height, 1.0)
@@ -130,10 +130,10 @@ def crop(pixels: np.ndarray, view: View, *, size: int, scale: float = 1.0) -> np
 
 def recolour(pixels: np.ndarray, view: View, recipe: Recipe) -> np.ndarray:
     """The other part of a view: colours and blur, on uint8 RGB."""
-    gray = (colours.GRAY,) if view.gray else ()
+    gray = (pixel_ops.GRAY,) if view.gray else ()
     steps = (*gray, *view.jitter) if recipe.gray_first else (*view.jitter, *gray)
-    pixels = colours.adjust(pixels, steps)
-    return colours.blur(pixels, view.sigma) if view.sigma else pixels
+    pixels = pixel_ops.adjust(pixels, steps)
+    return pixel_ops.blur(pixels, view.sigma) if view.sigma else pixels
 
 
 def pack(view: View) -> list[float]:
@@ -157,7 +157,7 @@ def two_views(
     Args:
         data: the file.
         counters: seed, epoch and index of the image.
-        geometry_only: leave colours and blur to `pretrain.gpu_views`.
+        geometry_only: leave colours and blur to `pretrain.data.on_device`.
     Returns:
         Two (size, size, 3) uint8 arrays, and what is left to do to them: float32 of (2, PACKED) or (2, 0).
     Raises:

@@ -1,16 +1,17 @@
 """The second half of the views on whole batches, on any device: colours and blur (INPUT.VIEWS gpu).
 
 The loader's workers decode, crop, resize and flip, and send with each view what is left to do
-(`pretrain.views.pack`). Here it is done in float32 for all views at once: no branch on a value, so that nothing
+(`pretrain.data.views.pack`). Here it is done in float32 for all views at once: no branch on a value, so that nothing
 waits for the device. The same choices give the CPU's view but for its rounding to bytes after each operation.
 """
 
 from functools import lru_cache
 
 import torch
+from torch import nn
 
-from pretrain.colours import BLUR_REACH, LUMA, OPERATIONS
-from pretrain.views import MAX_SIGMA, PACKED, Recipe
+from pretrain.data.pixel_ops import BLUR_REACH, LUMA, OPERATIONS
+from pretrain.data.views import MAX_SIGMA, PACKED, Recipe
 
 _HUE = OPERATIONS.index("hue")
 _REACH = int(BLUR_REACH * MAX_SIGMA)  # pixels, of the widest blur
@@ -21,7 +22,7 @@ def finish(images: torch.Tensor, choices: torch.Tensor, recipe: Recipe) -> torch
     """Change colours and blur.
 
     Args:
-        images: (N, S, S, 3) uint8 of `pretrain.views.two_views(..., geometry_only=True)`.
+        images: (N, S, S, 3) uint8 of `pretrain.data.views.two_views(..., geometry_only=True)`.
         choices: (N, PACKED), or (N, 0) for views that are finished already; on the same device.
         recipe: that drew them.
     Returns:
@@ -122,3 +123,22 @@ def _shifts(size: int, device: torch.device) -> torch.Tensor:
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Copied to the device once: each copy would wait for it."""
     return torch.tensor(values, device=device)
+
+
+class Pixels(nn.Module):
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, normalised: images travel as bytes until here."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: list[float], std: list[float], *, channels_last: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch."""
+        planes = images.permute(0, 3, 1, 2).to(self.mean.dtype, memory_format=torch.contiguous_format)
+        # Plane by plane, whatever comes out in the end: a loop over three channels in the innermost place is slow
+        return planes.sub_(self.mean).div_(self.std).contiguous(memory_format=self.format)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.images import is_image, printable
+from pretrain.data.folders import is_image, printable
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer takes larger ones
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}

@@ -1,6 +1,8 @@
 """Images that cannot be read: counted over all processes, listed in a file, and too many of them end the run."""
 
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,10 +10,26 @@ import torch
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
-from pretrain.images import Images, printable
+from pretrain.data.folders import Images, printable
 
 FILE = "broken_images.txt"
+REPLACEMENTS = 16  # images tried for one item, the wanted one included
+_STRIDE = (
+    7919  # or the next number coprime to the image count: neighbours may all sit in the same broken folder
+)
 _SHOWN = 10  # names on the terminal; the file holds all
+
+
+def attempts(wanted: int, count: int) -> Iterator[int]:
+    """Yield the index of the wanted image, then those to try instead if it cannot be read, always the same.
+
+    They are different images: at most REPLACEMENTS of the `count` there are.
+    """
+    stride = _STRIDE
+    while math.gcd(stride, count or 1) > 1:  # it would come back to the same few images
+        stride += 1
+    for attempt in range(min(REPLACEMENTS, count)):
+        yield (wanted + attempt * stride) % count
 
 
 class Broken:
