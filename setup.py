@@ -55,6 +55,7 @@ setup(
         "pretrain",
         "pretrain.common",
         "pretrain.data",
+        "pretrain.model",
         "pretrain.tensor_files",
         "transfer",
         "transfer.prepare",

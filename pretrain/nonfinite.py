@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.contrast import Contrast
+from pretrain.model.contrast import Contrast
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pretrain.data.class_folders import CentreCrops, SpreadImages, collate_centr
 from pretrain.data.folders import class_folders
 from pretrain.data.loader import make_loader
 from pretrain.data.on_device import Pixels
-from pretrain.encoders import ResNet
+from pretrain.model.encoders import ResNet
 
 _BATCH = 64
 

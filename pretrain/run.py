@@ -6,17 +6,18 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import amp, build, memory, notes, resume
+from pretrain import notes, resume
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
-from pretrain.contrast import Contrast
 from pretrain.data import sources, views_sheet
 from pretrain.data.folders import Images
 from pretrain.data.loader import iterations_per_epoch
 from pretrain.data.on_device import Pixels
+from pretrain.model import build, memory, precision
+from pretrain.model.contrast import Contrast
 from pretrain.probe import Probe, bank_folder
 from pretrain.snapshot import Progress, remove_leftovers
 
@@ -68,7 +69,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     _compare(stored, files, device)  # nobody writes before everybody has looked
     per_epoch = iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True
-    channels_last = amp.channels_last(cfg, device)
+    channels_last = precision.channels_last(cfg, device)
     pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
     probe = Probe(cfg, pixels, device=device) if bank_folder(cfg)[1] else None
     decide = stored is None or cfg.SOLVER.AMP != "auto"

@@ -34,7 +34,7 @@ class Progress:
         iteration: training steps done.
         per_epoch: steps in an epoch.
         images: number of training images.
-        amp: the decision about bf16, as `pretrain.amp.decide` put it; a resumed run keeps it unless
+        amp: the decision about bf16, as `pretrain.model.precision.decide` put it; a resumed run keeps it unless
             SOLVER.AMP says otherwise.
         names: `Images.digest` of the training images.
     """

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain import moco
 from pretrain.common import distributed
-from pretrain.contrast import Contrast, Keys
 from pretrain.data.on_device import Pixels
+from pretrain.model import moco
+from pretrain.model.contrast import Contrast, Keys
 
 # What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than
 # the other keys of the same batch; a young queue holds noise or old keys, and these are as new as the query.

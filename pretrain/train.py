@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import moco, norm, snapshot
+from pretrain import snapshot
 from pretrain.alarms import Alarms
 from pretrain.common import distributed, loggers
 from pretrain.common.console import duration, say
@@ -19,9 +19,10 @@ from pretrain.data import on_device
 from pretrain.data.broken_images import Broken
 from pretrain.data.loader import Batch, make_train_loader
 from pretrain.data.views import recipe_without
-from pretrain.encoders import ResNet
 from pretrain.log import Clock, Log, say_step
 from pretrain.meter import Meter
+from pretrain.model import moco, norm
+from pretrain.model.encoders import ResNet
 from pretrain.nonfinite import first_bad_layer
 from pretrain.run import Run, set_up
 from pretrain.saver import Saver

@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
 from pretrain.data.views import PARTS, RECIPES
-from pretrain.encoders import architecture, projection_head
+from pretrain.model.encoders import architecture, projection_head
 
 _CHOICES = {
     "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),

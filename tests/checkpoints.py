@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from pretrain.encoders import ResNet, architecture
+from pretrain.model.encoders import ResNet, architecture
 
 State = dict[str, torch.Tensor]
 

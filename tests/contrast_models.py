@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pretrain import build, config, moco
+from pretrain import config
 from pretrain.common import distributed
-from pretrain.contrast import Contrast
 from pretrain.data.on_device import Pixels
-from pretrain.encoders import ResNet
-from pretrain.mechanisms import EndToEnd, MemoryBank
-from pretrain.moco import MoCo
+from pretrain.model import build, moco
+from pretrain.model.contrast import Contrast
+from pretrain.model.encoders import ResNet
+from pretrain.model.mechanisms import EndToEnd, MemoryBank
+from pretrain.model.moco import MoCo
 from pretrain.step import train_step
 
 KINDS = ("moco", "endtoend", "memorybank")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pretrain import amp, build, config
+from pretrain import config
 from pretrain.common.errors import UserError
+from pretrain.model import build, precision
 
 CPU = torch.device("cpu")
 
@@ -14,7 +15,7 @@ def test_probe_takes_any_group_size(size: str) -> None:
     tiny = ["MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.BN_GROUP_SIZE", size]
     tiny += ["SOLVER.IMS_PER_BATCH", "768"]  # all of them divide it
     cfg = config.load("pretrain/moco_v2_R50.yaml", tiny)
-    decision = amp.decide(
+    decision = precision.decide(
         "auto", build.encoder_maker(cfg, CPU), size=32, group_size=cfg.MODEL.BN_GROUP_SIZE, device=CPU
     )
     assert decision.startswith(("bf16 (", "off ("))
@@ -22,13 +23,13 @@ def test_probe_takes_any_group_size(size: str) -> None:
 
 @pytest.mark.parametrize(("half", "choice"), [(0.5, "bf16"), (0.9, "off"), (13.0, "off")])
 def test_bf16_must_be_clearly_faster(monkeypatch: pytest.MonkeyPatch, half: float, choice: str) -> None:
-    monkeypatch.setattr(amp, "_seconds", lambda encoder, images: (1.0, half))
-    assert amp.decide("auto", torch.nn.Identity, size=8, group_size=4, device=CPU).startswith(choice)
+    monkeypatch.setattr(precision, "_seconds", lambda encoder, images: (1.0, half))
+    assert precision.decide("auto", torch.nn.Identity, size=8, group_size=4, device=CPU).startswith(choice)
 
 
 def test_fixed_settings_are_not_timed() -> None:
     for setting in ("bf16", "off"):
-        decision = amp.decide(setting, lambda: pytest.fail("timed"), size=8, group_size=4, device=CPU)
+        decision = precision.decide(setting, lambda: pytest.fail("timed"), size=8, group_size=4, device=CPU)
         assert decision.startswith(setting)
 
 
@@ -36,21 +37,21 @@ def test_fixed_settings_are_not_timed() -> None:
 def test_a_gpu_is_asked_not_timed(monkeypatch: pytest.MonkeyPatch, native: bool, choice: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native)
     gpu = torch.device("cuda")
-    assert amp.decide("auto", lambda: pytest.fail("timed"), size=8, group_size=4, device=gpu).startswith(
-        choice
-    )
+    assert precision.decide(
+        "auto", lambda: pytest.fail("timed"), size=8, group_size=4, device=gpu
+    ).startswith(choice)
 
 
 def test_float16_is_for_gpus() -> None:
     """Taken as it is where there is one; no GPU is touched by the decision."""
     never = torch.nn.Identity
     with pytest.raises(UserError, match=r"SOLVER\.AMP fp16: float16 is for GPUs; use SOLVER\.AMP auto"):
-        amp.decide("fp16", never, size=8, group_size=4, device=CPU)
-    gpu = amp.decide("fp16", never, size=8, group_size=4, device=torch.device("cuda"))
+        precision.decide("fp16", never, size=8, group_size=4, device=CPU)
+    gpu = precision.decide("fp16", never, size=8, group_size=4, device=torch.device("cuda"))
     assert gpu == "fp16 (SOLVER.AMP)"
 
 
 def test_channels_last_where_it_was_measured_to_help() -> None:
     paper, demo = (config.load(f"pretrain/{name}.yaml") for name in ("moco_v2_R50", "demo_R18"))
-    assert amp.channels_last(paper, CPU) and not amp.channels_last(demo, CPU)
-    assert amp.channels_last(demo, torch.device("cuda"))
+    assert precision.channels_last(paper, CPU) and not precision.channels_last(demo, CPU)
+    assert precision.channels_last(demo, torch.device("cuda"))

@@ -13,7 +13,7 @@ from checkpoints import moco_file, plain_file, small_network, torchvision_networ
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from pretrain.encoders import architecture
+from pretrain.model.encoders import architecture
 from transfer.convert import config_block, convert, preprocessing
 from transfer.layouts import IMAGENET, Input
 from transfer.names import detectron2_name

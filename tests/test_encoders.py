@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from pretrain.common.errors import UserError
-from pretrain.encoders import ARCHITECTURES, Architecture, ResNet, architecture, projection_head
+from pretrain.model.encoders import ARCHITECTURES, Architecture, ResNet, architecture, projection_head
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x8d"])

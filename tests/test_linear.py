@@ -27,7 +27,7 @@ from pretrain.common.errors import UserError
 from pretrain.data import class_folders
 from pretrain.data.folders import ImageFiles
 from pretrain.data.loader import Batches
-from pretrain.encoders import architecture
+from pretrain.model.encoders import architecture
 from pretrain.tensor_files import checkpoint
 from transfer import (
     convert,

@@ -20,11 +20,11 @@ from contrast_models import (
     tiny_encoder,
 )  # fmt: skip
 
-from pretrain import moco
 from pretrain.common import distributed
-from pretrain.contrast import Contrast, Keys
-from pretrain.mechanisms import EndToEnd, MemoryBank
-from pretrain.moco import MoCo
+from pretrain.model import moco
+from pretrain.model.contrast import Contrast, Keys
+from pretrain.model.mechanisms import EndToEnd, MemoryBank
+from pretrain.model.moco import MoCo
 from pretrain.step import METRICS
 from transfer.sources import read_source
 

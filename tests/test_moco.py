@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from contrast_models import PIXELS, encoder, random_views, resnet_model, sgd, step, tiny_encoder
 from torch import nn
 
-from pretrain import config, moco
-from pretrain.encoders import ResNet
-from pretrain.moco import MoCo
+from pretrain import config
+from pretrain.model import moco
+from pretrain.model.encoders import ResNet
+from pretrain.model.moco import MoCo
 from pretrain.step import METRICS, train_step
 
 

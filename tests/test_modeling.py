@@ -9,7 +9,7 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from pretrain.norm import convert_sync_batchnorm
+from pretrain.model.norm import convert_sync_batchnorm
 from transfer import config, convert, d2_compat, modeling, precise_bn, weights
 
 # isort: split

@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.models import ResNet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pretrain import encoders
 from pretrain.common.errors import UserError
+from pretrain.model import encoders
 from transfer import config, convert, modeling, shapes, weights  # noqa: F401 (modeling: registers)
 
 SMALL_HEADS = [

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import build, config, norm
+from pretrain import config
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from pretrain.norm import GroupBatchNorm2d, SyncBatchNorm, convert_sync_batchnorm, in_groups
+from pretrain.model import build, norm
+from pretrain.model.norm import GroupBatchNorm2d, SyncBatchNorm, convert_sync_batchnorm, in_groups
 from pretrain.validate import validate
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import norm
 from pretrain.common import distributed
+from pretrain.model import norm
 from transfer import precise_bn
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import build, config
+from pretrain import config
 from pretrain.common import distributed
 from pretrain.log import METRICS_FILE
+from pretrain.model import build
 from pretrain.tensor_files import checkpoint
 from pretrain.train import train
 

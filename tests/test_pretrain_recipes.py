@@ -7,8 +7,9 @@ import torch
 import torchvision
 from scripts import ROOT
 
-from pretrain import build, config, moco
+from pretrain import config
 from pretrain.data.on_device import Pixels
+from pretrain.model import build, moco
 from pretrain.step import METRICS, train_step
 
 CPU = torch.device("cpu")

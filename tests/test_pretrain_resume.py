@@ -19,10 +19,11 @@ from test_pretrain import MakeFolder, command, log_lines, overrides
 from test_pretrain import pretrain as run
 from torch import nn
 
-from pretrain import amp, config, notes, resume, saver, snapshot, train
+from pretrain import config, notes, resume, saver, snapshot, train
 from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
 from pretrain.data.folders import find_images
+from pretrain.model import precision
 from pretrain.snapshot import LAST, Progress
 from pretrain.tensor_files import checkpoint
 
@@ -42,13 +43,13 @@ def kill() -> None:
 @pytest.fixture(autouse=True, scope="module")
 def float16_on_a_cpu() -> Iterator[None]:
     """It is refused for being slow; the images here are small enough."""
-    decide = amp.decide
+    decide = precision.decide
 
     def allow(setting: str, *arguments: Any, **options: Any) -> str:
         return "fp16 (SOLVER.AMP)" if setting == "fp16" else decide(setting, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amp, "decide", allow)
+        patch.setattr(precision, "decide", allow)
         yield
 
 

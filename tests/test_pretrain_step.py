@@ -14,9 +14,10 @@ from contrast_models import (
 )  # fmt: skip
 from torch import nn
 
-from pretrain import build, config, memory, moco
-from pretrain.contrast import Contrast
-from pretrain.moco import MoCo
+from pretrain import config
+from pretrain.model import build, memory, moco
+from pretrain.model.contrast import Contrast
+from pretrain.model.moco import MoCo
 from pretrain.nonfinite import first_bad_layer
 from pretrain.step import METRICS, NonFiniteLoss, _leave_weights_after, train_step
 

@@ -18,7 +18,7 @@ from pretrain.common.configs import set_key
 from pretrain.common.errors import UserError
 from pretrain.data.class_folders import SpreadImages
 from pretrain.data.on_device import Pixels
-from pretrain.encoders import ResNet, architecture
+from pretrain.model.encoders import ResNet, architecture
 from pretrain.probe import Probe, bank_folder, knn
 from pretrain.train import train
 

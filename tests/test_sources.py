@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import ResNet, resnet
 
 from pretrain.common.errors import UserError
-from pretrain.encoders import ARCHITECTURES
+from pretrain.model.encoders import ARCHITECTURES
 from transfer.sources import read_source
 
 SMALL = small_network().state_dict()

@@ -12,7 +12,7 @@ import numpy
 
 from pretrain import __version__
 from pretrain.common.errors import UserError
-from pretrain.encoders import Architecture
+from pretrain.model.encoders import Architecture
 from transfer.keep import settings as kept_settings
 from transfer.layouts import IMAGENET, Input
 from transfer.names import detectron2_name

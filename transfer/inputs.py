@@ -10,7 +10,7 @@ import yaml
 
 from pretrain.common.configs import read_dump
 from pretrain.common.errors import UserError
-from pretrain.encoders import Architecture
+from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
 from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
 from pretrain.data.on_device import Pixels
-from pretrain.encoders import Architecture, ResNet, architecture
+from pretrain.model.encoders import Architecture, ResNet, architecture
 from transfer import network
 from transfer.layouts import IMAGENET, Input
 from transfer.sources import read_source

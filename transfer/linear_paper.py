@@ -2,7 +2,7 @@
 
 from fvcore.common.config import CfgNode
 
-from pretrain.encoders import Architecture, architecture
+from pretrain.model.encoders import Architecture, architecture
 from transfer.linear_config import defaults, flat
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet-1k

@@ -1,6 +1,6 @@
 """The network of a checkpoint, as torchvision's modules with the checkpoint's weights."""
 
-from pretrain.encoders import ResNet
+from pretrain.model.encoders import ResNet
 from transfer.sources import Source
 
 

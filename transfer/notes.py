@@ -8,10 +8,10 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain import amp
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
+from pretrain.model import precision
 
 
 def check_amp(cfg: CfgNode) -> None:
@@ -28,7 +28,7 @@ def check_amp(cfg: CfgNode) -> None:
         )
     else:
         make = partial(torchvision.models.resnet18, weights=None)
-        verdict = amp.decide("auto", make, size=64, group_size=1, device=torch.device("cpu"))
+        verdict = precision.decide("auto", make, size=64, group_size=1, device=torch.device("cpu"))
         if verdict.startswith("off"):
             say(f"note: SOLVER.AMP.ENABLED True is of no use on this processor: {verdict}")
 

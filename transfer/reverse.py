@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.encoders import ARCHITECTURES, Architecture
+from pretrain.model.encoders import ARCHITECTURES, Architecture
 from pretrain.tensor_files.checkpoint import save
 from transfer.convert import check_output
 from transfer.layouts import IMAGENET

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.encoders import ARCHITECTURES, Architecture, ResNet
+from pretrain.model.encoders import ARCHITECTURES, Architecture, ResNet
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -12,7 +12,7 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from pretrain.encoders import Architecture
+from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.read_any import Loaded, read_file
 from transfer import refusals
 from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated

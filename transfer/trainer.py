@@ -20,7 +20,7 @@ from pretrain.common import distributed, loggers
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest, write_json
-from pretrain.norm import convert_sync_batchnorm
+from pretrain.model.norm import convert_sync_batchnorm
 from transfer import (
     d2_compat,
     datasets,

@@ -18,8 +18,8 @@ from PIL import Image
 
 from pretrain.common.console import say
 from pretrain.common.files import write_json
-from pretrain.encoders import Architecture, ResNet
 from pretrain.made_pictures import made_picture
+from pretrain.model.encoders import Architecture, ResNet
 from pretrain.tensor_files import checkpoint
 from transfer.present import MINIATURE
 from transfer.reproduce.lock import BEAT, STALE, Lock

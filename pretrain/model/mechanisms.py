@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.common import distributed, rng
-from pretrain.contrast import Contrast, Keys
-from pretrain.moco import on_device, shuffle, unshuffle
+from pretrain.model.contrast import Contrast, Keys
+from pretrain.model.moco import on_device, shuffle, unshuffle
 
 
 class EndToEnd(Contrast):

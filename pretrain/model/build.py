@@ -6,14 +6,14 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import amp, encoders, norm
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from pretrain.contrast import Contrast
-from pretrain.encoders import ResNet
-from pretrain.mechanisms import EndToEnd, MemoryBank
-from pretrain.memory import machine_bytes
-from pretrain.moco import MoCo
+from pretrain.model import encoders, norm, precision
+from pretrain.model.contrast import Contrast
+from pretrain.model.encoders import ResNet
+from pretrain.model.mechanisms import EndToEnd, MemoryBank
+from pretrain.model.memory import machine_bytes
+from pretrain.model.moco import MoCo
 
 
 def build(
@@ -29,13 +29,13 @@ def build(
     _check_memory(cfg, device, images)
     make = encoder_maker(cfg, device)
     decision = (
-        amp.decide(
+        precision.decide(
             cfg.SOLVER.AMP,
             make,
             size=cfg.INPUT.SIZE,
             group_size=cfg.MODEL.BN_GROUP_SIZE,
             device=device,
-            layout=torch.channels_last if amp.channels_last(cfg, device) else torch.contiguous_format,
+            layout=torch.channels_last if precision.channels_last(cfg, device) else torch.contiguous_format,
         )
         if decide
         else ""

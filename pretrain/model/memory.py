@@ -1,6 +1,6 @@
 """Fitting a training step into the memory of a machine without a GPU, with unchanged results.
 
-ShuffleBN's groups go one after the other (`pretrain.norm.parts`). Batch norm over the whole batch needs all
+ShuffleBN's groups go one after the other (`pretrain.model.norm.parts`). Batch norm over the whole batch needs all
 images at once: there, residual blocks are computed a second time instead of being kept.
 """
 
@@ -15,12 +15,12 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain import norm
 from pretrain.common import distributed
 from pretrain.common.console import say
-from pretrain.contrast import Contrast
-from pretrain.encoders import ResNet
-from pretrain.mechanisms import EndToEnd
+from pretrain.model import norm
+from pretrain.model.contrast import Contrast
+from pretrain.model.encoders import ResNet
+from pretrain.model.mechanisms import EndToEnd
 
 _SHARE = 0.6  # of the machine's memory that activations may take
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import resnet
 
 from pretrain.common.errors import UserError
-from pretrain.norm import GroupBatchNorm2d, in_groups
+from pretrain.model.norm import GroupBatchNorm2d, in_groups
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import norm
 from pretrain.common import distributed, rng
-from pretrain.contrast import Contrast, Keys
+from pretrain.model import norm
+from pretrain.model.contrast import Contrast, Keys
 
 
 class MoCo(Contrast):
