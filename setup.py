@@ -57,6 +57,7 @@ setup(
         "pretrain.data",
         "pretrain.model",
         "pretrain.tensor_files",
+        "pretrain.train",
         "transfer",
         "transfer.prepare",
         "transfer.reproduce",

@@ -1,11 +1,15 @@
 """The config keys of pre-training with their defaults, and how a config is loaded."""
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from pretrain.common.configs import find_config, merge
-from pretrain.validate import validate
+from pretrain.common.errors import UserError
+from pretrain.data.views import PARTS, RECIPES
+from pretrain.model.encoders import architecture, projection_head
 
 
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
@@ -90,3 +94,145 @@ def defaults() -> CfgNode:
             "DEVICE": "auto",  # auto | cpu | cuda
         }
     )
+
+
+_CHOICES = {
+    "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),
+    "MOCO.MECHANISM": ("moco", "endtoend", "memorybank"),
+    "INPUT.AUG": tuple(RECIPES),
+    "INPUT.VIEWS": ("cpu", "gpu"),
+    "SOLVER.SCHEDULE": ("cosine", "step", "exponential"),
+    "SOLVER.AMP": ("auto", "bf16", "fp16", "off"),
+    "SOLVER.SAVE_ERRORS": ("stop", "continue"),
+    "DEVICE": ("auto", "cpu", "cuda"),
+}
+
+_POSITIVE = (
+    "MODEL.DIM", "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
+    "SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD", "SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.MAX_IMAGES",
+)  # fmt: skip
+
+_RANGES: dict[str, tuple[float, float]] = {  # both ends included
+    "MOCO.M": (0, 1),
+    "MOCO.BANK_M": (0, 1),
+    "INPUT.MIN_SCALE": (1e-6, 1),
+    "DATA.MAX_BROKEN": (0, 1),
+    "DATA.NUM_WORKERS": (0, 1024),
+    "SOLVER.BASE_LR": (0, float("inf")),
+    "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.WEIGHT_DECAY": (0, float("inf")),
+    "SOLVER.MAX_ITER": (0, float("inf")),
+    "SOLVER.KEEP_LAST": (0, float("inf")),
+    "SOLVER.SAVE_MINUTES": (0, float("inf")),
+    "KNN.PERIOD": (0, float("inf")),
+    "SEED": (0, 2**63),
+}
+
+
+def validate(cfg: CfgNode, *, processes: int = 1) -> None:
+    """Raise `UserError` for the first value that cannot work with this number of processes."""
+    for key, choices in _CHOICES.items():
+        if _get(cfg, key) not in choices:
+            raise UserError(f"{key} {_get(cfg, key)}: choose {' or '.join(choices)}")
+    for key in _POSITIVE:
+        if not _get(cfg, key) > 0:
+            raise UserError(f"{key} {_get(cfg, key)}: must be positive")
+    for key, (low, high) in _RANGES.items():
+        if not low <= _get(cfg, key) <= high:
+            raise UserError(f"{key} {_get(cfg, key)}: must be between {low:g} and {high:g}")
+    for part in cfg.INPUT.WITHOUT:
+        if part not in PARTS:
+            raise UserError(f"INPUT.WITHOUT {part}: choose among {' '.join(PARTS)}")
+    _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
+    _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    projection_head(cfg.MODEL.HEAD, 1, 1)
+    if cfg.KNN.VAL and not cfg.KNN.TRAIN:
+        raise UserError("KNN.VAL needs KNN.TRAIN: a folder of class folders to look for neighbours in")
+    _check_batch(cfg, processes)
+
+
+def _check_width(name: str, width: float) -> None:
+    shape = architecture(name, width)
+    narrowest = -(
+        -64 // shape.width_per_group
+    )  # stem channels that leave a group of convolutions one channel
+    if shape.stem_channels < narrowest:
+        raise UserError(f"MODEL.WIDTH {width}: {name} needs {narrowest / 64:g} or more")
+
+
+def _check_pixels(mean: Sequence[Any], std: Sequence[Any]) -> None:
+    for key, values in (("INPUT.MEAN", mean), ("INPUT.STD", std)):
+        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"{key} {list(values)}: must be three numbers, for R, G and B in [0, 1]")
+    if min(std) <= 0:
+        raise UserError(f"INPUT.STD {list(std)}: must be positive")
+
+
+def _check_batch(cfg: CfgNode, processes: int) -> None:
+    batch, size = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.BN_GROUP_SIZE
+    if batch % processes:
+        whole = max(batch // processes, 2 if cfg.MODEL.NORM == "BN" else 1) * processes
+        use = _batch_for_groups(whole, size, processes) if cfg.MODEL.NORM == "ShuffleBN" else whole
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide into {processes} processes: use "
+            f"SOLVER.IMS_PER_BATCH {use}"
+        )
+    if cfg.MODEL.NORM == "ShuffleBN":
+        _check_groups(batch, size, processes)
+    elif cfg.MODEL.NORM == "BN" and batch // processes < 2:
+        raise UserError(
+            f"MODEL.NORM BN: normalises over the images of each process, here {batch // processes}: use "
+            f"SOLVER.IMS_PER_BATCH {2 * processes} or more, or MODEL.NORM SyncBN"
+        )
+    elif batch < 2:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch}: batch norm needs 2 or more images: use SOLVER.IMS_PER_BATCH 2"
+        )
+
+
+def _check_groups(batch: int, size: int, processes: int) -> None:
+    fitting = _group_sizes(batch, processes)
+    if size in fitting:
+        return
+    if not fitting:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} on {processes} process(es) does not divide into groups, two or more "
+            f"of 2 or more images: use SOLVER.IMS_PER_BATCH {_batch_for_groups(batch, size, processes)}, or "
+            "MODEL.NORM SyncBN"
+        )
+    use = f"use MODEL.BN_GROUP_SIZE {_nearest(fitting, size)}"
+    if size < 2:
+        raise UserError(f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs 2 or more images in a group; {use}")
+    if batch <= size:
+        raise UserError(
+            f"MODEL.BN_GROUP_SIZE {size}: ShuffleBN needs at least two groups in SOLVER.IMS_PER_BATCH "
+            f"{batch} to shuffle between; {use}"
+        )
+    local = batch // processes
+    raise UserError(
+        f"MODEL.BN_GROUP_SIZE {size} does not fit {local} images on each of {processes} process(es): {use}"
+    )
+
+
+def _batch_for_groups(batch: int, size: int, processes: int) -> str:
+    """The first batch from this one on, a multiple of `processes`, that makes groups; and their size."""
+    usable = next(n for n in itertools.count(batch, processes) if _group_sizes(n, processes))
+    return f"{usable} with MODEL.BN_GROUP_SIZE {_nearest(_group_sizes(usable, processes), size)}"
+
+
+def _group_sizes(batch: int, processes: int) -> list[int]:
+    """Sizes of two or more equal groups that fill processes, or that whole processes fill."""
+    local = batch // processes
+    sizes = [n for n in range(2, batch // 2 + 1) if not batch % n]
+    return [n for n in sizes if not local % n or not n % local]
+
+
+def _nearest(sizes: list[int], wanted: int) -> int:
+    return min(sizes, key=lambda size: abs(size - wanted))
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -15,10 +15,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import made_pictures, train
+from pretrain import made_pictures
 from pretrain.common.console import say
 from pretrain.data.loader import make_train_loader
-from pretrain.run import Run, set_up
+from pretrain.train import loop
+from pretrain.train.setup import Run, set_up
 
 # What each phase holds; "other" are the loss, what is logged, running statistics and pixels made from bytes.
 ENCODERS = ("forward q", "forward k", "backward")
@@ -147,8 +148,8 @@ def _measure(training: Run) -> list[dict[str, float]]:
             with watch.on("data"):
                 batch = next(batches)
             with watch.on("views"):  # to the device, and what INPUT.VIEWS gpu does there
-                views, images = train.to_device(batch, training)
-            train.step(training, views, images, iteration)
+                views, images = loop.to_device(batch, training)
+            loop.step(training, views, images, iteration)
             steps.append(watch.read())
     return steps
 

@@ -13,7 +13,7 @@ from pretrain.model.contrast import Contrast
 from pretrain.model.encoders import ResNet
 from pretrain.model.mechanisms import EndToEnd, MemoryBank
 from pretrain.model.moco import MoCo
-from pretrain.step import train_step
+from pretrain.train.step import train_step
 
 KINDS = ("moco", "endtoend", "memorybank")
 PIXELS = Pixels([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

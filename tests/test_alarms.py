@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain import alarms, config
-from pretrain.alarms import Alarms
-from pretrain.step import spread
+from pretrain import config
+from pretrain.train import alarms
+from pretrain.train.alarms import Alarms
+from pretrain.train.step import spread
 
 EPOCH, TOTAL, IMAGES = 100, 20_000, 25_600  # early lasts a tenth of the run, 2000 iterations; patience 500
 QUEUE = 64  # iterations to fill 16384 keys

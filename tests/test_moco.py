@@ -13,7 +13,7 @@ from pretrain import config
 from pretrain.model import moco
 from pretrain.model.encoders import ResNet
 from pretrain.model.moco import MoCo
-from pretrain.step import METRICS, train_step
+from pretrain.train.step import METRICS, train_step
 
 
 def tiny(queue_length: int = 8, **options: float) -> MoCo:

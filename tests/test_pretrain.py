@@ -17,7 +17,7 @@ from pretrain.common import distributed
 from pretrain.common.configs import read_yaml
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
-from pretrain.train import train
+from pretrain.train.loop import train
 
 MakeFolder = Callable[..., Path]
 SMALL = [
@@ -267,7 +267,7 @@ def test_gpu_memory_that_does_not_suffice(
     def full(*_: object, **__: object) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr("pretrain.train.train_step", full)
+    monkeypatch.setattr("pretrain.train.loop.train_step", full)
     with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH 32.*MODEL\.BN_GROUP_SIZE"):
         pretrain(image_folder(32), tmp_path / "run")
 

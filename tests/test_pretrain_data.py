@@ -15,7 +15,7 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain import config, probe
+from pretrain import config
 from pretrain.common import distributed
 from pretrain.common.configs import set_key
 from pretrain.common.errors import UserError
@@ -25,6 +25,7 @@ from pretrain.data.broken_images import FILE, Broken
 from pretrain.data.decode import centre_view
 from pretrain.data.folders import ImageFiles, class_folders, find_images, permutation, printable
 from pretrain.data.loader import Batches, ViewPairs, iterations_per_epoch, make_train_loader
+from pretrain.train import knn_monitor
 
 CPU = torch.device("cpu")
 
@@ -200,9 +201,9 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
 def test_lists_and_shards_have_no_knn_of_their_own(image_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = image_folder(2, classes=("a", "b"))
     (tmp_path / "list.txt").write_text(f"{folder / 'a' / '0000.jpg'}\n")
-    assert probe.bank_folder(settings(DATA__TRAIN=[str(folder)])) == ("DATA.TRAIN", str(folder))
+    assert knn_monitor.bank_folder(settings(DATA__TRAIN=[str(folder)])) == ("DATA.TRAIN", str(folder))
     for source in (tmp_path / "list.txt", tmp_path / "{0..3}.tar"):
-        assert probe.bank_folder(settings(DATA__TRAIN=[str(source)])) == ("KNN.TRAIN", "")
+        assert knn_monitor.bank_folder(settings(DATA__TRAIN=[str(source)])) == ("KNN.TRAIN", "")
 
 
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:

@@ -14,10 +14,11 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import config, log, notes
-from pretrain.alarms import Alarms
-from pretrain.log import Log
-from pretrain.train import train
+from pretrain import config
+from pretrain.train import log, start_notes
+from pretrain.train.alarms import Alarms
+from pretrain.train.log import Log
+from pretrain.train.loop import train
 
 LINE = {
     "epoch": 199, "loss": 11.0904, "accuracy": 0.98765, "in_batch_accuracy": 1.0, "positive_cosine": 0.98765,
@@ -147,7 +148,7 @@ def _said(capsys: pytest.CaptureFixture[str], images: int, *overrides: Any) -> l
     cfg = config.defaults()
     cfg.merge_from_list(list(overrides))
     capsys.readouterr()
-    notes.say_start(cfg, images=images, per_epoch=1, device=torch.device("cpu"), amp="off")
+    start_notes.say_start(cfg, images=images, per_epoch=1, device=torch.device("cpu"), amp="off")
     return capsys.readouterr().out.splitlines()[2:]
 
 

@@ -17,8 +17,8 @@ from scripts import ROOT
 from test_pretrain import MakeFolder, log_lines, overrides
 
 from pretrain.common import signals
-from pretrain.snapshot import LAST
 from pretrain.tensor_files import checkpoint
+from pretrain.train.checkpoints import LAST
 
 CONFIG = ["tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

@@ -18,10 +18,10 @@ import torch
 
 from pretrain import config
 from pretrain.common import distributed
-from pretrain.log import METRICS_FILE
 from pretrain.model import build
 from pretrain.tensor_files import checkpoint
-from pretrain.train import train
+from pretrain.train.log import METRICS_FILE
+from pretrain.train.loop import train
 
 ROOT = (
     Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from scripts import ROOT
 from pretrain import config
 from pretrain.data.on_device import Pixels
 from pretrain.model import build, moco
-from pretrain.step import METRICS, train_step
+from pretrain.train.step import METRICS, train_step
 
 CPU = torch.device("cpu")
 FOLDER = ROOT / "configs/pretrain"

@@ -19,13 +19,14 @@ from test_pretrain import MakeFolder, command, log_lines, overrides
 from test_pretrain import pretrain as run
 from torch import nn
 
-from pretrain import config, notes, resume, saver, snapshot, train
+from pretrain import config
 from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
 from pretrain.data.folders import find_images
 from pretrain.model import precision
-from pretrain.snapshot import LAST, Progress
 from pretrain.tensor_files import checkpoint
+from pretrain.train import checkpoints, loop, resume, start_notes
+from pretrain.train.checkpoints import LAST, Progress
 
 Contents = dict[str, Any]
 EVERY_STEP = ["INPUT.SIZE", "32", "SOLVER.IMS_PER_BATCH", "16", "MODEL.BN_GROUP_SIZE", "8", "SOLVER.SAVE_MINUTES",
@@ -56,7 +57,7 @@ def float16_on_a_cpu() -> Iterator[None]:
 @contextlib.contextmanager
 def before_step(iteration: int, action: Callable[[], object]) -> Iterator[None]:
     """Call `action` before the step of this one-based iteration."""
-    step = train.train_step
+    step = loop.train_step
 
     def deadly(*arguments: Any, **options: Any) -> torch.Tensor:
         if options["iteration"] == iteration - 1:
@@ -64,7 +65,7 @@ def before_step(iteration: int, action: Callable[[], object]) -> Iterator[None]:
         return step(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", deadly)
+        patch.setattr(loop, "train_step", deadly)
         yield
 
 
@@ -132,8 +133,10 @@ def test_knn_that_was_missed_is_measured_after_resuming(image_folder: MakeFolder
     images, output = image_folder(10, classes=("a", "b")), tmp_path / "run"
     more = [*EVERY_STEP, "KNN.PERIOD", "1", "SOLVER.MAX_EPOCH", "2"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("pretrain.probe.Probe.measure", lambda *_, **__: 10.0)
-        with before_step(2, lambda: patch.setattr("pretrain.probe.Probe.measure", lambda *_, **__: kill())):
+        patch.setattr("pretrain.train.knn_monitor.Probe.measure", lambda *_, **__: 10.0)
+        with before_step(
+            2, lambda: patch.setattr("pretrain.train.knn_monitor.Probe.measure", lambda *_, **__: kill())
+        ):
             run(images, output, *more)
     for _ in range(2):  # once is enough
         run(images, output, *more, resume=True)
@@ -156,8 +159,8 @@ def test_checkpoints_that_stay(tmp_path: Path, keep: str, stay: list[int]) -> No
     settings = ["SOLVER.KEEP_LAST", keep, "SOLVER.CHECKPOINT_PERIOD", "4", "SOLVER.MAX_EPOCH", "10"]
     cfg, model, optimizer = tiny_state(tmp_path, *settings)
     for iteration in range(2, 21, 2):
-        snapshot.save(tmp_path, model, optimizer, Progress(iteration, 2, 4, "off"), cfg=cfg)
-    assert [snapshot.number(path) + 1 for path in snapshot.numbered(tmp_path)] == stay
+        checkpoints.save(tmp_path, model, optimizer, Progress(iteration, 2, 4, "off"), cfg=cfg)
+    assert [checkpoints.number(path) + 1 for path in checkpoints.numbered(tmp_path)] == stay
     assert (tmp_path / LAST).samefile(tmp_path / "checkpoint_0009.pth.tar")
 
 
@@ -167,7 +170,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "link", refuse)
     cfg, model, optimizer = tiny_state(tmp_path)
-    snapshot.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
+    checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
     numbered = tmp_path / "checkpoint_0000.pth.tar"
     assert (tmp_path / LAST).read_bytes() == numbered.read_bytes() and not (tmp_path / LAST).samefile(
         numbered
@@ -185,7 +188,7 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in range(4)), LAST]
     for name in [*names, *stay]:
         (tmp_path / name).touch()
-    snapshot.remove_leftovers(tmp_path)
+    checkpoints.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
 
 
@@ -202,20 +205,20 @@ def test_files_that_were_to_stay_are_removed_by_a_later_save_only(
         "note: SOLVER.KEEP_LAST was 0, is 1: it decides which numbered files stay from now on"
         in capsys.readouterr().out
     )
-    assert [snapshot.number(path) for path in snapshot.numbered(output)] == [0, 1, 2]
+    assert [checkpoints.number(path) for path in checkpoints.numbered(output)] == [0, 1, 2]
     run(images, output, *less, "SOLVER.MAX_EPOCH", "4", resume=True)
-    assert [snapshot.number(path) for path in snapshot.numbered(output)] == [3]
+    assert [checkpoints.number(path) for path in checkpoints.numbered(output)] == [3]
 
 
 def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `checkpoint_last` says is finished has nothing left to remove."""
     cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
-    snapshot.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
+    checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
     monkeypatch.setattr(common_files, "link", lambda *_: kill())
     with pytest.raises(Killed):
-        snapshot.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
+        checkpoints.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
     assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
-    assert [snapshot.number(path) for path in snapshot.numbered(tmp_path)] == [1]
+    assert [checkpoints.number(path) for path in checkpoints.numbered(tmp_path)] == [1]
 
 
 @contextlib.contextmanager
@@ -291,7 +294,7 @@ def test_a_folder_that_cannot_be(image_folder: MakeFolder, tmp_path: Path, resum
 
 def test_the_main_process_decides_when_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, *_ = tiny_state(tmp_path, "SOLVER.SAVE_MINUTES", "2")
-    one = saver.Saver(cfg, saved=None)
+    one = checkpoints.Saver(cfg, saved=None)
     now = one.last
     monkeypatch.setattr(time, "monotonic", lambda: now + 119)
     assert not one.due()
@@ -327,14 +330,14 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     settings = overrides(
         folder / "images", folder / "run", *EVERY_STEP, "SOLVER.AMP", "fp16", "SOLVER.MAX_ITER", "2"
     )
-    train.train(config.load("pretrain/moco_v2_R50.yaml", settings))
+    loop.train(config.load("pretrain/moco_v2_R50.yaml", settings))
     return settings, folder / "run"
 
 
 def go_on(settings: list[str], contents: Contents, folder: Path, **options: bool) -> None:
     checkpoint.save(folder / LAST, contents)
     more = ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", "3"]
-    train.train(config.load("pretrain/moco_v2_R50.yaml", [*settings, *more]), resume=True, **options)
+    loop.train(config.load("pretrain/moco_v2_R50.yaml", [*settings, *more]), resume=True, **options)
 
 
 def first_tensor(contents: Contents) -> tuple[Contents, str, torch.Tensor]:
@@ -507,7 +510,7 @@ def test_the_flag_reaches_the_run(image_folder: MakeFolder, tmp_path: Path) -> N
 
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     cfg, model, optimizer = tiny_state(tmp_path)
-    snapshot.save(tmp_path, model, optimizer, Progress(1, 2, 4, "off"), cfg=cfg)
+    checkpoints.save(tmp_path, model, optimizer, Progress(1, 2, 4, "off"), cfg=cfg)
     good = (tmp_path / LAST).read_bytes()
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
@@ -516,14 +519,14 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=rf"^bias became infinite or NaN by iteration 3; .*{LAST}; try a smaller"
     ):
-        snapshot.save(tmp_path, model, optimizer, Progress(3, 2, 4, "off"), cfg=cfg)
+        checkpoints.save(tmp_path, model, optimizer, Progress(3, 2, 4, "off"), cfg=cfg)
     assert (tmp_path / LAST).read_bytes() == good
 
 
 def test_the_first_bad_layer_is_named(image_folder: MakeFolder, tmp_path: Path) -> None:
     """A weight breaks between two steps."""
     images, output, held = image_folder(50), tmp_path / "run", []
-    save = snapshot.save
+    save = checkpoints.save
 
     def hold(folder: Path, model: nn.Module, *arguments: Any, **options: Any) -> None:
         held.append(model)
@@ -534,7 +537,7 @@ def test_the_first_bad_layer_is_named(image_folder: MakeFolder, tmp_path: Path) 
             held[-1].encoder_q.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")
 
     with pytest.MonkeyPatch.context() as patch, before_step(5, damage):
-        patch.setattr(snapshot, "save", hold)
+        patch.setattr(checkpoints, "save", hold)
         with pytest.raises(
             UserError, match=r"by iteration 5, first of all encoder_q\.layer2\.0\.conv1\.weight; "
         ):
@@ -547,14 +550,14 @@ def test_a_gpu_run_is_looked_at_when_it_logs_or_saves(
     image_folder: MakeFolder, tmp_path: Path, log_period: str
 ) -> None:
     """On a GPU `train_step` does not look at the loss."""
-    images, output, step = image_folder(50), tmp_path / "run", train.train_step
+    images, output, step = image_folder(50), tmp_path / "run", loop.train_step
 
     def blind(*arguments: Any, **options: Any) -> torch.Tensor:
         metrics = step(*arguments, **options)
         return metrics * float("nan") if options["iteration"] == 4 else metrics
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", blind)
+        patch.setattr(loop, "train_step", blind)
         with pytest.raises(UserError, match=r"by iteration 5, while the outputs of all layers are finite; "):
             run(images, output, *EVERY_STEP, "SOLVER.LOG_PERIOD", log_period)
     assert checkpoint.load(output / LAST)["iteration"] == 4
@@ -572,7 +575,7 @@ def test_a_machine_with_unused_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr("sys.argv", ["tools/pretrain.py", "--config", "a b.yaml"])
     cfg = config.load("pretrain/moco_v2_R50.yaml")
-    notes.say_start(cfg, images=1000, per_epoch=3, device=torch.device(kind), amp="off")
+    start_notes.say_start(cfg, images=1000, per_epoch=3, device=torch.device(kind), amp="off")
     line = "torchrun --nproc-per-node 8 tools/pretrain.py --config 'a b.yaml'"
     assert (line in capsys.readouterr().out) == expected
 

@@ -18,8 +18,8 @@ from pretrain import config
 from pretrain.model import build, memory, moco
 from pretrain.model.contrast import Contrast
 from pretrain.model.moco import MoCo
-from pretrain.nonfinite import first_bad_layer
-from pretrain.step import METRICS, NonFiniteLoss, _leave_weights_after, train_step
+from pretrain.train.nonfinite import first_bad_layer
+from pretrain.train.step import METRICS, NonFiniteLoss, _leave_weights_after, train_step
 
 CPU = torch.device("cpu")
 

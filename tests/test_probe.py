@@ -19,8 +19,8 @@ from pretrain.common.errors import UserError
 from pretrain.data.class_folders import SpreadImages
 from pretrain.data.on_device import Pixels
 from pretrain.model.encoders import ResNet, architecture
-from pretrain.probe import Probe, bank_folder, knn
-from pretrain.train import train
+from pretrain.train.knn_monitor import Probe, bank_folder, knn
+from pretrain.train.loop import train
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])

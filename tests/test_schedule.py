@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pretrain import config
-from pretrain.schedule import learning_rate
+from pretrain.train.schedule import learning_rate
 
 PER_EPOCH = 5004  # iterations of 256 in ImageNet's 1.28 M images
 

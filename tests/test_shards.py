@@ -24,7 +24,7 @@ from pretrain.data import shards, sources, tar_index
 from pretrain.data.loader import ViewPairs, make_train_loader
 from pretrain.data.shards import BLOCK, BlockOrder
 from pretrain.tensor_files import checkpoint
-from pretrain.train import train
+from pretrain.train.loop import train
 
 MakeFolder = Callable[..., Path]
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that override the YAML")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.config, args.overrides, processes=int(os.environ.get("WORLD_SIZE", 1)))
-    from pretrain.train import train  # after the config's errors: it takes seconds to import
+    from pretrain.train.loop import train  # after the config's errors: it takes seconds to import
 
     distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
     train(cfg, resume=args.resume, other_processes=args.other_processes)

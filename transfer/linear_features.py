@@ -188,7 +188,7 @@ def random_crops(
     try:
         for pixels, labels, broken in loader:
             yield Features(extract(pixels), labels.to(extract.device, non_blocking=True), broken)
-    finally:  # as in pretrain.train
+    finally:  # as in pretrain.train.loop
         getattr(loader, "_shutdown_workers", lambda: None)()
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.common import distributed
-from pretrain.probe import knn
+from pretrain.train.knn_monitor import knn
 from transfer.linear_features import Fixed
 
 _QUERIES = 128  # at a time: their cosines with ImageNet's 1.28 million training images take 0.7 GB

@@ -1,7 +1,7 @@
 """What the three contrastive mechanisms share (He et al. 2020, Figure 2): queries, keys and InfoNCE's logits.
 
 They differ in where keys and negatives come from, in which encoders have gradients, and in what is updated
-after the step. `pretrain.step` carries a step out: `before_step`, `keys`, `encode_queries` and `logits`, the
+after the step. `pretrain.train.step` carries a step out: `before_step`, `keys`, `encode_queries` and `logits`, the
 optimizer's step on `trained()`, `after_step`.
 """
 

@@ -20,8 +20,8 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.config import defaults
 from pretrain.data.folders import Images, printable
-from pretrain.snapshot import LAST, Progress, numbered
 from pretrain.tensor_files import checkpoint
+from pretrain.train.checkpoints import LAST, Progress, numbered
 
 # Settings that give the stored weights, queue or iteration number their meaning.
 _FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")

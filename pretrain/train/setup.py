@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import notes, resume
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
@@ -18,8 +17,9 @@ from pretrain.data.loader import iterations_per_epoch
 from pretrain.data.on_device import Pixels
 from pretrain.model import build, memory, precision
 from pretrain.model.contrast import Contrast
-from pretrain.probe import Probe, bank_folder
-from pretrain.snapshot import Progress, remove_leftovers
+from pretrain.train import resume, start_notes
+from pretrain.train.checkpoints import Progress, remove_leftovers
+from pretrain.train.knn_monitor import Probe, bank_folder
 
 
 @dataclass
@@ -90,7 +90,7 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     if distributed.is_main():
         remove_leftovers(folder)
     if progress.iteration < run.total:
-        notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
+        start_notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
             say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
         memory.fit(cfg, model, device)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from pretrain.alarms import Alarms
 from pretrain.common import console, distributed, loggers
 from pretrain.common.files import write_text
+from pretrain.train.alarms import Alarms
+from pretrain.train.step import METRICS
 
 METRICS_FILE = "metrics.json"  # detectron2's name: one JSON object a line
 _NO_CURVE = ("iteration", "time", "alarm", "text")
@@ -119,3 +121,26 @@ def say_step(values: dict[str, Any], *, total: int, epochs: int, seconds_left: f
         f"  lr {values['lr']:.3g}  {values['images_per_second']:.0f} img/s"
         f"  data {100 * values['data_wait']:.0f}%  ETA {console.duration(seconds_left)}"
     )
+
+
+class Meter:
+    """Sums metrics on the device and brings their means to Python when asked: only then the CPU waits for a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums, self.steps = torch.zeros(len(METRICS), device=device), 0
+
+    def add(self, metrics: torch.Tensor) -> None:
+        """Note METRICS of one step, as `pretrain.train.step.train_step` returns them."""
+        self.sums += metrics
+        self.steps += 1
+
+    def is_finite(self) -> bool:
+        """Whether all losses since the last `read` were finite; the same in all processes."""
+        return bool(self.sums[0].isfinite())  # each is a mean over the processes already
+
+    def read(self) -> dict[str, float]:
+        """Means of METRICS; then start anew."""
+        means = self.sums / self.steps
+        distributed.mean_over_processes([means])
+        self.sums, self.steps = torch.zeros_like(self.sums), 0
+        return dict(zip(METRICS, means.tolist(), strict=True))

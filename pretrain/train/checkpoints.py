@@ -1,7 +1,8 @@
-"""What a run leaves behind: the checkpoints of one output folder. `pretrain.resume` goes on from them."""
+"""What a run leaves behind: the checkpoints of one output folder. `pretrain.train.resume` goes on from them."""
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 import pretrain
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
+from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found, link
 from pretrain.tensor_files import checkpoint
@@ -172,3 +174,45 @@ def remove_leftovers(folder: Path) -> None:
         name = path.name[1:].rpartition(".")[0]
         if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
             path.unlink(missing_ok=True)
+
+
+class Saver:
+    """Saves the state of a run every SOLVER.SAVE_MINUTES and whenever it is told to.
+
+    Args:
+        saved: the iteration whose state is in OUTPUT_DIR; None: there is none yet.
+    """
+
+    def __init__(self, cfg: CfgNode, *, saved: int | None) -> None:
+        self.cfg, self.folder, self.saved = cfg, Path(cfg.OUTPUT_DIR), saved
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time, by the main process's clock; the others never say so."""
+        minutes = self.cfg.SOLVER.SAVE_MINUTES
+        return distributed.is_main() and minutes > 0 and time.monotonic() - self.last >= 60 * minutes
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        *,
+        scaler: torch.amp.GradScaler | None,
+        must: bool,
+    ) -> None:
+        """Save, and with SOLVER.SAVE_ERRORS `continue` only warn where that fails, unless it `must` not.
+
+        Raises `UserError` in every process.
+        """
+        try:
+            save(self.folder, model, optimizer, progress, cfg=self.cfg, scaler=scaler)
+            self.saved = progress.iteration
+        except CannotWrite as error:
+            kept = "no state" if self.saved is None else f"iteration {self.saved}"
+            if must or self.cfg.SOLVER.SAVE_ERRORS == "stop":
+                raise UserError(
+                    f"{error}; saved is {kept}; make room, and --resume goes on from there"
+                ) from None
+            say(f"warning: {error}; saved is {kept}; training goes on (SOLVER.SAVE_ERRORS continue)")
+        self.last = time.monotonic()

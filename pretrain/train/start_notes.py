@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import alarms
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.model import norm
+from pretrain.train import alarms
 
 
 def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device, amp: str) -> None:

@@ -9,8 +9,6 @@ from typing import Any, cast
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain import snapshot
-from pretrain.alarms import Alarms
 from pretrain.common import distributed, loggers
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError, compiler_in_one_line
@@ -19,15 +17,16 @@ from pretrain.data import on_device
 from pretrain.data.broken_images import Broken
 from pretrain.data.loader import Batch, make_train_loader
 from pretrain.data.views import recipe_without
-from pretrain.log import Clock, Log, say_step
-from pretrain.meter import Meter
 from pretrain.model import moco, norm
 from pretrain.model.encoders import ResNet
-from pretrain.nonfinite import first_bad_layer
-from pretrain.run import Run, set_up
-from pretrain.saver import Saver
-from pretrain.schedule import learning_rate
-from pretrain.step import NonFiniteLoss, train_step
+from pretrain.train import checkpoints
+from pretrain.train.alarms import Alarms
+from pretrain.train.checkpoints import Saver
+from pretrain.train.log import Clock, Log, Meter, say_step
+from pretrain.train.nonfinite import first_bad_layer
+from pretrain.train.schedule import learning_rate
+from pretrain.train.setup import Run, set_up
+from pretrain.train.step import NonFiniteLoss, train_step
 
 Views = tuple[torch.Tensor, torch.Tensor]
 
@@ -69,7 +68,7 @@ def _go_on(run: Run, log: Log) -> None:
             _loop(run, batches, log, signals)
         finally:  # an exception holds on to this frame, and so to the workers
             getattr(batches, "_shutdown_workers", lambda: None)()
-    say(f"finished: {run.folder / snapshot.LAST} after {duration(time.perf_counter() - begin)}")
+    say(f"finished: {run.folder / checkpoints.LAST} after {duration(time.perf_counter() - begin)}")
 
 
 def _loop(run: Run, batches: Iterator[Batch], log: Log, signals: Signals) -> None:
@@ -171,7 +170,9 @@ def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.
 def _not_finite(run: Run, views: Views, iteration: int) -> UserError:
     layer = first_bad_layer(run.model, views, pixels=run.pixels, amp=run.amp)
     where = f", first of all {layer}" if layer else ", while the outputs of all layers are finite"
-    return snapshot.not_finite(run.folder, f"the loss became infinite or NaN by iteration {iteration}{where}")
+    return checkpoints.not_finite(
+        run.folder, f"the loss became infinite or NaN by iteration {iteration}{where}"
+    )
 
 
 def _write_line(run: Run, log: Log, values: dict[str, Any], clock: Clock) -> None:
