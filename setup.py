@@ -53,6 +53,7 @@ setup(
     python_requires=">=3.10",
     packages=[
         "pretrain",
+        "pretrain.benchmark",
         "pretrain.common",
         "pretrain.data",
         "pretrain.model",

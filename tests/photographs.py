@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from pretrain.made_pictures import made_picture
+from pretrain.benchmark.fake_photos import fake_photo
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -16,7 +16,7 @@ def photograph(name: str) -> Image.Image:
     try:
         from skimage import data
     except ImportError:
-        return made_picture(NAMES.index(name))
+        return fake_photo(NAMES.index(name))
     return Image.fromarray(getattr(data, name)())
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scripts import run_script
 
-from pretrain import config, step_benchmark
-from pretrain.step_benchmark import PHASES, Watch
+from pretrain import config
+from pretrain.benchmark import step
+from pretrain.benchmark.step import PHASES, Watch
 
 TINY = [
     "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.BN_GROUP_SIZE", "2", "SOLVER.IMS_PER_BATCH", "4",
@@ -18,7 +19,7 @@ TINY = [
 def test_every_moment_belongs_to_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes on by what the test says."""
     now = [0.0]
-    monkeypatch.setattr(step_benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(step.time, "perf_counter", lambda: now[0])
 
     def spend(seconds: float) -> None:
         now[0] += seconds
@@ -42,7 +43,7 @@ def test_every_moment_belongs_to_one_phase(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_mechanism(mechanism: str, capsys: pytest.CaptureFixture[str]) -> None:
     backward = torch.Tensor.backward
     cfg = config.load("pretrain/moco_v2_R50.yaml", [*TINY, "MOCO.MECHANISM", mechanism])
-    report = step_benchmark.run(cfg, iterations=2)
+    report = step.run(cfg, iterations=2)
     assert torch.Tensor.backward is backward
     assert report.keys() == set(PHASES) and all(len(times) == 2 for times in report.values())
     nothing = {phase for phase, times in report.items() if not any(times)}
@@ -55,25 +56,23 @@ def test_every_mechanism(mechanism: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_steps_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights after the same steps, with and without the clock."""
     kept = []
-    monkeypatch.setattr(step_benchmark, "set_up", lambda *a, **k: kept.append(set_up(*a, **k)) or kept[-1])
-    set_up = step_benchmark.train.set_up
+    monkeypatch.setattr(step, "set_up", lambda *a, **k: kept.append(set_up(*a, **k)) or kept[-1])
+    set_up = step.train.set_up
     cfg = config.load("pretrain/moco_v2_R50.yaml", TINY)
-    step_benchmark.run(cfg, iterations=2)
-    monkeypatch.setattr(
-        step_benchmark, "_measure", lambda run: _plain(run) or [dict.fromkeys(PHASES, 1.0)] * 9
-    )
-    step_benchmark.run(cfg, iterations=2)
+    step.run(cfg, iterations=2)
+    monkeypatch.setattr(step, "_measure", lambda run: _plain(run) or [dict.fromkeys(PHASES, 1.0)] * 9)
+    step.run(cfg, iterations=2)
     timed, plain = (run.model for run in kept)
     for mine, theirs in zip(timed.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert torch.equal(timed.queue, plain.queue)
 
 
-def _plain(run: step_benchmark.Run) -> None:
-    batches = step_benchmark.data.train_loader(run.files, run.cfg, start=0, stop=run.total, device=run.device)
+def _plain(run: step.Run) -> None:
+    batches = step.data.train_loader(run.files, run.cfg, start=0, stop=run.total, device=run.device)
     for iteration, batch in enumerate(batches):
-        views, images = step_benchmark.train.to_device(batch, run)
-        step_benchmark.train.step(run, views, images, iteration)
+        views, images = step.train.to_device(batch, run)
+        step.train.step(run, views, images, iteration)
 
 
 @pytest.mark.slow

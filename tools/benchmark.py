@@ -59,11 +59,12 @@ def _add_views(commands: argparse._SubParsersAction) -> None:
 
 
 def _views(args: argparse.Namespace) -> None:
-    from pretrain import config, view_benchmark
+    from pretrain import config
+    from pretrain.benchmark import views
 
     if args.rounds < 1:
         raise UserError("--rounds: give 1 or more")
-    view_benchmark.run(config.load(args.config, args.overrides), folder=args.images, rounds=args.rounds)
+    views.run(config.load(args.config, args.overrides), folder=args.images, rounds=args.rounds)
 
 
 def _add_step(commands: argparse._SubParsersAction) -> None:
@@ -76,12 +77,13 @@ def _add_step(commands: argparse._SubParsersAction) -> None:
 
 
 def _step(args: argparse.Namespace) -> None:
-    from pretrain import config, step_benchmark
+    from pretrain import config
+    from pretrain.benchmark import step
 
     if args.iterations < 1:
         raise UserError("--iterations: give 1 or more")
     cfg = config.load(args.config, args.overrides)
-    step_benchmark.run(cfg, folder=args.images, iterations=args.iterations)
+    step.run(cfg, folder=args.images, iterations=args.iterations)
 
 
 if __name__ == "__main__":

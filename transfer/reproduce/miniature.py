@@ -16,9 +16,9 @@ from detectron2.data.datasets import builtin_meta
 from detectron2.data.datasets.builtin import get_lvis_instances_meta
 from PIL import Image
 
+from pretrain.benchmark.fake_photos import fake_photo
 from pretrain.common.console import say
 from pretrain.common.files import write_json
-from pretrain.made_pictures import made_picture
 from pretrain.model.encoders import Architecture, ResNet
 from pretrain.tensor_files import checkpoint
 from transfer.present import MINIATURE
@@ -91,7 +91,7 @@ def _pictures(folder: Path, split: str) -> list[Picture]:
 
 def _picture(path: Path, number: int) -> Picture:
     height, width = _SIZE
-    pixels = np.asarray(made_picture(number).resize((width, height))).copy()
+    pixels = np.asarray(fake_photo(number).resize((width, height))).copy()
     rows, columns = np.mgrid[:height, :width]
     random, objects = np.random.default_rng(number), []
     for place in range(2):  # the left half, the right half
@@ -118,7 +118,7 @@ def _imagenet(folder: Path, *, first: int) -> None:
         place = folder / f"n{kind:08}"
         place.mkdir(parents=True, exist_ok=True)
         for number in range(_EACH):
-            made_picture(first + kind * _EACH + number).resize((128, 128)).save(place / f"{number}.jpg")
+            fake_photo(first + kind * _EACH + number).resize((128, 128)).save(place / f"{number}.jpg")
 
 
 def _coco(folder: Path, pictures: dict[str, list[Picture]]) -> None:

@@ -3,25 +3,32 @@
 Measured is the processor's time, so that what else runs on the machine takes only what it takes of the caches.
 """
 
+import io
 import random
 import statistics
 import time
+from collections.abc import Callable
 from itertools import count
 
 import cv2
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
+from torchvision import transforms as v1
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
 
-from pretrain import view_pipelines
+from pretrain.benchmark.fake_photos import SIZE, fake_photo, to_jpeg
 from pretrain.common import rng
 from pretrain.common.console import say
 from pretrain.data import pixel_ops
 from pretrain.data.decode import ImageFile
 from pretrain.data.folders import find_images
-from pretrain.data.views import RECIPES, Recipe, crop, draw, recolour, two_views
-from pretrain.made_pictures import SIZE, made_picture, to_jpeg
-from pretrain.view_pipelines import Pipeline
+from pretrain.data.views import MAX_SIGMA, MIN_SIGMA, RECIPES, Recipe, crop, draw, recolour, two_views
+
+Pipeline = Callable[[bytes], object]
+_BLUR_SIZE = 13  # pixels: the width of our kernel at MAX_SIGMA
+
 
 PICTURES = 32  # of a block
 _NAMES = {
@@ -46,7 +53,7 @@ def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[st
     Returns:
         For v1 and v2: pairs a second in each round by pipeline.
     """
-    files = jpegs_of(folder) if folder else [to_jpeg(made_picture(n)) for n in range(PICTURES)]
+    files = jpegs_of(folder) if folder else [to_jpeg(fake_photo(n)) for n in range(PICTURES)]
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -80,8 +87,8 @@ def _pipelines(recipe: Recipe, cfg: CfgNode) -> dict[str, Pipeline]:
     return {
         "ours": ours(geometry_only=False),
         "ours_gpu": ours(geometry_only=True),
-        "pillow": view_pipelines.pillow(recipe, cfg),
-        "tensors": view_pipelines.tensors(recipe, cfg),
+        "pillow": pillow(recipe, cfg),
+        "tensors": tensors(recipe, cfg),
         "decode": lambda data: ImageFile(data).decode(),
     }
 
@@ -165,3 +172,62 @@ def jpegs_of(folder: str) -> list[bytes]:
         picture = Image.fromarray(ImageFile(found.read(number)).decode())
         made.append(to_jpeg(ImageOps.fit(picture, SIZE, Image.Resampling.BICUBIC)))
     return made
+
+
+class _PillowBlur:
+    """As the published MoCo v2 recipe blurs: Pillow's approximation by three box filters."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(MIN_SIGMA, MAX_SIGMA)))
+
+
+def pillow(recipe: Recipe, cfg: CfgNode) -> Pipeline:
+    """torchvision's first transforms, on `PIL.Image`: bytes -> two normalised tensors."""
+    transform = v1.Compose(
+        [
+            v1.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0)),
+            *_in_order(
+                recipe,
+                v1.RandomApply([v1.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
+                v1.RandomGrayscale(recipe.gray_probability),
+            ),
+            v1.RandomApply([_PillowBlur()], p=recipe.blur_probability),
+            v1.RandomHorizontalFlip(recipe.flip_probability),
+            v1.ToTensor(),
+            v1.Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD),
+        ]
+    )
+
+    def views(data: bytes) -> object:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return transform(image), transform(image)
+
+    return views
+
+
+def tensors(recipe: Recipe, cfg: CfgNode) -> Pipeline:
+    """torchvision's second transforms, on uint8 tensors: bytes -> two normalised tensors."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0), antialias=True),
+            *_in_order(
+                recipe,
+                v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
+                v2.RandomGrayscale(recipe.gray_probability),
+            ),
+            v2.RandomApply([v2.GaussianBlur(_BLUR_SIZE, (MIN_SIGMA, MAX_SIGMA))], p=recipe.blur_probability),
+            v2.RandomHorizontalFlip(recipe.flip_probability),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD),
+        ]
+    )
+
+    def views(data: bytes) -> object:
+        image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return transform(image), transform(image)
+
+    return views
+
+
+def _in_order(recipe: Recipe, jitter: object, gray: object) -> list[object]:
+    return [gray, jitter] if recipe.gray_first else [jitter, gray]

@@ -15,7 +15,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain import made_pictures
+from pretrain.benchmark.fake_photos import fake_photo, to_jpeg
 from pretrain.common.console import say
 from pretrain.data.loader import make_train_loader
 from pretrain.train import loop
@@ -121,7 +121,7 @@ def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, li
 def _write_pictures(folder: Path, batch: int) -> str:
     """As many JPEGs as a batch needs, of few pictures: their content matters to nobody here."""
     folder.mkdir()
-    jpegs = [made_pictures.to_jpeg(made_pictures.made_picture(n)) for n in range(8)]
+    jpegs = [to_jpeg(fake_photo(n)) for n in range(8)]
     for n in range(max(batch, 64)):
         (folder / f"{n:05}.jpg").write_bytes(jpegs[n % len(jpegs)])
     return str(folder)

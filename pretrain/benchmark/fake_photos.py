@@ -18,7 +18,7 @@ def to_jpeg(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def made_picture(number: int) -> Image.Image:
+def fake_photo(number: int) -> Image.Image:
     """A picture with the statistics of photographs: discs that hide one another (Lee et al. 2001), and grain.
 
     Their radii r have a density of r^-3, so that edges are found at every scale, as in nature.
