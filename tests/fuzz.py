@@ -66,9 +66,9 @@ class Report:
 
 def check(case: Case, folder: Path, index: int) -> str:
     """`accepted` or `refused`; anything else is a finding."""
-    from transfer.describe import describe
-    from transfer.sources import read_source
-    from transfer.weights_file import read_weights
+    from transfer.convert.command import describe
+    from transfer.convert.recognise import read_source
+    from transfer.convert.weights_file import read_weights
 
     path = folder / f"input{case.suffix}"
     path.write_bytes(case.data)
@@ -93,8 +93,8 @@ def check(case: Case, folder: Path, index: int) -> str:
 
 
 def _converted(case: Case, path: Path, folder: Path) -> str:
-    from transfer.convert import convert
-    from transfer.weights_file import read_weights
+    from transfer.convert.convert import convert
+    from transfer.convert.weights_file import read_weights
 
     output = folder / "output.pkl"
     outcome = _guarded(lambda: convert(path, output, verify=False))
@@ -136,7 +136,7 @@ def _where(error: BaseException) -> str:
 
 
 def _message(path: Path) -> str:
-    from transfer.sources import read_source
+    from transfer.convert.recognise import read_source
 
     try:
         read_source(path)

@@ -20,7 +20,7 @@ from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
 from transfer import config, d2_compat, trainer
 from transfer import weights as weights_module
-from transfer.convert import convert
+from transfer.convert.convert import convert
 
 OURS = sorted(path.name for path in (ROOT / "configs/transfer").glob("*.yaml"))
 NARROW = [

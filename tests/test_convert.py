@@ -14,9 +14,9 @@ from scripts import run_script
 
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import architecture
-from transfer.convert import config_block, convert, preprocessing
-from transfer.layouts import IMAGENET, Input
-from transfer.names import detectron2_name
+from transfer.convert.convert import convert
+from transfer.convert.preprocessing import IMAGENET, Input, config_block, preprocessing
+from transfer.convert.tensor_names import detectron2_name
 
 SMALL = small_network().state_dict()
 
@@ -123,7 +123,9 @@ def test_a_refusal_leaves_the_old_output_and_nothing_else(tmp_path: Path) -> Non
 
 def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reversed_mean = Input(mean=IMAGENET.mean[::-1])
-    monkeypatch.setattr("transfer.convert.preprocessing", lambda kind, *_: preprocessing(kind, reversed_mean))
+    monkeypatch.setattr(
+        "transfer.convert.preprocessing.preprocessing", lambda kind, *_: preprocessing(kind, reversed_mean)
+    )
     with pytest.raises(UserError, match="proof failed"):
         convert(moco_file(tmp_path / "a.pth.tar", SMALL), tmp_path / "out" / "a.pkl")
     assert list((tmp_path / "out").iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scripts import run_script
 
-from transfer.weights_file import read_weights
+from transfer.convert.weights_file import read_weights
 
 pytestmark = pytest.mark.slow
 

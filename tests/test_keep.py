@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from layouts import FILES, network, under
 
 from pretrain.common.errors import UserError
-from transfer.convert import convert
-from transfer.weights_file import read_weights
+from transfer.convert.convert import convert
+from transfer.convert.weights_file import read_weights
 
 QUERY, KEY = network(1), network(2)
 

@@ -8,8 +8,8 @@ import torch
 from layouts import FILES, caffe2_names, detectron2_names, network, under
 
 from pretrain.common.errors import UserError
-from transfer.layouts import LAYOUTS
-from transfer.sources import Source, read_source
+from transfer.convert.layouts import LAYOUTS
+from transfer.convert.recognise import Source, read_source
 
 QUERY, KEY = network(1), network(2)
 

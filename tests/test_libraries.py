@@ -14,11 +14,11 @@ from layouts import transformers_names
 from torch import nn
 
 from pretrain.common.errors import UserError
-from transfer.convert import convert
-from transfer.names import detectron2_name
-from transfer.sources import read_source
-from transfer.verify import load_backbone
-from transfer.weights_file import read_weights
+from transfer.convert.convert import convert
+from transfer.convert.recognise import read_source
+from transfer.convert.tensor_names import detectron2_name
+from transfer.convert.verify import load_backbone
+from transfer.convert.weights_file import read_weights
 
 IMAGE = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 TRUNK = ("conv1.", "bn1.", "layer")

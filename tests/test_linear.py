@@ -29,20 +29,13 @@ from pretrain.data.folders import ImageFiles
 from pretrain.data.loader import Batches
 from pretrain.model.encoders import architecture
 from pretrain.tensor_files import checkpoint
-from transfer import (
-    convert,
-    linear,
-    linear_backbone,
-    linear_config,
-    linear_data,
-    linear_paper,
-    linear_results,  # fmt: skip
-)
-from transfer.layouts import MSRA
+from transfer import linear, linear_backbone, linear_config, linear_data, linear_paper, linear_results
+from transfer.convert import convert
+from transfer.convert.preprocessing import MSRA
+from transfer.convert.tensor_names import detectron2_name
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_features import Fixed
 from transfer.linear_knn import accuracy as knn_accuracy
-from transfer.names import detectron2_name
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from pretrain.model.contrast import Contrast, Keys
 from pretrain.model.mechanisms import EndToEnd, MemoryBank
 from pretrain.model.moco import MoCo
 from pretrain.train.step import METRICS
-from transfer.sources import read_source
+from transfer.convert.recognise import read_source
 
 ORDER = moco.permutation(8, groups=2, seed=0, step=0)
 

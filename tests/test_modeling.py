@@ -10,7 +10,9 @@ from torch import nn
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
 from pretrain.model.norm import convert_sync_batchnorm
-from transfer import config, convert, d2_compat, modeling, precise_bn, weights
+from transfer import config, d2_compat, modeling, precise_bn, weights
+from transfer.convert import convert
+from transfer.convert.convert import read_weights
 
 # isort: split
 from detectron2.config import CfgNode
@@ -289,7 +291,7 @@ def test_frozen_norm_holds_the_weights_statistics_and_fpn_alone_is_measured(tmp_
     network = small_network(width=0.5)
     source = tmp_path / "source.pth.tar"
     convert.convert(moco_file(source, network.state_dict()), tmp_path / "w.pkl", verify=False)
-    file = convert.read_weights(tmp_path / "w.pkl")["model"]
+    file = read_weights(tmp_path / "w.pkl")["model"]
     for fpn_norm, layers in (("", 0), ("SyncBN", 8)):  # 4 lateral and 4 output convolutions
         own = ["MODEL.WEIGHTS", str(tmp_path / "w.pkl"), "MODEL.DEVICE", "cpu", "MODEL.FPN.NORM", fpn_norm]
         cfg = config.load("transfer/lvis_R50_FPN_2x_frozen.yaml", [*own, *NARROW])

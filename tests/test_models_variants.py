@@ -14,7 +14,13 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.common.errors import UserError
 from pretrain.model import encoders
-from transfer import config, convert, modeling, shapes, weights  # noqa: F401 (modeling: registers)
+from transfer import (
+    config,
+    weights,
+)
+from transfer.convert import architecture as convert_architecture
+from transfer.convert import convert
+from transfer.convert.preprocessing import preprocessing
 
 SMALL_HEADS = [
     "MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.FPN.OUT_CHANNELS", "8", "MODEL.DC5.CHANNELS", "8",
@@ -43,12 +49,12 @@ R50 = {
 
 def _architecture(name: str) -> encoders.Architecture:
     with torch.device("meta"):
-        return shapes.read_architecture(Path(name), NETWORKS[name][0]().state_dict())
+        return convert_architecture.read_architecture(Path(name), NETWORKS[name][0]().state_dict())
 
 
 def _settings(architecture: encoders.Architecture) -> dict[str, Any]:
     """MODEL.RESNETS as the converter records it."""
-    recorded = convert.preprocessing(architecture)
+    recorded = preprocessing(architecture)
     prefix = "MODEL.RESNETS."
     return {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
 

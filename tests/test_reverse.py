@@ -15,11 +15,11 @@ from scripts import run_script
 from torch import nn
 
 from pretrain.common.errors import UserError
-from transfer.convert import convert
-from transfer.describe import describe
-from transfer.reverse import export
-from transfer.sources import read_source
-from transfer.weights_file import read_weights
+from transfer.convert.command import describe
+from transfer.convert.convert import convert
+from transfer.convert.export import export
+from transfer.convert.recognise import read_source
+from transfer.convert.weights_file import read_weights
 
 QUERY, KEY = network(1), network(2)
 

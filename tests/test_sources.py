@@ -12,7 +12,7 @@ from torchvision.models import ResNet, resnet
 
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES
-from transfer.sources import read_source
+from transfer.convert.recognise import read_source
 
 SMALL = small_network().state_dict()
 SMALLEST = small_network("resnet18").state_dict()

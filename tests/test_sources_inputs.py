@@ -10,9 +10,9 @@ from layouts import network
 from pretrain.common.configs import digest_text, read_dump
 from pretrain.common.errors import UserError
 from pretrain.config import load
-from transfer.layouts import IMAGENET
-from transfer.names import detectron2_name
-from transfer.sources import read_source
+from transfer.convert.preprocessing import IMAGENET
+from transfer.convert.recognise import read_source
+from transfer.convert.tensor_names import detectron2_name
 
 QUERY, KEY = network(1), network(2)
 

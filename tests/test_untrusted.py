@@ -28,8 +28,8 @@ from torchvision import tv_tensors
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
 from pretrain.tensor_files.read_any import read_file
-from transfer.sources import read_source
-from transfer.weights_file import read_weights
+from transfer.convert.recognise import read_source
+from transfer.convert.weights_file import read_weights
 
 QUERY = network(1, "resnet18")
 PLAIN = {n: t for n, t in QUERY.items() if not n.endswith("num_batches_tracked")}

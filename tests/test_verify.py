@@ -17,9 +17,9 @@ from torchvision.models import ResNet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.common.errors import UserError
-from transfer.convert import convert
-from transfer.sources import Source, read_source
-from transfer.verify import LEVELS, TOLERANCE, compare, sample_images, verify
+from transfer.convert.convert import convert
+from transfer.convert.recognise import Source, read_source
+from transfer.convert.verify import LEVELS, TOLERANCE, compare, sample_images, verify
 
 
 def converted(tmp_path: Path, network: nn.Module, *, head: str = "") -> tuple[Source, Path]:

@@ -15,9 +15,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from pretrain.common.errors import UserError
-from transfer.convert import convert
+from transfer.convert.convert import convert
+from transfer.convert.weights_file import read_weights
 from transfer.weights import check_filled, check_preprocessing, load_detector, load_into
-from transfer.weights_file import read_weights
 
 NETWORK = small_network()
 SETTINGS = {

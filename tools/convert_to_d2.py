@@ -22,9 +22,9 @@ from pretrain.common.errors import UserError, run_tool
 
 def main() -> None:
     """Parse, call."""
-    from transfer import converting, reverse
-    from transfer.layouts import LAYOUTS
-    from transfer.weights_writer import FORMATS
+    from transfer.convert import command, export
+    from transfer.convert.layouts import LAYOUTS
+    from transfer.convert.weights_file import FORMATS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,7 +43,7 @@ def main() -> None:
         "--overwrite", action="store_true", help="replace an OUTPUT that is not of our making"
     )
     parser.add_argument("--inspect", action="store_true", help="say what each FILE is; write nothing")
-    parser.add_argument("--to", choices=reverse.TARGETS, help="write OUTPUT for another library instead")
+    parser.add_argument("--to", choices=export.TARGETS, help="write OUTPUT for another library instead")
     args = parser.parse_intermixed_args()
     _refuse_idle_flags(args)
 
@@ -54,19 +54,19 @@ def main() -> None:
     }
     choice = {"source": args.source, "branch": args.branch}
     if args.inspect:
-        converting.inspect_all(converting.expand(args.files), **choice)
+        command.inspect_all(command.expand(args.files), **choice)
         return
     if args.output_dir:
-        inputs = converting.expand(args.files)
-        converting.convert_all(inputs, args.output_dir, form=args.format or "pkl", **how, **choice)
+        inputs = command.expand(args.files)
+        command.convert_all(inputs, args.output_dir, form=args.format or "pkl", **how, **choice)
         return
     if len(args.files) != 2:
         raise UserError("give INPUT OUTPUT.pkl; or several inputs and --output-dir DIR; or --inspect")
     source, output = map(Path, args.files)
     if args.to:
-        print("\n".join(reverse.export(source, output, to=args.to, overwrite=args.overwrite, **choice)))
+        print("\n".join(export.export(source, output, to=args.to, overwrite=args.overwrite, **choice)))
         return
-    converting.convert_one(source, output, record=args.record, **how, **choice)
+    command.convert_one(source, output, record=args.record, **how, **choice)
 
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:

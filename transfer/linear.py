@@ -31,7 +31,7 @@ from transfer import (
     linear_state,
     linear_training,
 )  # fmt: skip
-from transfer.describe import describe_input
+from transfer.convert.preprocessing import describe_input
 from transfer.linear_backbone import Backbone, Extractor
 from transfer.linear_classifiers import Classifiers
 from transfer.linear_config import defaults, rates

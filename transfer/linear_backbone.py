@@ -10,9 +10,8 @@ from fvcore.common.config import CfgNode
 from pretrain.common.errors import UserError
 from pretrain.data.on_device import Pixels
 from pretrain.model.encoders import Architecture, ResNet, architecture
-from transfer import network
-from transfer.layouts import IMAGENET, Input
-from transfer.sources import read_source
+from transfer.convert.preprocessing import IMAGENET, Input
+from transfer.convert.recognise import build_network, read_source
 
 RANDOM = "random"
 _DETECTOR = ("proposal_generator", "rpn_head", "rpn")  # what only a whole detector has
@@ -56,7 +55,7 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
                 "weights that it started from"
             )
         net, shape, settings, file_digest = (
-            network.build(found),
+            build_network(found),
             found.architecture,
             found.input,
             found.digest,

@@ -15,10 +15,10 @@ from transfer.artefacts import (
     read_json,
     read_log,
 )  # fmt: skip
+from transfer.convert.verify import TOLERANCE
 from transfer.plots import Chart, Line, chart, points
 from transfer.prepare.build import FALLBACK
 from transfer.prepare.demo import HONEST
-from transfer.verify import TOLERANCE
 
 PICTURES = 8  # test images shown
 PHOTOGRAPHS = 6  # of each split

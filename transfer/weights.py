@@ -16,7 +16,7 @@ from torch import nn
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from transfer.weights_file import for_detectron2, read_weights
+from transfer.convert.weights_file import for_detectron2, read_weights
 
 # A ResNet's trunk in FPN and C4 models; a norm that a C4 head adds behind res5 is not part of it.
 _TRUNK = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")

@@ -152,7 +152,7 @@ def _format(path: Path, head: bytes, size: int) -> str:
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
-    """The tensors; under `model`, beside what the header says of them, in a file by `transfer.weights_writer`."""
+    """The tensors; under `model`, beside what the header says of them, in a file by `transfer.convert.weights_file`."""
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
         raise UserError(f"{path}: a safetensors header of {length} bytes: damaged or hostile")

@@ -15,6 +15,7 @@ from pretrain.common.configs import find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer import catalog, config, linear_config, present
+from transfer.convert.recognise import read_source
 from transfer.data_record import data_digests
 from transfer.reproduce import smoke
 from transfer.reproduce.changes import changes
@@ -23,7 +24,6 @@ from transfer.reproduce.jobs import Job
 from transfer.reproduce.shorter import shorter
 from transfer.reproduce.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
-from transfer.sources import read_source
 
 # Where a pre-training run reads and how it is watched does not change what it learns.
 _IRRELEVANT = ("OUTPUT_DIR", "DATA.TRAIN", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD",

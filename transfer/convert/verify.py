@@ -17,10 +17,9 @@ from torch import nn
 from torchvision.transforms import functional
 
 from pretrain.common.errors import UserError
-from transfer import network
-from transfer.names import detectron2_name
-from transfer.sources import Source
-from transfer.weights_file import for_detectron2, read_weights
+from transfer.convert.recognise import Source, build_network
+from transfer.convert.tensor_names import detectron2_name
+from transfer.convert.weights_file import for_detectron2, read_weights
 
 LEVELS = ("res2", "res3", "res4", "res5")
 _TRUNK = re.compile(r"(stem|res[2-5])\.")
@@ -177,7 +176,7 @@ def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
 
 
 def _source_features(source: Source, images: numpy.ndarray) -> Features:
-    net = network.build(source)
+    net = build_network(source)
     batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
     if source.input.format == "BGR":
         batch = batch.flip(1)

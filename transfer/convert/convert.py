@@ -1,9 +1,7 @@
 """A checkpoint's backbone as a detectron2 weights file, with the settings that it needs and its origin."""
 
-import json
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,57 +10,16 @@ import numpy
 
 from pretrain import __version__
 from pretrain.common.errors import UserError
-from pretrain.model.encoders import Architecture
-from transfer.keep import settings as kept_settings
-from transfer.layouts import IMAGENET, Input
-from transfer.names import detectron2_name
-from transfer.sources import Source, read_source
-from transfer.weights_file import read_weights
-from transfer.weights_writer import format_of, write_weights
+from transfer.convert.extra_heads import settings as kept_settings
+from transfer.convert.preprocessing import preprocessing
+from transfer.convert.recognise import Source, read_source
+from transfer.convert.tensor_names import detectron2_name
+from transfer.convert.weights_file import format_of, read_weights, write_weights
 
 AUTHOR = "moco-detection-transfer"
 # Differences below this are rounding in float64. They depend on the processor, so in the file they count as
 # this much: its bytes, and digest, are then the same on every machine.
 ROUNDING = 1e-9
-
-
-def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
-    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same."""
-    stem = architecture.stem_channels
-    # detectron2 has no width factor: a group's channels are given as they are.
-    group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
-    return {
-        "INPUT.FORMAT": input.format,
-        "MODEL.PIXEL_MEAN": [round(value, 6) for value in input.mean],
-        "MODEL.PIXEL_STD": [round(value, 6) for value in input.std],
-        "MODEL.RESNETS.DEPTH": architecture.depth,
-        "MODEL.RESNETS.STRIDE_IN_1X1": input.stride_in_1x1,
-        "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": group_channels,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if architecture.bottleneck else 1),
-    }
-
-
-def config_block(settings: dict[str, Any], weights: Path) -> str:
-    """The settings and the file's name as YAML to paste into a detectron2 configuration."""
-    tree: dict[str, Any] = {"MODEL": {"WEIGHTS": str(weights)}}
-    for key, value in settings.items():
-        *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    return "\n".join(_yaml_lines(tree))
-
-
-def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield f"{indent}{key}:"
-            yield from _yaml_lines(value, indent + "  ")
-        else:
-            yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line
 
 
 def convert(
@@ -81,12 +38,12 @@ def convert(
     it, FrozenBN has no such tensor, and PyTorch fills it in without a warning.
 
     Args:
-        input: any checkpoint with a ResNet in it (see `transfer.layouts`).
+        input: any checkpoint with a ResNet in it (see `transfer.convert.layouts`).
         output: the file to write, `*.pkl`, `*.pth` or `*.safetensors`; replaced only by a complete and proven one.
         source: a layout's name or `auto`.
         branch: the network to take; empty: the one that the layout says.
         keep: `fpn`, `box_head`: parts beside the backbone that go into the file too, unproven but bit for bit.
-        verify: prove the file by `transfer.verify` (needs detectron2).
+        verify: prove the file by `transfer.convert.verify` (needs detectron2).
         overwrite: replace whatever is at `output`; else only a file by this converter is replaced.
     Returns:
         The contents of the file, less `model`; `record` has the proof's figures as measured.
@@ -146,7 +103,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
 
 def _prove(source: Source, draft: Path, contents: dict[str, Any], *, input: Path) -> dict[str, float]:
     """Verify the draft and put the figures into the contents."""
-    from transfer import verify  # imports detectron2, which --no-verify does without
+    from transfer.convert import verify  # imports detectron2, which --no-verify does without
 
     try:
         measured = verify.verify(source, draft)

@@ -1,8 +1,9 @@
 """What a network was fed: as its file says, else by the rule of its kind."""
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,41 @@ from pretrain.common.errors import UserError
 from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
-from transfer.layouts import FAIR, IMAGENET, LAYOUTS, MSRA, Input
 
 MAX_CONFIG = 100_000  # characters
 
 
-def read_input(path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture) -> Input:
-    """By the file (ours, a converted one, timm's card), else by its layout. Raises `UserError` for a damaged record."""
+@dataclass(frozen=True)
+class Input:
+    """What a network was fed, in detectron2's terms.
+
+    Attributes:
+        format: RGB or BGR.
+        mean: subtracted from pixels in 0..255, in the order of `format`.
+        std: they are divided by it afterwards.
+        stride_in_1x1: whether the stride of a bottleneck sits in its first 1x1 convolution.
+    """
+
+    format: str = "RGB"
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    stride_in_1x1: bool = False
+
+
+IMAGENET = Input()
+SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # SwAV's transforms say 0.228
+UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], nothing subtracted
+MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)  # detectron2's default
+FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # its ResNeXts from Caffe2
+
+
+def read_input(
+    path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture, *, default: Input
+) -> Input:
+    """Return what the file says (ours, a converted one, timm's card), else `default`, that of its layout.
+
+    Raises `UserError` for a damaged record.
+    """
     settings = loaded.other.get("preprocessing")
     if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
         return _recorded(path, settings)
@@ -30,7 +59,7 @@ def read_input(path: Path, kind: str, dialect: str, loaded: Loaded, architecture
         return FAIR
     if kind == "detectron2" and (found := _detectors(path, loaded, architecture)):
         return found
-    found = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+    found = default
     if "mean" in loaded.card:
         mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
         found = replace(found, mean=mean, std=std)
@@ -103,3 +132,49 @@ def _three(values: Any, *, positive: bool) -> tuple[float, ...]:
     if len(found) != 3 or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
         raise ValueError("not three numbers")
     return found
+
+
+def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
+    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same."""
+    stem = architecture.stem_channels
+    # detectron2 has no width factor: a group's channels are given as they are.
+    group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
+    return {
+        "INPUT.FORMAT": input.format,
+        "MODEL.PIXEL_MEAN": [round(value, 6) for value in input.mean],
+        "MODEL.PIXEL_STD": [round(value, 6) for value in input.std],
+        "MODEL.RESNETS.DEPTH": architecture.depth,
+        "MODEL.RESNETS.STRIDE_IN_1X1": input.stride_in_1x1,
+        "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": group_channels,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if architecture.bottleneck else 1),
+    }
+
+
+def config_block(settings: dict[str, Any], weights: Path) -> str:
+    """The settings and the file's name as YAML to paste into a detectron2 configuration."""
+    tree: dict[str, Any] = {"MODEL": {"WEIGHTS": str(weights)}}
+    for key, value in settings.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return "\n".join(_yaml_lines(tree))
+
+
+def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _yaml_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line
+
+
+def describe_input(settings: Input) -> str:
+    """`RGB, mean ..., std ..., stride in the 3x3 convolution`, of pixels in 0..255."""
+    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (settings.mean, settings.std))
+    kernel = "1x1" if settings.stride_in_1x1 else "3x3"
+    return f"{settings.format}, mean {mean}, std {std}; stride in the {kernel} convolution"

@@ -7,7 +7,7 @@ import numpy
 import torch
 
 from pretrain.common.errors import UserError
-from transfer.candidates import Candidate, clean
+from transfer.convert.tensor_names import Candidate, clean
 
 PARTS = ("fpn", "box_head")
 _FPN = re.compile(r"neck\.(lateral|fpn)_convs\.(\d+)\.(conv|bn)\.(weight|bias|running_mean|running_var)")

@@ -12,14 +12,14 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from pretrain.model.encoders import Architecture
+from pretrain.model.encoders import Architecture, ResNet
 from pretrain.tensor_files.read_any import Loaded, read_file
-from transfer import refusals
-from transfer.candidates import Candidate, Tensors, clean, find_candidates, places, same, translated
-from transfer.inputs import read_input
-from transfer.keep import kept
-from transfer.layouts import IMAGENET, LAYOUTS, Input, Layout
-from transfer.shapes import checked, read_architecture
+from transfer.convert import refusals
+from transfer.convert.architecture import checked, read_architecture
+from transfer.convert.extra_heads import kept
+from transfer.convert.layouts import LAYOUTS, Layout
+from transfer.convert.preprocessing import IMAGENET, Input, read_input
+from transfer.convert.tensor_names import Candidate, Tensors, clean, find_candidates, places, same, translated
 
 MAX_NETWORKS = 32  # in one file: each is held against each
 _COUNTER = "num_batches_tracked"
@@ -67,7 +67,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         path: by `torch.save`, safetensors, or a pickle of numpy arrays such as detectron2's.
         source: a key of `LAYOUTS`, or `auto`.
         branch: the network to take, as `--inspect` names it; empty: the one that the layout says.
-        keep: parts beside the backbone to keep: of `transfer.keep.PARTS`.
+        keep: parts beside the backbone to keep: of `transfer.convert.extra_heads.PARTS`.
     Raises:
         UserError: unreadable, unsafe, no ResNet that detectron2 can build, or several and no rule to choose.
     """
@@ -92,6 +92,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         dropped[_COUNTER] = len(counters)
     architecture = read_architecture(path, network)
     backbone = checked(path, network, architecture)
+    layout_input = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
     return Source(
         kind=kind,
         branch=re.sub(r"^state_dict(\.|$)", "", chosen.prefix).rstrip("."),
@@ -103,7 +104,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         opaque=loaded.opaque,
         epoch=_epoch(loaded),
         digest=file_digest(path),
-        input=read_input(path, kind, chosen.dialect.name, loaded, architecture),
+        input=read_input(path, kind, chosen.dialect.name, loaded, architecture, default=layout_input),
         kept=kept(tensors, chosen, keep),
     )
 
@@ -243,3 +244,13 @@ def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[st
 def _epoch(loaded: Loaded) -> int | None:
     epoch = loaded.other.get("epoch")
     return epoch if type(epoch) is int and 0 <= epoch < 1 << 31 else None
+
+
+def build_network(source: Source) -> ResNet:
+    """The backbone with its weights, in training mode, on the CPU; `fc` is the identity."""
+    network = ResNet(source.architecture)
+    network.load_state_dict(source.backbone)
+    if source.input.stride_in_1x1:
+        for stage in (network.layer2, network.layer3, network.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+    return network

@@ -1,8 +1,27 @@
 """The dialects in which projects name a ResNet's tensors, each translated to torchvision's names."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# The same modules are in the stem and in every block; their first part becomes `stem` or `res2.0`.
+MODULES = {
+    "conv1": "conv1",
+    "bn1": "conv1.norm",
+    "conv2": "conv2",
+    "bn2": "conv2.norm",
+    "conv3": "conv3",
+    "bn3": "conv3.norm",
+    "downsample.0": "shortcut",
+    "downsample.1": "shortcut.norm",
+}
+
+Tensors = dict[str, torch.Tensor]  # by the whole way to the tensor, joined by dots
+# Wrappers in names that tell nothing about the network: of the file, of DistributedDataParallel, of torch.compile.
+_WRAPPERS = ("state_dict", "model_state_dict", "module", "_orig_mod")
 
 # Tensors of a ResNet by torchvision's names; everything else beside them belongs to a head or to another network.
 TRUNK = re.compile(
@@ -112,3 +131,74 @@ DIALECTS = (
     Dialect("detectron2", re.compile(r"(.*\.)?res[23]\.0\.conv[12]\.weight"), _detectron2),
     Dialect("caffe2", re.compile(r"(.*\.)?res[23]_0_branch2[ab]_w"), _caffe2),
 )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A ResNet somewhere in a file."""
+
+    prefix: str
+    dialect: Dialect
+
+    @property
+    def branch(self) -> str:
+        """The prefix without wrappers: `encoder_q` for `state_dict.module.encoder_q.`."""
+        return clean(self.prefix).rstrip(".")
+
+    def __str__(self) -> str:
+        return self.prefix.rstrip(".") or "the top"
+
+
+def clean(name: str) -> str:
+    """A tensor's name or prefix without the wrappers that say nothing."""
+    return ".".join(token for token in name.split(".") if token not in _WRAPPERS)
+
+
+def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
+    """Every ResNet in a file, in the file's order."""
+    found = {}
+    for name in tensors:
+        for dialect in DIALECTS:
+            if match := dialect.anchor.fullmatch(name):
+                found[match[1] or "", dialect.name] = Candidate(match[1] or "", dialect)
+    return list(found.values())
+
+
+def has_resnet(tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors by their names hold a ResNet that is not in detectron2's or Caffe2's dialect."""
+    return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(tensors))
+
+
+def translated(tensors: Tensors, candidate: Candidate) -> Tensors:
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(candidate.prefix):
+            translated = candidate.dialect.translate(name.removeprefix(candidate.prefix))
+            if translated:
+                found[translated] = tensor
+    return found
+
+
+def same(tensors: Tensors, first: Candidate, second: Candidate) -> bool:
+    """Whether two names stand for one network: OpenSelfSup's `backbone` is an alias of `encoder_q.0`."""
+    pair = [translated(tensors, candidate) for candidate in (first, second)]
+    return pair[0].keys() == pair[1].keys() and all(
+        (tensor.shape, tensor.dtype) == (pair[1][name].shape, pair[1][name].dtype)
+        and torch.equal(tensor, pair[1][name])
+        for name, tensor in pair[0].items()
+    )
+
+
+def places(candidates: list[Candidate]) -> str:
+    return ", ".join(map(str, candidates[:8])) + (", ..." if len(candidates) > 8 else "")
+
+
+def detectron2_name(name: str) -> str:
+    """`layer1.0.bn1.weight` -> `res2.0.conv1.norm.weight`. Raises KeyError for what is in no ResNet."""
+    stage, _, rest = name.partition(".")
+    place = "stem"
+    if stage.startswith("layer"):
+        block, _, name = rest.partition(".")
+        place = f"res{int(stage.removeprefix('layer')) + 1}.{block}"
+    module, _, leaf = name.rpartition(".")
+    return f"{place}.{MODULES[module]}.{leaf}"

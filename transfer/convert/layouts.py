@@ -7,29 +7,7 @@ nothing (`state_dict`, `module`, `_orig_mod`). Most files hold two networks: whi
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Input:
-    """What a network was fed, in detectron2's terms.
-
-    Attributes:
-        format: RGB or BGR.
-        mean: subtracted from pixels in 0..255, in the order of `format`.
-        std: they are divided by it afterwards.
-        stride_in_1x1: whether the stride of a bottleneck sits in its first 1x1 convolution.
-    """
-
-    format: str = "RGB"
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    stride_in_1x1: bool = False
-
-
-IMAGENET = Input()
-SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # SwAV's transforms say 0.228
-UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], nothing subtracted
-MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)  # detectron2's default
-FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # its ResNeXts from Caffe2
+from transfer.convert.preprocessing import IMAGENET, MSRA, SWAV, UNIT, Input
 
 
 @dataclass(frozen=True)
@@ -41,7 +19,7 @@ class Layout:
         why: what that branch is, for the report.
         over: pattern of branches that such files also hold and that are passed over.
         evidence: pattern searched for in the names of all tensors (wrappers removed); must be found.
-        dialect: that of `transfer.dialects` that it is restricted to.
+        dialect: that of `transfer.convert.tensor_names` that it is restricted to.
         input: what the network was fed.
         elsewhere: stages that such files may keep at another place: torchvision's name -> branch.
         guess: whether `--source auto` may decide for it.

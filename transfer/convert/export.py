@@ -8,10 +8,10 @@ import torch
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES, Architecture
 from pretrain.tensor_files.checkpoint import save
-from transfer.convert import check_output
-from transfer.layouts import IMAGENET
-from transfer.sources import Source, read_source
-from transfer.weights_writer import write_safetensors
+from transfer.convert.convert import check_output
+from transfer.convert.preprocessing import IMAGENET
+from transfer.convert.recognise import Source, read_source
+from transfer.convert.weights_file import write_safetensors
 
 TARGETS = ("torchvision", "timm", "moco")
 
