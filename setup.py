@@ -60,6 +60,7 @@ setup(
         "pretrain.tensor_files",
         "pretrain.train",
         "transfer",
+        "transfer.config",
         "transfer.convert",
         "transfer.prepare",
         "transfer.reproduce",

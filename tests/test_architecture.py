@@ -67,7 +67,7 @@ def test_package_roots_import_next_to_nothing() -> None:
     assert imports(ROOT / "pretrain" / "__init__.py") == set()
     assert imports(ROOT / "transfer" / "__init__.py") == {"transfer.plain"}
     loaded = imports(ROOT / "transfer" / "plain.py") | imports(ROOT / "transfer" / "keys.py")
-    ours = {"transfer.keys.add_keys"}
+    ours = {"transfer.config.keys.add_keys"}
     assert ours <= loaded
     assert {name.split(".")[0] for name in loaded - ours} <= sys.stdlib_module_names
 

@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer import benchmark, config, synthetic
+from transfer import benchmark, synthetic
+from transfer.config.load import load_config
 
 SMALL = [
     *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
@@ -32,7 +33,7 @@ def test_both_loops_take_the_same_step(tmp_path: Path, monkeypatch: pytest.Monke
     # in one memory format: a rounding error could turn the order of two proposals round
     same = ["OUTPUT_DIR", str(tmp_path), "MODEL.CHANNELS_LAST", "False"]
     overrides = [*SMALL, *detection_data.custom(data, data), *same]
-    cfg = config.load("transfer/coco_R50_FPN.yaml", overrides)
+    cfg = load_config("transfer/coco_R50_FPN.yaml", overrides)
     benchmark._find_data(cfg, tmp_path)
     with benchmark.EventStorage(), benchmark.Progress(cfg, 0) as log:
         state, batches = benchmark._our_state(cfg)
@@ -56,7 +57,7 @@ def test_both_loops_take_the_same_step(tmp_path: Path, monkeypatch: pytest.Monke
 def test_synthetic_set_is_a_coco_set_with_masks_in_their_boxes(tmp_path: Path) -> None:
     path, images = synthetic.write(tmp_path, side=96, images=4, objects=3)
     overrides = [*SMALL, *detection_data.custom((path, images), (path, images))]
-    cfg = config.load("transfer/coco_R50_FPN.yaml", overrides)
+    cfg = load_config("transfer/coco_R50_FPN.yaml", overrides)
     benchmark._find_data(cfg, tmp_path)
     records = DatasetCatalog.get("custom_train")
     assert [(r["width"], r["height"], len(r["annotations"])) for r in records] == 3 * [(128, 96, 3)] + [
@@ -81,7 +82,7 @@ def test_command_line_without_data(tmp_path: Path) -> None:
 
 
 def test_keypoints_are_not_made_up(tmp_path: Path) -> None:
-    cfg = config.load(
+    cfg = load_config(
         "transfer/keypoint_R50_FPN_2x.yaml", ["MODEL.INIT", "random", "DATASETS.ROOT", str(tmp_path)]
     )
     with pytest.raises(UserError, match=str(tmp_path)):

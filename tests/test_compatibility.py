@@ -18,8 +18,9 @@ from scripts import ROOT
 
 from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
-from transfer import config, d2_compat, trainer
+from transfer import d2_compat, trainer
 from transfer import weights as weights_module
+from transfer.config.load import load_config
 from transfer.convert.convert import convert
 
 OURS = sorted(path.name for path in (ROOT / "configs/transfer").glob("*.yaml"))
@@ -119,9 +120,9 @@ def _flat(cfg) -> dict:
     [("pascal_voc_R_50_C4_24k_moco", "voc_R50_C4_24k"), ("coco_R_50_C4_2x_moco", "coco_R50_C4_2x")],
 )
 def test_published_files_say_what_ours_say(published: Path, theirs: str, ours: str) -> None:
-    loaded = config.load(f"{theirs}.yaml")
+    loaded = load_config(f"{theirs}.yaml")
     assert loaded.MODEL.WEIGHTS == "./output.pkl"
-    assert _flat(loaded) == _flat(config.load(f"transfer/{ours}.yaml", ["MODEL.WEIGHTS", "x.pkl"]))
+    assert _flat(loaded) == _flat(load_config(f"transfer/{ours}.yaml", ["MODEL.WEIGHTS", "x.pkl"]))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_published_files_run_unchanged(
     if task == "segm":
         train, test = (detection_data.write_coco(published / part, images=3) for part in ("train", "test"))
         overrides += detection_data.custom(train, test)
-    trainer.run(config.load(name, overrides))
+    trainer.run(load_config(name, overrides))
     text = (published / "out/results.json").read_text()
     assert f'"{task}"' in text and '"AP50"' in text
     evaluated = "voc_2007_test" if task == "bbox" else "custom_test"
@@ -161,7 +162,7 @@ def test_weights_at_an_address_are_fetched_by_detectron2(
     published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The supervised row: a Caffe2 file with batch norm merged into weight and bias, BGR, stride in 1x1."""
-    cfg = config.load("pascal_voc_R_50_C4_24k.yaml", [*NARROW, *detection_data.TINY])
+    cfg = load_config("pascal_voc_R_50_C4_24k.yaml", [*NARROW, *detection_data.TINY])
     torch.manual_seed(0)
     model = build_model(cfg)
     stored = {
@@ -296,7 +297,7 @@ def test_every_config_of_the_zoo_loads_or_says_why_not() -> None:
         if "dconv" in name and not compiled:
             reason = DEFORMABLE
         try:
-            config.load(str(_zoo() / name), ["MODEL.INIT", "random", "MODEL.WEIGHTS", ""])
+            load_config(str(_zoo() / name), ["MODEL.INIT", "random", "MODEL.WEIGHTS", ""])
         except UserError as error:
             assert reason and re.search(reason, str(error)), f"{name}: {error}"
         else:
@@ -336,6 +337,6 @@ def test_zoo_configs_train(tmp_path: Path, name: str, task: str) -> None:
         "MODEL.INIT", "random", "MODEL.WEIGHTS", "", *narrow, *detection_data.TINY, "SOLVER.MAX_ITER", "1",
         "SOLVER.STEPS", "()", *detection_data.custom(data, data), "OUTPUT_DIR", str(tmp_path / "out"),
     ]  # fmt: skip
-    trainer.run(config.load(str(_zoo() / name), overrides))
+    trainer.run(load_config(str(_zoo() / name), overrides))
     assert f'"{task}"' in (tmp_path / "out/results.json").read_text()
     assert len(list((tmp_path / "out/pictures").glob("*.jpg"))) == 2

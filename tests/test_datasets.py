@@ -11,11 +11,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
 from pretrain.common.errors import UserError
-from transfer import config, d2_compat, data_record, datasets, present, stream, voc
+from transfer import d2_compat, data_record, datasets, present, stream, voc
+from transfer.config.load import load_config
 
 
 def _load(name: str, root: Path, *overrides: str):
-    return config.load(
+    return load_config(
         f"transfer/{name}.yaml", ["MODEL.INIT", "random", "DATASETS.ROOT", str(root), *overrides]
     )
 

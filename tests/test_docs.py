@@ -17,8 +17,8 @@ from scripts import ROOT
 
 from pretrain import config as pretrain_config
 from pretrain.common.configs import merge
-from transfer import config as transfer_config
 from transfer import linear_config
+from transfer.config.load import read_config
 from transfer.reproduce import tables
 
 DOCS = ROOT / "docs"
@@ -182,7 +182,7 @@ def effective(name: str) -> dict[str, Any]:
     if path.parent.name == "pretrain":
         cfg = pretrain_config.load(str(path))
     elif path.parent.name == "transfer":
-        cfg = transfer_config.read(str(path))
+        cfg = read_config(str(path))
     else:
         cfg = linear_config.defaults()
         merge(cfg, path, ())

@@ -23,7 +23,8 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import config, d2_compat, data_record, datasets, evaluation, evaluators, present
+from transfer import d2_compat, data_record, datasets, evaluation, evaluators, present
+from transfer.config.load import load_config
 
 
 class Oracle(nn.Module):
@@ -77,7 +78,7 @@ def _prepare(tmp_path: Path, *overrides: str, **data: Any) -> CfgNode:
 def _load(
     root: Path, *overrides: str, test: str = "", name: str = "coco_R50_FPN", train: bool = False
 ) -> CfgNode:
-    cfg = config.load(
+    cfg = load_config(
         f"transfer/{name}.yaml",
         ["MODEL.INIT", "random", *detection_data.TINY, "DATASETS.ROOT", str(root),
          *(("DATASETS.TEST", f"('{test}',)") if test else ()), *overrides],

@@ -15,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pretrain import config as pretrain_config
 from pretrain.common import loggers
 from pretrain.common.errors import UserError
-from transfer import config
+from transfer.config.load import load_config
 from transfer.progress import Progress
 
 
 def _config(output: Path, *more: str):
-    return config.load(
+    return load_config(
         "transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", "OUTPUT_DIR", str(output), *more]
     )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from pretrain.common.errors import UserError
-from transfer import config
+from transfer.config.load import default_config
 from transfer.mapper import ScaleCrop, build_mapper
 
 MEAN = [123.675, 116.28, 103.53]
@@ -22,7 +22,7 @@ COLOURS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250,
 
 
 def _cfg(size: int = 65, scales: tuple[float, float] = (0.5, 2.0), **more: object) -> CfgNode:
-    cfg = config.defaults()
+    cfg = default_config()
     cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN = "RGB", MEAN
     cfg.INPUT.SCALE_CROP = CfgNode({"ENABLED": True, "SCALES": scales, "SIZE": size})
     cfg.INPUT.MIN_SIZE_TEST = 0
@@ -188,7 +188,7 @@ def test_detection_is_detectron2s(tmp_path: Path) -> None:
     """Boxes, masks and keypoints of the stock mapper under the same seed; a flip swaps left and right."""
     metadata = MetadataCatalog.get("mapper_keypoints")
     metadata.set(keypoint_names=("nose", "left", "right"), keypoint_flip_map=(("left", "right"),))
-    cfg = config.defaults()
+    cfg = default_config()
     cfg.DATASETS.TRAIN = ("mapper_keypoints",)
     cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = True
     cfg.INPUT.MIN_SIZE_TRAIN = (64, 128)

@@ -7,10 +7,11 @@ import torch
 from checkpoints import moco_file, small_network
 from torch import nn
 
-from pretrain.common import distributed
+from pretrain.common import configs, distributed
 from pretrain.common.errors import UserError
 from pretrain.model.norm import convert_sync_batchnorm
-from transfer import config, d2_compat, modeling, precise_bn, weights
+from transfer import d2_compat, modeling, precise_bn, weights
+from transfer.config.load import load_config
 from transfer.convert import convert
 from transfer.convert.convert import read_weights
 
@@ -21,7 +22,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-CONFIGS = sorted(p.stem for p in (Path(config.__file__).parents[1] / "configs/transfer").glob("*.yaml"))
+CONFIGS = sorted(p.stem for p in (configs.CONFIG_ROOT / "transfer").glob("*.yaml"))
 # One of each kind of detector; the other configs differ in schedule, data and class count.
 MODELS = [
     "coco_R50_FPN", "demo_R18_FPN", "demo_R50w25_FPN", "keypoint_R50_FPN_2x", "lvis_R50_FPN_2x_frozen",
@@ -40,7 +41,7 @@ NARROW = [
 
 
 def _load(name: str, *overrides: str) -> CfgNode:
-    return config.load(f"transfer/{name}.yaml", ["MODEL.INIT", "random", "MODEL.DEVICE", "cpu", *overrides])
+    return load_config(f"transfer/{name}.yaml", ["MODEL.INIT", "random", "MODEL.DEVICE", "cpu", *overrides])
 
 
 def _sample(cfg: CfgNode) -> dict[str, object]:
@@ -189,7 +190,7 @@ def test_yaml_in_the_authors_style(name: str, stride_in_1x1: bool, tmp_path: Pat
         for value in ('("coco_2017_train",)', '("coco_2017_val",)', "(120000, 160000)"):
             text = text.replace(value, f"'{value}'")
         (tmp_path / f"{file}.yaml").write_text(text)
-    cfg = config.load(str(tmp_path / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *NARROW])
+    cfg = load_config(str(tmp_path / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *NARROW])
     assert cfg.SOLVER.STEPS == (120000, 160000) and cfg.DATASETS.TEST == ("coco_2017_val",)
     model = build_model(cfg)
     assert type(model.roi_heads) is modeling.Res5ROIHeadsExtraNorm
@@ -294,7 +295,7 @@ def test_frozen_norm_holds_the_weights_statistics_and_fpn_alone_is_measured(tmp_
     file = read_weights(tmp_path / "w.pkl")["model"]
     for fpn_norm, layers in (("", 0), ("SyncBN", 8)):  # 4 lateral and 4 output convolutions
         own = ["MODEL.WEIGHTS", str(tmp_path / "w.pkl"), "MODEL.DEVICE", "cpu", "MODEL.FPN.NORM", fpn_norm]
-        cfg = config.load("transfer/lvis_R50_FPN_2x_frozen.yaml", [*own, *NARROW])
+        cfg = load_config("transfer/lvis_R50_FPN_2x_frozen.yaml", [*own, *NARROW])
         model = build_model(cfg).train()
         assert weights.load_into(model, cfg)["matched"] == len(file) == 265
         trunk = model.backbone.bottom_up

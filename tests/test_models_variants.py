@@ -14,10 +14,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.common.errors import UserError
 from pretrain.model import encoders
-from transfer import (
-    config,
-    weights,
-)
+from transfer import weights
+from transfer.config.load import load_config
 from transfer.convert import architecture as convert_architecture
 from transfer.convert import convert
 from transfer.convert.preprocessing import preprocessing
@@ -66,7 +64,7 @@ def _converted(network: nn.Module, folder: Path) -> Path:
 
 def _loaded(network: nn.Module, file: Path, name: str, *overrides: str) -> nn.Module:
     """A detector of a config, filled from the file; every tensor of the source has gone in."""
-    cfg = config.load(f"transfer/{name}.yaml", [*SMALL_HEADS, "MODEL.WEIGHTS", str(file), *overrides])
+    cfg = load_config(f"transfer/{name}.yaml", [*SMALL_HEADS, "MODEL.WEIGHTS", str(file), *overrides])
     model = build_model(cfg)
     loaded = weights.load_into(model, cfg)
     source = [n for n in network.state_dict() if not n.startswith("fc.") and "num_batches" not in n]

@@ -23,7 +23,8 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from transfer import config, modeling  # noqa: F401 (registers)
+from transfer import modeling  # noqa: F401 (registers)
+from transfer.config.load import load_config
 
 # Applied to both sides: the format of the weights, and fewer proposals to save time.
 FORMAT = [
@@ -39,7 +40,7 @@ FEWER = [
 
 def _ours(name: str, *overrides: str) -> CfgNode:
     own = ["MODEL.INIT", "random", "MODEL.DEVICE", "cpu"]
-    return config.load(f"transfer/{name}.yaml", [*own, *FEWER, *overrides])
+    return load_config(f"transfer/{name}.yaml", [*own, *FEWER, *overrides])
 
 
 def _stock(name: str, *overrides: str) -> CfgNode:

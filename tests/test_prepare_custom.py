@@ -252,7 +252,8 @@ def test_part(data: Data, tmp_path: Path) -> None:
 
 def test_the_part_is_that_of_a_training(data: Data, tmp_path: Path) -> None:
     """`DATASETS.FRACTION` and `SHOTS` of a training on the whole file choose the same images."""
-    from transfer import config, datasets
+    from transfer import datasets
+    from transfer.config.load import load_config
 
     def change(content: dict[str, Any]) -> None:
         content["images"].reverse()  # the order of the ids counts, not that of the file
@@ -269,7 +270,7 @@ def test_the_part_is_that_of_a_training(data: Data, tmp_path: Path) -> None:
                 *custom_keys(data, data), "DATASETS.FRACTION", str(settings["fraction"]), "DATASETS.SHOTS",
                 str(settings["shots"]), "DATASETS.SUBSET_SEED", str(seed), "MODEL.INIT", "random", *TINY,
             ]  # fmt: skip
-            cfg = config.load(Path("configs/transfer/custom_R50_FPN.yaml"), overrides)
+            cfg = load_config(Path("configs/transfer/custom_R50_FPN.yaml"), overrides)
             datasets.prepare(cfg)
             records = datasets.training_records(cfg)
             assert [r["image_id"] for r in records] == [image["id"] for image in chosen["images"]]

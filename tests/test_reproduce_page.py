@@ -17,7 +17,8 @@ import yaml
 from browser import Browser
 from PIL import Image
 
-from transfer import config, linear_config
+from transfer import linear_config
+from transfer.config.load import read_config
 from transfer.reproduce import collect, outputs, page, page_curves, page_facts, page_table, worker
 from transfer.reproduce.changes import recipe_value
 from transfer.reproduce.jobs import Job
@@ -383,9 +384,9 @@ def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
         "supervised": (msra, []),
         "half supervised": (msra[:2], ["INPUT.FORMAT is BGR, in the recipe RGB"]),
     }
-    default = config.read(VOC, PLAIN).SOLVER.WEIGHT_DECAY_NORM
+    default = read_config(VOC, PLAIN).SOLVER.WEIGHT_DECAY_NORM
     for name, (overrides, expected) in cases.items():
-        settings = config.read(VOC, [*PLAIN, *overrides]).dump()
+        settings = read_config(VOC, [*PLAIN, *overrides]).dump()
         cell = only(gathered(tmp_path, {"": [job(name, tmp_path, boxes(50.0), settings=settings)]}))
         assert [text.replace(f"recipe {default}", "recipe 0.0") for text in cell["changes"]] == expected, name
         comparable = [number["verdict"] != "not comparable" for number in cell["numbers"]]
@@ -404,7 +405,7 @@ def test_a_sweep_inside_a_linear_probe_is_a_change(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"smoke": True}, {"schedule": 0.1}, {}])
 def test_every_output_says_what_is_not_comparable(tmp_path: Path, options: dict[str, Any]) -> None:
-    settings = config.read(VOC, [*PLAIN, *([] if options else ["MODEL.RESNETS.DEPTH", "101"])]).dump()
+    settings = read_config(VOC, [*PLAIN, *([] if options else ["MODEL.RESNETS.DEPTH", "101"])]).dump()
     jobs = [job(f"seed{seed}", tmp_path, boxes(50.0 + seed), settings=settings) for seed in (0, 1)]
     table = gathered(tmp_path, {"": jobs}, seeds=(0, 1), **options)
     number = only(table)["numbers"][1]

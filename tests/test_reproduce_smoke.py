@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from scripts import ROOT, run_script
 
-from transfer import config, datasets
+from transfer import datasets
+from transfer.config.load import load_config
 from transfer.present import MINIATURE
 from transfer.reproduce import miniature
 from transfer.reproduce.tables import read
@@ -69,7 +70,7 @@ def test_the_miniature_is_made_without_a_network_and_by_one_at_a_time(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_of_the_tables_finds_its_data_in_miniature(output: Path, name: str) -> None:
-    cfg = config.load(name, ["MODEL.INIT", "random", "DATASETS.ROOT", str(output / "smoke-data")])
+    cfg = load_config(name, ["MODEL.INIT", "random", "DATASETS.ROOT", str(output / "smoke-data")])
     datasets.prepare(cfg)
     assert 4 <= len(datasets.training_records(cfg)) <= 12
 

@@ -329,9 +329,9 @@ def test_a_sweep_tries_every_value_for_every_init(options: Options) -> None:
 
 
 def test_a_shorter_schedule_is_in_proportion() -> None:
-    from transfer import config
+    from transfer.config.load import load_config
 
-    cfg = config.load("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random"])
+    cfg = load_config("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random"])
     pairs = shorter(cfg, 0.1)
     found = dict(zip(pairs[::2], pairs[1::2], strict=True))
     assert found["SOLVER.MAX_ITER"] == "2400" and found["SOLVER.STEPS"] == "(1800, 2200)"

@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pretrain.common import signals
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
-from transfer import config, loop, snapshot, step, trainer
+from transfer import loop, snapshot, step, trainer
+from transfer.config.load import load_config
 
 TINY = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
@@ -53,7 +54,7 @@ def float16_without_float16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _load(settings: list[str], output: Path, *more: str):
-    return config.load("transfer/coco_R50_FPN.yaml", [*settings, "OUTPUT_DIR", str(output), *more])
+    return load_config("transfer/coco_R50_FPN.yaml", [*settings, "OUTPUT_DIR", str(output), *more])
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,8 @@ import pytest
 from detectron2.engine import DefaultTrainer
 
 from pretrain.common.errors import UserError
-from transfer import config, scale
+from transfer.config import scale
+from transfer.config.load import load_config, read_config
 
 KEYS = (
     "IMS_PER_BATCH",
@@ -18,7 +19,7 @@ KEYS = (
 
 
 def _voc(*overrides: str):
-    return config.load("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random", *overrides])
+    return load_config("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random", *overrides])
 
 
 def test_two_gpus_by_hand() -> None:
@@ -63,7 +64,7 @@ def test_what_cannot_be_scaled(gpus: int, overrides: tuple[str, ...], message: s
 
 
 def test_warns_of_a_rate_out_of_proportion() -> None:
-    recipe = config.read("transfer/voc_R50_C4_24k.yaml")
+    recipe = read_config("transfer/voc_R50_C4_24k.yaml")
     line = scale.lr_warning(_voc("SOLVER.IMS_PER_BATCH", "4"), recipe)
     assert line is not None
     for part in ("SOLVER.BASE_LR 0.02", "batch of 4", "0.005", "--scale"):

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import config, d2_compat, semseg
+from transfer import d2_compat, semseg
+from transfer.config.load import default_config
 
 NARROW = """
 MODEL:
@@ -44,7 +45,7 @@ INPUT:
 
 
 def _cfg(**more: object) -> CfgNode:
-    cfg = config.defaults()
+    cfg = default_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(NARROW))
     cfg.merge_from_list([item for pair in more.items() for item in pair])
     return cfg

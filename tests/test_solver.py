@@ -8,11 +8,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 
-from transfer import config, solver
+from transfer import solver
+from transfer.config.load import load_config
 
 
 def _config(*more: str):
-    return config.load("transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *detection_data.TINY, *more])
+    return load_config("transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *detection_data.TINY, *more])
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])

@@ -13,7 +13,8 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import config, datasets, notes, solver, stream, trainer
+from transfer import datasets, notes, solver, stream, trainer
+from transfer.config.load import load_config
 from transfer.step import advice, step
 
 SMALL = [
@@ -34,7 +35,7 @@ class Fake(nn.Module):
 
 
 def _config(tmp_path: Path, *more: str):
-    cfg = config.load("transfer/coco_R50_FPN.yaml", [*SMALL, "OUTPUT_DIR", str(tmp_path), *more])
+    cfg = load_config("transfer/coco_R50_FPN.yaml", [*SMALL, "OUTPUT_DIR", str(tmp_path), *more])
     return cfg
 
 
@@ -167,7 +168,7 @@ def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def _stop_together(folder: str) -> None:
     distributed.init_from_env(torch.device("cpu"))
-    cfg = config.load("transfer/coco_R50_FPN.yaml", [*SMALL, "OUTPUT_DIR", folder])
+    cfg = load_config("transfer/coco_R50_FPN.yaml", [*SMALL, "OUTPUT_DIR", folder])
     bad = distributed.rank() == 1
     model = nn.parallel.DistributedDataParallel(
         Fake(lambda weight, batch: weight * (float("nan") if bad else 1))

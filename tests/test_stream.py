@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pretrain.common import distributed
-from transfer import config, datasets, stream
+from transfer import datasets, stream
+from transfer.config.load import load_config
 
 
 def _config(*overrides: str):
-    return config.load("transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *overrides])
+    return load_config("transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *overrides])
 
 
 def _batches(portrait: np.ndarray, cfg, start: int = 0):

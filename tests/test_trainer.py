@@ -12,7 +12,8 @@ from detectron2.utils.events import EventStorage
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer import config, datasets, solver, stream, trainer
+from transfer import datasets, solver, stream, trainer
+from transfer.config.load import load_config
 from transfer.step import step
 
 SMALL = [
@@ -30,7 +31,7 @@ def tiny(tmp_path: Path) -> list[str]:
 
 
 def _load(tiny: list[str], output: Path, *overrides: str):
-    return config.load(
+    return load_config(
         "transfer/coco_R50_FPN.yaml", ["MODEL.INIT", "random", *tiny, "OUTPUT_DIR", str(output), *overrides]
     )
 
@@ -59,7 +60,7 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
 
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output)]
     capsys.readouterr()
-    trainer.run(config.load("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
+    trainer.run(load_config("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
     assert "custom_test  bbox  AP 1.00  AP75 -" in capsys.readouterr().out
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])  # PreciseBN's statistics too
     assert (output / "results.json").read_text() == text

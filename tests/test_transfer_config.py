@@ -3,7 +3,7 @@
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer import config
+from transfer.config.load import check_processes, load_config
 
 RANDOM = ["MODEL.INIT", "random"]
 
@@ -71,7 +71,7 @@ def _value(cfg, key: str):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name: str) -> None:
-    cfg = config.load(f"transfer/{name}.yaml", RANDOM)
+    cfg = load_config(f"transfer/{name}.yaml", RANDOM)
     got = {key: _value(cfg, key) for key in RECIPES[name]}
     assert got == RECIPES[name]
 
@@ -113,7 +113,7 @@ def test_recipe(name: str) -> None:
 )  # fmt: skip
 def test_mistakes_name_the_key_and_the_remedy(name: str, overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        config.load(name, overrides)
+        load_config(name, overrides)
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -122,28 +122,28 @@ def test_mistakes_name_the_key_and_the_remedy(name: str, overrides: list[str], p
 
 @pytest.mark.parametrize(("processes", "remedy"), [(3, "--num-gpus 2"), (0, "1 or more")])
 def test_processes_that_do_not_divide_the_batch(processes: int, remedy: str) -> None:
-    cfg = config.load("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu"])
+    cfg = load_config("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu"])
     with pytest.raises(UserError, match=remedy):
-        config.check_processes(cfg, processes, local=processes)
+        check_processes(cfg, processes, local=processes)
 
 
 def test_parts_that_do_not_divide_a_share() -> None:
-    cfg = config.load(
+    cfg = load_config(
         "transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.DEVICE", "cpu", "SOLVER.ACCUMULATE", "3"]
     )
     with pytest.raises(UserError, match=r"SOLVER\.ACCUMULATE 3: the 8 images of each process.*use 2"):
-        config.check_processes(cfg, 2, local=2)
+        check_processes(cfg, 2, local=2)
 
 
 def test_explaining_needs_no_weights() -> None:
-    assert config.load("transfer/coco_R50_FPN.yaml", need_weights=False).MODEL.WEIGHTS == ""
+    assert load_config("transfer/coco_R50_FPN.yaml", need_weights=False).MODEL.WEIGHTS == ""
 
 
 def test_base_may_not_be_a_url(tmp_path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text('_BASE_: "https://example.org/x.yaml"\n')
     with pytest.raises(UserError, match="URL"):
-        config.load(str(path), RANDOM)
+        load_config(str(path), RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_files_that_are_no_configs(tmp_path, text: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        config.load(str(path), RANDOM)
+        load_config(str(path), RANDOM)
 
 
 def test_a_section_without_keys_changes_nothing(tmp_path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("SOLVER:\n#  BASE_LR: 1\nSEED: 5\n")
-    assert config.load(str(path), RANDOM).SEED == 5
+    assert load_config(str(path), RANDOM).SEED == 5
 
 
 def test_yaml_runs_no_code(tmp_path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{tmp_path / "made"}"]\n')
     with pytest.raises(UserError, match=r"x\.yaml"):
-        config.load(str(path), RANDOM)
+        load_config(str(path), RANDOM)
     assert not (tmp_path / "made").exists()

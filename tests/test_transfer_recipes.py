@@ -1,6 +1,7 @@
 """Every config of the papers' experiments holds the values of the paper, of its authors, or of who is named.
 
-The tables here were written from the sources beside each value, not from our YAML nor from `transfer.recipes`:
+The tables here were written from the sources beside each value, not from our YAML
+nor from `transfer.config.paper_tasks`:
 
 - P: He et al. 2020, "Momentum Contrast ..." (CVPR; arXiv 1911.05722v3); section or appendix follows
 - R: the detection configs that its authors published (facebookresearch/moco, detection/configs, and its README)
@@ -24,9 +25,11 @@ from detectron2.modeling import build_model
 from scripts import ROOT
 
 from pretrain.common.errors import UserError
-from transfer import config, d2_compat, explain, modeling, semseg  # noqa: F401 (first; the last two register)
-from transfer.keys import add_keys
-from transfer.recipes import RECIPES
+from transfer import semseg  # noqa: F401 (first; the last two register)
+from transfer.config import explain
+from transfer.config.keys import add_keys
+from transfer.config.load import load_config
+from transfer.config.paper_tasks import RECIPES
 
 Table = dict[str, Any]
 RANDOM = ["MODEL.INIT", "random"]
@@ -310,7 +313,7 @@ OURS = {"VERSION", "SEED", "OUTPUT_DIR", "MODEL.DEVICE", "MODEL.INIT"}
 
 
 def load(name: str, *overrides: str) -> CfgNode:
-    return config.load(f"transfer/{name}.yaml", [*RANDOM, *overrides])
+    return load_config(f"transfer/{name}.yaml", [*RANDOM, *overrides])
 
 
 def flat(node: CfgNode, prefix: str = "") -> Table:
@@ -421,10 +424,10 @@ def test_published_numbers_are_the_same_in_config_and_documentation() -> None:
 def test_the_inits_differ_in_weights_alone(name: str) -> None:
     """Random, converted weights, and the paper's supervised row with the overrides of docs/recipes.md."""
     random = flat(load(name))
-    weights = flat(config.load(f"transfer/{name}.yaml", ["MODEL.WEIGHTS", "moco.pkl"]))
+    weights = flat(load_config(f"transfer/{name}.yaml", ["MODEL.WEIGHTS", "moco.pkl"]))
     assert {key for key in random if random[key] != weights[key]} == {"MODEL.INIT", "MODEL.WEIGHTS"}
     documented = overrides_in_the_documentation()["Weights of MSRA"]
-    msra = flat(config.load(f"transfer/{name}.yaml", documented))
+    msra = flat(load_config(f"transfer/{name}.yaml", documented))
     # R without *_moco.yaml: detectron2's defaults, which are MSRA's
     other = {"INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1"}
     assert {key for key in weights if weights[key] != msra[key]} == {"MODEL.WEIGHTS", *other}

@@ -16,7 +16,8 @@ from scripts import run_script
 from pretrain import config as pretrain_config
 from pretrain.common.errors import UserError
 from pretrain.data import sources, views_sheet
-from transfer import config, contact_sheet, datasets, inspection, matching, objects, pictures, stream, weights
+from transfer import contact_sheet, datasets, inspection, matching, objects, pictures, stream, weights
+from transfer.config.load import load_config
 from transfer.objects import Objects
 
 NAMES = ["cat", "dog"]
@@ -95,7 +96,7 @@ def test_augmented_boxes_lie_on_their_objects(tmp_path: Path, channels: str) -> 
     overrides = [
         "MODEL.INIT", "random", *detection_data.TINY, *detection_data.custom(data, data), "INPUT.FORMAT", channels,
     ]  # fmt: skip
-    cfg = config.load("transfer/coco_R50_FPN.yaml", overrides)
+    cfg = load_config("transfer/coco_R50_FPN.yaml", overrides)
     datasets.prepare(cfg)
     for item in [
         image for _, batch in zip(range(6), stream.training_batches(cfg, 0), strict=False) for image in batch
@@ -203,7 +204,7 @@ def test_page_is_complete_in_itself(tmp_path: Path) -> None:
 
 def test_predictions_put_the_worst_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = detection_data.write_coco(tmp_path / "a", images=3)
-    cfg = config.load(
+    cfg = load_config(
         "transfer/coco_R50_FPN.yaml",
         ["MODEL.WEIGHTS", str(data[0]), *detection_data.TINY, *detection_data.custom(data, data)],
     )

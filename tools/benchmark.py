@@ -39,11 +39,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from transfer import benchmark, config
+    from transfer import benchmark
+    from transfer.config.load import load_config
 
     if args.iterations < 1 or args.rounds < 1:
         raise UserError("--iterations and --rounds: give 1 or more")
-    cfg = config.load(args.config, [*args.overrides, "MODEL.INIT", "random", "MODEL.WEIGHTS", ""])
+    cfg = load_config(args.config, [*args.overrides, "MODEL.INIT", "random", "MODEL.WEIGHTS", ""])
     benchmark.train(cfg, iterations=args.iterations, rounds=args.rounds)
 
 

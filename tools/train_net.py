@@ -23,7 +23,8 @@ from pretrain.common.errors import UserError, run_tool
 
 def main() -> None:
     args = _parse()
-    from transfer import config, scale
+    from transfer.config import scale
+    from transfer.config.load import check_processes, load_config, read_config
 
     overrides = [*args.overrides]
     for flag, key in ((args.fraction, "DATASETS.FRACTION"), (args.shots, "DATASETS.SHOTS")):
@@ -31,9 +32,9 @@ def main() -> None:
     if args.follow_weights:
         from transfer import weights
 
-        name = config.read(args.config, overrides).MODEL.WEIGHTS
+        name = read_config(args.config, overrides).MODEL.WEIGHTS
         overrides = [*weights.settings(name), *overrides]
-    cfg = config.load(args.config, overrides, need_weights=not args.explain)
+    cfg = load_config(args.config, overrides, need_weights=not args.explain)
     started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
     if started > 1 and (args.num_gpus, args.num_machines) != (1, 1):
         raise UserError(
@@ -53,12 +54,12 @@ def main() -> None:
         if says:
             print(sentence, flush=True)
     if args.explain:
-        from transfer.explain import explain
+        from transfer.config.explain import explain
 
         print("\n".join(explain(cfg, args.config)))
         return
-    config.check_processes(cfg, processes, local=local, train=not args.eval_only)
-    warning = scale.lr_warning(cfg, config.read(args.config))
+    check_processes(cfg, processes, local=local, train=not args.eval_only)
+    warning = scale.lr_warning(cfg, read_config(args.config))
     if says and warning and not args.eval_only:
         print(warning, flush=True)
     from transfer import trainer

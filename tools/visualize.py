@@ -21,11 +21,12 @@ def main() -> None:
     args = _parse()
     if args.what == "views":
         return _show_views(args)
-    from transfer import config, inspection
+    from transfer import inspection
+    from transfer.config.load import load_config
 
     if args.what == "data":
         overrides = [*args.overrides, "MODEL.INIT", "random", "MODEL.WEIGHTS", ""]  # no model is built
-        cfg = config.load(args.config, overrides)
+        cfg = load_config(args.config, overrides)
         written = inspection.show_data(cfg, args.output, count=args.count, raw=args.raw)
     else:
         name, weights = args.config, []
@@ -38,7 +39,7 @@ def main() -> None:
                 raise UserError(
                     f"--run {args.run}: no config.yaml there; name the OUTPUT_DIR of a finished run"
                 )
-        cfg = config.load(name, ["MODEL.INIT", "weights", *weights, *args.overrides], need_weights=False)
+        cfg = load_config(name, ["MODEL.INIT", "weights", *weights, *args.overrides], need_weights=False)
         if not cfg.MODEL.WEIGHTS:
             raise UserError(
                 "MODEL.WEIGHTS is empty: name a fine-tuned model, such as a run's model_final.pth, or give --run"

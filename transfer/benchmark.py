@@ -37,7 +37,7 @@ def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
     writes its log. Where the training set is not there, a synthetic one takes its place.
 
     Args:
-        cfg: by `transfer.config.load`, with MODEL.INIT random.
+        cfg: by `transfer.config.load.load_config`, with MODEL.INIT random.
         iterations: of a block.
         rounds: pairs of blocks; one more pair of a third of the length warms up.
     Returns:

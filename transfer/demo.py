@@ -11,8 +11,8 @@ from pretrain.common.configs import digest_text
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
-from transfer import config as transfer_config
 from transfer import report, stages
+from transfer.config.load import load_config
 from transfer.prepare.layouts import check_demo
 from transfer.results import environment
 from transfer.stages import ROOT, Stage
@@ -163,7 +163,7 @@ def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: t
         *overrides, "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN", f"{data}_train",
         "DATASETS.TEST", f"{data}_val", "OUTPUT_DIR", str(folder / "finetune" / name),
     )  # fmt: skip
-    cfg = transfer_config.load(config, overrides)
+    cfg = load_config(config, overrides)
     weights = (Path(cfg.MODEL.WEIGHTS),) if cfg.MODEL.WEIGHTS else ()
     return Stage(
         name,

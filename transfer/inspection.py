@@ -27,7 +27,7 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
     """Write a sheet of training images with their annotations.
 
     Args:
-        cfg: by `transfer.config.load`.
+        cfg: by `transfer.config.load.load_config`.
         count: number of images.
         raw: as they are on the disk, spread over the set; else as the model sees them: the first images of
             the run's own stream, resized, cropped and flipped.
@@ -104,7 +104,7 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
     """Write a sheet of ground truth beside prediction on the first test set, the worst mistakes first.
 
     Args:
-        cfg: by `transfer.config.load`, with the weights of a fine-tuned model in MODEL.WEIGHTS.
+        cfg: by `transfer.config.load.load_config`, with the weights of a fine-tuned model in MODEL.WEIGHTS.
         count: pictures of each kind.
         images: how many images of the test set are looked at, spread over it.
     Returns:

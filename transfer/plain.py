@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from transfer.keys import add_keys
+from transfer.config.keys import add_keys
 
 
 def _mend() -> None:

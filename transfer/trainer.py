@@ -44,7 +44,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     Every process of the job calls this; the process group comes from the environment.
 
     Args:
-        cfg: by `transfer.config.load`.
+        cfg: by `transfer.config.load.load_config`.
         resume: go on from `model_last.pth` in `OUTPUT_DIR`, where there is one.
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:

@@ -10,7 +10,8 @@ import yaml
 
 from pretrain.common.configs import find_config, merge
 from pretrain.common.errors import UserError
-from transfer import config, linear_config, results
+from transfer import linear_config, results
+from transfer.config.load import read_config
 
 # A row of a table is an init, and every row is run under several seeds: neither is a setting of the recipe.
 _IRRELEVANT = (*results.IRRELEVANT, *linear_config.IRRELEVANT, "SEED", "MODEL.INIT", "VERSION", "VIS_PERIOD")
@@ -66,7 +67,7 @@ def _recipe(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not name.startswith("linear/"):
-        return dict(config.read(name, overrides))
+        return dict(read_config(name, overrides))
     cfg = linear_config.defaults()  # its own `load` asks for the images
     merge(cfg, find_config(name), overrides)
     return dict(cfg)

@@ -14,7 +14,8 @@ from pretrain import config as pretrain_config
 from pretrain.common.configs import find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from transfer import catalog, config, linear_config, present
+from transfer import catalog, linear_config, present
+from transfer.config.load import load_config
 from transfer.convert.recognise import read_source
 from transfer.data_record import data_digests
 from transfer.reproduce import smoke
@@ -248,14 +249,14 @@ def _finetune(
 ) -> Job:
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
     overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
-    cfg = config.load(name, [*overrides, *swept, *start])
+    cfg = load_config(name, [*overrides, *swept, *start])
     _check_share(name, cfg, options)
     if options.smoke:
         small = smoke.finetune(cfg, random=weights is None, processes=options.processes, cpu=options.cpu)
         overrides += (*small, *_not_sized(swept, small))
     else:
         overrides += (*swept, *shorter(cfg, options.schedule))
-    cfg = config.load(name, [*overrides, *start])
+    cfg = load_config(name, [*overrides, *start])
     data, missing = _data(cfg, options)
     settings = json.dumps([config_digest(cfg), data])
     follow = ("--follow-weights",) if weights else ()

@@ -1,12 +1,12 @@
 """The experiments of the MoCo paper, value by value, each value with its source.
 
-Data only, of tasks and schedules; the models are in `transfer.recipe_models`. `transfer.explain` holds a
+Data only, of tasks and schedules; the models are in `transfer.config.paper_models`. `transfer.config.explain` holds a
 configuration against it.
 """
 
 from dataclasses import dataclass
 
-from transfer.recipe_models import A5, C4, DC5, FCN, FPN, OPEN, REPO, SEC42, Facts, stated
+from transfer.config.paper_models import A5, C4, DC5, FCN, FPN, OPEN, REPO, SEC42, Facts, stated
 
 _A4 = "He et al. 2020, App. A.4"
 _LVIS = "detectron2 zoo, LVISv0.5 R50-FPN: the baseline that App. A.4 follows"

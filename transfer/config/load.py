@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from pretrain.common.configs import find_config, merge
 from pretrain.common.errors import UserError
 from transfer import d2_compat
-from transfer.keys import add_keys
+from transfer.config.keys import add_keys
 
 _CHOICES = {
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
@@ -29,7 +29,7 @@ _DEPTHS = (18, 34, 50, 101, 152)  # of detectron2's ResNets
 _TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 
 
-def defaults() -> CfgNode:
+def default_config() -> CfgNode:
     """detectron2's defaults with our keys, and the defaults that are others here."""
     cfg = get_cfg()
     add_keys(cfg)
@@ -39,21 +39,21 @@ def defaults() -> CfgNode:
     return cfg
 
 
-def load(name: str, overrides: Sequence[str] = (), *, need_weights: bool = True) -> CfgNode:
+def load_config(name: str, overrides: Sequence[str] = (), *, need_weights: bool = True) -> CfgNode:
     """Read a config (as given or under `configs/`) with overrides and check it. Raises `UserError`.
 
     Args:
         need_weights: whether it must say how to initialise: it need not where nothing is trained.
     """
-    cfg = read(name, overrides)
+    cfg = read_config(name, overrides)
     _check_init(cfg, need_weights=need_weights)
     _check(cfg)
     return cfg
 
 
-def read(name: str, overrides: Sequence[str] = ()) -> CfgNode:
+def read_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """A config without the checks of values. Raises `UserError` for unknown keys and files."""
-    cfg = defaults()
+    cfg = default_config()
     merge(cfg, find_config(name), overrides)
     return cfg
 

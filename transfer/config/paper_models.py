@@ -1,7 +1,7 @@
 """The models that the MoCo paper fine-tunes, as detectron2's keys, each value with its source.
 
-Data only; `transfer.recipes` adds the tasks. Where the authors say nothing, the source begins with `OPEN` and
-gives the reason of our choice.
+Data only; `transfer.config.paper_tasks` adds the tasks. Where the authors say nothing, the source begins with `OPEN`
+and gives the reason of our choice.
 """
 
 from typing import Any

@@ -8,9 +8,9 @@ import detectron2
 from detectron2.config import CfgNode, get_cfg
 
 from pretrain.common.configs import merge
-from transfer.keys import add_keys
-from transfer.recipe_models import FPN, OPEN, TRAINED, Facts
-from transfer.recipes import RECIPES, Recipe
+from transfer.config.keys import add_keys
+from transfer.config.paper_models import FPN, OPEN, TRAINED, Facts
+from transfer.config.paper_tasks import RECIPES, Recipe
 
 # What changes nothing in the numbers of a run, or names the run itself.
 _BOOKKEEPING = (
@@ -33,7 +33,7 @@ def explain(cfg: CfgNode, name: str) -> list[str]:
     """Lines that hold a configuration against the paper's recipe of that name and against detectron2.
 
     Args:
-        cfg: as `transfer.config.load` gives it, overrides included.
+        cfg: as `transfer.config.load.load_config` gives it, overrides included.
         name: of the config it was loaded from, such as `transfer/coco_R50_FPN.yaml`.
     """
     recipe = RECIPES.get(Path(name).stem)
