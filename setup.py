@@ -62,6 +62,7 @@ setup(
         "transfer",
         "transfer.config",
         "transfer.convert",
+        "transfer.data",
         "transfer.prepare",
         "transfer.reproduce",
     ],

@@ -12,7 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pretrain.common.errors import UserError
-from transfer import annotations
+from transfer.data import coco_problems
 
 Content = dict[str, Any]
 
@@ -24,8 +24,8 @@ def good(tmp_path: Path) -> tuple[Content, Path]:
     return json.loads(json_file.read_text()), images
 
 
-def _problems(content: Any, images: Path | None = None, **wanted: bool) -> list[annotations.Problem]:
-    return annotations.problems(content, images, **({"masks": True, "keypoints": False} | wanted))
+def _problems(content: Any, images: Path | None = None, **wanted: bool) -> list[coco_problems.Problem]:
+    return coco_problems.problems(content, images, **({"masks": True, "keypoints": False} | wanted))
 
 
 def _set(part: str, index: int, **values: Any) -> Callable[[Content], None]:
@@ -84,7 +84,7 @@ def test_each_mistake_is_named_and_mended(
     assert len(found) == 1
     with pytest.raises(AssertionError, match=text):
         raise AssertionError(found[0].text)
-    mended = annotations.repaired(content, found)
+    mended = coco_problems.repaired(content, found)
     assert _problems(mended, images) == []
     assert json.dumps(content) == json.dumps(before)  # a copy was mended
     others = [a for i, a in enumerate(content["annotations"]) if i != 1]
@@ -101,12 +101,12 @@ def test_a_good_file_has_no_problem(good: tuple[Content, Path]) -> None:
     assert _problems(content, images, keypoints=True) == []
     content["annotations"][1]["bbox"] = [0, -0.5, 128.7, 96.9]  # rounded outwards by an exporter
     assert _problems(content, images) == []
-    assert annotations.remarks(content) == [
+    assert coco_problems.remarks(content) == [
         "category ids 3, 6 are not 1 to 2: classes are numbered in the order of the ids"
     ]
     content["categories"] = [{"id": i, "name": f"c{i}"} for i in (0, 3, 6)]
-    assert annotations.remarks(content)[0].startswith("category ids 0, 3, 6 are not 1 to 3")
-    assert annotations.remarks(content)[1] == "1 of 3 categories have no annotation: c0"
+    assert coco_problems.remarks(content)[0].startswith("category ids 0, 3, 6 are not 1 to 3")
+    assert coco_problems.remarks(content)[1] == "1 of 3 categories have no annotation: c0"
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
@@ -120,7 +120,7 @@ def test_files_without_their_lists(good: tuple[Content, Path], part: str) -> Non
     (missing,) = _problems(content)
     assert missing.text == f"not a COCO json: it has no list '{part}'"
     with pytest.raises(UserError, match=f"no list '{part}'.*cannot mend"):
-        annotations.repaired(content, [missing])
+        coco_problems.repaired(content, [missing])
     assert "holds no object" in _problems([1])[0].text
 
 
@@ -142,7 +142,7 @@ def test_images(good: tuple[Content, Path], change: Callable[[Content], None], t
     assert len(found) == 1
     with pytest.raises(AssertionError, match=text):
         raise AssertionError(found[0].text)
-    mended = annotations.repaired(content, _problems(content, images))
+    mended = coco_problems.repaired(content, _problems(content, images))
     assert _problems(mended, images) == []
     assert len(mended["images"]) == left
     assert len(mended["annotations"]) == 2 * left
@@ -167,7 +167,7 @@ def test_masks_matter_only_where_they_are_wanted(good: tuple[Content, Path]) -> 
     content["annotations"][1]["segmentation"] = [[1, 2, 3]]
     found = _problems(content, images, masks=False)
     assert found[0].remedy == "its mask left out"
-    assert "segmentation" not in annotations.repaired(content, found)["annotations"][1]
+    assert "segmentation" not in coco_problems.repaired(content, found)["annotations"][1]
 
 
 def test_crowds_become_rle(good: tuple[Content, Path]) -> None:
@@ -178,7 +178,7 @@ def test_crowds_become_rle(good: tuple[Content, Path]) -> None:
     assert [problem.text for problem in found] == [
         "annotation 1 is a crowd whose mask is no RLE", "annotation 2 is a crowd without a mask",
     ]  # fmt: skip
-    first, second = annotations.repaired(content, found)["annotations"][:2]
+    first, second = coco_problems.repaired(content, found)["annotations"][:2]
     expected = np.zeros((96, 128), np.uint8)
     expected[10:30, 10:30] = 1
     assert np.array_equal(coco_mask.decode(first["segmentation"]), expected)
@@ -196,7 +196,7 @@ def test_keypoints(good: tuple[Content, Path]) -> None:
         "annotation 2 has no keypoints",
         "annotation 3 has no num_keypoints",
     ]
-    mended = annotations.repaired(content, found)["annotations"]
+    mended = coco_problems.repaired(content, found)["annotations"]
     assert mended[0]["keypoints"] == mended[1]["keypoints"] == [0] * 6
     assert [mended[i]["num_keypoints"] for i in range(3)] == [0, 0, 2]
     for category in content["categories"]:

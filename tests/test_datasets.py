@@ -11,8 +11,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
 from pretrain.common.errors import UserError
-from transfer import d2_compat, data_record, datasets, present, stream, voc
+from transfer import d2_compat
 from transfer.config.load import load_config
+from transfer.data import datasets, on_disk, train_stream
+from transfer.data import digests as data_digests
+from transfer.data.readers import voc_boxes
 
 
 def _load(name: str, root: Path, *overrides: str):
@@ -178,7 +181,7 @@ def test_every_name_is_checked_before_the_start(tmp_path: Path, name: str, missi
 
 
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(present.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda _: None)
     for name, package in (("lvis_v1_val", "lvis"), ("cityscapes_fine_sem_seg_val", "cityscapesscripts")):
         cfg = _load("coco_R50_FPN", tmp_path, "DATASETS.TEST", f"('{name}',)")
         with pytest.raises(UserError, match=f"{name} needs the package {package}: pip install {package}"):
@@ -188,14 +191,14 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_voc_is_read_as_detectron2_reads_it(tmp_path: Path) -> None:
     detection_data.write_voc(tmp_path, images=4)
     folder = tmp_path / "VOC2007"
-    assert voc.boxes(folder, "test") == load_voc_instances(str(folder), "test", CLASS_NAMES)
+    assert voc_boxes(folder, "test") == load_voc_instances(str(folder), "test", CLASS_NAMES)
     xml = folder / "Annotations/2007_test_2.xml"
     xml.write_text(xml.read_text().replace("dog", "dragon").replace("chair", "dragon"))
     with pytest.raises(UserError, match=r"2007_test_2\.xml: .*'dragon' is none of VOC's classes"):
-        voc.boxes(folder, "test")
+        voc_boxes(folder, "test")
     xml.write_text("<annotation>")
     with pytest.raises(UserError, match=r"2007_test_2\.xml: not a VOC annotation"):
-        voc.boxes(folder, "test")
+        voc_boxes(folder, "test")
 
 
 def _break(content: dict) -> None:
@@ -232,7 +235,7 @@ def test_bad_annotations_are_listed_and_mended_on_request(
     assert records[3]["width"] == 128
     assert bad[0].read_text() == before
     assert str(tmp_path / "run/repaired/train.json") in said
-    assert data_record.data_record(cfg)["sets"]["custom_train"]["annotations"] == 15
+    assert data_digests.data_record(cfg)["sets"]["custom_train"]["annotations"] == 15
 
 
 def test_what_cannot_be_mended(tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_own_keypoints(tmp_path: Path) -> None:
         ["INPUT.RANDOM_FLIP", "horizontal", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]
     )
     seen = set()
-    batches = stream.batches(stream.read(cfg), cfg, 0)
+    batches = train_stream.batches(train_stream.read(cfg), cfg, 0)
     for _ in range(3):
         for item in next(batches):
             points = item["instances"].gt_keypoints.tensor[0, :, :2]
@@ -295,7 +298,7 @@ def test_subsets_are_chosen_said_and_recorded(tmp_path: Path, capsys: pytest.Cap
     datasets.prepare(cfg)
     everything = [record["image_id"] for record in datasets.training_records(cfg)]
     assert len(everything) == 20  # without the one that shows nothing
-    assert data_record.data_record(cfg)["subset"] is None
+    assert data_digests.data_record(cfg)["subset"] is None
     capsys.readouterr()
     cfg = _load("coco_R50_FPN", tmp_path, *options, "DATASETS.FRACTION", "0.25", "DATASETS.SUBSET_SEED", "3")
     datasets.prepare(cfg)
@@ -305,8 +308,8 @@ def test_subsets_are_chosen_said_and_recorded(tmp_path: Path, capsys: pytest.Cap
         in capsys.readouterr().out
     )
     assert len(part) == 5 and set(part) < set(everything)
-    assert len(stream.read(cfg).records) == 5
-    record = data_record.data_record(cfg)
+    assert len(train_stream.read(cfg).records) == 5
+    record = data_digests.data_record(cfg)
     assert record["subset"] == {"fraction": 0.25, "shots": 0, "seed": 3}
     assert (
         record["sets"]["custom_train"]["images"] == 21 and record["sets"]["custom_test"]["annotations"] == 40
@@ -335,18 +338,18 @@ def test_digests_tell_data_apart(tmp_path: Path) -> None:
     for train in (data, other):
         cfg = _load("coco_R50_FPN", tmp_path, *detection_data.custom(train, data))
         datasets.prepare(cfg)
-        digests.append(data_record.data_digests(cfg))
+        digests.append(data_digests.data_digests(cfg))
     assert digests[0]["custom_train"] == digests[0]["custom_test"] == digests[1]["custom_test"]
     assert digests[0]["custom_train"] != digests[1]["custom_train"]
     assert digests[0]["custom_train"] == hashlib.sha256(data[0].read_bytes()).hexdigest()
-    assert list(data_record.data_digests(cfg, train=False)) == ["custom_test"]
+    assert list(data_digests.data_digests(cfg, train=False)) == ["custom_test"]
     detection_data.write_voc(tmp_path)
     cfg = _load("voc_R50_C4_24k", tmp_path)
     datasets.prepare(cfg)
-    before = data_record.data_digests(cfg)
+    before = data_digests.data_digests(cfg)
     names = tmp_path / "VOC2007/ImageSets/Main/trainval.txt"
     names.write_text("\n".join(names.read_text().split()[:-1]))
-    after = data_record.data_digests(cfg)
+    after = data_digests.data_digests(cfg)
     assert {name for name in before if before[name] != after[name]} == {"voc_2007_trainval"}
 
 
@@ -357,14 +360,15 @@ def test_cityscapes_are_read_as_detectron2_reads_them(
     pytest.importorskip("shapely")
     from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
-    from transfer import cityscapes
+    from transfer.data import readers
+    from transfer.data.readers import cityscapes_instances, os
 
     detection_data.write_cityscapes(tmp_path, images=4)
     folders = [str(tmp_path / "cityscapes" / kind / "val") for kind in ("leftImg8bit", "gtFine")]
     d2_compat.alias_cityscapes()
     expected = load_cityscapes_instances(*folders)
     assert {a["category_id"] for r in expected for a in r["annotations"]} == {0, 2}  # person, car
-    assert cityscapes.instances(*folders) == expected
-    monkeypatch.setattr(cityscapes, "CHUNK", 1)
-    monkeypatch.setattr(cityscapes.os, "cpu_count", lambda: 2)
-    assert cityscapes.instances(*folders) == expected  # by two processes
+    assert cityscapes_instances(*folders) == expected
+    monkeypatch.setattr(readers, "_CHUNK", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert cityscapes_instances(*folders) == expected  # by two processes

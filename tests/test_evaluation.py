@@ -23,8 +23,9 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import d2_compat, data_record, datasets, evaluation, evaluators, present
+from transfer import d2_compat, evaluation, evaluators
 from transfer.config.load import load_config
+from transfer.data import catalog, datasets, digests, on_disk
 
 
 class Oracle(nn.Module):
@@ -97,7 +98,7 @@ def _semantic(root: Path, test: str, classes: int) -> CfgNode:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data sets of a few images pass for whole ones."""
-    for module, name in ((present.lvis, "check_lvis"), (present.cityscapes, "check_cityscapes")):
+    for module, name in ((on_disk.lvis, "check_lvis"), (on_disk.cityscapes, "check_cityscapes")):
         monkeypatch.setattr(module, name, lambda *_, **__: "")
 
 
@@ -314,7 +315,7 @@ def test_lvis(tmp_path: Path, tiny: None, name: str) -> None:
     assert [metrics["bbox"][key] for key in ("APf", "APc", "APr")] == pytest.approx([0, 100, 100])
     assert metrics["segm"]["AP"] == pytest.approx(200 / 3)
     assert "lvis" in evaluation.methods(cfg)[name]
-    record = data_record.data_record(cfg, train=False)
+    record = digests.data_record(cfg, train=False)
     assert record["sets"][name]["images"] == 3 and record["sets"][name]["annotations"] == 9
 
 
@@ -368,8 +369,8 @@ def _measure(folder: str, root: str) -> None:
     d2_compat.set_local_process_group()
     results = {}
     with pytest.MonkeyPatch.context() as tiny:  # one process of the two cases is pytest's own
-        tiny.setattr(present.cityscapes, "check_cityscapes", lambda *_, **__: "")
-        tiny.setattr(present.lvis, "check_lvis", lambda *_, **__: "")
+        tiny.setattr(on_disk.cityscapes, "check_cityscapes", lambda *_, **__: "")
+        tiny.setattr(on_disk.lvis, "check_lvis", lambda *_, **__: "")
         cases = [
             ("voc_2007_test", partial(_load, name="voc_R50_C4_24k")),
             (
@@ -418,7 +419,7 @@ def test_what_no_evaluator_knows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="custom_test asks for an evaluator 'panorama'"):
         evaluation.evaluate(cfg, oracle)
     with pytest.raises(UserError, match="pip install no_such_package"):
-        present.need("no_such_package", "x")
+        catalog.need("no_such_package", "x")
 
 
 def test_table_has_a_row_a_task_and_a_row_a_class() -> None:

@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 
 from pretrain.common.errors import UserError
 from transfer.config.load import default_config
-from transfer.mapper import ScaleCrop, build_mapper
+from transfer.data.mapper import ScaleCrop, build_mapper
 
 MEAN = [123.675, 116.28, 103.53]
 COLOURS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)], np.uint8)

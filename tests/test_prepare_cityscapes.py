@@ -14,6 +14,7 @@ from PIL import Image
 
 from pretrain.common.errors import UserError
 from transfer import d2_compat
+from transfer.data import on_disk
 from transfer.prepare import cityscapes
 
 # (split, city, frame); the test split is in the archives too and is not needed
@@ -55,7 +56,7 @@ def label_image() -> np.ndarray:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The two archives in ROOT/downloads."""
-    monkeypatch.setattr(cityscapes, "IMAGES", {"train": 3, "val": 1})
+    monkeypatch.setattr(on_disk, "CITYSCAPES_IMAGES", {"train": 3, "val": 1})
     ids = np.where(label_image() == 13, CAR, np.where(label_image() == 0, ROAD, 0))
     instances = np.where(ids == CAR, CAR * 1000, ids)
     downloads = tmp_path / "downloads"
@@ -153,14 +154,14 @@ def test_it_says_which_archive_to_put_where(root: Path, tmp_path: Path) -> None:
 
 def test_checks_name_the_file(root: Path) -> None:
     folder = root / "cityscapes"
-    said = refusal(cityscapes.check_cityscapes, root)
+    said = refusal(on_disk.check_cityscapes, root)
     assert "holds 0 of 3 images" in said and "leftImg8bit_trainvaltest.zip" in said
     cityscapes.build(root, arguments())
-    assert "in place" in cityscapes.check_cityscapes(root)
+    assert "in place" in on_disk.check_cityscapes(root)
 
     drawn(root)[0].unlink()
-    assert "in place" in cityscapes.check_cityscapes(root, semantic=False)
-    said = refusal(cityscapes.check_cityscapes, root)
+    assert "in place" in on_disk.check_cityscapes(root, semantic=False)
+    said = refusal(on_disk.check_cityscapes, root)
     assert "aachen_000000_000019_gtFine_labelTrainIds.png is missing" in said and "cityscapesscripts" in said
     cityscapes.build(root, arguments())
 
@@ -195,7 +196,7 @@ def test_strays_that_detectron2_stops_at(root: Path) -> None:
     photos = root / "cityscapes/leftImg8bit/train"
     for stray in (photos / ".DS_Store", photos / "aachen/Thumbs.db"):
         stray.write_bytes(b"")
-        assert f"{stray} is no part of Cityscapes" in refusal(cityscapes.check_cityscapes, root)
+        assert f"{stray} is no part of Cityscapes" in refusal(on_disk.check_cityscapes, root)
         stray.unlink()
     left = photos / "aachen/.aachen_000000_000019_leftImg8bit.png.77.tmp"  # by a run that was killed
     left.write_bytes(b"")

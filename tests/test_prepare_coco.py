@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer.prepare import layouts
+from transfer.data import on_disk
 from transfer.prepare.command import main
 
 IMAGES = {"train2017": ["000000000009.jpg", "000000000025.jpg"], "val2017": ["000000000139.jpg"]}
@@ -15,7 +15,7 @@ IMAGES = {"train2017": ["000000000009.jpg", "000000000025.jpg"], "val2017": ["00
 
 @pytest.fixture
 def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(layouts, "COCO_IMAGES", {split: len(names) for split, names in IMAGES.items()})
+    monkeypatch.setattr(on_disk, "COCO_IMAGES", {split: len(names) for split, names in IMAGES.items()})
     folder = tmp_path / "archives"
     folder.mkdir()
     for split, names in IMAGES.items():

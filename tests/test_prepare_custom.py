@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer.prepare import headers
+from transfer.data import coco_problems
 from transfer.prepare.command import main
 
 Data = tuple[Path, Path]
@@ -153,9 +153,9 @@ def test_headers(data: Data, tmp_path: Path) -> None:
 
     turned = data[1] / "turned.jpg"
     exif = Image.Exif()
-    exif[headers.ORIENTATION] = 6
+    exif[coco_problems._ORIENTATION] = 6
     Image.new("RGB", (40, 30)).save(turned, exif=exif)
-    assert headers.shown_size(turned) == read_image(str(turned), "RGB").shape[1::-1] == (30, 40)
+    assert coco_problems.shown_size(turned) == read_image(str(turned), "RGB").shape[1::-1] == (30, 40)
 
     (data[1] / "broken.jpg").write_bytes(turned.read_bytes()[:30])
     images = [
@@ -165,7 +165,7 @@ def test_headers(data: Data, tmp_path: Path) -> None:
         {"file_name": "absent.jpg", "width": 40, "height": 30},
         {"file_name": "turned.jpg"},
     ]
-    found = dict(headers.differences(images, data[1]))
+    found = dict(coco_problems.size_differences(images, data[1]))
     assert set(found) == {1, 2}
     assert "is 30 x 40, but the json says 40 x 30" in found[1] and "no readable image" in found[2]
 
@@ -173,7 +173,7 @@ def test_headers(data: Data, tmp_path: Path) -> None:
 def test_sizes_are_read_from_the_files(data: Data, tmp_path: Path) -> None:
     """A json without sizes: they are filled in, also of a turned photograph, and then boxes are checked anew."""
     exif = Image.Exif()
-    exif[headers.ORIENTATION] = 8
+    exif[coco_problems._ORIENTATION] = 8
     Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(data[1] / "turned.jpg", exif=exif)
 
     def change(content: dict[str, Any]) -> None:
@@ -252,8 +252,8 @@ def test_part(data: Data, tmp_path: Path) -> None:
 
 def test_the_part_is_that_of_a_training(data: Data, tmp_path: Path) -> None:
     """`DATASETS.FRACTION` and `SHOTS` of a training on the whole file choose the same images."""
-    from transfer import datasets
     from transfer.config.load import load_config
+    from transfer.data import datasets
 
     def change(content: dict[str, Any]) -> None:
         content["images"].reverse()  # the order of the ids counts, not that of the file

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer.prepare import cutouts, demo, layouts, listing
+from transfer.data import on_disk
+from transfer.prepare import cutouts, demo, listing
 from transfer.prepare.recipe import PHOTO_CLASSES, RECIPES
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "prepare_data.py"
@@ -163,10 +164,10 @@ def test_falls_back_in_plain_words_when_packages_fail(
 
 
 def test_the_cheap_check_before_training(copy: Path) -> None:
-    assert "in place" in layouts.check_demo(copy)
+    assert "in place" in on_disk.check_demo(copy)
     (copy / "val" / "000003.jpg").unlink()
     with pytest.raises(UserError, match=r"val holds 59 of 60 images.*--size quick"):
-        layouts.check_demo(copy)
+        on_disk.check_demo(copy)
 
 
 @pytest.fixture(scope="module")

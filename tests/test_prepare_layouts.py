@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer.prepare import layouts
+from transfer.data import on_disk
 
 
 def put(file: Path, text: str = "") -> Path:
@@ -24,14 +24,14 @@ def refusal(call: object, *arguments: object, **options: object) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "check"),
-    [("instances", layouts.check_coco), ("person_keypoints", layouts.check_keypoints)],
+    [("instances", on_disk.check_coco), ("person_keypoints", on_disk.check_keypoints)],
 )
 def test_coco(kind: str, check: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layouts, "COCO_IMAGES", {"train2017": 2, "val2017": 1})
+    monkeypatch.setattr(on_disk, "COCO_IMAGES", {"train2017": 2, "val2017": 1})
     said = refusal(check, tmp_path)
     assert f"{kind}_train2017.json" in said and "annotations_trainval2017.zip" in said
     assert f"prepare_data.py coco --root {tmp_path}" in said
-    for split in layouts.COCO_IMAGES:
+    for split in on_disk.COCO_IMAGES:
         put(tmp_path / "coco" / "annotations" / f"{kind}_{split}.json")
     assert "zips/train2017.zip" in refusal(check, tmp_path)
     put(tmp_path / "coco" / "train2017" / "1.jpg")
@@ -55,24 +55,24 @@ def voc(root: Path, year: str, split: str, names: list[str]) -> None:
 
 
 def test_voc(tmp_path: Path) -> None:
-    assert "VOCtrainval_06-Nov-2007.tar" in refusal(layouts.check_voc, tmp_path)
+    assert "VOCtrainval_06-Nov-2007.tar" in refusal(on_disk.check_voc, tmp_path)
     voc(tmp_path, "2007", "trainval", ["000005", "000007"])
-    assert "VOCtest_06-Nov-2007.tar" in refusal(layouts.check_voc, tmp_path)
+    assert "VOCtest_06-Nov-2007.tar" in refusal(on_disk.check_voc, tmp_path)
     voc(tmp_path, "2007", "test", ["000001"])
-    assert "in place" in layouts.check_voc(tmp_path, ["2007"])
-    said = refusal(layouts.check_voc, tmp_path)
+    assert "in place" in on_disk.check_voc(tmp_path, ["2007"])
+    said = refusal(on_disk.check_voc, tmp_path)
     assert "VOC2012" in said and "VOCtrainval_11-May-2012.tar" in said and "VOCdevkit/VOC2012" in said
     voc(tmp_path, "2012", "trainval", ["2008_000002"])
-    assert "in place" in layouts.check_voc(tmp_path)
+    assert "in place" in on_disk.check_voc(tmp_path)
     (tmp_path / "VOC2007" / "Annotations" / "000007.xml").unlink()
-    assert "Annotations/000007.xml is missing" in refusal(layouts.check_voc, tmp_path)
+    assert "Annotations/000007.xml is missing" in refusal(on_disk.check_voc, tmp_path)
 
 
 def test_voc_masks(tmp_path: Path) -> None:
     folder = tmp_path / "VOC2012"
-    assert "VOCtrainval_11-May-2012.tar" in refusal(layouts.check_voc_masks, tmp_path)
+    assert "VOCtrainval_11-May-2012.tar" in refusal(on_disk.check_voc_masks, tmp_path)
     put(folder / "JPEGImages" / "a.jpg")
-    said = refusal(layouts.check_voc_masks, tmp_path)
+    said = refusal(on_disk.check_voc_masks, tmp_path)
     assert "instances_train_aug.json is missing" in said and "prepare_data.py voc-masks" in said
     put(
         folder / "annotations_masks" / "instances_train_aug.json",
@@ -81,11 +81,11 @@ def test_voc_masks(tmp_path: Path) -> None:
     val = put(
         folder / "annotations_masks" / "instances_val.json", json.dumps({"images": [{"file_name": "b.jpg"}]})
     )
-    assert "b.jpg is missing" in refusal(layouts.check_voc_masks, tmp_path)
+    assert "b.jpg is missing" in refusal(on_disk.check_voc_masks, tmp_path)
     put(val, "{")
-    assert "no whole JSON" in refusal(layouts.check_voc_masks, tmp_path)
+    assert "no whole JSON" in refusal(on_disk.check_voc_masks, tmp_path)
     put(val, "[]")
-    assert "no COCO annotation file" in refusal(layouts.check_voc_masks, tmp_path)
+    assert "no COCO annotation file" in refusal(on_disk.check_voc_masks, tmp_path)
     put(folder / "JPEGImages" / "b.jpg")
     put(val, json.dumps({"images": [{"file_name": "b.jpg"}]}))
-    assert "in place" in layouts.check_voc_masks(tmp_path)
+    assert "in place" in on_disk.check_voc_masks(tmp_path)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pretrain.common.errors import UserError
+from transfer.data import on_disk
 from transfer.prepare import lvis
 
-CATEGORIES = {name: version.categories for name, version in lvis.VERSIONS.items()}  # before `small`
+CATEGORIES = {name: version.categories for name, version in on_disk.LVIS_VERSIONS.items()}  # before `small`
 CLASSES = 3
 # of both splits, as in the real v1: val uses images of train2017 too
 PLACES = {
@@ -24,9 +25,9 @@ PLACES = {
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """LVIS with 3 classes and 3 or 4 images."""
     for version, val in (("v0.5", 1), ("v1", 2)):
-        wanted = lvis.VERSIONS[version]._replace(categories=CLASSES, images={"train": 2, "val": val})
-        monkeypatch.setitem(lvis.VERSIONS, version, wanted)
-    monkeypatch.setattr(lvis, "COCO_IMAGES", {"train2017": 3, "val2017": 1})
+        wanted = on_disk.LVIS_VERSIONS[version]._replace(categories=CLASSES, images={"train": 2, "val": val})
+        monkeypatch.setitem(on_disk.LVIS_VERSIONS, version, wanted)
+    monkeypatch.setattr(on_disk, "COCO_IMAGES", {"train2017": 3, "val2017": 1})
 
 
 def content(places: list[str]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def root(tmp_path: Path) -> Path:
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(b"jpeg")
     (tmp_path / "downloads").mkdir()
-    for version in lvis.VERSIONS:
+    for version in on_disk.LVIS_VERSIONS:
         for split, places in PLACES.items():
             more = ["train2017/000000000009.jpg"] if (version, split) == ("v1", "val") else []
             name = f"lvis_{version}_{split}.json"
@@ -104,7 +105,7 @@ def test_build_and_what_detectron2_reads(
         "archives are removed when they have been used"
     )
     lvis.build(root, arguments(root, version))  # nothing is left to do, so nothing is fetched
-    assert "in place" in lvis.check_lvis(root, version)
+    assert "in place" in on_disk.check_lvis(root, version)
 
     from detectron2.data.datasets.lvis import load_lvis_json
 
@@ -120,21 +121,23 @@ def test_kept_archives_and_those_of_another_folder(root: Path, tmp_path: Path) -
 
 
 def test_cheap_check_names_what_is_missing(root: Path) -> None:
-    said = refusal(lvis.check_lvis, root, "v0.5")
-    assert "lvis_v0.5_train.json is missing" in said and f"{lvis.URL}/lvis_v0.5_train.json.zip" in said
+    said = refusal(on_disk.check_lvis, root, "v0.5")
+    assert (
+        "lvis_v0.5_train.json is missing" in said and f"{on_disk.LVIS_URL}/lvis_v0.5_train.json.zip" in said
+    )
     lvis.build(root, arguments(root, "v0.5"))
     (root / "coco/train2017/000000000001.jpg").unlink()
-    said = refusal(lvis.check_lvis, root, "v0.5")
+    said = refusal(on_disk.check_lvis, root, "v0.5")
     assert "train2017 holds 2 of COCO's 3 images" in said and "prepare_data.py coco" in said
-    assert "in place" in lvis.check_lvis(root, "v0.5", splits=("val",))  # which needs val2017 only
+    assert "in place" in on_disk.check_lvis(root, "v0.5", splits=("val",))  # which needs val2017 only
     (root / "lvis/lvis_v0.5_val.json").unlink()
-    assert "lvis_v0.5_val.json is missing" in refusal(lvis.check_lvis, root, "v0.5", splits=("val",))
+    assert "lvis_v0.5_val.json is missing" in refusal(on_disk.check_lvis, root, "v0.5", splits=("val",))
 
 
 def test_thorough_check_names_the_image(root: Path) -> None:
     lvis.build(root, arguments(root, "v1"))
     (root / "coco/train2017/000000000009.jpg").rename(root / "coco/train2017/other.jpg")
-    assert "in place" in lvis.check_lvis(root, "v1")  # counts only
+    assert "in place" in on_disk.check_lvis(root, "v1")  # counts only
     assert "train2017/000000000009.jpg is missing" in refusal(lvis.check, root, arguments(root, "v1"))
 
 

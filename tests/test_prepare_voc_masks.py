@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer.prepare import layouts, voc_labels
+from transfer.data import on_disk, voc_labels
+from transfer.data.voc_labels import Box, Mask, match, tight_box
 from transfer.prepare.command import main
-from transfer.prepare.voc_labels import Box, Mask, match, tight_box
 
 SHAPE = (voc_archives.HEIGHT, voc_archives.WIDTH)
 
@@ -203,15 +203,15 @@ def test_a_grown_box_stays_inside() -> None:
 
 
 def test_layout_checks_name_the_first_missing_file(built: Path, tmp_path: Path) -> None:
-    assert "in place" in layouts.check_voc_semseg(built)
-    layouts.check_voc_segmentation(built)
+    assert "in place" in on_disk.check_voc_semseg(built)
+    on_disk.check_voc_segmentation(built)
     root = Path(shutil.copytree(built, tmp_path / "root", symlinks=True))
     (root / "VOC2012/SegmentationObject/2010_000005.png").unlink()
     with pytest.raises(UserError, match=r"SegmentationObject/2010_000005\.png is missing.*May-2012"):
-        layouts.check_voc_segmentation(root)
+        on_disk.check_voc_segmentation(root)
     (root / "VOC2012/JPEGImages/2008_000003.jpg").unlink()
     with pytest.raises(UserError, match=r"2008_000003\.jpg is missing"):
-        layouts.check_voc_semseg(root)
+        on_disk.check_voc_semseg(root)
     (root / "VOC2012/semseg/train_aug.txt").unlink()
     with pytest.raises(UserError, match=r"train_aug\.txt is missing.*voc-masks"):
-        layouts.check_voc_semseg(root)
+        on_disk.check_voc_semseg(root)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from scripts import ROOT, run_script
 
-from transfer import datasets
 from transfer.config.load import load_config
-from transfer.present import MINIATURE
+from transfer.data import datasets
+from transfer.data.on_disk import MINIATURE
 from transfer.reproduce import miniature
 from transfer.reproduce.tables import read
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import datasets, notes, solver, stream, trainer
+from transfer import notes, solver, trainer
 from transfer.config.load import load_config
+from transfer.data import datasets, train_stream
 from transfer.step import advice, step
 
 SMALL = [
@@ -65,7 +66,7 @@ def test_two_parts_of_a_batch_give_the_step_of_the_whole(
         datasets.prepare(cfg)
         torch.manual_seed(0)
         model = build_model(cfg).train()
-        batch = next(stream.training_batches(cfg, 0))
+        batch = next(train_stream.training_batches(cfg, 0))
         sizes = {tuple(image["image"].shape) for image in batch}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         with EventStorage():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pretrain.common import distributed
-from transfer import datasets, stream
 from transfer.config.load import load_config
+from transfer.data import datasets, train_stream
 
 
 def _config(*overrides: str):
@@ -19,7 +19,7 @@ def _config(*overrides: str):
 
 
 def _batches(portrait: np.ndarray, cfg, start: int = 0):
-    return list(islice(iter(stream._Batches(portrait, cfg, start)), 12))
+    return list(islice(iter(train_stream._Batches(portrait, cfg, start)), 12))
 
 
 def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +65,9 @@ def test_augmentation_depends_on_seed_and_position_only(tmp_path: Path) -> None:
         *detection_data.TINY, *detection_data.custom(data, data), "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)"
     )
     datasets.prepare(cfg)
-    first = list(islice(stream.training_batches(cfg, 0), 6))
+    first = list(islice(train_stream.training_batches(cfg, 0), 6))
     np.random.rand(7)  # what others draw from the global generator does not matter
-    again = list(islice(stream.training_batches(cfg, 3), 3))
+    again = list(islice(train_stream.training_batches(cfg, 3), 3))
     for expected, got in zip(first[3:], again, strict=True):
         for a, b in zip(expected, got, strict=True):
             assert torch.equal(a["image"], b["image"])
@@ -89,17 +89,17 @@ def test_repeat_factors_are_detectron2s_and_met_in_expectation(tmp_path: Path) -
         "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", "0.5",
     )  # fmt: skip
     datasets.prepare(cfg)
-    assert stream.read(cfg).factors.tolist() == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert train_stream.read(cfg).factors.tolist() == [2, 1, 1, 1, 1, 1, 1, 1]
 
     factors = np.array([1.0, 1.25, 2.5])
-    batches = stream._Batches(np.zeros(3, dtype=bool), _config(), 0, factors=factors)
+    batches = train_stream._Batches(np.zeros(3, dtype=bool), _config(), 0, factors=factors)
     epochs = [batches._order(epoch) for epoch in range(4000)]
     counts = np.array([np.bincount(epoch, minlength=3) for epoch in epochs])
     assert set(counts[:, 0]) == {1} and set(counts[:, 1]) == {1, 2} and set(counts[:, 2]) == {2, 3}
     # a Bernoulli mean over 4000 epochs: standard deviation at most 0.5 / sqrt(4000) = 0.008
     np.testing.assert_allclose(counts.mean(0), factors, atol=0.04)
     assert batches._order(7) == epochs[7] != epochs[8]
-    again = stream._Batches(np.zeros(3, dtype=bool), _config("SEED", "1"), 0, factors=factors)
+    again = train_stream._Batches(np.zeros(3, dtype=bool), _config("SEED", "1"), 0, factors=factors)
     assert [again._order(epoch) for epoch in range(9)] != epochs[:9]
 
 
@@ -107,7 +107,9 @@ def test_repeated_images_are_augmented_anew_and_shared_out(monkeypatch: pytest.M
     cfg = _config("SOLVER.IMS_PER_BATCH", "4")
 
     def batches(start: int = 0) -> list[list[tuple[int, int]]]:
-        items = stream._Batches(np.zeros(5, dtype=bool), cfg, start, factors=np.array([1, 1.5, 2, 3.3, 1]))
+        items = train_stream._Batches(
+            np.zeros(5, dtype=bool), cfg, start, factors=np.array([1, 1.5, 2, 3.3, 1])
+        )
         return list(islice(iter(items), 12))
 
     alone = batches()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer.subset import choose
+from transfer.data.subset import choose
 
 RNG = np.random.default_rng(0)
 CLASSES = [RNG.integers(0, 6, RNG.integers(0, 5)).tolist() for _ in range(200)]

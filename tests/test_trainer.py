@@ -12,8 +12,9 @@ from detectron2.utils.events import EventStorage
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer import datasets, solver, stream, trainer
+from transfer import solver, trainer
 from transfer.config.load import load_config
+from transfer.data import datasets, train_stream
 from transfer.step import step
 
 SMALL = [
@@ -119,7 +120,7 @@ def test_boxes_stay_exact_under_bf16(tiny, tmp_path: Path) -> None:
     for module in model.modules():
         if type(module).__name__ == "ROIAlign":
             module.register_forward_hook(lambda _, inputs, __: kinds.append(inputs[0].dtype))
-    batch = next(stream.training_batches(cfg, 0))
+    batch = next(train_stream.training_batches(cfg, 0))
     with EventStorage():
         losses, _ = step(cfg, model, batch, solver.build_optimizer(cfg, model), 0)
     assert set(kinds) == {torch.float32}
@@ -131,7 +132,7 @@ def test_non_finite_loss_stops_before_the_weights_change(tiny, tmp_path: Path) -
     datasets.prepare(cfg)
     model = build_model(cfg).train()
     optimizer = solver.build_optimizer(cfg, model)
-    batch = next(stream.training_batches(cfg, 0))
+    batch = next(train_stream.training_batches(cfg, 0))
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")
     before = {name: value.clone() for name, value in model.named_parameters()}

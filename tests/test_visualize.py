@@ -16,8 +16,9 @@ from scripts import run_script
 from pretrain import config as pretrain_config
 from pretrain.common.errors import UserError
 from pretrain.data import sources, views_sheet
-from transfer import contact_sheet, datasets, inspection, matching, objects, pictures, stream, weights
+from transfer import contact_sheet, inspection, matching, objects, pictures, weights
 from transfer.config.load import load_config
+from transfer.data import datasets, train_stream
 from transfer.objects import Objects
 
 NAMES = ["cat", "dog"]
@@ -99,7 +100,9 @@ def test_augmented_boxes_lie_on_their_objects(tmp_path: Path, channels: str) -> 
     cfg = load_config("transfer/coco_R50_FPN.yaml", overrides)
     datasets.prepare(cfg)
     for item in [
-        image for _, batch in zip(range(6), stream.training_batches(cfg, 0), strict=False) for image in batch
+        image
+        for _, batch in zip(range(6), train_stream.training_batches(cfg, 0), strict=False)
+        for image in batch
     ]:
         picture, caption = inspection._augmented(item, "custom_train", channels)
         assert re.match(r"\d+\.png, \d+ x \d+ pixels: (1|2) (cup|key)", caption)

@@ -21,7 +21,8 @@ from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import Signals
-from transfer import datasets, loop, results, solver, stream, synthetic, trainer
+from transfer import loop, results, solver, synthetic, trainer
+from transfer.data import datasets, train_stream
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, autocast, grad_scaler, seed
@@ -85,7 +86,7 @@ def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
     model.train()
     optimizer = solver.build_optimizer(cfg, model)
     state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), None)
-    return state, stream.batches(stream.read(cfg), cfg, 0)
+    return state, train_stream.batches(train_stream.read(cfg), cfg, 0)
 
 
 def _ours(cfg: CfgNode, state: State, batches: Iterator[Batch], log: Progress) -> None:

@@ -13,7 +13,7 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
 from transfer import report, stages
 from transfer.config.load import load_config
-from transfer.prepare.layouts import check_demo
+from transfer.data.on_disk import check_demo
 from transfer.results import environment
 from transfer.stages import ROOT, Stage
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pretrain.common.errors import UserError
 from transfer import evaluators
-from transfer.mapper import build_mapper
+from transfer.data.mapper import build_mapper
 
 Metrics = dict[str, dict[str, float | None]]
 BY_CLASS = ("AP-", "IoU-")  # metrics of one class

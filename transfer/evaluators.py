@@ -29,7 +29,7 @@ from detectron2.evaluation import (
 
 from pretrain.common.errors import UserError
 from transfer import d2_compat, semseg
-from transfer.present import need
+from transfer.data.catalog import need
 
 Results = dict[str, dict[str, float]] | None
 

@@ -17,9 +17,10 @@ from detectron2.modeling import build_model
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from transfer import contact_sheet, datasets, matching, objects, pictures, stream, weights
+from transfer import contact_sheet, matching, objects, pictures, weights
 from transfer.contact_sheet import Section
-from transfer.mapper import build_mapper
+from transfer.data import datasets, train_stream
+from transfer.data.mapper import build_mapper
 from transfer.matching import Mistake
 
 
@@ -47,7 +48,7 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
         section.pictures = [_raw(record, name) for record in pictures.spread(records, count)]
     else:
         cfg.DATALOADER.NUM_WORKERS = 0
-        batches = stream.training_batches(cfg, 0)
+        batches = train_stream.training_batches(cfg, 0)
         seen = list(islice((item for batch in batches for item in batch), count))
         section.about = f"The first {len(seen)} images of the training stream of {names}, after augmentation."
         section.pictures = [_augmented(item, name, cfg.INPUT.FORMAT) for item in seen]

@@ -13,7 +13,8 @@ from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.signals import STOPPED, Signals
 from pretrain.tensor_files import checkpoint
-from transfer import best, d2_compat, evaluation, precise_bn, snapshot, solver, stream
+from transfer import best, d2_compat, evaluation, precise_bn, snapshot, solver
+from transfer.data import train_stream
 from transfer.evaluation import Metrics
 from transfer.progress import Progress
 from transfer.snapshot import State
@@ -47,14 +48,14 @@ def train(
         text = cfg.dump().encode()
         write_atomic(output / "config.yaml", lambda file: file.write(text))
     parallel = d2_compat.distribute(model, broadcast_buffers=False)
-    source = stream.read(cfg)
-    batches = stream.batches(source, cfg, state.iteration)
+    source = train_stream.read(cfg)
+    batches = train_stream.batches(source, cfg, state.iteration)
     with EventStorage(state.iteration), Progress(cfg, state.iteration) as log, Signals() as signals:
         while state.iteration < cfg.SOLVER.MAX_ITER:
             stop = advance(cfg, state, parallel, batches, log=log, signals=signals)
             if _turn(cfg.TEST.EVAL_PERIOD, state, cfg):
                 with log.pause():
-                    _measure_bn(cfg, state, parallel, stream.batches(source, cfg, state.iteration))
+                    _measure_bn(cfg, state, parallel, train_stream.batches(source, cfg, state.iteration))
                     _test(cfg, state, log)
                 model.train()
             if stop or _turn(cfg.SOLVER.CHECKPOINT_PERIOD, state, cfg):

@@ -17,7 +17,7 @@ from torch import nn
 
 from pretrain.common.files import write_atomic
 from transfer import objects
-from transfer.mapper import build_mapper
+from transfer.data.mapper import build_mapper
 from transfer.objects import Objects
 
 T = TypeVar("T")

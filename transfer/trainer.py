@@ -21,18 +21,9 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest, write_json
 from pretrain.model.norm import convert_sync_batchnorm
-from transfer import (
-    d2_compat,
-    datasets,
-    evaluation,
-    loop,
-    notes,
-    pictures,
-    precise_bn,
-    results,
-    weights,
-)
-from transfer.data_record import data_digests, data_record
+from transfer import d2_compat, evaluation, loop, notes, pictures, precise_bn, results, weights
+from transfer.data import datasets
+from transfer.data.digests import data_digests, data_record
 from transfer.step import LAST, advice
 
 RESULTS = "results.json"

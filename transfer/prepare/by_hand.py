@@ -1,7 +1,6 @@
 """What only the user can fetch, with an account; and short checks that several data sets share."""
 
 import argparse
-import os
 from pathlib import Path
 
 from pretrain.common.errors import UserError
@@ -37,19 +36,3 @@ def given(archives: list[Archive], root: Path, args: argparse.Namespace, *, how:
 def folder_for(root: Path, args: argparse.Namespace) -> Path:
     """Where the user puts archives."""
     return args.archives or root / "downloads"
-
-
-def command(name: str, root: Path) -> str:
-    """What to run to get a data set; `name` may have options behind it."""
-    return f"run 'python tools/prepare_data.py {name} --root {root}'"
-
-
-def demand(file: Path, where: str) -> None:
-    """Raise UserError if `file` is not there."""
-    if not file.is_file():
-        raise UserError(f"{file} is missing: it comes from {where}")
-
-
-def names_in(folder: Path) -> set[str]:
-    """Names of what lies in a folder; of one that does not exist, none."""
-    return set(os.listdir(folder)) if folder.is_dir() else set()

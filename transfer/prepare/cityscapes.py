@@ -6,7 +6,6 @@ in them; the authors' `cityscapesscripts` draws them from the polygons.
 
 import argparse
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -14,20 +13,20 @@ from PIL import Image
 from pretrain.common.errors import UserError
 from pretrain.common.files import is_whole_png
 from pretrain.common.pool import Progress, each
+from transfer.data.on_disk import (
+    CITYSCAPES_ARCHIVES,
+    CITYSCAPES_ENDINGS,
+    CITYSCAPES_TRAIN_IDS,
+    check_cityscapes,
+    check_cityscapes_files,
+    cityscapes_frames,
+    prepare_command,
+)
 from transfer.prepare.archives import Archive
-from transfer.prepare.by_hand import command, folder_for, given, names_in
+from transfer.prepare.by_hand import folder_for, given
 from transfer.prepare.download import unpack
 
-IMAGES = {"train": 2_975, "val": 500}
-ARCHIVES = {  # by the folder that each holds; 11 GB and 241 MB
-    "leftImg8bit": Archive("leftImg8bit_trainvaltest.zip"),
-    "gtFine": Archive("gtFine_trainvaltest.zip"),
-}
-ENDINGS = {  # of the files of one frame, in the archives
-    "leftImg8bit": ("_leftImg8bit.png",),
-    "gtFine": ("_gtFine_polygons.json", "_gtFine_instanceIds.png", "_gtFine_labelIds.png"),
-}
-TRAIN_IDS = "_gtFine_labelTrainIds.png"  # drawn here
+ARCHIVES = {kind: Archive(name) for kind, name in CITYSCAPES_ARCHIVES.items()}
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
@@ -49,18 +48,20 @@ def build(root: Path, args: argparse.Namespace) -> None:
     for temporary in folder.glob("*/*/*/.*.tmp*"):  # of a run that was killed
         temporary.unlink()
     check_cityscapes(root, semantic=False)
-    stems = [folder / "gtFine" / split / city / stem for split, city, stem in _frames(folder)]
-    _draw_all([stem for stem in stems if not is_whole_png(_with_ending(stem, TRAIN_IDS))], args.workers)
+    stems = [folder / "gtFine" / split / city / stem for split, city, stem in cityscapes_frames(folder)]
+    _draw_all(
+        [stem for stem in stems if not is_whole_png(_with_ending(stem, CITYSCAPES_TRAIN_IDS))], args.workers
+    )
     print(check(root, args))
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
     """Names and counts, and whether each image is whole and as large as its annotations."""
     said = check_cityscapes(root)
-    folder, again = root / "cityscapes", command("cityscapes", root)
-    for split, city, stem in _frames(folder):
-        files = [folder / "leftImg8bit" / split / city / f"{stem}{ENDINGS['leftImg8bit'][0]}"]
-        for ending in (*ENDINGS["gtFine"][1:], TRAIN_IDS):
+    folder, again = root / "cityscapes", prepare_command("cityscapes", root)
+    for split, city, stem in cityscapes_frames(folder):
+        files = [folder / "leftImg8bit" / split / city / f"{stem}{CITYSCAPES_ENDINGS['leftImg8bit'][0]}"]
+        for ending in (*CITYSCAPES_ENDINGS["gtFine"][1:], CITYSCAPES_TRAIN_IDS):
             files.append(folder / "gtFine" / split / city / f"{stem}{ending}")
         sizes = {}
         for file in files:
@@ -76,72 +77,9 @@ def check(root: Path, args: argparse.Namespace) -> str:
     return said
 
 
-def check_cityscapes(root: Path, *, semantic: bool = True) -> str:
-    """The files of `cityscapes_fine_{instance_seg,sem_seg}_{train,val}`: names and counts only.
-
-    Args:
-        semantic: whether the label images that semantic segmentation is trained on are needed too.
-    """
-    folder = root / "cityscapes"
-    for kind, endings in ENDINGS.items():
-        _check_files(folder, kind, endings, ARCHIVES[kind].name)
-    if semantic:
-        _check_files(folder, "gtFine", (TRAIN_IDS,), "cityscapesscripts, which draws it from the polygons")
-    _check_strays(folder / "leftImg8bit")
-    return f"{folder} is in place: " + " and ".join(
-        f"{count} {split} images" for split, count in IMAGES.items()
-    )
-
-
-def _check_files(folder: Path, kind: str, endings: tuple[str, ...], where: str) -> None:
-    """Every frame of which anything is there has its files in ROOT/cityscapes/KIND, and all frames are there."""
-    again = command("cityscapes", folder.parent)
-    present: dict[Path, set[str]] = {}
-    found = dict.fromkeys(IMAGES, 0)
-    for split, city, stem in _frames(folder):
-        place = folder / kind / split / city
-        if place not in present:
-            present[place] = names_in(place)
-        found[split] += 1
-        for ending in endings:
-            if stem + ending not in present[place]:
-                raise UserError(f"{place / (stem + ending)} is missing: it comes from {where}: {again}")
-    for split, count in IMAGES.items():
-        if found[split] != count:
-            raise UserError(
-                f"{folder / kind / split} holds {found[split]} of {count} images; they come from {where}: {again}"
-            )
-
-
-def _check_strays(photos: Path) -> None:
-    """detectron2 takes everything in there for a city or an image of one, and stops at anything else."""
-    for split in IMAGES:
-        for city in sorted(names_in(photos / split)):
-            if not (photos / split / city).is_dir():
-                raise UserError(f"{photos / split / city} is no part of Cityscapes: remove it")
-            for name in sorted(names_in(photos / split / city)):
-                if not name.endswith(ENDINGS["leftImg8bit"]):
-                    raise UserError(f"{photos / split / city / name} is no part of Cityscapes: remove it")
-
-
-def _frames(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(split, city, stem of the file names) of each frame that has a photo or polygons."""
-    for split in IMAGES:
-        photos, labels = (folder / kind / split for kind in ENDINGS)
-        for city in sorted(names_in(photos) | names_in(labels)):
-            stems = {
-                name.removesuffix(ending)
-                for place, ending in ((photos, "_leftImg8bit.png"), (labels, "_gtFine_polygons.json"))
-                for name in names_in(place / city)
-                if name.endswith(ending)
-            }
-            for stem in sorted(stems):
-                yield split, city, stem
-
-
 def _is_complete(folder: Path, kind: str) -> bool:
     try:
-        _check_files(folder, kind, ENDINGS[kind], "")
+        check_cityscapes_files(folder, kind, CITYSCAPES_ENDINGS[kind], "")
     except UserError:
         return False
     return True
@@ -165,11 +103,11 @@ def _draw(stem: Path) -> None:
     """Write one label image, whole or not at all."""
     from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
-    polygons = _with_ending(stem, ENDINGS["gtFine"][0])
+    polygons = _with_ending(stem, CITYSCAPES_ENDINGS["gtFine"][0])
     temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp.png")
     try:
         json2labelImg(str(polygons), str(temporary), "trainIds")
-        temporary.replace(_with_ending(stem, TRAIN_IDS))
+        temporary.replace(_with_ending(stem, CITYSCAPES_TRAIN_IDS))
     except (SystemExit, ValueError, KeyError) as error:  # it exits at a label that it does not know
         raise UserError(
             f"{polygons} cannot be drawn ({error!r}): it comes from {ARCHIVES['gtFine'].name}"

@@ -7,16 +7,16 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from transfer.prepare import layouts
+from transfer.data import on_disk
 from transfer.prepare.archives import Archive, install
 
 ARCHIVES = {
     "annotations": Archive(
-        layouts.COCO_ARCHIVE["annotations"], 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"
+        on_disk.COCO_ARCHIVE["annotations"], 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c"
     ),
-    "val2017": Archive(layouts.COCO_ARCHIVE["val2017"], 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+    "val2017": Archive(on_disk.COCO_ARCHIVE["val2017"], 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
     "train2017": Archive(
-        layouts.COCO_ARCHIVE["train2017"], 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"
+        on_disk.COCO_ARCHIVE["train2017"], 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"
     ),
 }
 
@@ -25,9 +25,9 @@ def build(root: Path, args: argparse.Namespace) -> None:
     """Fetch and unpack what is missing."""
     for part, archive in ARCHIVES.items():
         check_part = (
-            partial(layouts.check_coco_annotations, root)
+            partial(on_disk.check_coco_annotations, root)
             if part == "annotations"
-            else partial(layouts.check_coco_images, root, part)
+            else partial(on_disk.check_coco_images, root, part)
         )
         install(archive, root / "coco", args, check=check_part)
     print(check(root, args))
@@ -35,4 +35,4 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 def check(root: Path, args: argparse.Namespace) -> str:
     """Every image that the annotations name, by its name."""
-    return f"{layouts.check_coco(root, thorough=True)}\n{layouts.check_keypoints(root, thorough=True)}"
+    return f"{on_disk.check_coco(root, thorough=True)}\n{on_disk.check_keypoints(root, thorough=True)}"

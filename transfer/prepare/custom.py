@@ -8,9 +8,8 @@ from typing import Any
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest, write_atomic
-from transfer import annotation_checks, annotations, subset
-from transfer.annotations import Problem
-from transfer.prepare.headers import differences
+from transfer.data import coco_entry_checks, coco_problems, subset
+from transfer.data.coco_problems import Problem, size_differences
 from transfer.prepare.summary import holds, summary
 
 SHOWN = 20  # problems
@@ -25,7 +24,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
     """Print what `args.json` holds and what is wrong with it; write `args.output` if a change is asked for.
 
     `args.repair` mends what can be mended, `args.fraction`, `args.shots` and `args.seed` choose a part of the
-    images (`transfer.subset`); both are recorded in the output's "info".
+    images (`transfer.data.subset`); both are recorded in the output's "info".
 
     Raises:
         UserError: there are problems and no `args.repair`, or one that cannot be mended.
@@ -85,7 +84,7 @@ def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
     found = _problems(content, args)
     if _is_coco(content):
         print(f"{args.json}:")
-        for line in (*summary(content), *(annotations.remarks(content) if not found else ())):
+        for line in (*summary(content), *(coco_problems.remarks(content) if not found else ())):
             print(f"  {line}")
     if found:
         print(f"{len(found)} problem(s):")
@@ -97,17 +96,19 @@ def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
 
 
 def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
-    """What `transfer.annotations` finds, then what the images' files say."""
+    """What `transfer.data.coco_problems` finds, then what the images' files say."""
     if not _is_coco(content):
-        return annotations.problems(content, args.images, masks=False, keypoints=False)
+        return coco_problems.problems(content, args.images, masks=False, keypoints=False)
     learn = args.learn
     if learn is None:  # whatever the file holds
         fields = zip(LABELS, ("segmentation", "keypoints"), strict=True)
         learn = [label for label, field in fields if holds(content, field)]
-    found = annotations.problems(content, args.images, masks="masks" in learn, keypoints="keypoints" in learn)
-    for index, text in differences(content["images"], args.images):
+    found = coco_problems.problems(
+        content, args.images, masks="masks" in learn, keypoints="keypoints" in learn
+    )
+    for index, text in size_differences(content["images"], args.images):
         name = f"image {content['images'][index].get('id', f'at position {index}')}"
-        found.append(Problem(f"{name}: {text}", "images", index, "left out", annotation_checks.drop))
+        found.append(Problem(f"{name}: {text}", "images", index, "left out", coco_entry_checks.drop))
     return found
 
 
@@ -135,7 +136,7 @@ def _mend(content: Content, found: list[Problem], args: argparse.Namespace) -> t
             break
         if not found:
             return content, dict(done)
-        content = annotations.repaired(content, found)
+        content = coco_problems.repaired(content, found)
         done.update(f"{problem.part}: {problem.remedy}" for problem in found)
         found = _problems(content, args)
     if found:

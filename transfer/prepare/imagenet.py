@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 
 from pretrain.common.errors import UserError
+from transfer.data.on_disk import names_in, prepare_command
 from transfer.prepare.archives import Archive
-from transfer.prepare.by_hand import command, given, names_in
+from transfer.prepare.by_hand import given
 from transfer.prepare.imagenet_archives import unpack_train, unpack_val
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
@@ -52,7 +53,7 @@ def check(root: Path, args: argparse.Namespace) -> str:
                 for entry in entries:
                     if entry.name.endswith(".JPEG") and not entry.stat().st_size:
                         raise UserError(
-                            f"{entry.path} is empty: remove its folder, then {command('imagenet', root)}"
+                            f"{entry.path} is empty: remove its folder, then {prepare_command('imagenet', root)}"
                         )
     return said
 
@@ -70,7 +71,7 @@ def check_imagenet(root: Path) -> str:
 
 def _check_split(folder: Path, split: str) -> None:
     archives = " and ".join(archive.name for archive in SOURCE[split])
-    where = f"it comes from {archives}: {command('imagenet', folder.parent)}"
+    where = f"it comes from {archives}: {prepare_command('imagenet', folder.parent)}"
     classes = {name for name in names_in(folder / split) if WNID.fullmatch(name)}
     other = {
         name for name in names_in(folder / ("val" if split == "train" else "train")) if WNID.fullmatch(name)

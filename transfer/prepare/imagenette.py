@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.common.errors import UserError
+from transfer.data.on_disk import names_in, prepare_command
 from transfer.prepare.archives import Archive, install
-from transfer.prepare.by_hand import command, names_in
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 ARCHIVES = {
@@ -62,4 +62,4 @@ def _folder(root: Path, size: str) -> Path:
 
 
 def _again(root: Path, size: str) -> str:
-    return command(f"imagenette --size {size}", root)
+    return prepare_command(f"imagenette --size {size}", root)

@@ -8,30 +8,20 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pretrain.common.errors import UserError
+from transfer.data.on_disk import (
+    COCO_IMAGES,
+    LVIS_VERSIONS,
+    demand,
+    lvis_again,
+    lvis_json,
+    lvis_url,
+    names_in,
+    prepare_command,
+)
 from transfer.prepare.archives import Archive, install
-from transfer.prepare.by_hand import command, demand, names_in
-
-URL = "https://dl.fbaipublicfiles.com/LVIS"
-
-
-class Version(NamedTuple):
-    categories: int  # their ids are 1 to this
-    images: dict[str, int]  # per split, at least; v0.5's train split is published as "57k" only
-    folders: dict[str, tuple[str, ...]]  # per split, COCO's folders that its images lie in
-
-
-VERSIONS = {
-    "v0.5": Version(1230, {"train": 57_000, "val": 5_000}, {"train": ("train2017",), "val": ("val2017",)}),
-    "v1": Version(
-        1203,
-        {"train": 100_170, "val": 19_809},
-        {"train": ("train2017",), "val": ("train2017", "val2017")},
-    ),
-}
-COCO_IMAGES = {"train2017": 118_287, "val2017": 5_000}
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
@@ -40,8 +30,8 @@ def build(root: Path, args: argparse.Namespace) -> None:
     Raises:
         UserError: a download that failed, or what is missing.
     """
-    for split in VERSIONS[args.version].images:
-        file = _json(root, args.version, split)  # there or not: `unpack` leaves no half of it
+    for split in LVIS_VERSIONS[args.version].images:
+        file = lvis_json(root, args.version, split)  # there or not: `unpack` leaves no half of it
         install(
             _archive(args.version, split), root / "lvis", args, check=partial(demand, file, "the archive")
         )
@@ -52,65 +42,45 @@ def check(root: Path, args: argparse.Namespace) -> str:
     """Read the annotations of `args.version` and look for every image, in memory of about 7 times the json's size."""
     present = {name: names_in(root / "coco" / name) for name in COCO_IMAGES}
     counts = []
-    for split in VERSIONS[args.version].images:
+    for split in LVIS_VERSIONS[args.version].images:
         content = _load(root, args.version, split)
-        _check_content(_json(root, args.version, split), content)
+        _check_content(lvis_json(root, args.version, split), content)
         for image in content["images"]:
             folder, name = image["coco_url"].split("/")[-2:]
             if name not in present.get(folder, ()):
-                raise UserError(f"{root / 'coco' / folder / name} is missing: {command('coco', root)}")
+                raise UserError(
+                    f"{root / 'coco' / folder / name} is missing: {prepare_command('coco', root)}"
+                )
         counts.append(
             f"{split} {len(content['images'])} images with {len(content['annotations'])} annotations"
         )
     return f"{root / 'lvis'}: LVIS {args.version} is whole: {', '.join(counts)}"
 
 
-def check_lvis(root: Path, version: str, splits: tuple[str, ...] = ("train", "val")) -> str:
-    """LVIS for `lvis_VERSION_{train,val}`: names and counts only, so cheap enough to run before a training."""
-    for split in splits:
-        demand(_json(root, version, split), f"{_archive(version, split).url}: {_again(root, version)}")
-        for folder in VERSIONS[version].folders[split]:
-            found = sum(name.endswith(".jpg") for name in names_in(root / "coco" / folder))
-            if found < COCO_IMAGES[folder]:
-                raise UserError(
-                    f"{root / 'coco' / folder} holds {found} of COCO's {COCO_IMAGES[folder]} images, "
-                    f"which LVIS {version} {split} needs: {command('coco', root)}"
-                )
-    return f"{root / 'lvis'}: LVIS {version} is in place"
-
-
 def _archive(version: str, split: str) -> Archive:
-    return Archive(f"{URL}/lvis_{version}_{split}.json.zip")
-
-
-def _json(root: Path, version: str, split: str) -> Path:
-    return root / "lvis" / f"lvis_{version}_{split}.json"
-
-
-def _again(root: Path, version: str) -> str:
-    return command(f"lvis --version {version}", root)
+    return Archive(lvis_url(version, split))
 
 
 def _load(root: Path, version: str, split: str) -> dict[str, Any]:
     """The parsed file, if its counts are those of the version."""
-    file, wanted = _json(root, version, split), VERSIONS[version]
-    demand(file, f"{_archive(version, split).url}: {_again(root, version)}")
+    file, wanted = lvis_json(root, version, split), LVIS_VERSIONS[version]
+    demand(file, f"{lvis_url(version, split)}: {lvis_again(root, version)}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         images, categories = len(content["images"]), [category["id"] for category in content["categories"]]
         len(content["annotations"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is no whole LVIS file ({error}): remove it, then {_again(root, version)}"
+            f"{file} is no whole LVIS file ({error}): remove it, then {lvis_again(root, version)}"
         ) from None
     if images < wanted.images[split]:
         raise UserError(
-            f"{file} has {images} images, not {wanted.images[split]}: remove it, then {_again(root, version)}"
+            f"{file} has {images} images, not {wanted.images[split]}: remove it, then {lvis_again(root, version)}"
         )
     if sorted(categories) != list(range(1, wanted.categories + 1)):
         raise UserError(
             f"{file}: its {len(categories)} category ids are not 1 to {wanted.categories}, those of {version}: "
-            f"remove it, then {_again(root, version)}"
+            f"remove it, then {lvis_again(root, version)}"
         )
     return content
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.common.errors import UserError
-from transfer.prepare import layouts
+from transfer.data import on_disk
 from transfer.prepare.archives import Archive, install
 
 KNOWN = {  # bytes, md5
@@ -18,19 +18,19 @@ KNOWN = {  # bytes, md5
     ("2007", "test"): (451_020_800, "b6e924de25625d8de591ea690078ad9f"),
     ("2012", "trainval"): (1_999_639_040, "6cd6e144f989b92b3379bac3b3de84fd"),
 }
-ARCHIVES = {key: Archive(layouts.VOC_ARCHIVE[key], *known) for key, known in KNOWN.items()}
+ARCHIVES = {key: Archive(on_disk.VOC_ARCHIVE[key], *known) for key, known in KNOWN.items()}
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
     """Fetch, unpack and link what is missing."""
     for year, split in ARCHIVES:
-        install_split(root, year, split, args, check=partial(layouts.check_voc_split, root, year, split))
+        install_split(root, year, split, args, check=partial(on_disk.check_voc_split, root, year, split))
     print(check(root, args))
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
     """Every image and XML file that the lists name."""
-    return layouts.check_voc(root)
+    return on_disk.check_voc(root)
 
 
 def install_split(

@@ -25,7 +25,8 @@ from pycocotools import mask as rle
 from pretrain.common import pool
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_bytes, write_json
-from transfer.prepare import layouts, voc, voc_labels
+from transfer.data import on_disk, voc_labels
+from transfer.prepare import voc
 from transfer.prepare.archives import Archive, install
 
 SBD = Archive(
@@ -67,7 +68,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
         return
     except UserError:
         pass
-    voc.install_split(root, "2012", "trainval", args, check=partial(layouts.check_voc_segmentation, root))
+    voc.install_split(root, "2012", "trainval", args, check=partial(on_disk.check_voc_segmentation, root))
     install(SBD, root / "SBD", args, check=partial(check_sbd, root), leave_out="/img/")
     folder, sbd = root / "VOC2012", _sbd(root)
     for split in (Split("train_aug", folder, sbd), Split("val", folder, None)):
@@ -82,7 +83,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 def check(root: Path, args: argparse.Namespace) -> str:
     """The converted files and the images that they are about."""
-    return f"{layouts.check_voc_masks(root)}\n{layouts.check_voc_semseg(root)}"
+    return f"{on_disk.check_voc_masks(root)}\n{on_disk.check_voc_semseg(root)}"
 
 
 def check_sbd(root: Path) -> None:

@@ -21,7 +21,7 @@ from pretrain.common.console import say
 from pretrain.common.files import write_json
 from pretrain.model.encoders import Architecture, ResNet
 from pretrain.tensor_files import checkpoint
-from transfer.present import MINIATURE
+from transfer.data.on_disk import MINIATURE
 from transfer.reproduce.lock import BEAT, STALE, Lock
 from transfer.reproduce.smoke import STAND_IN
 

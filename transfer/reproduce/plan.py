@@ -14,13 +14,13 @@ from pretrain import config as pretrain_config
 from pretrain.common.configs import find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from transfer import catalog, linear_config, present
+from transfer import linear_config
 from transfer.config.load import load_config
 from transfer.convert.recognise import read_source
-from transfer.data_record import data_digests
+from transfer.data import catalog
+from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.reproduce import smoke
 from transfer.reproduce.changes import changes
-from transfer.reproduce.folders import names_digest, recall, remember
 from transfer.reproduce.jobs import Job
 from transfer.reproduce.shorter import shorter
 from transfer.reproduce.tables import Column, Init, Released, Row, Table
@@ -288,7 +288,7 @@ def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
     place = json.dumps([cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST])
     try:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            present.check(name, Path(cfg.DATASETS.ROOT))
+            catalog.check_files(name, Path(cfg.DATASETS.ROOT))
     except UserError as error:
         return recall(options.cache, place) or {}, str(error)
     digests = data_digests(cfg)

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from transfer import catalog, own_data, present, subset
+from transfer.data import catalog, own_coco, subset
 
 COCO_KEYPOINTS = 17  # for which pycocotools has the sigmas of the metric
 # meta architecture -> (node of the class count, metadata with the names of the classes)
@@ -37,7 +37,7 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     """
     root = Path(cfg.DATASETS.ROOT).expanduser()
     catalog.register_builtin(root)
-    own_data.use(cfg)
+    own_coco.use(cfg)
     key = "TRAIN" if train else "TEST"
     if not cfg.DATASETS[key]:
         raise UserError(
@@ -47,11 +47,11 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     wanted = [("TRAIN", name) for name in cfg.DATASETS.TRAIN if train]
     wanted += [("TEST", name) for name in cfg.DATASETS.TEST]
     for key, name in wanted:
-        present.check(name, root)
+        catalog.check_files(name, root)
         if match := catalog.DEMO.fullmatch(name):
             folder, split = root / match[1], match[2]
             # four of photographs, more where only the fallback's shapes could be had
-            classes = own_data.read(folder / "demo.json")["classes"]
+            classes = own_coco.read(folder / "demo.json")["classes"]
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
             catalog.register_coco(
                 name,
@@ -71,7 +71,7 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     """The records of `DATASETS.TRAIN` that are trained on: those with usable labels, of them the chosen part.
 
     Images without annotations, or without enough keypoints, are left out first, as detectron2 does it; then
-    `DATASETS.FRACTION` and `SHOTS` choose (`transfer.subset`). Says what was chosen.
+    `DATASETS.FRACTION` and `SHOTS` choose (`transfer.data.subset`). Says what was chosen.
     """
     model = cfg.MODEL
     try:

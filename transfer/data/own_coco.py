@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from transfer import annotations, catalog
+from transfer.data import catalog, coco_problems
 
 KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
 SHOWN = 10  # problems that are printed
@@ -94,7 +94,7 @@ def _checked(
     label: str, path: Path, images: Path, copy: Path | None, *stamp: int, masks: bool, keypoints: bool
 ) -> Own:
     content = read(path)
-    found = annotations.problems(content, images, masks=masks, keypoints=keypoints)
+    found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
     used = path
     if found and copy is not None:
         content = _mend(label, content, found, images, masks=masks, keypoints=keypoints)
@@ -104,7 +104,7 @@ def _checked(
         used = copy
     elif found:
         _refuse(label, found)
-    for line in annotations.remarks(content):
+    for line in coco_problems.remarks(content):
         say(f"{label}: {line}")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = _keypoint_names(label, content) if keypoints else ()
@@ -113,16 +113,22 @@ def _checked(
 
 
 def _mend(
-    label: str, content: Any, found: list[annotations.Problem], images: Path, *, masks: bool, keypoints: bool
+    label: str,
+    content: Any,
+    found: list[coco_problems.Problem],
+    images: Path,
+    *,
+    masks: bool,
+    keypoints: bool,
 ) -> Any:
     done: Counter[str] = Counter()
     for _ in range(3):  # an image whose size was unknown may have boxes outside
         try:
-            content = annotations.repaired(content, found)
+            content = coco_problems.repaired(content, found)
         except UserError as error:
             raise UserError(f"{label}: {error}") from None
         done.update(f"{problem.part} {problem.remedy}" for problem in found)
-        found = annotations.problems(content, images, masks=masks, keypoints=keypoints)
+        found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
         if not found:
             break
     else:
@@ -131,7 +137,7 @@ def _mend(
     return content
 
 
-def _refuse(label: str, found: list[annotations.Problem]) -> None:
+def _refuse(label: str, found: list[coco_problems.Problem]) -> None:
     """Print the first problems, then raise."""
     mendable = all(problem.mend for problem in found)
     advice = "; mend the file, or add DATASETS.REPAIR True" if mendable else ""

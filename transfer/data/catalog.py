@@ -1,6 +1,7 @@
 """Names of data sets and the folders that they mean, in detectron2's catalogs."""
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +12,25 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin, register_coco_instances
 
 from pretrain.common.errors import UserError
-from transfer import cityscapes, d2_compat, voc
-from transfer.prepare.voc_labels import CLASSES
+from transfer import d2_compat
+from transfer.data.on_disk import (
+    MINIATURE,
+    check_cityscapes,
+    check_coco,
+    check_demo,
+    check_keypoints,
+    check_lvis,
+    check_voc,
+    check_voc_masks,
+    check_voc_semseg,
+)
+from transfer.data.readers import cityscapes_instances, voc_boxes, voc_labels
+from transfer.data.voc_labels import CLASSES
+
+_PATHS = (
+    "json_file", "image_root", "image_dir", "gt_dir", "dirname", "panoptic_json", "panoptic_root", "sem_seg_root",
+)  # fmt: skip
+_BUILDERS = {"coco": "coco", "lvis": "lvis", "cityscapes": "cityscapes"}
 
 # Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.
 VOC_MASKS = {"voc_2012_masks_train": "train_aug", "voc_2012_masks_val": "val"}
@@ -40,11 +58,11 @@ def register_builtin(root: Path) -> None:
     for name in list(DatasetCatalog.list()):
         metadata = MetadataCatalog.get(name)
         if name.startswith("voc_20") and BUILTIN.fullmatch(name):
-            DatasetCatalog.remove(name)  # see transfer.voc
-            DatasetCatalog.register(name, partial(voc.boxes, Path(metadata.dirname), metadata.split))
+            DatasetCatalog.remove(name)  # see transfer.data.readers
+            DatasetCatalog.register(name, partial(voc_boxes, Path(metadata.dirname), metadata.split))
         elif name.startswith("cityscapes_fine_instance_seg_"):
-            DatasetCatalog.remove(name)  # see transfer.cityscapes
-            DatasetCatalog.register(name, partial(cityscapes.instances, metadata.image_dir, metadata.gt_dir))
+            DatasetCatalog.remove(name)  # see transfer.data.readers
+            DatasetCatalog.register(name, partial(cityscapes_instances, metadata.image_dir, metadata.gt_dir))
     folder = root / "VOC2012"
     for name, split in VOC_MASKS.items():
         annotations = folder / "annotations_masks" / f"instances_{split}.json"
@@ -115,7 +133,7 @@ def counts(name: str) -> tuple[int, int]:
 
 def _register_labels(name: str, folder: Path, split: str) -> None:
     _forget(name)
-    DatasetCatalog.register(name, partial(voc.labels, folder, split))
+    DatasetCatalog.register(name, partial(voc_labels, folder, split))
     MetadataCatalog.get(name).set(
         stuff_classes=["background", *CLASSES],
         ignore_label=255,
@@ -129,3 +147,52 @@ def _forget(name: str) -> None:
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog.list():
             catalog.remove(name)
+
+
+def check_files(name: str, root: Path) -> None:
+    """Raise `UserError` that names the first file of a data set which is missing, and where it comes from.
+
+    An unknown name passes. Names and counts only: no image is opened. Of the sets that `tools/reproduce.py --smoke`
+    makes only the presence is looked at: their counts are their own.
+    """
+    if (root / MINIATURE).exists():
+        if name in DatasetCatalog.list():
+            _check_paths(name, root)
+    elif name in VOC_MASKS:
+        check_voc_masks(root)
+    elif name in VOC_LABELS:
+        check_voc_semseg(root, (VOC_LABELS[name],))
+    elif re.fullmatch(r"voc_20(07|12)_(train|val|trainval|test)", name):
+        check_voc(root, years=(name.split("_")[1],))
+    elif re.fullmatch(r"coco_2017_(train|val)", name):
+        check_coco(root)
+    elif re.fullmatch(r"keypoints_coco_2017_(train|val)", name):
+        check_keypoints(root)
+    elif match := DEMO.fullmatch(name):
+        check_demo(root / match[1])
+    elif match := re.fullmatch(r"lvis_(v0\.5|v1)_(train|val)", name):
+        need("lvis", name)
+        check_lvis(root, match[1], (match[2],))
+    elif match := re.fullmatch(r"cityscapes_fine_(instance|sem)_seg_(train|val)", name):
+        need("cityscapesscripts", name)
+        if match[1] == "instance":
+            need("shapely", name)  # detectron2 resolves overlapping polygons with it
+        check_cityscapes(root, semantic=match[1] == "sem")
+    elif name in DatasetCatalog.list():
+        _check_paths(name, root)
+
+
+def need(package: str, name: str) -> None:
+    """Raise `UserError` if a package that a data set is read or measured with is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{name} needs the package {package}: pip install {package}")
+
+
+def _check_paths(name: str, root: Path) -> None:
+    metadata = MetadataCatalog.get(name)
+    for key in _PATHS:
+        path = metadata.get(key)
+        if path and "://" not in path and not Path(path).exists():
+            builder = _BUILDERS.get(name.split("_")[0])
+            hint = f": run 'python tools/prepare_data.py {builder} --root {root}'" if builder else ""
+            raise UserError(f"{name}: {path} is missing{hint}")

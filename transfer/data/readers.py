@@ -3,26 +3,35 @@
 detectron2's own `load_voc_instances` fails on a list of exactly one image; this gives the same records else.
 """
 
+import os
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.datasets import cityscapes
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer.prepare.voc_labels import CLASSES
+from transfer import d2_compat
+from transfer.data.voc_labels import CLASSES
+
+_CHUNK = 32  # images that a process takes at once
 
 Record = dict[str, Any]
 
 
-def boxes(folder: Path, split: str) -> list[Record]:
+def voc_boxes(folder: Path, split: str) -> list[Record]:
     """Records of VOC's list `ImageSets/Main/SPLIT.txt`, difficult objects included, as detectron2 and the paper."""
     names = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
     return [_record(folder, name) for name in names]
 
 
-def labels(folder: Path, split: str) -> list[Record]:
+def voc_labels(folder: Path, split: str) -> list[Record]:
     """Records of the label images `semseg/SPLIT/*.png` (0 ground, 1 to 20 the classes, 255 to be ignored)."""
     records = []
     for path in sorted((folder / "semseg" / split).glob("*.png")):
@@ -72,3 +81,30 @@ def _text(element: ElementTree.Element, path: str) -> str:
     if text is None:
         raise ValueError(f"it has no {path}")
     return text.strip()
+
+
+def cityscapes_instances(image_dir: str, gt_dir: str) -> list[Record]:
+    """Records of a split, with polygons from its json files, as detectron2 reads them; classes 0 to 7."""
+    from cityscapesscripts.helpers.labels import labels
+
+    files = cityscapes._get_cityscapes_files(image_dir, gt_dir)
+    cores = (os.cpu_count() or 1) // distributed.world_size()
+    processes = min(cores, len(files) // (2 * _CHUNK))
+    if processes < 2:
+        records = [_read_cityscapes(item) for item in files]
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            records = list(pool.map(_read_cityscapes, files, chunksize=_CHUNK))
+    counted = [label.id for label in labels if label.hasInstances and not label.ignoreInEval]
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = counted.index(annotation["category_id"])
+    return records
+
+
+def _read_cityscapes(files: tuple[str, ...]) -> Record:
+    """(image, instance ids, label ids, polygons) of one image -> its record, with Cityscapes' own label ids."""
+    d2_compat.alias_cityscapes()  # this may be a new process
+    read = partial(cityscapes._cityscapes_files_to_dict, from_json=True, to_polygons=True)
+    record: Record = read(files)
+    return record

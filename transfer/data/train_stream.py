@@ -18,8 +18,8 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from pretrain.common import distributed
 from pretrain.common.signals import outlive_the_stop
-from transfer.datasets import training_records
-from transfer.mapper import build_mapper
+from transfer.data.datasets import training_records
+from transfer.data.mapper import build_mapper
 
 Batch = list[dict[str, Any]]
 REFERENCE_GPUS = 8  # the paper's machine: a batch of 16 is eight pairs, each of one orientation

@@ -3,16 +3,23 @@
 detectron2 asserts, drops objects silently or fails in the middle of an epoch on most of what is found here.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pretrain.common.errors import UserError
-from transfer import annotation_checks as checks
-from transfer import masks_check
-from transfer.prepare.headers import shown_size
+from transfer.data import coco_entry_checks as checks
+
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # its values that exchange width and height
+_THREADS = 8  # they wait for the disk
+
 
 Entry = dict[str, Any]
 
@@ -65,9 +72,7 @@ def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool)
             *checks.ids(annotation, seen, max(lowest_free, 1) + index),
             *checks.references(annotation, known, categories),
             *checks.box(annotation, sizes.get(checks.hashable(annotation.get("image_id")))),
-            *masks_check.problems(
-                annotation, sizes.get(checks.hashable(annotation.get("image_id"))), wanted=masks
-            ),
+            *checks.masks(annotation, sizes.get(checks.hashable(annotation.get("image_id"))), wanted=masks),
             *(checks.keypoints(annotation, categories) if keypoints else ()),
         ):
             found.append(Problem(f"{name} {text}", "annotations", index, remedy, mend))
@@ -186,3 +191,43 @@ def _category_problems(categories: list[Entry]) -> list[Problem]:
 
 def _is_size(image: Entry) -> bool:
     return all(checks.is_int(image.get(side)) and image[side] > 0 for side in ("width", "height"))
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as detectron2 shows it to the model, that is, turned as its EXIF data say.
+
+    Only the header is read. Raises ValueError, with the reason, if it is no image that Pillow can read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no readable image: {error}") from None
+
+
+def size_differences(images: Sequence[dict[str, Any]], folder: Path) -> Iterator[tuple[int, str]]:
+    """(index, what is wrong) of each image of a COCO file whose file is broken or of another size.
+
+    Entries without a name, a size or a file are passed over: `problems` reports those.
+    """
+
+    def difference(image: dict[str, Any]) -> str:
+        name, size = image.get("file_name"), (image.get("width"), image.get("height"))
+        if not isinstance(name, str) or not all(isinstance(v, int) for v in size):
+            return ""
+        path = folder / name
+        if not os.path.isfile(path):
+            return ""
+        try:
+            found = shown_size(path)
+        except ValueError as error:
+            return f"its file {path} is {error}"
+        if found == size:
+            return ""
+        return f"its file {path} is {found[0]} x {found[1]}, but the json says {size[0]} x {size[1]}"
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for index, text in enumerate(threads.map(difference, images)):
+            if text:
+                yield index, text
