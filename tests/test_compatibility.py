@@ -19,9 +19,9 @@ from scripts import ROOT
 from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
 from transfer import d2_compat, trainer
-from transfer import weights as weights_module
 from transfer.config.load import load_config
 from transfer.convert.convert import convert
+from transfer.models import init_weights as weights_module
 
 OURS = sorted(path.name for path in (ROOT / "configs/transfer").glob("*.yaml"))
 NARROW = [

@@ -13,7 +13,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.config.load import load_config
-from transfer.data import datasets, on_disk, train_stream
+from transfer.data import catalog, datasets, train_stream
 from transfer.data import digests as data_digests
 from transfer.data.readers import voc_boxes
 

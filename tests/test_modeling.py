@@ -10,10 +10,11 @@ from torch import nn
 from pretrain.common import configs, distributed
 from pretrain.common.errors import UserError
 from pretrain.model.norm import convert_sync_batchnorm
-from transfer import d2_compat, modeling, precise_bn, weights
+from transfer import d2_compat, precise_bn
 from transfer.config.load import load_config
 from transfer.convert import convert
 from transfer.convert.convert import read_weights
+from transfer.models import init_weights, paper_heads
 
 # isort: split
 from detectron2.config import CfgNode
@@ -193,7 +194,7 @@ def test_yaml_in_the_authors_style(name: str, stride_in_1x1: bool, tmp_path: Pat
     cfg = load_config(str(tmp_path / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *NARROW])
     assert cfg.SOLVER.STEPS == (120000, 160000) and cfg.DATASETS.TEST == ("coco_2017_val",)
     model = build_model(cfg)
-    assert type(model.roi_heads) is modeling.Res5ROIHeadsExtraNorm
+    assert type(model.roi_heads) is paper_heads.Res5ROIHeadsExtraNorm
     assert isinstance(model.roi_heads.res5.norm, nn.SyncBatchNorm)
     first = model.backbone.res3[0]
     assert (first.conv1.stride, first.conv2.stride) == (((2, 2), (1, 1))[:: 1 if stride_in_1x1 else -1])
@@ -297,7 +298,7 @@ def test_frozen_norm_holds_the_weights_statistics_and_fpn_alone_is_measured(tmp_
         own = ["MODEL.WEIGHTS", str(tmp_path / "w.pkl"), "MODEL.DEVICE", "cpu", "MODEL.FPN.NORM", fpn_norm]
         cfg = load_config("transfer/lvis_R50_FPN_2x_frozen.yaml", [*own, *NARROW])
         model = build_model(cfg).train()
-        assert weights.load_into(model, cfg)["matched"] == len(file) == 265
+        assert init_weights.load_into(model, cfg)["matched"] == len(file) == 265
         trunk = model.backbone.bottom_up
         assert sum(isinstance(m, FrozenBatchNorm2d) for m in trunk.modules()) == 53
         with EventStorage():

@@ -14,11 +14,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.common.errors import UserError
 from pretrain.model import encoders
-from transfer import weights
 from transfer.config.load import load_config
 from transfer.convert import architecture as convert_architecture
 from transfer.convert import convert
 from transfer.convert.preprocessing import preprocessing
+from transfer.models import init_weights
 
 SMALL_HEADS = [
     "MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.FPN.OUT_CHANNELS", "8", "MODEL.DC5.CHANNELS", "8",
@@ -66,7 +66,7 @@ def _loaded(network: nn.Module, file: Path, name: str, *overrides: str) -> nn.Mo
     """A detector of a config, filled from the file; every tensor of the source has gone in."""
     cfg = load_config(f"transfer/{name}.yaml", [*SMALL_HEADS, "MODEL.WEIGHTS", str(file), *overrides])
     model = build_model(cfg)
-    loaded = weights.load_into(model, cfg)
+    loaded = init_weights.load_into(model, cfg)
     source = [n for n in network.state_dict() if not n.startswith("fc.") and "num_batches" not in n]
     assert loaded["matched"] == len(source)
     return model.eval()

@@ -23,8 +23,8 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from transfer import modeling  # noqa: F401 (registers)
 from transfer.config.load import load_config
+from transfer.models import paper_heads  # noqa: F401 (registers)
 
 # Applied to both sides: the format of the weights, and fewer proposals to save time.
 FORMAT = [

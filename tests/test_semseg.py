@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import d2_compat, semseg
+from transfer import d2_compat
 from transfer.config.load import default_config
+from transfer.models import segmentation
 
 NARROW = """
 MODEL:
@@ -131,7 +132,9 @@ def _by_hand(cells: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def test_the_papers_crops_have_their_corners_on_cells(size: int, cells: int) -> None:
     logits = torch.randn(1, 2, cells, cells)
     expected = F.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(semseg.upsample(logits)[:, :, :size, :size], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        segmentation.upsample(logits)[:, :, :size, :size], expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_cells_lie_where_the_network_looks() -> None:
@@ -150,7 +153,7 @@ def test_cells_lie_where_the_network_looks() -> None:
 
 def test_loss_is_the_mean_cross_entropy_of_labelled_pixels() -> None:
     torch.manual_seed(0)
-    head = semseg.FCN16sHead(
+    head = segmentation.FCN16sHead(
         _cfg(**{"MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 0.5, "MODEL.SEM_SEG_HEAD.NORM": ""}), _SHAPES
     )
     nn.init.normal_(head.classifier.weight)
@@ -171,7 +174,7 @@ def test_loss_is_the_mean_cross_entropy_of_labelled_pixels() -> None:
 
 
 def test_crop_without_a_label_is_no_loss() -> None:
-    head = semseg.FCN16sHead(_cfg(**{"MODEL.SEM_SEG_HEAD.NORM": ""}), _SHAPES).train()
+    head = segmentation.FCN16sHead(_cfg(**{"MODEL.SEM_SEG_HEAD.NORM": ""}), _SHAPES).train()
     _, losses = head({"res5": torch.randn(1, 8, 2, 2)}, torch.full((1, 32, 32), 255))
     losses["loss_sem_seg"].backward()
     assert losses["loss_sem_seg"] == 0
@@ -216,7 +219,7 @@ def _evaluate(folder: Path, ranks: int = 1, rank: int = 0) -> dict[str, float] |
     MetadataCatalog.get("semseg_made_up").set(stuff_classes=list(CLASSES), ignore_label=255)
     cfg = _cfg(**{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4})
     try:
-        evaluator = semseg.sem_seg_evaluator("semseg_made_up", cfg)
+        evaluator = segmentation.sem_seg_evaluator("semseg_made_up", cfg)
         evaluator.reset()
         for i in range(rank, len(records), ranks):
             evaluator.process([records[i]], [{"sem_seg": _answer(records[i], i)}])
@@ -272,7 +275,7 @@ def test_model_that_does_not_fit_the_labels_is_refused(tmp_path: Path, key: str,
     keys = {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4, f"MODEL.SEM_SEG_HEAD.{key}": value}
     try:
         with pytest.raises(UserError, match=f"SEM_SEG_HEAD.{key} {value}"):
-            semseg.sem_seg_evaluator("semseg_other", _cfg(**keys))
+            segmentation.sem_seg_evaluator("semseg_other", _cfg(**keys))
     finally:
         DatasetCatalog.remove("semseg_other")
         MetadataCatalog.remove("semseg_other")

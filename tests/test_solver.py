@@ -8,8 +8,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 
-from transfer import solver
 from transfer.config.load import load_config
+from transfer.models import build
 
 
 def _config(*more: str):
@@ -20,7 +20,7 @@ def _config(*more: str):
 def test_norm_layers_have_no_weight_decay(name: str) -> None:
     cfg = _config("SOLVER.OPTIMIZER", name)
     model = build_model(cfg)
-    optimizer = solver.build_optimizer(cfg, model)
+    optimizer = build.build_optimizer(cfg, model)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     norm = {id(p) for m in model.modules() if "BatchNorm" in type(m).__name__ for p in m.parameters()}
     assert {decay[i] for i in norm} == {0.0}
@@ -29,7 +29,7 @@ def test_norm_layers_have_no_weight_decay(name: str) -> None:
 
 def _rates(*more: str) -> list[float]:
     cfg = _config("SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "4", *more)
-    optimizer = solver.build_optimizer(cfg, torch.nn.Linear(1, 1))
+    optimizer = build.build_optimizer(cfg, torch.nn.Linear(1, 1))
     scheduler = build_lr_scheduler(cfg, optimizer)
     rates = []
     for _ in range(20):

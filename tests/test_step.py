@@ -13,9 +13,10 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import notes, solver, trainer
+from transfer import trainer
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
+from transfer.models import build
 from transfer.step import advice, step
 
 SMALL = [
@@ -83,12 +84,12 @@ def test_two_parts_of_a_batch_give_the_step_of_the_whole(
 
 def test_what_is_said_about_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = _config(tmp_path, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.ACCUMULATE", "4")
-    notes.say_parts(cfg, build_model(cfg))
+    build.say_parts(cfg, build_model(cfg))
     line = capsys.readouterr().out
     assert "16 images in 4 parts of 4" in line
     assert "batch norm is over 4 image(s) at a time, undivided it would be 16" in line
     cfg = _config(tmp_path, "SOLVER.ACCUMULATE", "2", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "")
-    notes.say_parts(cfg, build_model(cfg))
+    build.say_parts(cfg, build_model(cfg))
     assert "batch norm" not in capsys.readouterr().out
 
 
@@ -107,7 +108,7 @@ def test_clipping_sees_unscaled_gradients(tmp_path: Path) -> None:
     clip = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"]
     cfg = _config(tmp_path, *clip, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "2.0", "SOLVER.WEIGHT_DECAY", "0.0")
     model = Fake(lambda weight, batch: 0.5 * weight)
-    optimizer = solver.build_optimizer(cfg, model)
+    optimizer = build.build_optimizer(cfg, model)
     with EventStorage():
         step(cfg, model, [0, 1], optimizer, 0, scaler=torch.amp.GradScaler("cpu"))
     assert model.weight.item() == pytest.approx(1 - cfg.SOLVER.BASE_LR * 0.5)
@@ -126,7 +127,7 @@ def test_out_of_memory_names_three_keys(tmp_path: Path, monkeypatch: pytest.Monk
     assert "\n" not in str(caught.value)
 
     data = detection_data.write_coco(tmp_path / "data", images=2)
-    monkeypatch.setattr(trainer, "build_model", lambda cfg: Fake(fail))
+    monkeypatch.setattr(build, "build_model", lambda cfg: Fake(fail))
     cfg = _config(tmp_path / "run", *detection_data.custom(data, data))
     with pytest.raises(UserError, match=r"SOLVER\.ACCUMULATE to 2"):
         trainer.run(cfg)
@@ -142,7 +143,7 @@ def test_compiled_backbone_keeps_names_and_numbers(tmp_path: Path, monkeypatch: 
     names, features = [], []
     for value in ("False", "True"):
         cfg = _config(tmp_path, "MODEL.COMPILE", value)
-        model, _ = trainer.build(cfg)
+        model, _ = build.build(cfg)
         names.append(list(model.state_dict()))
         with torch.no_grad():
             features.append(model.eval().backbone(images))
@@ -159,7 +160,7 @@ def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         nn.Module, "compile", lambda self, **options: compile_module(self, **options, backend=broken)
     )
     cfg = _config(tmp_path, "MODEL.COMPILE", "True")
-    model, _ = trainer.build(cfg)
+    model, _ = build.build(cfg)
     with (
         pytest.raises(UserError, match=r"MODEL\.COMPILE True.*no C\+\+ compiler was found.*leave it False"),
         advice(cfg),

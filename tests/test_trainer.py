@@ -12,9 +12,10 @@ from detectron2.utils.events import EventStorage
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer import solver, trainer
+from transfer import trainer
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
+from transfer.models import build
 from transfer.step import step
 
 SMALL = [
@@ -115,14 +116,14 @@ def test_boxes_stay_exact_under_bf16(tiny, tmp_path: Path) -> None:
     cfg = _load(tiny, tmp_path / "x", "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu")
     datasets.prepare(cfg)
     model = build_model(cfg).train()
-    trainer.pool_in_float32(model)
+    build.pool_in_float32(model)
     kinds = []
     for module in model.modules():
         if type(module).__name__ == "ROIAlign":
             module.register_forward_hook(lambda _, inputs, __: kinds.append(inputs[0].dtype))
     batch = next(train_stream.training_batches(cfg, 0))
     with EventStorage():
-        losses, _ = step(cfg, model, batch, solver.build_optimizer(cfg, model), 0)
+        losses, _ = step(cfg, model, batch, build.build_optimizer(cfg, model), 0)
     assert set(kinds) == {torch.float32}
     assert all(torch.isfinite(value) for value in losses.values())
 
@@ -131,7 +132,7 @@ def test_non_finite_loss_stops_before_the_weights_change(tiny, tmp_path: Path) -
     cfg = _load(tiny, tmp_path / "x")
     datasets.prepare(cfg)
     model = build_model(cfg).train()
-    optimizer = solver.build_optimizer(cfg, model)
+    optimizer = build.build_optimizer(cfg, model)
     batch = next(train_stream.training_batches(cfg, 0))
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[0] = float("nan")

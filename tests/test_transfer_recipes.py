@@ -25,11 +25,11 @@ from detectron2.modeling import build_model
 from scripts import ROOT
 
 from pretrain.common.errors import UserError
-from transfer import semseg  # noqa: F401 (first; the last two register)
 from transfer.config import explain
 from transfer.config.keys import add_keys
 from transfer.config.load import load_config
 from transfer.config.paper_tasks import RECIPES
+from transfer.models import segmentation  # noqa: F401 (first; the last two register)
 
 Table = dict[str, Any]
 RANDOM = ["MODEL.INIT", "random"]

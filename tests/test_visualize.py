@@ -16,9 +16,10 @@ from scripts import run_script
 from pretrain import config as pretrain_config
 from pretrain.common.errors import UserError
 from pretrain.data import sources, views_sheet
-from transfer import contact_sheet, inspection, matching, objects, pictures, weights
+from transfer import contact_sheet, inspection, matching, objects, pictures
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
+from transfer.models import init_weights
 from transfer.objects import Objects
 
 NAMES = ["cat", "dog"]
@@ -233,7 +234,7 @@ def test_predictions_put_the_worst_first(tmp_path: Path, monkeypatch: pytest.Mon
             return [{"instances": found}]
 
     monkeypatch.setattr(inspection, "build_model", lambda cfg: Model())
-    monkeypatch.setattr(weights, "load_detector", lambda model, path: None)
+    monkeypatch.setattr(init_weights, "load_detector", lambda model, path: None)
     *images, page = inspection.show_predictions(cfg, tmp_path / "out", count=3, images=100)
     assert sum(path.name.startswith("false_positive") for path in images) == 2
     assert sum(path.name.startswith("miss") for path in images) == 3

@@ -17,7 +17,7 @@ from torch import nn
 from pretrain.common.errors import UserError
 from transfer.convert.convert import convert
 from transfer.convert.weights_file import read_weights
-from transfer.weights import check_filled, check_preprocessing, load_detector, load_into
+from transfer.models.init_weights import check_filled, check_preprocessing, load_detector, load_into
 
 NETWORK = small_network()
 SETTINGS = {

@@ -30,10 +30,10 @@ def main() -> None:
     for flag, key in ((args.fraction, "DATASETS.FRACTION"), (args.shots, "DATASETS.SHOTS")):
         overrides += [] if flag is None else [key, str(flag)]
     if args.follow_weights:
-        from transfer import weights
+        from transfer.models import init_weights
 
         name = read_config(args.config, overrides).MODEL.WEIGHTS
-        overrides = [*weights.settings(name), *overrides]
+        overrides = [*init_weights.settings(name), *overrides]
     cfg = load_config(args.config, overrides, need_weights=not args.explain)
     started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
     if started > 1 and (args.num_gpus, args.num_machines) != (1, 1):

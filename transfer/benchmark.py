@@ -21,8 +21,9 @@ from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import Signals
-from transfer import loop, results, solver, synthetic, trainer
+from transfer import loop, results, synthetic
 from transfer.data import datasets, train_stream
+from transfer.models import build
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, autocast, grad_scaler, seed
@@ -82,9 +83,9 @@ def _find_data(cfg: CfgNode, folder: Path) -> None:
 
 def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
     """What `transfer.loop.train` sets up."""
-    model, _ = trainer.build(cfg)
+    model, _ = build.build(cfg)
     model.train()
-    optimizer = solver.build_optimizer(cfg, model)
+    optimizer = build.build_optimizer(cfg, model)
     state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), None)
     return state, train_stream.batches(train_stream.read(cfg), cfg, 0)
 
@@ -98,7 +99,7 @@ def _plain_loop(cfg: CfgNode) -> Callable[[], None]:
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     loader = build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
-    optimizer = solver.build_optimizer(cfg, model)  # detectron2's SGD, or the same AdamW for both
+    optimizer = build.build_optimizer(cfg, model)  # detectron2's SGD, or the same AdamW for both
     amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cuda"  # it has none on a CPU
     plain = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
     schedule = build_lr_scheduler(cfg, optimizer)

@@ -28,8 +28,9 @@ from detectron2.evaluation import (
 )
 
 from pretrain.common.errors import UserError
-from transfer import d2_compat, semseg
+from transfer import d2_compat
 from transfer.data.catalog import need
+from transfer.models import segmentation
 
 Results = dict[str, dict[str, float]] | None
 
@@ -50,7 +51,7 @@ def build(cfg: CfgNode, name: str) -> DatasetEvaluator:
         d2_compat.alias_cityscapes()
         return CityscapesInstances(name) if kind == "cityscapes_instance" else CityscapesLabels(name)
     if kind == "sem_seg":
-        return semseg.sem_seg_evaluator(name, cfg)
+        return segmentation.sem_seg_evaluator(name, cfg)
     if kind in ("coco_panoptic_seg", "ade20k_panoptic_seg"):
         need("panopticapi", name)
         return _panoptic(cfg, name, things=kind.startswith("coco"))
@@ -200,7 +201,7 @@ def _panoptic(cfg: CfgNode, name: str, *, things: bool) -> DatasetEvaluators:
     if things:
         parts.append(Coco(cfg, name))
     if hasattr(MetadataCatalog.get(name), "sem_seg_root"):
-        parts.append(semseg.sem_seg_evaluator(name, cfg))
+        parts.append(segmentation.sem_seg_evaluator(name, cfg))
     return DatasetEvaluators(parts)
 
 

@@ -17,11 +17,12 @@ from detectron2.modeling import build_model
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from transfer import contact_sheet, matching, objects, pictures, weights
+from transfer import contact_sheet, matching, objects, pictures
 from transfer.contact_sheet import Section
 from transfer.data import datasets, train_stream
 from transfer.data.mapper import build_mapper
 from transfer.matching import Mistake
+from transfer.models import init_weights
 
 
 def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path]:
@@ -119,10 +120,10 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
     records = pictures.spread(DatasetCatalog.get(name), images)
     if not any(record.get("annotations") or "sem_seg_file_name" in record for record in records):
         raise UserError(f"DATASETS.TEST {name}: has no annotations to hold predictions against")
-    path = weights.local_path(cfg.MODEL.WEIGHTS)
+    path = init_weights.local_path(cfg.MODEL.WEIGHTS)
     cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
     model = build_model(cfg)
-    weights.load_detector(model, path)
+    init_weights.load_detector(model, path)
     model.eval()
     mapper = build_mapper(cfg, is_train=False)
     threshold = cfg.TEST.PICTURE_SCORE

@@ -13,9 +13,10 @@ from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.signals import STOPPED, Signals
 from pretrain.tensor_files import checkpoint
-from transfer import best, d2_compat, evaluation, precise_bn, snapshot, solver
+from transfer import best, d2_compat, evaluation, precise_bn, snapshot
 from transfer.data import train_stream
 from transfer.evaluation import Metrics
+from transfer.models import build
 from transfer.progress import Progress
 from transfer.snapshot import State
 from transfer.step import Batch, grad_scaler, seed, step
@@ -38,7 +39,7 @@ def train(
         SystemExit: with `stop.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
     """
     model.train()
-    optimizer = solver.build_optimizer(cfg, model)
+    optimizer = build.build_optimizer(cfg, model)
     state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), data)
     output = Path(cfg.OUTPUT_DIR)
     if resume:

@@ -26,8 +26,8 @@ def _add_keys() -> None:
 
 
 def _register() -> None:
-    for name in ("modeling", "semseg"):
-        importlib.import_module(f"transfer.{name}")
+    for name in ("paper_heads", "segmentation"):
+        importlib.import_module(f"transfer.models.{name}")
 
 
 # module of detectron2 -> what follows its first import

@@ -10,20 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from detectron2.modeling.poolers import ROIPooler
-from torch import nn
 
 from pretrain.common import distributed, loggers
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.files import file_digest, write_json
-from pretrain.model.norm import convert_sync_batchnorm
-from transfer import d2_compat, evaluation, loop, notes, pictures, precise_bn, results, weights
+from pretrain.common.files import write_json
+from transfer import d2_compat, evaluation, loop, pictures, precise_bn, results
 from transfer.data import datasets
 from transfer.data.digests import data_digests, data_record
+from transfer.models.build import build
 from transfer.step import LAST, advice
 
 RESULTS = "results.json"
@@ -88,32 +84,6 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     distributed.barrier()
 
 
-def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model with its weights, as this machine runs it best, and the record of the weights.
-
-    Args:
-        cfg: frozen, `MODEL.DEVICE` resolved.
-        eval_only: `MODEL.WEIGHTS` is a whole detector.
-    """
-    notes.check_amp(cfg)
-    torch.manual_seed(cfg.SEED)
-    model = build_model(cfg)
-    if cfg.SOLVER.AMP.ENABLED:
-        pool_in_float32(model)
-    record = _load_weights(cfg, model, eval_only=eval_only)
-    if cfg.MODEL.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)  # 8 % less time an iteration in the demo, on a CPU
-        if cfg.MODEL.KEYPOINT_ON:  # detectron2 takes its output as contiguous
-            model.roi_heads.keypoint_head.to(memory_format=torch.contiguous_format)
-    if cfg.MODEL.DEVICE == "cpu" and distributed.world_size() > 1:
-        convert_sync_batchnorm(model)  # torch's own refuses CPU tensors
-    if cfg.MODEL.COMPILE:
-        model.backbone.compile(dynamic=True)  # in place: names of weights stay; images come in all sizes
-    if not eval_only:
-        notes.say_parts(cfg, model)
-    return model, record
-
-
 def _settings(cfg: CfgNode, weights_record: dict[str, Any] | None) -> dict[str, Any]:
     """What a run's numbers depend on."""
     return {
@@ -124,19 +94,6 @@ def _settings(cfg: CfgNode, weights_record: dict[str, Any] | None) -> dict[str, 
         "precise_bn": precise_bn.ESTIMATOR if cfg.TEST.PRECISE_BN.ENABLED else None,
         **results.environment(cfg.MODEL.DEVICE),
     }
-
-
-def _load_weights(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> dict[str, Any] | None:
-    if eval_only:
-        if not cfg.MODEL.WEIGHTS:
-            raise UserError("--eval-only needs MODEL.WEIGHTS: the model_final.pth of a fine-tuning run")
-        path = weights.local_path(cfg.MODEL.WEIGHTS)
-        weights.load_detector(model, path)
-        return {"path": str(path), "sha256": file_digest(path)}
-    if cfg.MODEL.INIT == "random":
-        say("MODEL.INIT random: training from scratch")
-        return None
-    return weights.load_into(model, cfg)
 
 
 def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
@@ -151,18 +108,3 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
         raise UserError(
             f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder"
         )
-
-
-def pool_in_float32(model: nn.Module) -> None:
-    """Keep box coordinates exact under AMP: ROIAlign casts the boxes to the type of the features.
-
-    bf16 holds whole pixels only up to 256; a box edge at 601.3 would be pooled from 600.
-    """
-
-    def to_float32(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        features, *rest = arguments
-        return ([feature.float() for feature in features], *rest)
-
-    for module in model.modules():
-        if isinstance(module, ROIPooler):
-            module.register_forward_pre_hook(to_float32)
