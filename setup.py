@@ -66,6 +66,7 @@ setup(
         "transfer.models",
         "transfer.prepare",
         "transfer.reproduce",
+        "transfer.train",
     ],
     package_data={
         "transfer": ["templates/*"],

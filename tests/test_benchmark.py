@@ -10,8 +10,9 @@ from detectron2.data import DatasetCatalog
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer import benchmark, synthetic
 from transfer.config.load import load_config
+from transfer.train import benchmark
+from transfer.train import benchmark as train_benchmark
 
 SMALL = [
     *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
@@ -55,7 +56,7 @@ def test_both_loops_take_the_same_step(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_synthetic_set_is_a_coco_set_with_masks_in_their_boxes(tmp_path: Path) -> None:
-    path, images = synthetic.write(tmp_path, side=96, images=4, objects=3)
+    path, images = train_benchmark.write_shapes(tmp_path, side=96, images=4, objects=3)
     overrides = [*SMALL, *detection_data.custom((path, images), (path, images))]
     cfg = load_config("transfer/coco_R50_FPN.yaml", overrides)
     benchmark._find_data(cfg, tmp_path)

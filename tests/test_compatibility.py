@@ -18,10 +18,11 @@ from scripts import ROOT
 
 from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
-from transfer import d2_compat, trainer
+from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.convert.convert import convert
 from transfer.models import init_weights as weights_module
+from transfer.train import run
 
 OURS = sorted(path.name for path in (ROOT / "configs/transfer").glob("*.yaml"))
 NARROW = [
@@ -151,7 +152,7 @@ def test_published_files_run_unchanged(
     if task == "segm":
         train, test = (detection_data.write_coco(published / part, images=3) for part in ("train", "test"))
         overrides += detection_data.custom(train, test)
-    trainer.run(load_config(name, overrides))
+    run.run(load_config(name, overrides))
     text = (published / "out/results.json").read_text()
     assert f'"{task}"' in text and '"AP50"' in text
     evaluated = "voc_2007_test" if task == "bbox" else "custom_test"
@@ -337,6 +338,6 @@ def test_zoo_configs_train(tmp_path: Path, name: str, task: str) -> None:
         "MODEL.INIT", "random", "MODEL.WEIGHTS", "", *narrow, *detection_data.TINY, "SOLVER.MAX_ITER", "1",
         "SOLVER.STEPS", "()", *detection_data.custom(data, data), "OUTPUT_DIR", str(tmp_path / "out"),
     ]  # fmt: skip
-    trainer.run(load_config(str(_zoo() / name), overrides))
+    run.run(load_config(str(_zoo() / name), overrides))
     assert f'"{task}"' in (tmp_path / "out/results.json").read_text()
     assert len(list((tmp_path / "out/pictures").glob("*.jpg"))) == 2

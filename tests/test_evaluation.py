@@ -23,9 +23,10 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import d2_compat, evaluation, evaluators
+from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.data import catalog, datasets, digests, on_disk
+from transfer.train import evaluation, evaluators
 
 
 class Oracle(nn.Module):

@@ -16,7 +16,7 @@ from pretrain import config as pretrain_config
 from pretrain.common import loggers
 from pretrain.common.errors import UserError
 from transfer.config.load import load_config
-from transfer.progress import Progress
+from transfer.train.log import Progress
 
 
 def _config(output: Path, *more: str):

@@ -10,11 +10,12 @@ from torch import nn
 from pretrain.common import configs, distributed
 from pretrain.common.errors import UserError
 from pretrain.model.norm import convert_sync_batchnorm
-from transfer import d2_compat, precise_bn
+from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.convert import convert
 from transfer.convert.convert import read_weights
 from transfer.models import init_weights, paper_heads
+from transfer.train import precise_bn
 
 # isort: split
 from detectron2.config import CfgNode

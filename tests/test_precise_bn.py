@@ -9,7 +9,7 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.model import norm
-from transfer import precise_bn
+from transfer.train import precise_bn
 
 
 def _model() -> nn.Module:

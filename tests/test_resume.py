@@ -17,8 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pretrain.common import signals
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
-from transfer import loop, snapshot, step, trainer
 from transfer.config.load import load_config
+from transfer.train import loop, step
+from transfer.train import run as train_run
+from transfer.train import state as train_state
+from transfer.train.state import State, restore
 
 TINY = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
@@ -42,14 +45,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def whole(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run without `BUSY`."""
     folder = tmp_path_factory.mktemp("whole")
-    trainer.run(_load(data, folder))
+    train_run.run(_load(data, folder))
     return folder
 
 
 @pytest.fixture(autouse=True)
 def float16_without_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaled losses in float32: a CPU takes half a minute for an iteration in float16."""
-    monkeypatch.setattr(trainer.notes, "check_amp", lambda cfg: None)
+    monkeypatch.setattr(train_run.notes, "check_amp", lambda cfg: None)
     monkeypatch.setattr(step, "autocast", lambda cfg: contextlib.nullcontext())
 
 
@@ -112,7 +115,7 @@ def test_interrupted_run_ends_bit_equal(
     cut = tmp_path / "cut"
     if more:
         whole = tmp_path / "whole"
-        trainer.run(_load(data, whole, *more))
+        train_run.run(_load(data, whole, *more))
     one_step = loop.step
 
     def stop_at_the_sixth(cfg, model, batch, optimizer, iteration, **options):
@@ -122,14 +125,14 @@ def test_interrupted_run_ends_bit_equal(
 
     monkeypatch.setattr(loop, "step", stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(_load(data, cut, *more))
+        train_run.run(_load(data, cut, *more))
     monkeypatch.setattr(loop, "step", one_step)
     with pytest.raises(UserError, match=r"unfinished run.*--resume"):
-        trainer.run(_load(data, cut, *more))
+        train_run.run(_load(data, cut, *more))
     for change in (["SEED", "1"], ["SOLVER.BASE_LR", "0.5"]):
         with pytest.raises(UserError, match=r"other settings than these \([\w.]+ was .* and is "):
-            trainer.run(_load(data, cut, *more, *change), resume=True)
-    trainer.run(_load(data, cut, *more), resume=True)
+            train_run.run(_load(data, cut, *more, *change), resume=True)
+    train_run.run(_load(data, cut, *more), resume=True)
     assert _equal(whole, cut)
     timeless = [
         [
@@ -154,9 +157,9 @@ def test_scale_of_float16_losses_is_restored(data, tmp_path: Path) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(torch.ones(()))  # makes the scale
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        states.append(snapshot.State(model, optimizer, scheduler, scaler))
-    snapshot.save(states[0], cfg)
-    snapshot.restore(states[1], cfg)
+        states.append(State(model, optimizer, scheduler, scaler))
+    train_state.save(states[0], cfg)
+    restore(states[1], cfg)
     assert states[1].scaler.state_dict() == states[0].scaler.state_dict()
 
 
@@ -164,12 +167,12 @@ def test_last_good_file_outlives_weights_that_are_not_finite(data, tmp_path: Pat
     cfg = _load(data, tmp_path)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    state = snapshot.State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None, iteration=3)
-    snapshot.save(state, cfg)
+    state = State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None, iteration=3)
+    train_state.save(state, cfg)
     good = (tmp_path / "model_last.pth").read_bytes()
     torch.nn.init.constant_(model.weight, float("inf"))
     with pytest.raises(UserError, match=r"iteration 3 .*the last good state is .*model_last\.pth"):
-        snapshot.save(state, cfg)
+        train_state.save(state, cfg)
     assert (tmp_path / "model_last.pth").read_bytes() == good
 
 
@@ -187,12 +190,12 @@ def test_a_damaged_file_is_one_line(data, tmp_path: Path, change: Callable, mess
     cfg = _load(data, tmp_path)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    state = snapshot.State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None)
-    snapshot.save(state, cfg)
+    state = State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None)
+    train_state.save(state, cfg)
     path = tmp_path / "model_last.pth"
     checkpoint.save(path, change(checkpoint.load(path)))
     with pytest.raises(UserError, match=message) as caught:
-        snapshot.restore(state, cfg)
+        restore(state, cfg)
     assert "\n" not in str(caught.value) and "--resume" in str(caught.value)
 
 
@@ -201,12 +204,12 @@ def test_resume_on_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     settings = [*TINY, *detection_data.custom(train, train)]
     monkeypatch.setattr(loop.precise_bn, "update", lambda *_: pytest.fail("stop after training"))
     with pytest.raises(pytest.fail.Exception):
-        trainer.run(_load(settings, tmp_path / "a"))
+        train_run.run(_load(settings, tmp_path / "a"))
     content = json.loads(train[0].read_text())
     content["annotations"].pop()
     train[0].write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"trained on other data.*DATASETS\.TRAIN"):
-        trainer.run(_load(settings, tmp_path / "a"), resume=True)
+        train_run.run(_load(settings, tmp_path / "a"), resume=True)
 
 
 def test_best_weights_are_kept_and_survive_a_resume(
@@ -222,11 +225,11 @@ def test_best_weights_are_kept_and_survive_a_resume(
             raise KeyboardInterrupt
         return {"custom_test": {"bbox": {"AP": value, "AP50": 99.0}}, "other": {"bbox": {"AP": 99.0}}}
 
-    monkeypatch.setattr(trainer.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(train_run.evaluation, "evaluate", evaluate)
     cfg = _load(data, tmp_path / "a", "TEST.EVAL_PERIOD", "2", "TEST.KEEP_BEST", "bbox/AP")
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(cfg)
-    trainer.run(cfg, resume=True)
+        train_run.run(cfg)
+    train_run.run(cfg, resume=True)
     best = torch.load(tmp_path / "a/model_best.pth", weights_only=True)["model"]
     assert all(torch.equal(best[name], state[30.0][name]) for name in best)
     record = json.loads((tmp_path / "a/results.json").read_text())
@@ -237,16 +240,16 @@ def test_best_weights_are_kept_and_survive_a_resume(
 def test_killed_again_and_again(data, tmp_path: Path) -> None:
     settings = [*data, *BUSY, "SOLVER.CHECKPOINT_PERIOD", "1"]
     began = time.perf_counter()
-    assert _wait(_start(lambda: trainer.run(_load(settings, tmp_path / "whole")))) == 0
+    assert _wait(_start(lambda: train_run.run(_load(settings, tmp_path / "whole")))) == 0
     seconds = time.perf_counter() - began
     moment, kills = random.Random(time.time_ns()), 0
     for _ in range(6):
-        child = _start(lambda: trainer.run(_load(settings, tmp_path / "cut"), resume=True))
+        child = _start(lambda: train_run.run(_load(settings, tmp_path / "cut"), resume=True))
         time.sleep(moment.uniform(0.2, 0.9) * seconds)
         os.killpg(child, signal.SIGKILL)
         kills += _wait(child) == -signal.SIGKILL
     assert kills
-    trainer.run(_load(settings, tmp_path / "cut"), resume=True)
+    train_run.run(_load(settings, tmp_path / "cut"), resume=True)
     assert _equal(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -267,13 +270,13 @@ def test_killed_while_saving(
 
         save = checkpoint.save
         monkeypatch.setattr(checkpoint, "save", kill_at)
-        trainer.run(_load(data, tmp_path / "cut"))
+        train_run.run(_load(data, tmp_path / "cut"))
 
     # saved: after iterations 2, 4 and 6; and model_final
     child = _start(run)
     assert _wait(child) == -signal.SIGKILL
     assert list((tmp_path / "cut").glob(".model_*"))
-    trainer.run(_load(data, tmp_path / "cut"), resume=True)
+    train_run.run(_load(data, tmp_path / "cut"), resume=True)
     assert _equal(whole, tmp_path / "cut")
     assert not list((tmp_path / "cut").glob(".model_*"))
 
@@ -282,10 +285,10 @@ def test_killed_while_saving(
 def test_scheduler_stops_a_run(data, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
     """It signals every process of the job, loader workers too."""
     settings = [*data, "DATALOADER.NUM_WORKERS", "1", "SOLVER.CHECKPOINT_PERIOD", "1000"]
-    child = _start(lambda: trainer.run(_load(settings, tmp_path / "cut")))
+    child = _start(lambda: train_run.run(_load(settings, tmp_path / "cut")))
     _until_iteration(tmp_path / "cut", 2)
     os.killpg(child, number)
     assert _wait(child) == signals.STOPPED
     assert torch.load(tmp_path / "cut/model_last.pth", weights_only=True)["iteration"] in (2, 3, 4)
-    trainer.run(_load(settings, tmp_path / "cut"), resume=True)
+    train_run.run(_load(settings, tmp_path / "cut"), resume=True)
     assert _equal(whole, tmp_path / "cut")

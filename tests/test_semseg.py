@@ -25,6 +25,7 @@ from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.config.load import default_config
 from transfer.models import segmentation
+from transfer.train import evaluators
 
 NARROW = """
 MODEL:
@@ -219,7 +220,7 @@ def _evaluate(folder: Path, ranks: int = 1, rank: int = 0) -> dict[str, float] |
     MetadataCatalog.get("semseg_made_up").set(stuff_classes=list(CLASSES), ignore_label=255)
     cfg = _cfg(**{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4})
     try:
-        evaluator = segmentation.sem_seg_evaluator("semseg_made_up", cfg)
+        evaluator = evaluators.sem_seg_evaluator("semseg_made_up", cfg)
         evaluator.reset()
         for i in range(rank, len(records), ranks):
             evaluator.process([records[i]], [{"sem_seg": _answer(records[i], i)}])
@@ -275,7 +276,7 @@ def test_model_that_does_not_fit_the_labels_is_refused(tmp_path: Path, key: str,
     keys = {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4, f"MODEL.SEM_SEG_HEAD.{key}": value}
     try:
         with pytest.raises(UserError, match=f"SEM_SEG_HEAD.{key} {value}"):
-            segmentation.sem_seg_evaluator("semseg_other", _cfg(**keys))
+            evaluators.sem_seg_evaluator("semseg_other", _cfg(**keys))
     finally:
         DatasetCatalog.remove("semseg_other")
         MetadataCatalog.remove("semseg_other")

@@ -13,11 +13,12 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from transfer import trainer
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
 from transfer.models import build
-from transfer.step import advice, step
+from transfer.train import run
+from transfer.train.run import advice
+from transfer.train.step import step
 
 SMALL = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
@@ -130,7 +131,7 @@ def test_out_of_memory_names_three_keys(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(build, "build_model", lambda cfg: Fake(fail))
     cfg = _config(tmp_path / "run", *detection_data.custom(data, data))
     with pytest.raises(UserError, match=r"SOLVER\.ACCUMULATE to 2"):
-        trainer.run(cfg)
+        run.run(cfg)
 
 
 def test_compiled_backbone_keeps_names_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from detectron2.utils.events import EventStorage
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer import trainer
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
 from transfer.models import build
-from transfer.step import step
+from transfer.train import run
+from transfer.train.step import step
 
 SMALL = [
     *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
@@ -51,9 +51,9 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return {"custom_test": {"bbox": {"AP": 1.0, "AP75": None}}}
 
-    monkeypatch.setattr(trainer.evaluation, "evaluate", note_weights)
+    monkeypatch.setattr(run.evaluation, "evaluate", note_weights)
     output = tmp_path / "a"
-    trainer.run(_load(tiny, output))
+    run.run(_load(tiny, output))
     text = (output / "results.json").read_text()
     record = json.loads(text)
     assert record["metrics"] == {"custom_test": {"bbox": {"AP": 1.0, "AP75": None}}}
@@ -62,7 +62,7 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
 
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output)]
     capsys.readouterr()
-    trainer.run(load_config("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
+    run.run(load_config("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
     assert "custom_test  bbox  AP 1.00  AP75 -" in capsys.readouterr().out
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])  # PreciseBN's statistics too
     assert (output / "results.json").read_text() == text
@@ -74,26 +74,26 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
 def test_finished_run_is_neither_repeated_nor_overwritten(
     tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer.run(_load(tiny, tmp_path / "a"))
+    run.run(_load(tiny, tmp_path / "a"))
     with pytest.raises(UserError, match="finished run"):
-        trainer.run(_load(tiny, tmp_path / "a"))
-    trainer.run(_load(tiny, tmp_path / "a"), resume=True)
+        run.run(_load(tiny, tmp_path / "a"))
+    run.run(_load(tiny, tmp_path / "a"), resume=True)
     assert "nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_that_cannot_be(tiny, tmp_path: Path, resume: bool) -> None:
     with pytest.raises(UserError, match="cannot be written: File name too long"):
-        trainer.run(_load(tiny, tmp_path / ("x" * 300)), resume=resume)
+        run.run(_load(tiny, tmp_path / ("x" * 300)), resume=resume)
 
 
 def test_weights_survive_a_failed_evaluation(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(cfg, model):
         raise UserError("a test image is broken")
 
-    monkeypatch.setattr(trainer.evaluation, "evaluate", fail)
+    monkeypatch.setattr(run.evaluation, "evaluate", fail)
     with pytest.raises(UserError):
-        trainer.run(_load(tiny, tmp_path / "a"))
+        run.run(_load(tiny, tmp_path / "a"))
     assert _model(tmp_path / "a")
 
 
@@ -101,7 +101,7 @@ def test_divergence_is_one_line_whoever_notices_it(tiny, tmp_path: Path) -> None
     """A loss that is not finite is ours to see; proposals that are not finite make detectron2 raise first."""
     warm = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0"]
     with pytest.raises(UserError, match=r"not finite at iteration [2-4] .*lower SOLVER\.BASE_LR"):
-        trainer.run(_load(tiny, tmp_path / "a", *warm))
+        run.run(_load(tiny, tmp_path / "a", *warm))
     assert not (tmp_path / "a/model_final.pth").exists()
 
 
@@ -109,7 +109,7 @@ def test_broken_test_image_is_one_line(tiny, tmp_path: Path) -> None:
     broken = tmp_path / "test/images/002.png"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(UserError, match=r"002\.png: not a readable image"):
-        trainer.run(_load(tiny, tmp_path / "a"))
+        run.run(_load(tiny, tmp_path / "a"))
 
 
 def test_boxes_stay_exact_under_bf16(tiny, tmp_path: Path) -> None:

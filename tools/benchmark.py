@@ -39,8 +39,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from transfer import benchmark
     from transfer.config.load import load_config
+    from transfer.train import benchmark
 
     if args.iterations < 1 or args.rounds < 1:
         raise UserError("--iterations and --rounds: give 1 or more")

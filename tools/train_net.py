@@ -62,9 +62,9 @@ def main() -> None:
     warning = scale.lr_warning(cfg, read_config(args.config))
     if says and warning and not args.eval_only:
         print(warning, flush=True)
-    from transfer import trainer
+    from transfer.train import run as train_run
 
-    run = partial(trainer.run, cfg, resume=args.resume, eval_only=args.eval_only)
+    run = partial(train_run.run, cfg, resume=args.resume, eval_only=args.eval_only)
     machines = {"machines": args.num_machines, "machine_rank": args.machine_rank, "url": args.dist_url}
     distributed.spawn(run, args.num_gpus, **machines)
     distributed.shutdown()  # not after an error: NCCL would wait for the other processes

@@ -4,12 +4,8 @@ detectron2's `SemanticSegmentor` is the frame: it normalises images, pads batche
 image's own size. Importing this registers the head under its name.
 """
 
-from typing import Any
-
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import SemSegEvaluator
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn.weight_init import c2_msra_fill
@@ -119,42 +115,3 @@ def _single_feature(names: list[str], shapes: dict[str, ShapeSpec]) -> str:
             "res5 of a ResNet with MODEL.RESNETS.RES5_DILATION 2"
         )
     return names[0]
-
-
-class MeanIoUEvaluator(SemSegEvaluator):
-    """detectron2's evaluator, the same on v0.6 and main, and without what nobody reads.
-
-    `sem_seg`: `mIoU`, `fwIoU`, `mACC`, `pACC`, `IoU-CLASS`, `ACC-CLASS`, in percent; over the whole test set, at
-    the images' own size, pixels with the ignored label left out. Classes that do not occur in the labels are
-    undefined and left out of mIoU (v0.6 counts them as 0 where they are predicted; in the full sets of VOC and
-    Cityscapes every class occurs).
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._compute_boundary_iou = False  # main's: slow, and not of the paper
-
-    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
-        """Nothing: the masks of all images would be kept in memory and sent between processes."""
-        return []
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Collective. None on every process but the main one."""
-        results: dict[str, dict[str, float]] | None = super().evaluate()
-        if results is not None:
-            values = results["sem_seg"]
-            values["mIoU"] = float(np.nanmean([values[f"IoU-{name}"] for name in self._class_names]))
-        return results
-
-
-def sem_seg_evaluator(name: str, cfg: CfgNode) -> MeanIoUEvaluator:
-    """The evaluator of a registered data set with labels per pixel. Raises `UserError` if it does not fit `cfg`."""
-    evaluator = MeanIoUEvaluator(name)
-    head = cfg.MODEL.SEM_SEG_HEAD
-    for key, found, needed in (
-        ("NUM_CLASSES", head.NUM_CLASSES, evaluator._num_classes),
-        ("IGNORE_VALUE", head.IGNORE_VALUE, evaluator._ignore_label),
-    ):
-        if found != needed:
-            raise UserError(f"MODEL.SEM_SEG_HEAD.{key} {found}: {name} has {needed}; set it to that")
-    return evaluator

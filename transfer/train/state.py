@@ -17,7 +17,11 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import found
 from pretrain.tensor_files import checkpoint
 from transfer import results
-from transfer.step import LAST, not_finite
+from transfer.train.evaluation import Metrics
+
+LAST = "model_last.pth"
+
+BEST = "model_best.pth"
 
 
 @dataclass
@@ -141,3 +145,36 @@ def remove_leftovers(output: Path) -> None:
     """Remove the half-written files of a process that was killed while it saved."""
     for path in found(output, ".model_*.pth.*"):
         path.unlink(missing_ok=True)
+
+
+def keep_best(cfg: CfgNode, state: State, metrics: dict[str, Metrics]) -> None:
+    """Write `model_best.pth` if `TEST.KEEP_BEST` (`bbox/AP`) is higher than ever on the first test set.
+
+    Call it on the main process, after each test.
+    """
+    if not cfg.TEST.KEEP_BEST or not metrics:
+        return
+    task, name = cfg.TEST.KEEP_BEST.split("/")
+    tasks = next(iter(metrics.values()))
+    if name not in tasks.get(task, {}):
+        # No error: training goes on, and the metric may exist in the end
+        known = ", ".join(f"{t}/{n}" for t, values in tasks.items() for n in values if "-" not in n)
+        say(f"note: TEST.KEEP_BEST {cfg.TEST.KEEP_BEST}: the test gives {known}; no {BEST} is kept")
+        return
+    value = tasks[task][name]
+    if value is None or (state.best is not None and value <= state.best["value"]):
+        return
+    checkpoint.save(Path(cfg.OUTPUT_DIR) / BEST, {"model": state.model.state_dict()})
+    state.best = {
+        "metric": cfg.TEST.KEEP_BEST, "value": value, "iteration": state.iteration, "weights": BEST,
+    }  # fmt: skip
+
+
+def not_finite(cfg: CfgNode, iteration: int, what: str) -> UserError:
+    """What to do about a loss or weight that is infinite or NaN; `iteration` counts from 1."""
+    last = Path(cfg.OUTPUT_DIR) / LAST
+    kept = f"the last good state is {last}" if os.path.exists(last) else "no state was saved yet"
+    return UserError(
+        f"the loss is not finite at iteration {iteration} ({what}); {kept}: lower SOLVER.BASE_LR, lengthen "
+        "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"
+    )

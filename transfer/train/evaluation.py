@@ -10,8 +10,8 @@ from detectron2.evaluation import inference_on_dataset
 from torch import nn
 
 from pretrain.common.errors import UserError
-from transfer import evaluators
 from transfer.data.mapper import build_mapper
+from transfer.train import evaluators
 
 Metrics = dict[str, dict[str, float | None]]
 BY_CLASS = ("AP-", "IoU-")  # metrics of one class

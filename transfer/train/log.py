@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from pretrain.common import distributed, loggers
 from pretrain.common.console import duration, say
 from pretrain.common.files import write_atomic
-from transfer.evaluation import Metrics
+from transfer.train.evaluation import Metrics
 
 METRICS = "metrics.json"  # detectron2's name: one JSON object a line
 

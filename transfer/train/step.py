@@ -1,10 +1,7 @@
 """One optimizer step: forward and backward in parts, the check of the losses, the update."""
 
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.common import distributed
-from pretrain.common.errors import UserError, compiler_in_one_line
+from transfer.train.state import not_finite
 
-LAST = "model_last.pth"
 Batch = list[dict[str, Any]]
 Losses = dict[str, torch.Tensor]
 
@@ -98,36 +94,6 @@ def grad_scaler(cfg: CfgNode) -> torch.amp.GradScaler | None:
 def seed(seed: int, iteration: int) -> None:
     """Proposals are sampled at random: by a generator that knows the iteration, so that a resume is exact."""
     torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + distributed.rank())
-
-
-def not_finite(cfg: CfgNode, iteration: int, what: str) -> UserError:
-    """What to do about a loss or weight that is infinite or NaN; `iteration` counts from 1."""
-    last = Path(cfg.OUTPUT_DIR) / LAST
-    kept = f"the last good state is {last}" if os.path.exists(last) else "no state was saved yet"
-    return UserError(
-        f"the loss is not finite at iteration {iteration} ({what}); {kept}: lower SOLVER.BASE_LR, lengthen "
-        "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"
-    )
-
-
-@contextmanager
-def advice(cfg: CfgNode) -> Iterator[None]:
-    """Turn failures that depend on the machine into the keys that help. Raises `UserError`."""
-    try:
-        with compiler_in_one_line():
-            yield
-    except torch.cuda.OutOfMemoryError:
-        share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
-        raise UserError(
-            f"the GPU's memory does not suffice for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
-            f"raise SOLVER.ACCUMULATE to {_next_divisor(share, cfg.SOLVER.ACCUMULATE)} (the same batch, fewer "
-            "images at a time), set SOLVER.AMP.ENABLED True, or lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST); "
-            "--scale N takes smaller batches"
-        ) from None
-
-
-def _next_divisor(number: int, above: int) -> int:
-    return next((n for n in range(above + 1, number + 1) if number % n == 0), number)
 
 
 def _unsynchronised(model: nn.Module) -> AbstractContextManager:

@@ -13,13 +13,14 @@ from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.signals import STOPPED, Signals
 from pretrain.tensor_files import checkpoint
-from transfer import best, d2_compat, evaluation, precise_bn, snapshot
+from transfer import d2_compat
 from transfer.data import train_stream
-from transfer.evaluation import Metrics
 from transfer.models import build
-from transfer.progress import Progress
-from transfer.snapshot import State
-from transfer.step import Batch, grad_scaler, seed, step
+from transfer.train import evaluation, precise_bn
+from transfer.train.evaluation import Metrics
+from transfer.train.log import Progress
+from transfer.train.state import State, keep_best, remove_leftovers, restore, save
+from transfer.train.step import Batch, grad_scaler, seed, step
 
 FINAL = "model_final.pth"
 
@@ -43,9 +44,9 @@ def train(
     state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), data)
     output = Path(cfg.OUTPUT_DIR)
     if resume:
-        snapshot.restore(state, cfg)
+        restore(state, cfg)
     if distributed.is_main():
-        snapshot.remove_leftovers(output)
+        remove_leftovers(output)
         text = cfg.dump().encode()
         write_atomic(output / "config.yaml", lambda file: file.write(text))
     parallel = d2_compat.distribute(model, broadcast_buffers=False)
@@ -97,7 +98,7 @@ def _turn(period: int, state: State, cfg: CfgNode) -> bool:
 
 def _save(cfg: CfgNode, state: State, log: Progress) -> None:
     log.flush()
-    snapshot.save(state, cfg)
+    save(state, cfg)
     distributed.barrier()  # nobody leaves, and nobody is ended for it, while one writes
 
 
@@ -122,5 +123,5 @@ def _test(cfg: CfgNode, state: State, log: Progress) -> dict[str, Metrics]:
         for line in evaluation.table(metrics):
             say(line)
         log.write_metrics(state.iteration, metrics)
-        best.keep(cfg, state, metrics)
+        keep_best(cfg, state, metrics)
     return metrics

@@ -23,6 +23,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
     coco_evaluation,
     pascal_voc_evaluation,
 )
@@ -30,7 +31,6 @@ from detectron2.evaluation import (
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.data.catalog import need
-from transfer.models import segmentation
 
 Results = dict[str, dict[str, float]] | None
 
@@ -51,7 +51,7 @@ def build(cfg: CfgNode, name: str) -> DatasetEvaluator:
         d2_compat.alias_cityscapes()
         return CityscapesInstances(name) if kind == "cityscapes_instance" else CityscapesLabels(name)
     if kind == "sem_seg":
-        return segmentation.sem_seg_evaluator(name, cfg)
+        return sem_seg_evaluator(name, cfg)
     if kind in ("coco_panoptic_seg", "ade20k_panoptic_seg"):
         need("panopticapi", name)
         return _panoptic(cfg, name, things=kind.startswith("coco"))
@@ -201,7 +201,7 @@ def _panoptic(cfg: CfgNode, name: str, *, things: bool) -> DatasetEvaluators:
     if things:
         parts.append(Coco(cfg, name))
     if hasattr(MetadataCatalog.get(name), "sem_seg_root"):
-        parts.append(segmentation.sem_seg_evaluator(name, cfg))
+        parts.append(sem_seg_evaluator(name, cfg))
     return DatasetEvaluators(parts)
 
 
@@ -252,3 +252,42 @@ def _results_of(module: Any, name: str) -> Iterator[list[Any]]:
 
 def _versioned(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
+
+
+class MeanIoUEvaluator(SemSegEvaluator):
+    """detectron2's evaluator, the same on v0.6 and main, and without what nobody reads.
+
+    `sem_seg`: `mIoU`, `fwIoU`, `mACC`, `pACC`, `IoU-CLASS`, `ACC-CLASS`, in percent; over the whole test set, at
+    the images' own size, pixels with the ignored label left out. Classes that do not occur in the labels are
+    undefined and left out of mIoU (v0.6 counts them as 0 where they are predicted; in the full sets of VOC and
+    Cityscapes every class occurs).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._compute_boundary_iou = False  # main's: slow, and not of the paper
+
+    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
+        """Nothing: the masks of all images would be kept in memory and sent between processes."""
+        return []
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Collective. None on every process but the main one."""
+        results: dict[str, dict[str, float]] | None = super().evaluate()
+        if results is not None:
+            values = results["sem_seg"]
+            values["mIoU"] = float(np.nanmean([values[f"IoU-{name}"] for name in self._class_names]))
+        return results
+
+
+def sem_seg_evaluator(name: str, cfg: CfgNode) -> MeanIoUEvaluator:
+    """The evaluator of a registered data set with labels per pixel. Raises `UserError` if it does not fit `cfg`."""
+    evaluator = MeanIoUEvaluator(name)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    for key, found, needed in (
+        ("NUM_CLASSES", head.NUM_CLASSES, evaluator._num_classes),
+        ("IGNORE_VALUE", head.IGNORE_VALUE, evaluator._ignore_label),
+    ):
+        if found != needed:
+            raise UserError(f"MODEL.SEM_SEG_HEAD.{key} {found}: {name} has {needed}; set it to that")
+    return evaluator

@@ -7,20 +7,24 @@ without a word; the parts they are made of do not. So the parts are used, and th
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 
 from pretrain.common import distributed, loggers
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, compiler_in_one_line
 from pretrain.common.files import write_json
-from transfer import d2_compat, evaluation, loop, pictures, precise_bn, results
+from transfer import d2_compat, pictures, results
 from transfer.data import datasets
 from transfer.data.digests import data_digests, data_record
 from transfer.models.build import build
-from transfer.step import LAST, advice
+from transfer.train import evaluation, loop, precise_bn
+from transfer.train.state import LAST
 
 RESULTS = "results.json"
 
@@ -108,3 +112,23 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
         raise UserError(
             f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder"
         )
+
+
+@contextmanager
+def advice(cfg: CfgNode) -> Iterator[None]:
+    """Turn failures that depend on the machine into the keys that help. Raises `UserError`."""
+    try:
+        with compiler_in_one_line():
+            yield
+    except torch.cuda.OutOfMemoryError:
+        share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
+        raise UserError(
+            f"the GPU's memory does not suffice for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
+            f"raise SOLVER.ACCUMULATE to {_next_divisor(share, cfg.SOLVER.ACCUMULATE)} (the same batch, fewer "
+            "images at a time), set SOLVER.AMP.ENABLED True, or lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST); "
+            "--scale N takes smaller batches"
+        ) from None
+
+
+def _next_divisor(number: int, above: int) -> int:
+    return next((n for n in range(above + 1, number + 1) if number % n == 0), number)
