@@ -63,6 +63,7 @@ setup(
         "transfer.config",
         "transfer.convert",
         "transfer.data",
+        "transfer.linear",
         "transfer.models",
         "transfer.prepare",
         "transfer.reproduce",

@@ -17,8 +17,8 @@ from scripts import ROOT
 
 from pretrain import config as pretrain_config
 from pretrain.common.configs import merge
-from transfer import linear_config
 from transfer.config.load import read_config
+from transfer.linear import config as linear_config
 from transfer.reproduce import tables
 
 DOCS = ROOT / "docs"

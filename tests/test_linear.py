@@ -29,13 +29,17 @@ from pretrain.data.folders import ImageFiles
 from pretrain.data.loader import Batches
 from pretrain.model.encoders import architecture
 from pretrain.tensor_files import checkpoint
-from transfer import linear, linear_backbone, linear_config, linear_data, linear_paper, linear_results
 from transfer.convert import convert
 from transfer.convert.preprocessing import MSRA
 from transfer.convert.tensor_names import detectron2_name
-from transfer.linear_classifiers import Classifiers
-from transfer.linear_features import Fixed
-from transfer.linear_knn import accuracy as knn_accuracy
+from transfer.linear import backbone as linear_backbone
+from transfer.linear import config as linear_config
+from transfer.linear import crops as linear_crops
+from transfer.linear import results as linear_results
+from transfer.linear import run as linear_run
+from transfer.linear.classifiers import Classifiers
+from transfer.linear.features import Fixed
+from transfer.linear.run import knn_accuracy as knn_accuracy
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -63,7 +67,7 @@ class Task:
         return linear_config.load("linear/imagenet.yaml", self.overrides(output, *more))
 
     def run(self, output: str, *more: str, weights: str = "", **how: Any) -> dict[str, Any]:
-        linear.run(self.config(output, *more), weights or self.weights, **how)
+        linear_run.run(self.config(output, *more), weights or self.weights, **how)
         name = "knn.json" if how.get("knn") else "results.json"
         return json.loads((self.folder / output / name).read_text())
 
@@ -140,7 +144,7 @@ def test_centre_crop_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> N
         size, Image.Resampling.BICUBIC
     )
     picture.save(tmp_path / "a.jpg", quality=95)
-    ours = linear_data.centre_view((tmp_path / "a.jpg").read_bytes(), 224)
+    ours = linear_crops.centre_view((tmp_path / "a.jpg").read_bytes(), 224)
     transform = torchvision.transforms.Compose(
         [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224)]
     )
@@ -157,7 +161,7 @@ def test_random_crops_are_distributed_as_torchvisions(tmp_path: Path) -> None:
     ours, theirs = [], []
     torch.manual_seed(0)
     for n in range(1500):
-        view = linear_data.random_crop(data, 32, counters=(0, n, 0)).astype(float)
+        view = linear_crops.random_crop(data, 32, counters=(0, n, 0)).astype(float)
         width, height = (
             abs(view[16, -1, 0] - view[16, 0, 0]) / 255,
             abs(view[-1, 16, 1] - view[0, 16, 1]) / 255,
@@ -181,7 +185,7 @@ def test_unreadable_training_images_are_replaced_with_their_class(task: Task) ->
     (task.train / "a" / "0003.jpg").unlink()
     (task.train / "a" / "0003.jpg").symlink_to(task.train / "nowhere.jpg")
     images = class_folders.LabelledImages(str(task.train), key="DATA.TRAIN")
-    crops = linear_data.RandomCrops(images, size=32, seed=0)
+    crops = linear_crops.RandomCrops(images, size=32, seed=0)
     crop = crops[0, 0]
     other = 7919 % 20
     assert crop.broken == [0] and crop.label == images.labels[other]
@@ -291,7 +295,7 @@ def test_cached_training_equals_a_loop_by_hand(task: Task) -> None:
     images = class_folders.LabelledImages(str(task.train), key="DATA.TRAIN")
     assert images.labels.tolist() == 10 * [0] + 10 * [1]
     extract = linear_backbone.Extractor(linear_backbone.load(task.weights, cfg), CPU)
-    views = [linear_data.centre_view(images.files.read(n), 32) for n in range(20)]
+    views = [linear_crops.centre_view(images.files.read(n), 32) for n in range(20)]
     features, labels = extract(torch.from_numpy(np.stack(views))), torch.from_numpy(images.labels)
     start = Classifiers(64, 2, rates=[0.1], solver=cfg.SOLVER, seed=0, device=CPU).layers[0]
     weight = start.weight.detach().clone().requires_grad_()
@@ -473,7 +477,7 @@ def two_processes(weights: str, overrides: list[str]) -> None:
     distributed.init_from_env(CPU)
     cfg = linear_config.load("linear/imagenet.yaml", overrides, processes=2)
     for knn in (False, True):
-        linear.run(cfg, weights, knn=knn)
+        linear_run.run(cfg, weights, knn=knn)
 
 
 def test_two_processes_equal_one(task: Task) -> None:
@@ -499,7 +503,7 @@ def test_published_numbers() -> None:
     sizes = {"classes": 1000, "train": 1_281_167, "val": 50_000}
 
     def numbers(name: str, width: float, **changes: int) -> list[Any]:
-        found = linear_paper.published(architecture(name, width), **{**sizes, **changes})
+        found = linear_results.published(architecture(name, width), **{**sizes, **changes})
         return [row["top1"] for row in found]
 
     assert numbers("resnet50", 1.0) == [60.6, 67.5, 71.1, 76.5]
@@ -527,7 +531,7 @@ def test_published_numbers() -> None:
 def test_settings_that_are_not_the_papers(changes: list[str], expected: list[str]) -> None:
     cfg = linear_config.defaults()
     linear_config.config.merge(cfg, ROOT / "configs/linear/imagenet.yaml", changes)
-    assert linear_paper.differences(cfg) == expected
+    assert linear_results.differences(cfg) == expected
 
 
 def test_published_numbers_only_beside_the_papers_protocol(
@@ -535,14 +539,14 @@ def test_published_numbers_only_beside_the_papers_protocol(
 ) -> None:
     """As if the papers had probed this network on these images, by 100 epochs at 224 pixels; then by 3 at 32."""
     row = {"method": "MoCo", "top1": 60.6, "source": "a paper"}
-    monkeypatch.setattr(linear_paper, "published", lambda *_, **__: [row])
+    monkeypatch.setattr(linear_results, "published", lambda *_, **__: [row])
     assert not task.run("run", knn=True)["published"] and "60.6" not in capsys.readouterr().out
     assert not task.run("run", "CACHE", "True")["published"]
     output = capsys.readouterr().out
     assert (
         "60.6" not in output and "not comparable with SOLVER.BASE_LR 0.1 (30), INPUT.SIZE 32 (224)" in output
     )
-    monkeypatch.setattr(linear_paper, "defaults", lambda: task.config("run"))
+    monkeypatch.setattr(linear_results, "defaults", lambda: task.config("run"))
     assert task.run("own")["published"] == [row]
     assert "published: MoCo: 60.6 (a paper)" in capsys.readouterr().out
 
@@ -628,7 +632,7 @@ def test_an_output_folder_that_cannot_be(task: Task, knn: bool) -> None:
         with pytest.raises(
             UserError, match=f"^OUTPUT_DIR {output}: cannot be written: .*; name another folder$"
         ):
-            linear.run(cfg, task.weights, knn=knn)
+            linear_run.run(cfg, task.weights, knn=knn)
 
 
 def test_wrong_weights(task: Task, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import yaml
 from browser import Browser
 from PIL import Image
 
-from transfer import linear_config
 from transfer.config.load import read_config
+from transfer.linear import config as linear_config
 from transfer.reproduce import collect, outputs, page, page_curves, page_facts, page_table, worker
 from transfer.reproduce.changes import recipe_value
 from transfer.reproduce.jobs import Job

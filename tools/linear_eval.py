@@ -22,15 +22,15 @@ from pretrain.common.errors import run_tool
 
 def main() -> None:
     args = _parse()
-    from transfer import linear_config
+    from transfer.linear import config
 
     sweep = ["SWEEP", f"[{args.sweep}]"] if args.sweep else []
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    cfg = linear_config.load(args.config, [*args.overrides, *sweep], processes=processes)
-    from transfer import linear  # after the config's errors: it takes seconds to import
+    cfg = config.load(args.config, [*args.overrides, *sweep], processes=processes)
+    from transfer.linear import run  # after the config's errors: it takes seconds to import
 
     distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
-    linear.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
+    run.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
     distributed.shutdown()  # not after an error: NCCL would wait for the other processes
 
 

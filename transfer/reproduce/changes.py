@@ -10,11 +10,12 @@ import yaml
 
 from pretrain.common.configs import find_config, merge
 from pretrain.common.errors import UserError
-from transfer import linear_config, results
+from transfer import results
 from transfer.config.load import read_config
+from transfer.linear import config
 
 # A row of a table is an init, and every row is run under several seeds: neither is a setting of the recipe.
-_IRRELEVANT = (*results.IRRELEVANT, *linear_config.IRRELEVANT, "SEED", "MODEL.INIT", "VERSION", "VIS_PERIOD")
+_IRRELEVANT = (*results.IRRELEVANT, *config.IRRELEVANT, "SEED", "MODEL.INIT", "VERSION", "VIS_PERIOD")
 # What the paper's supervised network (MSRA's R-50) was fed, and where it strides: its row cannot have other values.
 _MSRA: dict[str, Any] = {
     "INPUT.FORMAT": "BGR",
@@ -32,7 +33,7 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
         settings: all of a run's, nested.
         overrides: KEY, VALUE, ... that are part of the recipe, too.
     """
-    found, recipe = linear_config.flat(dict(settings)), _recipe(name, tuple(overrides))
+    found, recipe = config.flat(dict(settings)), _recipe(name, tuple(overrides))
     if all(_same(found.get(key), value) for key, value in _MSRA.items()):
         recipe = recipe | _MSRA
     other = [key for key, value in recipe.items() if not _same(found.get(key), value)]
@@ -42,7 +43,7 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
 def recipe_value(name: str, key: str) -> Any:
     """What a shipped config sets for a key; None where that cannot be told."""
     try:
-        value = linear_config.flat(_read(name, ())).get(key)
+        value = config.flat(_read(name, ())).get(key)
     except UserError:
         return None
     return list(value) if isinstance(value, tuple) else value
@@ -61,14 +62,14 @@ def is_recipes(name: str, key: str, text: str) -> bool:
 @cache
 def _recipe(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     ignored = tuple(f"{key}." for key in _IRRELEVANT)
-    values = linear_config.flat(_read(name, overrides))
+    values = config.flat(_read(name, overrides))
     return {key: value for key, value in values.items() if not f"{key}.".startswith(ignored)}
 
 
 def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not name.startswith("linear/"):
         return dict(read_config(name, overrides))
-    cfg = linear_config.defaults()  # its own `load` asks for the images
+    cfg = config.defaults()  # its own `load` asks for the images
     merge(cfg, find_config(name), overrides)
     return dict(cfg)
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from pretrain.common.errors import UserError
-from transfer import linear_config, results
+from transfer import results
+from transfer.linear import config
 
 _WIDEST = 44  # characters of a value
 _LISTED = ("top1", "top5", "loss")  # metrics of the linear probe, which stand at the top of its file
@@ -28,7 +29,7 @@ _CONFIG = {
     "augmentation": ("INPUT.", "CACHE"),
     "other settings": ("",),
 }
-_BOOKKEEPING = (*results.IRRELEVANT, *linear_config.IRRELEVANT, "VERSION", "VIS_PERIOD")
+_BOOKKEEPING = (*results.IRRELEVANT, *config.IRRELEVANT, "VERSION", "VIS_PERIOD")
 # Parts of results.json after the config: title -> its keys.
 _PARTS = {
     "weights": ("init", "weights"),

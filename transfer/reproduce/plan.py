@@ -14,11 +14,11 @@ from pretrain import config as pretrain_config
 from pretrain.common.configs import find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from transfer import linear_config
 from transfer.config.load import load_config
 from transfer.convert.recognise import read_source
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
+from transfer.linear import config
 from transfer.reproduce import smoke
 from transfer.reproduce.changes import changes
 from transfer.reproduce.jobs import Job
@@ -311,7 +311,7 @@ def _linear(
         overrides += (*swept, *shorter(cfg, options.schedule))
     cfg = _linear_config(name, overrides)
     data, missing = _images(folders, options)
-    settings = json.dumps([_without(cfg, linear_config.IRRELEVANT), data])
+    settings = json.dumps([_without(cfg, config.IRRELEVANT), data])
     start = ("--weights", "{0}" if weights else "random")
     return Job(
         f"linear/{_label(weights)}/seed{seed}",
@@ -323,6 +323,6 @@ def _linear(
 
 def _linear_config(name: str, overrides: Sequence[str]) -> CfgNode:
     """Without the check of folders, which may not be there yet."""
-    cfg = linear_config.defaults()
+    cfg = config.defaults()
     merge(cfg, find_config(name), overrides)
     return cfg

@@ -11,9 +11,9 @@ from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
-from transfer import linear_results
-from transfer.linear_features import Features, Fixed
-from transfer.linear_state import State, save
+from transfer.linear import results
+from transfer.linear.features import Features, Fixed
+from transfer.linear.state import State, save
 
 _PATIENCE = 60.0  # seconds between two lines inside an epoch
 
@@ -88,7 +88,7 @@ def _test(state: State, val: Fixed, *, per_epoch: int, epochs: int, seconds_left
         for rate, loss, (top1, top5) in zip(classifiers.rates, losses, accuracies, strict=True)
     ]  # fmt: skip
     state.history += lines
-    best = linear_results.best(lines)
+    best = results.best(lines)
     of_many = f"best of {len(lines)}: " if len(lines) > 1 else ""
     say(
         f"epoch {epoch}/{epochs}  {of_many}lr {best['lr']:g}  loss {best['loss']:.4f}  top-1 {best['top1']:.2f} %"

@@ -18,8 +18,8 @@ from pretrain.common.files import write_atomic, write_text
 from pretrain.common.signals import Signals
 from pretrain.data.class_folders import CentreCrops, LabelledImages, collate_centres
 from pretrain.data.loader import Batches, make_loader
-from transfer.linear_backbone import Backbone, Extractor
-from transfer.linear_data import RandomCrops, collate_crops
+from transfer.linear.backbone import Backbone, Extractor
+from transfer.linear.crops import RandomCrops, collate_crops
 
 _BATCH = 128  # images of one process at a time
 _VERSION = "1"  # of the views and the file: another number makes all files be computed anew

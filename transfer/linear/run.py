@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed
@@ -22,20 +24,22 @@ from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
 from pretrain.data.class_folders import LabelledImages
 from pretrain.data.loader import iterations_per_epoch
-from transfer import (
-    linear_backbone,
-    linear_features,
-    linear_knn,
-    linear_paper,
-    linear_results,
-    linear_state,
-    linear_training,
-)  # fmt: skip
+from pretrain.train.knn_monitor import knn
 from transfer.convert.preprocessing import describe_input
-from transfer.linear_backbone import Backbone, Extractor
-from transfer.linear_classifiers import Classifiers
-from transfer.linear_config import defaults, rates
-from transfer.linear_data import check_classes, check_separate
+from transfer.linear import backbone as linear_backbone
+from transfer.linear import (
+    features,
+    loop,  # fmt: skip
+    results,
+)
+from transfer.linear import state as linear_state
+from transfer.linear.backbone import Backbone, Extractor
+from transfer.linear.classifiers import Classifiers
+from transfer.linear.config import defaults, rates
+from transfer.linear.crops import check_classes, check_separate
+from transfer.linear.features import Fixed
+
+_QUERIES = 128  # at a time: their cosines with ImageNet's 1.28 million training images take 0.7 GB
 
 
 @dataclass
@@ -118,9 +122,9 @@ def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
 
 def _fixed(
     probe: Probe, extract: Extractor, images: LabelledImages, signals: Signals, *, retry: bool = True
-) -> linear_features.Fixed:
+) -> features.Fixed:
     """Features of the central views. Raises `UserError` for unreadable images among those of the test."""
-    known = linear_features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals, retry=retry)
+    known = features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals, retry=retry)
     if known.unreadable and images is probe.val:
         raise UserError(
             f"{images.name}: {len(known.unreadable)} images cannot be read, the first is "
@@ -134,13 +138,13 @@ def _measure_knn(probe: Probe, extract: Extractor) -> None:
     with Signals() as signals:
         train, val = (_fixed(probe, extract, images, signals) for images in (probe.train, probe.val))
     _broken(probe, train.unreadable)
-    top1 = linear_knn.accuracy(train, val, k=cfg.KNN.K, temperature=cfg.KNN.T, device=probe.device)
+    top1 = knn_accuracy(train, val, k=cfg.KNN.K, temperature=cfg.KNN.T, device=probe.device)
     neighbours = min(cfg.KNN.K, len(train.usable))
     say(f"weighted kNN, k {neighbours}, T {cfg.KNN.T:g}: top-1 {top1:.2f} %")
     seconds = time.perf_counter() - probe.began
     measured = {"k": neighbours, "temperature": cfg.KNN.T, "top1": top1}
     content = {"knn": measured, "published": []}  # the papers have no kNN
-    linear_results.write(probe.folder / "knn.json", _record(probe, content, len(train.unreadable), seconds))
+    results.write(probe.folder / "knn.json", _record(probe, content, len(train.unreadable), seconds))
 
 
 def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, signals: Signals) -> None:
@@ -166,12 +170,12 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
         write_text(probe.folder / "config.yaml", text)
     start, stop = state.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
     if train:
-        batches = linear_features.cached(train, cfg, start=start, stop=stop, device=probe.device)
+        batches = features.cached(train, cfg, start=start, stop=stop, device=probe.device)
     else:
-        batches = linear_features.random_crops(probe.train, extract, cfg, start=start, stop=stop)
+        batches = features.random_crops(probe.train, extract, cfg, start=start, stop=stop)
     broken = _broken(probe, train.unreadable if train else [], going_on=stored is not None)
     with closing(batches):
-        linear_training.train(
+        loop.train(
             state, batches, val, cfg=cfg, per_epoch=per_epoch, broken=broken, signals=signals, began=probe.began
         )  # fmt: skip
     _report(probe, state, val, per_epoch, unreadable=len(broken.names()))
@@ -210,28 +214,28 @@ def _new_state(probe: Probe, channels: int, origin: dict[str, str]) -> linear_st
 
 
 def _report(
-    probe: Probe, state: linear_state.State, val: linear_features.Fixed, per_epoch: int, *, unreadable: int
+    probe: Probe, state: linear_state.State, val: features.Fixed, per_epoch: int, *, unreadable: int
 ) -> None:
     """Print and write what was reached; also once more by a run that was finished before."""
     classifiers = state.classifiers
     accuracies = classifiers.accuracy(val.features, val.labels)
-    losses = linear_training.mean_losses(state, per_epoch)
-    rows = linear_results.table(classifiers.rates, losses, accuracies, classes=len(probe.train.classes))
+    losses = loop.mean_losses(state, per_epoch)
+    rows = results.table(classifiers.rates, losses, accuracies, classes=len(probe.train.classes))
     measured = {
-        **linear_results.best(rows),
+        **results.best(rows),
         "rates": rows,
         "chosen_on_val": len(rows) > 1,
         "views": "fixed centre crops" if probe.cfg.CACHE else "random crops",
         "published": _published(probe),
     }
-    linear_results.write(probe.folder / "results.json", _record(probe, measured, unreadable, state.seconds))
+    results.write(probe.folder / "results.json", _record(probe, measured, unreadable, state.seconds))
 
 
-def _published(probe: Probe) -> linear_results.Published:
+def _published(probe: Probe) -> results.Published:
     """The papers' numbers to compare with, printed too; none for another protocol than theirs."""
     sizes = {"classes": len(probe.train.classes), "train": len(probe.train), "val": len(probe.val)}
-    rows = linear_paper.published(probe.backbone.architecture, **sizes)
-    return linear_results.comparable(rows, linear_paper.differences(probe.cfg))
+    rows = results.published(probe.backbone.architecture, **sizes)
+    return results.comparable(rows, results.differences(probe.cfg))
 
 
 def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: float) -> dict[str, Any]:
@@ -259,5 +263,28 @@ def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: fl
         **measured,
         "weights": weights,
         "data": images,
-        **linear_results.circumstances(probe.cfg, probe.device, seconds=seconds),
+        **results.circumstances(probe.cfg, probe.device, seconds=seconds),
     }
+
+
+def knn_accuracy(train: Fixed, val: Fixed, *, k: int, temperature: float, device: torch.device) -> float:
+    """Percent of the validation images whose class wins the vote among the `k` nearest training images.
+
+    A neighbour of cosine s votes with weight exp(s / temperature). Every process classifies its share; each
+    holds all training features on its device (10.5 GB for ImageNet and ResNet-50).
+    """
+    bank = F.normalize(_query_rows(train, train.usable, device), dim=1)
+    labels = torch.from_numpy(train.labels[train.usable]).to(device)
+    mine = np.arange(distributed.rank(), len(val.labels), distributed.world_size())
+    right = torch.zeros(1, dtype=torch.float64, device=device)
+    for start in range(0, len(mine), _QUERIES):
+        rows = mine[start : start + _QUERIES]
+        queries = F.normalize(_query_rows(val, rows, device), dim=1)
+        answers = knn(queries, bank, labels, k=k, temperature=temperature)
+        right += (answers.cpu() == torch.from_numpy(val.labels[rows])).sum().to(device)
+    distributed.mean_over_processes([right])
+    return 100 * distributed.world_size() * right.item() / len(val.labels)
+
+
+def _query_rows(known: Fixed, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(known.features[rows]).to(device)

@@ -18,8 +18,8 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found, write_text
 from pretrain.tensor_files import checkpoint
-from transfer.linear_classifiers import Classifiers
-from transfer.linear_config import IRRELEVANT, flat
+from transfer.linear.classifiers import Classifiers
+from transfer.linear.config import IRRELEVANT, flat
 
 LAST = "linear_last.pth"
 _OLD = 3600.0  # seconds
