@@ -68,6 +68,7 @@ setup(
         "transfer.prepare",
         "transfer.reproduce",
         "transfer.train",
+        "transfer.visualize",
     ],
     package_data={
         "transfer": ["templates/*"],

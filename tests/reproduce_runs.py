@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transfer.pictures import COLUMN_GAP
 from transfer.reproduce.collect import without_verdict
 from transfer.reproduce.verdict import compare
+from transfer.visualize.drawing import COLUMN_GAP
 
 METRICS = ["bbox.AP50", "bbox.AP", "bbox.AP75"]
 TRUTH = (240, 240, 240)

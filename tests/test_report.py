@@ -17,8 +17,8 @@ from PIL import Image
 from pretrain.common.errors import UserError
 from transfer import comparison, report, report_mechanism
 from transfer.intervals import mean_interval, paired_difference
-from transfer.pictures import COLUMN_GAP
 from transfer.plots import Line, chart, ticks
+from transfer.visualize.drawing import COLUMN_GAP
 
 CONFIG = """
 MODEL: {ARCH: resnet50, WIDTH: 0.25, NORM: ShuffleBN, BN_GROUP_SIZE: 16, RESNETS: {DEPTH: 50}}

@@ -16,11 +16,11 @@ from scripts import run_script
 from pretrain import config as pretrain_config
 from pretrain.common.errors import UserError
 from pretrain.data import sources, views_sheet
-from transfer import contact_sheet, inspection, matching, objects, pictures
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
 from transfer.models import init_weights
-from transfer.objects import Objects
+from transfer.visualize import contact_sheet, drawing, instances, mistakes, show
+from transfer.visualize.instances import Objects
 
 NAMES = ["cat", "dog"]
 
@@ -49,14 +49,14 @@ def test_matching_of_a_case_computed_by_hand() -> None:
         [0, 0, 1, 1, 1, 1, 1],
         [0.6, 0.7, 0.9, 0.8, 0.3, 0.95, 0.2],
     )
-    matched = matching.match(truth, found)
+    matched = mistakes.match(truth, found)
     assert matched.object_of.tolist() == [-1, 0, -1, -1, -1, -1, -1]
     assert matched.excused.tolist() == [False] * 5 + [True, False]
     assert matched.overlaps[0, 0] == pytest.approx(0.8)
     assert matched.overlaps[3, 2] == pytest.approx(0.45)
     assert matched.overlaps[6, 3] == pytest.approx(0.25)
 
-    wrong = matching.false_positives(7, truth, found, matched, NAMES)
+    wrong = mistakes.false_positives(7, truth, found, matched, NAMES)
     captions = {round(m.weight, 2): m.caption for m in wrong}
     assert captions == {
         0.9: "dog, score 0.90: it is annotated as cat (IoU 1.00)",
@@ -65,28 +65,28 @@ def test_matching_of_a_case_computed_by_hand() -> None:
         0.3: "dog, score 0.30: nothing is annotated there",
         0.2: "dog, score 0.20: nothing is annotated there",
     }
-    missed = matching.misses(7, truth, found, matched, NAMES, score=0.75)
+    missed = mistakes.misses(7, truth, found, matched, NAMES, score=0.75)
     assert [(m.weight, m.caption) for m in missed] == [
         (pytest.approx(100 * 0.3), "cat, 10 x 10 pixels: its best detection scores 0.70"),
         (100.0, "cat, 10 x 10 pixels: nearest is a dog of score 0.90, IoU 1.00"),
         (400.0, "dog, 20 x 20 pixels: nearest is a dog of score 0.80, IoU 0.45"),
     ]
-    assert [m.weight for m in matching.misses(7, truth, found, matched, NAMES, score=0.5)] == [100.0, 400.0]
+    assert [m.weight for m in mistakes.misses(7, truth, found, matched, NAMES, score=0.5)] == [100.0, 400.0]
 
 
 def test_nothing_annotated_and_nothing_found() -> None:
     none, empty = _found([], [], []), Objects(np.zeros((0, 4)), np.zeros(0))
-    matched = matching.match(empty, _found([[0, 0, 5, 5]], [0], [0.9]))
+    matched = mistakes.match(empty, _found([[0, 0, 5, 5]], [0], [0.9]))
     assert matched.object_of.tolist() == [-1]
     truth = Objects(np.array([[0, 0, 5, 5]]), np.array([1]))
-    (miss,) = matching.misses(0, truth, none, matching.match(truth, none), NAMES, score=0.5)
+    (miss,) = mistakes.misses(0, truth, none, mistakes.match(truth, none), NAMES, score=0.5)
     assert miss.caption == "dog, 5 x 5 pixels: nothing is detected there"
 
 
 def test_mean_iou_of_labels_computed_by_hand() -> None:
     truth = np.array([[0, 0, 1, 255]])
     found = np.array([[0, 1, 1, 1]])  # cat 1 of 2, dog 1 of 2; the last pixel is ignored
-    mistake = matching.labelling(3, truth, found, NAMES)
+    mistake = mistakes.labelling(3, truth, found, NAMES)
     assert mistake.weight == pytest.approx(0.5)
     assert mistake.caption == "mean IoU 0.50; lowest: cat 0.50, dog 0.50"
 
@@ -105,15 +105,15 @@ def test_augmented_boxes_lie_on_their_objects(tmp_path: Path, channels: str) -> 
         for _, batch in zip(range(6), train_stream.training_batches(cfg, 0), strict=False)
         for image in batch
     ]:
-        picture, caption = inspection._augmented(item, "custom_train", channels)
+        picture, caption = show._augmented(item, "custom_train", channels)
         assert re.match(r"\d+\.png, \d+ x \d+ pixels: (1|2) (cup|key)", caption)
         plain = item["image"].numpy().transpose(1, 2, 0)
         plain = plain if channels == "RGB" else plain[:, :, ::-1]
-        shown = objects.of_training(item["instances"])
+        shown = instances.of_training(item["instances"])
         x0, y0, x1, y1 = shown.boxes[-1].round().astype(int)  # the last one lies on top
         middle = plain[(y0 + y1) // 2, (x0 + x1) // 2]
         assert np.abs(middle - np.array([(60, 60, 220), (220, 60, 60)][shown.classes[-1]])).max() < 12
-        assert picture.shape[1] >= pictures.NARROWEST
+        assert picture.shape[1] >= drawing.NARROWEST
         assert shown.masks is not None and len(shown.masks) == len(shown)
 
 
@@ -171,8 +171,8 @@ def test_every_kind_of_detector_can_be_drawn(place: Path, kind: str, annotations
         proposals.proposal_boxes = Boxes(torch.rand(count, 4) * 20 + torch.tensor([0, 0, 30, 30]))
         proposals.objectness_logits = torch.zeros(count)
         output = {"proposals": proposals}
-    picture = pictures.beside_truth(record, output, "h8_things", score=0.5)
-    assert picture.shape == (240, 2 * 320 + pictures.COLUMN_GAP, 3)
+    picture = drawing.beside_truth(record, output, "h8_things", score=0.5)
+    assert picture.shape == (240, 2 * 320 + drawing.COLUMN_GAP, 3)
     left, right = picture[:, :320].astype(int), picture[:, -320:].astype(int)
     assert bool(np.abs(left - 128).max() > 20) == bool(annotations)
     assert bool(np.abs(right - 128).max() > 20) == (count > 0)
@@ -185,12 +185,12 @@ def test_labels_are_drawn_side_by_side(place: Path) -> None:
     Image.fromarray(labels).save(place.with_name("labels.png"))
     record = {"file_name": str(place), "sem_seg_file_name": str(place.with_name("labels.png"))}
     output = {"sem_seg": torch.stack([torch.ones(60, 80), torch.zeros(60, 80)])}
-    picture = pictures.beside_truth(record, output, "h8_labels", score=0.5).astype(int)
+    picture = drawing.beside_truth(record, output, "h8_labels", score=0.5).astype(int)
     left, right = picture[:, :320], picture[:, -320:]
     assert np.abs(left[10, 10] - right[10, 10]).max() == 0  # both say cat
     assert np.abs(left[10, 310] - right[10, 310]).max() > 50  # dog, and cat
     assert left[235, 10].tolist() == [38, 38, 38]  # ignored: dark
-    assert pictures.draw_labels(np.full((60, 80, 3), 128, np.uint8), None, "h8_labels").shape == (240, 320, 3)
+    assert drawing.draw_labels(np.full((60, 80, 3), 128, np.uint8), None, "h8_labels").shape == (240, 320, 3)
 
 
 def test_page_is_complete_in_itself(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_predictions_put_the_worst_first(tmp_path: Path, monkeypatch: pytest.Mon
             found.pred_classes, found.scores = torch.tensor(kinds, dtype=torch.long), torch.tensor(scores)
             return [{"instances": found}]
 
-    monkeypatch.setattr(inspection, "build_model", lambda cfg: Model())
+    monkeypatch.setattr(show, "build_model", lambda cfg: Model())
     monkeypatch.setattr(init_weights, "load_detector", lambda model, path: None)
-    *images, page = inspection.show_predictions(cfg, tmp_path / "out", count=3, images=100)
+    *images, page = show.show_predictions(cfg, tmp_path / "out", count=3, images=100)
     assert sum(path.name.startswith("false_positive") for path in images) == 2
     assert sum(path.name.startswith("miss") for path in images) == 3
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text())
@@ -250,8 +250,8 @@ def test_predictions_put_the_worst_first(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     assert areas == sorted(everything, reverse=True)[:3]
     with pytest.raises(UserError, match="no annotations"):
-        monkeypatch.setattr(pictures, "spread", lambda records, count: [{"file_name": "x"}])
-        inspection.show_predictions(cfg, tmp_path / "out", count=3, images=100)
+        monkeypatch.setattr(drawing, "spread", lambda records, count: [{"file_name": "x"}])
+        show.show_predictions(cfg, tmp_path / "out", count=3, images=100)
 
 
 @pytest.mark.parametrize("raw", [[], ["--raw"]])

@@ -21,13 +21,13 @@ def main() -> None:
     args = _parse()
     if args.what == "views":
         return _show_views(args)
-    from transfer import inspection
     from transfer.config.load import load_config
+    from transfer.visualize import show
 
     if args.what == "data":
         overrides = [*args.overrides, "MODEL.INIT", "random", "MODEL.WEIGHTS", ""]  # no model is built
         cfg = load_config(args.config, overrides)
-        written = inspection.show_data(cfg, args.output, count=args.count, raw=args.raw)
+        written = show.show_data(cfg, args.output, count=args.count, raw=args.raw)
     else:
         name, weights = args.config, []
         if args.run is not None:
@@ -44,7 +44,7 @@ def main() -> None:
             raise UserError(
                 "MODEL.WEIGHTS is empty: name a fine-tuned model, such as a run's model_final.pth, or give --run"
             )
-        written = inspection.show_predictions(cfg, args.output, count=args.count, images=args.images)
+        written = show.show_predictions(cfg, args.output, count=args.count, images=args.images)
     print(f"wrote {written[-1]} and {len(written) - 1} pictures")
 
 

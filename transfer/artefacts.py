@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from transfer.pictures import COLUMN_GAP
+from transfer.visualize.drawing import COLUMN_GAP
 
 PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data in the page
 
@@ -81,7 +81,7 @@ def open_picture(path: Path, *, width: int | None = None) -> Image.Image:
 
 
 def halves(path: Path) -> tuple[Image.Image, Image.Image]:
-    """Ground truth and predictions out of one picture by `transfer.pictures`."""
+    """Ground truth and predictions out of one picture by `transfer.visualize.drawing`."""
     image = open_picture(path)
     width = (image.width - COLUMN_GAP) // 2
     left = image.crop((0, 0, width, image.height))

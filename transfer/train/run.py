@@ -19,12 +19,13 @@ from pretrain.common import distributed, loggers
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, compiler_in_one_line
 from pretrain.common.files import write_json
-from transfer import d2_compat, pictures, results
+from transfer import d2_compat, results
 from transfer.data import datasets
 from transfer.data.digests import data_digests, data_record
 from transfer.models.build import build
 from transfer.train import evaluation, loop, precise_bn
 from transfer.train.state import LAST
+from transfer.visualize import drawing
 
 RESULTS = "results.json"
 
@@ -69,7 +70,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
             state, metrics = loop.train(cfg, model, data=data_digests(cfg), resume=resume)
             best, seconds = state.best, state.earlier
     if distributed.is_main():
-        drawn = pictures.draw_predictions(cfg, model, output / ("pictures_eval" if eval_only else "pictures"))
+        drawn = drawing.draw_predictions(cfg, model, output / ("pictures_eval" if eval_only else "pictures"))
         record = {
             **_settings(cfg, weights_record),
             "data": data_record(cfg, train=not eval_only),

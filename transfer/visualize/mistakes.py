@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfer.objects import Objects
+from transfer.visualize.instances import Objects
 
 IOU = 0.5  # of the boxes, from which on a detection may be an object
 NEAR = 0.1  # below it, a wrong detection has nothing to do with an object

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.common.files import write_text
-from transfer.pictures import write_jpeg
+from transfer.visualize.drawing import write_jpeg
 
 _STYLE = """
 :root { color-scheme: light dark; }

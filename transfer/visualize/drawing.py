@@ -16,9 +16,9 @@ from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from pretrain.common.files import write_atomic
-from transfer import objects
 from transfer.data.mapper import build_mapper
-from transfer.objects import Objects
+from transfer.visualize import instances
+from transfer.visualize.instances import Objects
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def beside_truth(record: dict[str, Any], output: dict[str, Any], name: str, *, s
         score: detections below it are not drawn.
     """
     image = read_image(record["file_name"], format="RGB")
-    found = objects.of_output(output)
+    found = instances.of_output(output)
     if found is None:
         labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
         return side_by_side(draw_labels(image, label_file(record), name), draw_labels(image, labels, name))
@@ -96,7 +96,7 @@ def beside_truth(record: dict[str, Any], output: dict[str, Any], name: str, *, s
         else found.at(found.scores >= score)
     )
     return side_by_side(
-        draw_objects(image, objects.of_record(record), name), draw_objects(image, found, name)
+        draw_objects(image, instances.of_record(record), name), draw_objects(image, found, name)
     )
 
 

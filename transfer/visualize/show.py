@@ -17,12 +17,13 @@ from detectron2.modeling import build_model
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from transfer import contact_sheet, matching, objects, pictures
-from transfer.contact_sheet import Section
 from transfer.data import datasets, train_stream
 from transfer.data.mapper import build_mapper
-from transfer.matching import Mistake
 from transfer.models import init_weights
+from transfer.visualize import contact_sheet, drawing, instances
+from transfer.visualize import mistakes as visualize_mistakes
+from transfer.visualize.contact_sheet import Section
+from transfer.visualize.mistakes import Mistake
 
 
 def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path]:
@@ -46,7 +47,7 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
     if raw:
         records = datasets.training_records(cfg)
         section.about = f"{count} of {len(records)} images, as they are on the disk, spread over {names}."
-        section.pictures = [_raw(record, name) for record in pictures.spread(records, count)]
+        section.pictures = [_raw(record, name) for record in drawing.spread(records, count)]
     else:
         cfg.DATALOADER.NUM_WORKERS = 0
         batches = train_stream.training_batches(cfg, 0)
@@ -58,25 +59,23 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
 
 def _raw(record: dict[str, Any], name: str) -> tuple[np.ndarray, str]:
     image = read_image(record["file_name"], format="RGB")
-    shown = objects.of_record(record)
-    picture = pictures.draw_objects(image, shown, name)
+    shown = instances.of_record(record)
+    picture = drawing.draw_objects(image, shown, name)
     if "sem_seg_file_name" in record:
-        picture = pictures.side_by_side(
-            picture, pictures.draw_labels(image, pictures.label_file(record), name)
-        )
+        picture = drawing.side_by_side(picture, drawing.draw_labels(image, drawing.label_file(record), name))
     return picture, _data_caption(record["file_name"], image, shown, name)
 
 
 def _augmented(item: dict[str, Any], name: str, channels: str) -> tuple[np.ndarray, str]:
     image = np.ascontiguousarray(convert_image_to_rgb(item["image"].permute(1, 2, 0), channels))
-    shown = objects.of_training(item["instances"]) if "instances" in item else objects.of_record({})
-    picture = pictures.draw_objects(image, shown, name)
+    shown = instances.of_training(item["instances"]) if "instances" in item else instances.of_record({})
+    picture = drawing.draw_objects(image, shown, name)
     if "sem_seg" in item:
-        picture = pictures.side_by_side(picture, pictures.draw_labels(image, item["sem_seg"].numpy(), name))
+        picture = drawing.side_by_side(picture, drawing.draw_labels(image, item["sem_seg"].numpy(), name))
     return picture, _data_caption(item["file_name"], image, shown, name)
 
 
-def _data_caption(path: str, image: np.ndarray, shown: objects.Objects, name: str) -> str:
+def _data_caption(path: str, image: np.ndarray, shown: instances.Objects, name: str) -> str:
     counts = Counter(_names(name)[kind] for kind in shown.classes.tolist())
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "no objects"
     return f"{Path(path).name}, {image.shape[1]} x {image.shape[0]} pixels: {listed}"
@@ -117,7 +116,7 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
     cfg = cfg.clone()
     datasets.prepare(cfg, train=False)
     name = cfg.DATASETS.TEST[0]
-    records = pictures.spread(DatasetCatalog.get(name), images)
+    records = drawing.spread(DatasetCatalog.get(name), images)
     if not any(record.get("annotations") or "sem_seg_file_name" in record for record in records):
         raise UserError(f"DATASETS.TEST {name}: has no annotations to hold predictions against")
     path = init_weights.local_path(cfg.MODEL.WEIGHTS)
@@ -138,7 +137,7 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
         return [_picture(m, records[m.image], predict(m.image), name, threshold) for m in worst]
 
     sections = _sections(_examine(records, predict, name, score=threshold), draw, threshold)
-    sample = [Mistake(i, None, 0.0, "") for i in pictures.spread(list(range(len(records))), count)]
+    sample = [Mistake(i, None, 0.0, "") for i in drawing.spread(list(range(len(records))), count)]
     sections.append(Section("A sample", "Spread evenly over the test set.", "sample", draw(sample)))
     about = f"{path}: {len(records)} images of {name}. Left the annotation, right the prediction."
     return contact_sheet.write(folder, f"Predictions: {name}", about, sections)
@@ -150,20 +149,22 @@ def _examine(
     findings, names = _Findings(), _names(name)
     for image, record in enumerate(records):
         output = predict(image)
-        found = objects.of_output(output)
-        labels = pictures.label_file(record)
+        found = instances.of_output(output)
+        labels = drawing.label_file(record)
         if "proposals" in output:
             raise UserError(
                 "MODEL.META_ARCHITECTURE: a model of proposals alone has no classes to be wrong about"
             )
         if found is not None:
-            truth = objects.of_record(record)
-            matched = matching.match(truth, found)
-            findings.false_positives += matching.false_positives(image, truth, found, matched, names)
-            findings.misses += matching.misses(image, truth, found, matched, names, score=score)
+            truth = instances.of_record(record)
+            matched = visualize_mistakes.match(truth, found)
+            findings.false_positives += visualize_mistakes.false_positives(
+                image, truth, found, matched, names
+            )
+            findings.misses += visualize_mistakes.misses(image, truth, found, matched, names, score=score)
         elif labels is not None:
             predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            findings.labelled.append(matching.labelling(image, labels, predicted, names))
+            findings.labelled.append(visualize_mistakes.labelling(image, labels, predicted, names))
         if (image + 1) % 50 == 0:
             say(f"{image + 1} of {len(records)} images")
     return findings
@@ -192,8 +193,8 @@ def _sections(
 def _picture(
     mistake: Mistake, record: dict[str, Any], output: dict[str, Any], name: str, threshold: float
 ) -> tuple[np.ndarray, str]:
-    picture = pictures.beside_truth(record, output, name, score=threshold)
+    picture = drawing.beside_truth(record, output, name, score=threshold)
     if mistake.box is not None:
-        picture = pictures.highlight(picture, mistake.box, record["width"])
+        picture = drawing.highlight(picture, mistake.box, record["width"])
     file = Path(record["file_name"]).name
     return picture, f"{mistake.caption} ({file})" if mistake.caption else file
