@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from transfer import comparison, report, report_mechanism
-from transfer.intervals import mean_interval, paired_difference
-from transfer.plots import Line, chart, ticks
+from transfer.demo import comparison, mechanism_page, run
+from transfer.demo.comparison import mean_interval, paired_difference
+from transfer.report.charts import Line, chart, ticks
 from transfer.visualize.drawing import COLUMN_GAP
 
 CONFIG = """
@@ -176,7 +176,7 @@ def demo(tmp_path: Path):
 
 def write(folder: Path) -> Page:
     output = folder.parent / "report.html"
-    report.write_demo(folder, STAGES, output)
+    run.write_demo(folder, STAGES, output)
     return Page(output)
 
 
@@ -291,7 +291,7 @@ def mechanism(folder: Path, **no_shuffle: Any) -> Path:
 
 def test_mechanism_page(tmp_path):
     folder = mechanism(tmp_path / "mechanism", accuracy=0.999, knn=(20.0, 30.0, 25.0))
-    report.write_mechanism(folder, STAGES, tmp_path / "mechanism.html")
+    run.write_mechanism(folder, STAGES, tmp_path / "mechanism.html")
     page = Page(tmp_path / "mechanism.html")
     # the losses of the last two of twenty lines are 5.1 and 5.0, and neighbours are 0.1 apart
     assert page.row("no shuffling") == ["5.050", "0.100", "99.9 %", "99.9 %", "20.0 %", "30.0 %", "25.0 %"]
@@ -313,12 +313,12 @@ def test_mechanism_page(tmp_path):
 )
 def test_mechanism_claims_no_leak_that_it_did_not_see(tmp_path, accuracy, knn, words):
     folder = mechanism(tmp_path, accuracy=accuracy, knn=(20.0, knn))
-    assert words in report_mechanism.context(folder)["norm_sentences"][0]
+    assert words in mechanism_page.context(folder)["norm_sentences"][0]
 
 
 def test_pages_link_to_each_other(demo, tmp_path):
     folder = demo([(7.0, 6.0)], [(8.0, 6.0)])
-    report.write_mechanism(mechanism(tmp_path / "mechanism"), STAGES, tmp_path / "mechanism.html")
+    run.write_mechanism(mechanism(tmp_path / "mechanism"), STAGES, tmp_path / "mechanism.html")
     assert "mechanism.html" in write(folder).links
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer import stages
-from transfer.stages import Stage
+from transfer.demo import stages
+from transfer.demo.stages import Stage
 
 SCRIPT = """
 import sys

@@ -35,12 +35,12 @@ def main() -> None:
     )
     os.chdir(sys.path[0])
 
-    from transfer import demo  # under run_tool: without detectron2 it says what to install
+    from transfer.demo import run  # under run_tool: without detectron2 it says what to install
 
     if args.mechanism:
-        demo.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))
+        run.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))
     else:
-        demo.run(args.size, root=args.root, output=args.output, debs=tuple(args.deb))
+        run.run(args.size, root=args.root, output=args.output, debs=tuple(args.deb))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import jinja2
-
-from pretrain.common.console import duration
 from pretrain.common.files import write_atomic
+from transfer.report.html import render
 from transfer.reproduce import (
     outputs,
     page_curves,
@@ -19,19 +17,10 @@ from transfer.reproduce import (
     page_table,
 )
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters |= {"duration": duration, "signed": page_table.signed}
-
 
 def write(path: Path, table: dict[str, Any]) -> None:
     """Write the page of `collect.collect`'s dict; what it names of the runs' folders may be missing."""
-    content = _TEMPLATES.get_template("reproduce.html").render(_context(table))
+    content = render("reproduce.html", _context(table), signed=page_table.signed)
     write_atomic(path, partial(_put, content))
 
 

@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from transfer.plots import Chart, Line, chart, points
+from transfer.report.charts import Chart, Line, chart, points
 from transfer.reproduce.page_runs import Shown, read_log
 
 _MOST = 150  # points of a line: a phone's screen shows no more

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from transfer.artefacts import halves, jpeg_uri
+from transfer.report.run_files import halves, jpeg_uri
 from transfer.reproduce.page_runs import Shown
 
 _ROWS = 4  # images of a column

@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
-from transfer.artefacts import read_log
+from transfer.report.run_files import read_log
 from transfer.reproduce import lock, worker
 from transfer.reproduce.jobs import Job
 

@@ -1,9 +1,10 @@
 """Two initialisations side by side: their AP, the difference, and what may be said about it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from transfer.intervals import mean_interval, paired_difference
+from scipy import stats
 
 TASKS = {"bbox": "box", "segm": "mask"}
 METRICS = ("AP", "AP50", "AP75")
@@ -109,3 +110,27 @@ def _number(value: float, *, signed: bool) -> str:
     if float(text) == 0:
         text = "0.00"  # no sign on a rounded zero
     return text.replace("-", "−")
+
+
+def mean_interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean, and half the width of its 95 % t interval.
+
+    Both are None where a value is undefined (None or not finite); the width also for a single value.
+    """
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    if not numbers or len(numbers) < len(values):
+        return None, None
+    count = len(numbers)
+    mean = sum(numbers) / count
+    if count == 1:
+        return mean, None
+    variance = sum((value - mean) ** 2 for value in numbers) / (count - 1)
+    return mean, float(stats.t.ppf(0.975, count - 1)) * math.sqrt(variance / count)
+
+
+def paired_difference(
+    values: Sequence[float | None], baseline: Sequence[float | None]
+) -> tuple[float | None, float | None]:
+    """`mean_interval` of `values` less `baseline`, seed by seed."""
+    pairs = zip(values, baseline, strict=True)
+    return mean_interval([None if a is None or b is None else a - b for a, b in pairs])

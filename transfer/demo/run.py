@@ -2,33 +2,36 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pretrain import config as pretrain_config
 from pretrain.common.configs import digest_text
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
-from pretrain.common.files import write_json
-from transfer import report, stages
+from pretrain.common.files import write_json, write_text
 from transfer.config.load import load_config
 from transfer.data.on_disk import check_demo
+from transfer.demo import demo_page, mechanism_page, stages
+from transfer.demo.stages import ROOT, Stage
+from transfer.report.html import render
 from transfer.results import environment
-from transfer.stages import ROOT, Stage
 
-# What only shows results does not change them.
-_SHOWING = {"artefacts", "comparison", "demo", "intervals", "plots", "stages"}
+# The code that each stage's result depends on; what only shows results (report, demo, reproduce) does not count.
 PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "tools/pretrain.py")
 TRANSFER_CODE = (
     ROOT / "pretrain",
+    ROOT / "transfer/d2_compat.py",
+    ROOT / "transfer/results.py",
     *(
-        path
-        for path in sorted((ROOT / "transfer").glob("*.py"))
-        if path.stem not in _SHOWING and not path.stem.startswith("report")
+        ROOT / "transfer" / package
+        for package in ("config", "convert", "data", "models", "train", "visualize")
     ),
 )
-DATA_CODE = (ROOT / "transfer/prepare", ROOT / "transfer/prepare/data/demo_photos.json")
+DATA_CODE = (ROOT / "transfer/prepare", ROOT / "transfer/prepare/demo/data/demo_photos.json")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
         ]
         done += stages.run(pair, folder / "stages")
     write_json(folder / "demo.json", {"size": size, "data": str(data), "seeds": list(plan.seeds)})
-    report.write_demo(folder, done, output / "report.html")
+    write_demo(folder, done, output / "report.html")
     say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - began)} in all)")
 
 
@@ -113,7 +116,7 @@ def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> N
     ]
     for first in range(0, len(variants), 2):
         done += stages.run(variants[first : first + 2], folder / "stages")
-    report.write_mechanism(folder, done, output / "mechanism.html")
+    write_mechanism(folder, done, output / "mechanism.html")
     say(f"report: {output / 'mechanism.html'}   ({duration(time.perf_counter() - began)} in all)")
 
 
@@ -173,3 +176,34 @@ def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: t
         digest_text(cfg) + _versions(),
         resumable=True,
     )
+
+
+def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
+    """Write the demo's page.
+
+    Args:
+        folder: of one run of the demo: `demo.json`, `pretrain/`, `convert.json`, `finetune/INIT-seedN/`.
+        stages: `name`, `command`, `seconds` and `cached` of each step, in order.
+        output: the HTML file; links to `mechanism.html` beside it, if that is there.
+    Raises:
+        UserError: a file that the page needs is missing or unreadable; names it.
+    """
+    other = output.with_name("mechanism.html")
+    context = demo_page.context(folder) | {"mechanism": other.name if other.exists() else None}
+    _write("report.html", context, stages=stages, output=output)
+
+
+def write_mechanism(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
+    """Write the page about batch norm and momentum, as `write_demo`.
+
+    Args:
+        folder: holds `metrics.json` and `config.yaml` of each setting, in a folder of its name.
+    """
+    other = output.with_name("report.html")
+    context = mechanism_page.context(folder) | {"report": other.name if other.exists() else None}
+    _write("mechanism.html", context, stages=stages, output=output)
+
+
+def _write(template: str, context: dict[str, Any], *, stages: Sequence[dict[str, Any]], output: Path) -> None:
+    total = sum(stage["seconds"] for stage in stages)
+    write_text(output, render(template, {**context, "stages": stages, "total": total}))

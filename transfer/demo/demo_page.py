@@ -4,8 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transfer import comparison
-from transfer.artefacts import (
+from transfer.convert.verify import TOLERANCE
+from transfer.demo import comparison
+from transfer.prepare.build import FALLBACK
+from transfer.prepare.demo import HONEST
+from transfer.report.charts import Chart, Line, chart, points
+from transfer.report.run_files import (
     credits_of,
     halves,
     jpeg_uri,
@@ -13,12 +17,8 @@ from transfer.artefacts import (
     photographs,
     read_config,
     read_json,
-    read_log,
-)  # fmt: skip
-from transfer.convert.verify import TOLERANCE
-from transfer.plots import Chart, Line, chart, points
-from transfer.prepare.build import FALLBACK
-from transfer.prepare.demo import HONEST
+    read_log,  # fmt: skip
+)
 
 PICTURES = 8  # test images shown
 PHOTOGRAPHS = 6  # of each split

@@ -19,7 +19,7 @@ from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -154,4 +154,4 @@ def _read(stage: Stage, records: Path) -> dict[str, Any]:
 
 
 def _files(inputs: Iterable[Path]) -> list[Path]:
-    return [file for path in inputs for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
+    return [file for path in inputs for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]

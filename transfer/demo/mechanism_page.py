@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer.artefacts import read_config, read_log
-from transfer.comparison import ABSENT
-from transfer.plots import Chart, Line, chart, points
+from transfer.demo.comparison import ABSENT
 from transfer.prepare.recipe import RECIPES
+from transfer.report.charts import Chart, Line, chart, points
+from transfer.report.run_files import read_config, read_log
 
 BATCH_NORM = {"shuffle_bn": "ShuffleBN", "no_shuffle": "no shuffling", "sync_bn": "SyncBN"}
 MOMENTUM = ("m_0", "m_0.9", "m_0.99", "m_0.999")
