@@ -15,7 +15,7 @@ from PIL import Image
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.data import on_disk
-from transfer.prepare import cityscapes
+from transfer.prepare.sets import cityscapes
 
 # (split, city, frame); the test split is in the archives too and is not needed
 FRAMES = [

@@ -37,7 +37,7 @@ OWN = {"custom": ["--json", "a.json", "--images", "photos"]}
 def test_every_set_can_be_built_and_checked(
     name: str, calls: list[tuple[str, Path, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = f"transfer.prepare.{SETS[name.replace('_', '-')][0]}"
+    module = f"transfer.prepare.sets.{SETS[name.replace('_', '-')][0]}"
     assert main("", [name, "--root", "somewhere", *OWN.get(name, [])]) == 0
     assert main("", [name, "--check", *OWN.get(name, [])]) == 0
     assert [call[:2] for call in calls] == [

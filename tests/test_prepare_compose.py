@@ -5,10 +5,10 @@ import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from transfer.prepare import coco_json, compose, fallback, streams
-from transfer.prepare.compose import Instance
-from transfer.prepare.cutouts import Cutout, Sources, alpha_from_plain_ground, clean, premultiply, shrink
-from transfer.prepare.recipe import RECIPES, Recipe
+from transfer.prepare.demo import coco_json, compose, fallback, streams
+from transfer.prepare.demo.compose import Instance
+from transfer.prepare.demo.cutouts import Cutout, Sources, alpha_from_plain_ground, clean, premultiply, shrink
+from transfer.prepare.demo.recipe import RECIPES, Recipe
 
 RECIPE = RECIPES["quick"]
 

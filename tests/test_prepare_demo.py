@@ -14,8 +14,8 @@ import pytest
 
 from pretrain.common.errors import UserError
 from transfer.data import on_disk
-from transfer.prepare import cutouts, demo, listing
-from transfer.prepare.recipe import PHOTO_CLASSES, RECIPES
+from transfer.prepare.demo import cutouts, demo_set, photo_list
+from transfer.prepare.demo.recipe import PHOTO_CLASSES, RECIPES
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "prepare_data.py"
 
@@ -151,16 +151,16 @@ def test_falls_back_in_plain_words_when_packages_fail(
     def no_network(*_: object) -> list[str]:
         raise UserError("no network")
 
-    monkeypatch.setattr(listing, "fill_cache", no_network)
-    monkeypatch.setattr("transfer.prepare.build.build_images", lambda *_: 0)
-    monkeypatch.setattr(demo, "_finish", lambda *_: None)
-    demo.build_demo(tmp_path, size="quick")
+    monkeypatch.setattr(photo_list, "fill_cache", no_network)
+    monkeypatch.setattr("transfer.prepare.demo.build.build_images", lambda *_: 0)
+    monkeypatch.setattr(demo_set, "_finish", lambda *_: None)
+    demo_set.build_demo(tmp_path, size="quick")
     assert "no Debian packages: no network" in capsys.readouterr().out
     assert json.loads((tmp_path / "demo_quick" / "demo.json").read_text())["missing"] == [
         "Debian packages: no network"
     ]
     with pytest.raises(UserError, match="no network"):
-        demo.build_demo(tmp_path, size="standard", source="packages")
+        demo_set.build_demo(tmp_path, size="standard", source="packages")
 
 
 def test_the_cheap_check_before_training(copy: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_cheap_check_before_training(copy: Path) -> None:
 def painted_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every listed file as a small picture of one colour of its own."""
     cache = tmp_path_factory.mktemp("cache")
-    listed = listing.load_listing()
+    listed = photo_list.load_listing()
     for number, photo in enumerate(listed.photos + listed.cutouts):
         pixels = np.zeros((12, 24, 4), np.uint8)
         if photo.how == "white ground":

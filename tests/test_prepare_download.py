@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer.prepare import download
-from transfer.prepare.download import demand_space, fetch, unpack
+from transfer.prepare.sets import download
+from transfer.prepare.sets.download import demand_space, fetch, unpack
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -11,7 +11,8 @@ import pytest
 from scipy.io import savemat
 
 from pretrain.common.errors import UserError
-from transfer.prepare import imagenet, imagenet_archives, imagenette
+from transfer.prepare.sets import imagenet, imagenette
+from transfer.prepare.sets import imagenet as sets_imagenet
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 TRUTH = [3, 1, 1, 2]  # class numbers of the four validation images
@@ -114,7 +115,7 @@ def test_torchvision_reads_the_devkit_alike(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(reference, "_verify_archive", lambda *_: None)
     reference.parse_devkit_archive(root / "downloads")
     devkit = root / "downloads/ILSVRC2012_devkit_t12.tar.gz"
-    assert imagenet_archives.val_classes(devkit) == reference.load_meta_file(root / "downloads")[1]
+    assert sets_imagenet.val_classes(devkit) == reference.load_meta_file(root / "downloads")[1]
 
 
 def test_sizes_and_sums_are_those_of_torchvision() -> None:
@@ -131,7 +132,7 @@ def test_sizes_and_sums_are_those_of_torchvision() -> None:
 
 
 def test_interrupted_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, left = imagenet_archives.write_bytes, [7]
+    write, left = sets_imagenet.write_bytes, [7]
 
     def stops(path: Path, content: bytes) -> None:
         if not left[0]:
@@ -139,7 +140,7 @@ def test_interrupted_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
         left[0] -= 1
         write(path, content)
 
-    monkeypatch.setattr(imagenet_archives, "write_bytes", stops)
+    monkeypatch.setattr(sets_imagenet, "write_bytes", stops)
     with pytest.raises(KeyboardInterrupt):
         imagenet.build(root, arguments(root))
     made = tree(root / "imagenet")
@@ -167,7 +168,7 @@ def test_wrong_archives_are_refused(root: Path) -> None:
     devkit = root / "downloads/ILSVRC2012_devkit_t12.tar.gz"
     with tarfile.open(devkit, "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/readme.txt", b"")
-    assert f"{devkit} is no whole ImageNet devkit" in refusal(imagenet_archives.val_classes, devkit)
+    assert f"{devkit} is no whole ImageNet devkit" in refusal(sets_imagenet.val_classes, devkit)
 
 
 @pytest.mark.parametrize("name", ["../../evil.JPEG", "n01440764_1.sh", "n0144/n01440764_1.JPEG"])

@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.common.errors import UserError
 from transfer.data import on_disk
-from transfer.prepare import lvis
+from transfer.prepare.sets import lvis
 
 CATEGORIES = {name: version.categories for name, version in on_disk.LVIS_VERSIONS.items()}  # before `small`
 CLASSES = 3

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.common.errors import UserError
-from transfer.prepare import packages
+from transfer.prepare.demo import debian_packages
 
 FILES = {"usr/share/x/odd.png": b"abc", "usr/share/x/even.png": b"abcd" * 1000, "usr/share/x/other": b"no"}
 
@@ -37,7 +37,7 @@ def make_deb(path: Path, *, before: bytes = b"odd") -> Path:
 def test_reads_wanted_files_of_a_package(tmp_path: Path) -> None:
     deb = make_deb(tmp_path / "x_1_all.deb")
     wanted = {"usr/share/x/odd.png", "usr/share/x/even.png", "usr/share/x/absent.png"}
-    found = dict(packages.read_deb(deb, wanted))
+    found = dict(debian_packages.read_deb(deb, wanted))
     assert found == {name: FILES[name] for name in ("usr/share/x/odd.png", "usr/share/x/even.png")}
 
 
@@ -53,7 +53,7 @@ def test_reads_what_dpkg_deb_made(tmp_path: Path, compression: str) -> None:
     (tree / "DEBIAN" / "control").write_text(control)
     deb = tmp_path / "x_1_all.deb"
     subprocess.run(["dpkg-deb", "-Z", compression, "--build", tree, deb], check=True, capture_output=True)
-    assert dict(packages.read_deb(deb, set(FILES))) == FILES
+    assert dict(debian_packages.read_deb(deb, set(FILES))) == FILES
 
 
 def test_refuses_what_is_no_whole_package(tmp_path: Path) -> None:
@@ -62,14 +62,17 @@ def test_refuses_what_is_no_whole_package(tmp_path: Path) -> None:
         broken = tmp_path / "y_1_all.deb"
         broken.write_bytes(blob)
         with pytest.raises(UserError, match="not a whole Debian package"):
-            list(packages.read_deb(broken, {"usr/share/x/other"}))
+            list(debian_packages.read_deb(broken, {"usr/share/x/other"}))
 
 
 def test_package_names(tmp_path: Path) -> None:
-    assert packages.package_name(make_deb(tmp_path / "gcompris-qt-data_3.1-2_all.deb")) == "gcompris-qt-data"
+    assert (
+        debian_packages.package_name(make_deb(tmp_path / "gcompris-qt-data_3.1-2_all.deb"))
+        == "gcompris-qt-data"
+    )
     for wrong in (make_deb(tmp_path / "renamed.deb"), tmp_path / "absent_1_all.deb"):
         with pytest.raises(UserError, match=wrong.name):
-            packages.package_name(wrong)
+            debian_packages.package_name(wrong)
 
 
 def make_rcc(version: int) -> bytes:
@@ -93,14 +96,17 @@ def make_rcc(version: int) -> bytes:
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_reads_qt_resources(version: int) -> None:
     blob = make_rcc(version)
-    assert dict(packages.read_rcc(blob, {"a/b.png", "c.png"})) == {"a/b.png": b"abc", "c.png": b"hello"}
-    assert dict(packages.read_rcc(blob, {"b.png"})) == {}
+    assert dict(debian_packages.read_rcc(blob, {"a/b.png", "c.png"})) == {
+        "a/b.png": b"abc",
+        "c.png": b"hello",
+    }
+    assert dict(debian_packages.read_rcc(blob, {"b.png"})) == {}
 
 
 @pytest.mark.parametrize("blob", [b"", b"qres", b"PNG?" + bytes(40), make_rcc(3)[:-30]])
 def test_refuses_what_is_no_qt_resource(blob: bytes) -> None:
     with pytest.raises(ValueError, match="Qt resource file"):
-        list(packages.read_rcc(blob, {"a/b.png"}))
+        list(debian_packages.read_rcc(blob, {"a/b.png"}))
 
 
 def fake_apt(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +119,7 @@ def fake_apt(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_fetches_into_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apt(tmp_path, "echo x > one_1_all.deb", monkeypatch)
-    assert packages.fetch(["one"], tmp_path) == [tmp_path / "one_1_all.deb"]
+    assert debian_packages.fetch(["one"], tmp_path) == [tmp_path / "one_1_all.deb"]
 
 
 def test_says_in_one_line_why_it_cannot_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +127,8 @@ def test_says_in_one_line_why_it_cannot_fetch(tmp_path: Path, monkeypatch: pytes
         tmp_path, "echo 'W: bother' >&2; echo 'E: Unable to locate package one' >&2; exit 100", monkeypatch
     )
     with pytest.raises(UserError, match=r"E: Unable to locate package one.*--deb FILE") as caught:
-        packages.fetch(["one"], tmp_path)
+        debian_packages.fetch(["one"], tmp_path)
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no apt-get here"):
-        packages.fetch(["one"], tmp_path)
+        debian_packages.fetch(["one"], tmp_path)

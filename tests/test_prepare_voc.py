@@ -8,8 +8,8 @@ import voc_archives
 from scripts import run_script
 
 from pretrain.common.errors import UserError
-from transfer.prepare import voc
 from transfer.prepare.command import main
+from transfer.prepare.sets import voc
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_download_is_removed_once_unpacked(
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(archives / path.name, path))
 
-    monkeypatch.setattr("transfer.prepare.archives.fetch", copy)
+    monkeypatch.setattr("transfer.prepare.sets.archives.fetch", copy)
     main("", ["voc", "--root", str(tmp_path / "a")])
     assert not list((tmp_path / "a" / "downloads").iterdir())
     main("", ["voc", "--root", str(tmp_path / "b"), "--keep-archives"])

@@ -6,8 +6,8 @@ from typing import Any
 
 from transfer.convert.verify import TOLERANCE
 from transfer.demo import comparison
-from transfer.prepare.build import FALLBACK
-from transfer.prepare.demo import HONEST
+from transfer.prepare.demo.build import FALLBACK
+from transfer.prepare.demo.demo_set import HONEST
 from transfer.report.charts import Chart, Line, chart, points
 from transfer.report.run_files import (
     credits_of,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer.demo.comparison import ABSENT
-from transfer.prepare.recipe import RECIPES
+from transfer.prepare.demo.recipe import RECIPES
 from transfer.report.charts import Chart, Line, chart, points
 from transfer.report.run_files import read_config, read_log
 

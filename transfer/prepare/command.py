@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.common.errors import UserError
-from transfer.prepare.check import check_set
-from transfer.prepare.demo import SOURCES, build_demo
-from transfer.prepare.recipe import RECIPES
+from transfer.prepare.demo.check import check_set
+from transfer.prepare.demo.demo_set import SOURCES, build_demo
+from transfer.prepare.demo.recipe import RECIPES
 
 SETS = {  # name: the module with its build(root, args) and check(root, args), and what --help says
     "voc": ("voc", "PASCAL VOC 2007 and 2012: boxes of 20 classes (2.9 GB to download)"),
@@ -30,7 +30,7 @@ def main(about: str | None, arguments: list[str] | None = None) -> int:
     if args.name == "demo":
         _demo(args)
         return 0
-    module = import_module(f"transfer.prepare.{SETS[args.name.replace('_', '-')][0]}")
+    module = import_module(f"transfer.prepare.sets.{SETS[args.name.replace('_', '-')][0]}")
     try:
         if args.check:
             print(module.check(args.root, args))

@@ -6,7 +6,7 @@ from pathlib import Path
 from pretrain.common.errors import UserError, run_tool
 from pretrain.common.files import file_digest
 from transfer.convert.recognise import read_source
-from transfer.prepare import download
+from transfer.prepare.sets import download
 
 
 def fetch(url: str, path: Path, digest: str) -> str:

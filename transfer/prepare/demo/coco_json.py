@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from transfer.prepare.compose import Instance
+from transfer.prepare.demo.compose import Instance
 
 
 def annotations_of(instances: list[Instance], classes: list[str]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from pretrain.common.errors import UserError
-from transfer.prepare.compose import crop
-from transfer.prepare.cutouts import SPLITS, Cutout, Sources, load_photo, premultiply
+from transfer.prepare.demo.compose import crop
+from transfer.prepare.demo.cutouts import SPLITS, Cutout, Sources, load_photo, premultiply
 
 SHAPES = ("disc", "ring", "triangle", "square", "star", "cross")
 SHAPE_CLASSES: dict[str, tuple[str, ...]] = {shape: (shape,) for shape in SHAPES}

@@ -8,8 +8,8 @@ from pycocotools import mask as rle
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from transfer.prepare import demo, streams
-from transfer.prepare.recipe import Recipe
+from transfer.prepare.demo import demo_set, streams
+from transfer.prepare.demo.recipe import Recipe
 
 
 def check_set(folder: Path, size: str) -> str:
@@ -18,11 +18,11 @@ def check_set(folder: Path, size: str) -> str:
     Raises UserError naming the first file that is wrong.
     """
     again = f"run 'prepare_data.py demo --size {size}' again"
-    state = demo.read_state(folder)
+    state = demo_set.read_state(folder)
     if not state or not state["complete"]:
         raise UserError(f"{folder} holds no finished demo set: {again}")
-    recipe = demo.recipe_of(size, state["source"])
-    if state["key"] != demo.set_key(recipe, state["key"]["seed"]):
+    recipe = demo_set.recipe_of(size, state["source"])
+    if state["key"] != demo_set.set_key(recipe, state["key"]["seed"]):
         raise UserError(f"{folder}/demo.json: the set was made by another recipe: {again}")
     for name, digest in state["digests"].items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from transfer.prepare.listing import Listing, Photo, load_listing
+from transfer.prepare.demo.photo_list import Listing, Photo, load_listing
 
 CUTOUT_SIDE = 480  # px: no object is drawn larger, so larger cut-outs are reduced once, here
 PHOTO_SIDE = 800  # px: beyond this a small crop of a photograph is mostly blur

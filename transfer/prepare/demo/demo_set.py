@@ -16,9 +16,9 @@ from typing import Any
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest, write_bytes, write_json
-from transfer.prepare import build, coco_json, cutouts, fallback, listing, streams
-from transfer.prepare.build import FALLBACK, PACKAGES, Job
-from transfer.prepare.recipe import RECIPES, Recipe
+from transfer.prepare.demo import build, coco_json, cutouts, fallback, photo_list, streams
+from transfer.prepare.demo.build import FALLBACK, PACKAGES, Job
+from transfer.prepare.demo.recipe import RECIPES, Recipe
 
 VERSION = 1  # raise it when the same recipe makes other images than before
 SOURCES = ("auto", "packages", "fallback")
@@ -111,7 +111,7 @@ def _choose_source(
         fallback.photo_files()
         return FALLBACK, []
     try:
-        notes = listing.fill_cache(cache, debs)
+        notes = photo_list.fill_cache(cache, debs)
         for note in notes:
             print(f"note: {note}")
         cutouts.demand_enough(cache, classes)
@@ -176,7 +176,7 @@ def _credits(job: Job) -> str:
         names = "\n".join(f"  {file.name}" for file in fallback.photo_files())
         return f"{head}\nInside scikit-image and scikit-learn (their licences apply):\n{names}\n"
     parts = [head]
-    listed = listing.load_listing()
+    listed = photo_list.load_listing()
     for package, licence in listed.licences.items():
         version = json.loads((job.cache / package / "contents.json").read_text())["deb"]
         files = [f"  {p.path}" for p in listed.of_package(package) if (job.cache / p.cached).is_file()]

@@ -22,9 +22,8 @@ from transfer.data.on_disk import (
     cityscapes_frames,
     prepare_command,
 )
-from transfer.prepare.archives import Archive
-from transfer.prepare.by_hand import folder_for, given
-from transfer.prepare.download import unpack
+from transfer.prepare.sets.archives import Archive, folder_for, given
+from transfer.prepare.sets.download import unpack
 
 ARCHIVES = {kind: Archive(name) for kind, name in CITYSCAPES_ARCHIVES.items()}
 

@@ -21,7 +21,7 @@ from transfer.data.on_disk import (
     names_in,
     prepare_command,
 )
-from transfer.prepare.archives import Archive, install
+from transfer.prepare.sets.archives import Archive, install
 
 
 def build(root: Path, args: argparse.Namespace) -> None:

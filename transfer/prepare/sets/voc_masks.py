@@ -26,8 +26,8 @@ from pretrain.common import pool
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_bytes, write_json
 from transfer.data import on_disk, voc_labels
-from transfer.prepare import voc
-from transfer.prepare.archives import Archive, install
+from transfer.prepare.sets import voc
+from transfer.prepare.sets.archives import Archive, install
 
 SBD = Archive(
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from transfer.data import on_disk
-from transfer.prepare.archives import Archive, install
+from transfer.prepare.sets.archives import Archive, install
 
 ARCHIVES = {
     "annotations": Archive(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from transfer.prepare.cutouts import Cutout
-from transfer.prepare.recipe import Recipe
+from transfer.prepare.demo.cutouts import Cutout
+from transfer.prepare.demo.recipe import Recipe
 
 ANY_ANGLE = {"coin", "tool", "fruit", "vegetable", "flower", "shape"}  # others stand: 12 degrees at most
 IN_THE_AIR = {"bird", "fish"}  # cast no shadow on what is behind them

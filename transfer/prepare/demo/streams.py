@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.prepare import pretrain_images
-from transfer.prepare.compose import Instance, detection_image
-from transfer.prepare.cutouts import Sources
-from transfer.prepare.recipe import Recipe
+from transfer.prepare.demo.compose import Instance, crop, detection_image, finish, object_image
+from transfer.prepare.demo.cutouts import Sources
+from transfer.prepare.demo.recipe import Recipe
 
 DETECTION = ("train", "val")
 STREAMS = (*DETECTION, "pretrain/object", "pretrain/photo", "knn/train", "knn/val")
@@ -43,13 +42,37 @@ def make(
     if stream in DETECTION:
         return detection_image(sources.cutouts[stream], sources.grounds[stream], recipe=recipe, rng=rng)
     if stream == "pretrain/object":
-        return pretrain_images.object_centred(sources, recipe=recipe, rng=rng), []
+        return object_centred(sources, recipe=recipe, rng=rng), []
     if stream == "pretrain/photo":
-        return pretrain_images.photo_crop(sources, recipe=recipe, rng=rng), []
+        return photo_crop(sources, recipe=recipe, rng=rng), []
     split, name = stream.removeprefix("knn/"), _class_of(index, recipe)
-    return pretrain_images.labelled(sources, split, name=name, recipe=recipe, rng=rng), []
+    return labelled(sources, split, name=name, recipe=recipe, rng=rng), []
 
 
 def _class_of(index: int, recipe: Recipe) -> str:
     """kNN images take the classes in turn, so that each has equally many."""
     return list(recipe.classes)[index % len(recipe.classes)]
+
+
+def object_centred(sources: Sources, *, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """One train cut-out of any kind on a train background, uint8 (S, S, 3)."""
+    pool = [cutout for found in sources.cutouts["train"].values() for cutout in found] + sources.extra
+    grounds = sources.grounds["train"]
+    ground = grounds[rng.integers(len(grounds))]
+    return object_image(pool[rng.integers(len(pool))], ground, recipe=recipe, rng=rng)
+
+
+def photo_crop(sources: Sources, *, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """A square crop, 35 to 100 % of the short side, of a photograph that is not of val, uint8 (S, S, 3)."""
+    photos = sources.scenes + sources.grounds["train"]
+    side = recipe.small_side
+    return finish(crop(photos[rng.integers(len(photos))], (side, side), rng=rng, share=0.35), rng)
+
+
+def labelled(
+    sources: Sources, split: str, *, name: str, recipe: Recipe, rng: np.random.Generator
+) -> np.ndarray:
+    """One cut-out of class `name` on a background, both of `split`, uint8 (S, S, 3)."""
+    found, grounds = sources.cutouts[split][name], sources.grounds[split]
+    ground = grounds[rng.integers(len(grounds))]
+    return object_image(found[rng.integers(len(found))], ground, recipe=recipe, rng=rng)

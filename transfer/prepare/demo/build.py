@@ -11,8 +11,8 @@ import cv2
 
 from pretrain.common import pool
 from pretrain.common.files import is_whole_jpeg, write_jpeg, write_json
-from transfer.prepare import coco_json, cutouts, fallback, streams
-from transfer.prepare.recipe import Recipe
+from transfer.prepare.demo import coco_json, cutouts, fallback, streams
+from transfer.prepare.demo.recipe import Recipe
 
 CHUNK = 50  # images: about a third of a second of work
 PACKAGES, FALLBACK = "debian packages", "fallback photographs"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
-from transfer.prepare import packages
+from transfer.prepare.demo import debian_packages
 
 LIST = Path(__file__).parent / "data" / "demo_photos.json"
 
@@ -73,7 +73,7 @@ def fill_cache(cache: Path, debs: list[Path]) -> list[str]:
     """
     cache.mkdir(parents=True, exist_ok=True)
     listing = load_listing()
-    given = {packages.package_name(deb): deb for deb in debs}
+    given = {debian_packages.package_name(deb): deb for deb in debs}
     if stray := sorted(set(given) - set(listing.licences)):
         raise UserError(f"--deb: {stray[0]} is not needed here; the demo uses {', '.join(listing.licences)}")
     absent = [name for name in listing.licences if not _is_filled(cache / name, listing.of_package(name))]
@@ -81,7 +81,10 @@ def fill_cache(cache: Path, debs: list[Path]) -> list[str]:
         to_fetch = [name for name in absent if name not in given]
         if to_fetch:
             print(f"fetching {', '.join(to_fetch)} with apt-get download (221 MB for all three)", flush=True)
-            given |= {packages.package_name(deb): deb for deb in packages.fetch(to_fetch, Path(folder))}
+            given |= {
+                debian_packages.package_name(deb): deb
+                for deb in debian_packages.fetch(to_fetch, Path(folder))
+            }
         for name in absent:
             print(f"unpacking {given[name].name}", flush=True)
             _unpack(given[name], listing.of_package(name), cache / name)
@@ -131,12 +134,14 @@ def _unpack(deb: Path, photos: list[Photo], folder: Path) -> None:
 def _listed_files(deb: Path, places: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], bytes]]:
     """The files at `places` = (resource file or "", path), with their content."""
     plain = {path for rcc, path in places if not rcc}
-    for outer, content in packages.read_deb(deb, plain | {rcc for rcc, _ in places if rcc}):
+    for outer, content in debian_packages.read_deb(deb, plain | {rcc for rcc, _ in places if rcc}):
         if outer in plain:
             yield ("", outer), content
             continue
         try:
-            for path, inner in packages.read_rcc(content, {path for rcc, path in places if rcc == outer}):
+            for path, inner in debian_packages.read_rcc(
+                content, {path for rcc, path in places if rcc == outer}
+            ):
                 yield (outer, path), inner
         except ValueError:  # another release's format: its photos count as missing
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretrain.common.errors import UserError
 from transfer.data import on_disk
-from transfer.prepare.archives import Archive, install
+from transfer.prepare.sets.archives import Archive, install
 
 KNOWN = {  # bytes, md5
     ("2007", "trainval"): (460_032_000, "c52e279531787c972589f7e41ab4ae64"),

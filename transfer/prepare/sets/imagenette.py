@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.common.errors import UserError
 from transfer.data.on_disk import names_in, prepare_command
-from transfer.prepare.archives import Archive, install
+from transfer.prepare.sets.archives import Archive, install
 
 URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 ARCHIVES = {
