@@ -71,13 +71,17 @@ setup(
         "transfer.prepare.sets",
         "transfer.report",
         "transfer.reproduce",
+        "transfer.reproduce.jobs",
+        "transfer.reproduce.page",
+        "transfer.reproduce.plan",
+        "transfer.reproduce.results",
         "transfer.train",
         "transfer.visualize",
     ],
     package_data={
         "transfer.report": ["templates/*"],
         "transfer.prepare.demo": ["data/*.json"],
-        "transfer.reproduce": ["*.yaml"],
+        "transfer.reproduce.plan": ["*.yaml"],
     },
     install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
     extras_require={

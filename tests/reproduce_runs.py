@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transfer.reproduce.collect import without_verdict
-from transfer.reproduce.verdict import compare
+from transfer.reproduce.results.collect import without_verdict
+from transfer.reproduce.results.verdict import compare
 from transfer.visualize.drawing import COLUMN_GAP
 
 METRICS = ["bbox.AP50", "bbox.AP", "bbox.AP75"]

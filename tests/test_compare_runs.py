@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pretrain.common.errors import UserError
-from transfer.reproduce import difference
+from transfer.reproduce.results import compare_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG: dict[str, Any] = {
@@ -62,7 +62,7 @@ def run(folder: Path, *, config: dict[str, Any] | None = None, **results: Any) -
 
 
 def compare(a: Path, b: Path) -> list[str]:
-    return difference.table(difference.read(a), difference.read(b))
+    return compare_runs.table(compare_runs.read(a), compare_runs.read(b))
 
 
 def line(lines: list[str], start: str) -> list[str]:
@@ -181,7 +181,7 @@ def test_foreign_files_are_one_line(tmp_path: Path, file: str, content: str | No
     else:
         (folder / file).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=words) as caught:
-        difference.read(folder)
+        compare_runs.read(folder)
     assert str(folder / file) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -19,7 +19,7 @@ from pretrain import config as pretrain_config
 from pretrain.common.configs import merge
 from transfer.config.load import read_config
 from transfer.linear import config as linear_config
-from transfer.reproduce import tables
+from transfer.reproduce.plan import tables
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]

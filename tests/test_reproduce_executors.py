@@ -16,10 +16,12 @@ import pytest
 from test_reproduce_graph import diamond, is_alive, python, runs, until
 
 from pretrain.common.errors import UserError
-from transfer.reproduce import command, progress, scheduler, worker
-from transfer.reproduce.executors import Local, Slurm, slurm_parameters, visible_gpus
-from transfer.reproduce.jobs import Job
-from transfer.reproduce.plan import Options
+from transfer.reproduce import command, progress
+from transfer.reproduce.jobs import scheduler, worker
+from transfer.reproduce.jobs.job import Job
+from transfer.reproduce.jobs.local import Local, visible_gpus
+from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
+from transfer.reproduce.plan.plan import Options
 
 SEEN = "(f / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
 
@@ -82,7 +84,7 @@ def test_a_gpu_whose_job_outlived_its_program_is_left_alone(
     code += "(f / 'pids').write_text(f'{os.getppid()} {os.getpid()}')\ntime.sleep(60)"
     old, locks = python("old", code), tmp_path / "locks"
     worker.prepare(old, tmp_path)
-    first = "import sys, time, pathlib; from transfer.reproduce.executors import Local; p = pathlib.Path\n"
+    first = "import sys, time, pathlib; from transfer.reproduce.jobs.local import Local; p = pathlib.Path\n"
     first += "Local(['0', '1'], locks=p(sys.argv[1])).start([p(sys.argv[2])]); time.sleep(60)"
     program = subprocess.Popen([sys.executable, "-c", first, locks, old.folder(tmp_path)], cwd=worker.ROOT)
     pids = old.folder(tmp_path) / "pids"

@@ -13,10 +13,11 @@ import pytest
 
 from pretrain.common.errors import UserError
 from pretrain.common.signals import STOPPED
-from transfer.reproduce import lock, progress, scheduler, worker
-from transfer.reproduce.executors import Local
-from transfer.reproduce.jobs import Job, in_order
-from transfer.reproduce.lock import Lock, holder
+from transfer.reproduce import progress
+from transfer.reproduce.jobs import lock, scheduler, worker
+from transfer.reproduce.jobs.job import Job, in_order
+from transfer.reproduce.jobs.local import Local
+from transfer.reproduce.jobs.lock import Lock, holder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,7 +163,7 @@ def test_two_programs_on_one_folder_do_not_repeat_a_job(tmp_path: Path) -> None:
 def start_worker(job: Job, root: Path) -> subprocess.Popen[bytes]:
     folder = job.folder(root)
     worker.prepare(job, root)
-    code = "import sys, pathlib; from transfer.reproduce.worker import work; "
+    code = "import sys, pathlib; from transfer.reproduce.jobs.worker import work; "
     code += "sys.exit(work(pathlib.Path(sys.argv[1]), beat=0.1, stale=1.0))"
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT)
 

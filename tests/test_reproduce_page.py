@@ -19,12 +19,15 @@ from PIL import Image
 
 from transfer.config.load import read_config
 from transfer.linear import config as linear_config
-from transfer.reproduce import collect, outputs, page, page_curves, page_facts, page_table, worker
-from transfer.reproduce.changes import recipe_value
-from transfer.reproduce.jobs import Job
-from transfer.reproduce.plan import Cell, Options
-from transfer.reproduce.tables import Column, Init, Row, Table
-from transfer.reproduce.verdict import compare
+from transfer.reproduce.jobs import worker
+from transfer.reproduce.jobs.job import Job
+from transfer.reproduce.page import curves, facts, page
+from transfer.reproduce.page import table as page_table
+from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.plan.recipe_changes import recipe_value
+from transfer.reproduce.plan.tables import Column, Init, Row, Table
+from transfer.reproduce.results import collect, text_tables
+from transfer.reproduce.results.verdict import compare
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> \"'{{ 7*7 }}"
 PROOF = {"res2": 1.25e-15, "res5": 3.5e-14}
@@ -192,7 +195,7 @@ def test_pictures_are_of_the_same_images_in_a_small_page(tmp_path: Path) -> None
 
 
 def test_pictures_have_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfer.reproduce.page_pictures._BUDGET", 6_000)
+    monkeypatch.setattr("transfer.reproduce.page.pictures._BUDGET", 6_000)
     table = full(tmp_path)
     found = write(tmp_path, table)
     assert sum(len(uri) for _, uri in found.images) <= 6_000 and len(found.images) < 16
@@ -255,10 +258,10 @@ def test_tuned_beside_untuned(tmp_path: Path) -> None:
 
 
 def test_curves_are_means_of_the_seeds() -> None:
-    assert page_curves.mean([[(1, 2.0), (2, 4.0)], [(1, 4.0), (2, 6.0), (3, 1.0)]]) == [(1, 3.0), (2, 5.0)]
-    assert page_curves.mean([]) == []
+    assert curves.mean([[(1, 2.0), (2, 4.0)], [(1, 4.0), (2, 6.0), (3, 1.0)]]) == [(1, 3.0), (2, 5.0)]
+    assert curves.mean([]) == []
     long = [(float(i), float(i % 2)) for i in range(1, 1501)]
-    short = page_curves.thinned(long)
+    short = curves.thinned(long)
     assert len(short) == 150 and short[-1][0] == 1500 and all(y == 0.5 for _, y in short)
 
 
@@ -273,11 +276,8 @@ def test_curves_show_seeds_behind_means(tmp_path: Path) -> None:
 
 
 def test_processes_are_read_from_the_command() -> None:
-    assert (
-        page_facts._processes("python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 tools/a.py")
-        == 16
-    )
-    assert page_facts._processes("python tools/a.py") == 1
+    assert facts._processes("python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 tools/a.py") == 16
+    assert facts._processes("python tools/a.py") == 1
 
 
 def test_collected_runs_become_a_page(tmp_path: Path) -> None:
@@ -415,20 +415,20 @@ def test_every_output_says_what_is_not_comparable(tmp_path: Path, options: dict[
         None,
         "",
     )
-    found = list(csv.DictReader(io.StringIO(outputs.as_csv(table))))
+    found = list(csv.DictReader(io.StringIO(text_tables.as_csv(table))))
     assert {line["verdict"] for line in found} == {"not comparable"}
     assert {line["p"] + line["difference"] for line in found} == {""}
-    text = outputs.latex(table)
+    text = text_tables.latex(table)
     assert "50.5 $\\pm$ 0.7$^\\dagger$ {\\scriptsize (55.9)}" in text and "within noise" not in text
-    assert "$^\\dagger$ Not comparable with the paper." in text and outputs.protocol(table) in text
-    assert "50.5 ± 0.7 [44.1, 56.9] (paper 55.9: not comparable)" in outputs.markdown(table)
+    assert "$^\\dagger$ Not comparable with the paper." in text and text_tables.protocol(table) in text
+    assert "50.5 ± 0.7 [44.1, 56.9] (paper 55.9: not comparable)" in text_tables.markdown(table)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "[" * 100_000, "{}"])
 def test_damaged_results_are_a_reason(tmp_path: Path, content: str) -> None:
     table = gathered(tmp_path, {"": [job("seed0", tmp_path, content)]})
     assert "is damaged; remove its folder" in only(table)["why_not"]
-    assert "| MoCo | no number (paper 81.5) |" in outputs.markdown(table)
+    assert "| MoCo | no number (paper 81.5) |" in text_tables.markdown(table)
     assert write(tmp_path, table).row("MoCo", after=1)[0].startswith("No number: ")
 
 
@@ -439,7 +439,7 @@ def test_damaged_results_are_a_reason(tmp_path: Path, content: str) -> None:
 def test_odd_numbers_are_a_reason(tmp_path: Path, value: str, whole: str) -> None:
     table = gathered(tmp_path, {"": [job("seed0", tmp_path, whole % value)]})
     assert only(table)["why_not"].endswith("results.json has no bbox.AP50, bbox.AP, bbox.AP75")
-    outputs.write(tmp_path / "out", table)  # refuses NaN
+    text_tables.write(tmp_path / "out", table)  # refuses NaN
 
 
 def test_an_undefined_metric_costs_only_itself(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_an_undefined_metric_costs_only_itself(tmp_path: Path) -> None:
     ]
     table = gathered(tmp_path, {"": jobs}, seeds=(0, 1, 2))
     assert [len(number["ours"]) for number in only(table)["numbers"]] == [3, 3, 2]
-    text = outputs.markdown(table)
+    text = text_tables.markdown(table)
     assert text.count("n = 2 of 3") == 1 and "MoCo: Incomplete: " in text and "has no bbox.AP75" in text
     found = write(tmp_path, table)
     assert "n = 2 of 3" in found.row("MoCo")[3] and "n =" not in found.row("MoCo")[2]
@@ -458,9 +458,11 @@ def test_an_undefined_metric_costs_only_itself(tmp_path: Path) -> None:
 def test_missing_runs_are_counted(tmp_path: Path) -> None:
     jobs = [job(f"seed{s}", tmp_path, boxes(55.8 + s / 10) if s < 2 else None) for s in range(3)]
     table = gathered(tmp_path, {"": jobs}, seeds=(0, 1, 2))
-    assert outputs.markdown(table).count("n = 2 of 3") == outputs.latex(table).count("n = 2 of 3") == 3
-    assert {line["planned"] for line in csv.DictReader(io.StringIO(outputs.as_csv(table)))} == {"3"}
-    assert "One run is missing: not run yet" in outputs.latex(table)
+    assert (
+        text_tables.markdown(table).count("n = 2 of 3") == text_tables.latex(table).count("n = 2 of 3") == 3
+    )
+    assert {line["planned"] for line in csv.DictReader(io.StringIO(text_tables.as_csv(table)))} == {"3"}
+    assert "One run is missing: not run yet" in text_tables.latex(table)
     found = write(tmp_path, table)
     assert (
         found.row("MoCo", after=1) == ["One run is missing: not run yet"]
@@ -480,18 +482,18 @@ def test_only_a_finished_value_can_be_the_best(tmp_path: Path) -> None:
     options: dict[str, Any] = {"seeds": (0, 1, 2), "sweep": ("SOLVER.BASE_LR", tuple(tried))}
     table = gathered(tmp_path, tried, **options)
     assert only(table)["best"] == "0.01" and only(table)["numbers"][0]["mean"] == 71.0
-    assert "best of 2 finished, of 3 values of SOLVER.BASE_LR: 0.01" in outputs.markdown(table)
-    assert "| MoCo, untuned | 70.0 ± 1.0" in outputs.markdown(
+    assert "best of 2 finished, of 3 values of SOLVER.BASE_LR: 0.01" in text_tables.markdown(table)
+    assert "| MoCo, untuned | 70.0 ± 1.0" in text_tables.markdown(
         table
-    ) and "MoCo, untuned & 70.0" in outputs.latex(table)
-    lines = list(csv.DictReader(io.StringIO(outputs.as_csv(table))))
+    ) and "MoCo, untuned & 70.0" in text_tables.latex(table)
+    lines = list(csv.DictReader(io.StringIO(text_tables.as_csv(table))))
     assert [(line["sweep"], line["mean"]) for line in lines[::3]] == [
         ("SOLVER.BASE_LR=0.01", "71.0"), ("SOLVER.BASE_LR=0.02", "70.0"),
     ]  # fmt: skip
     found = write(tmp_path, table)
     assert "tuned: SOLVER.BASE_LR 0.01, the best of 2 finished, of 3 values" in found.text
     nothing = gathered(tmp_path, {value: [job(f"none{value}", tmp_path, None)] for value in tried}, **options)
-    assert only(nothing)["best"] == "" and "best of" not in outputs.markdown(nothing)
+    assert only(nothing)["best"] == "" and "best of" not in text_tables.markdown(nothing)
     assert "tuned:" not in write(tmp_path, nothing).text
 
 
@@ -500,7 +502,7 @@ def test_names_are_no_commands_of_latex(tmp_path: Path) -> None:
     table["rows"][0]["title"] = r"[h] a_1 $x^2$ {b} ~ \input{/etc/passwd} 5% #&"
     assert (
         r"{[}h] a\_1 \$x\textasciicircum{}2\$ \{b\} \textasciitilde{} \textbackslash{}input\{/etc/passwd\} 5\% \#\& & "
-        in outputs.latex(table)
+        in text_tables.latex(table)
     )
 
 

@@ -17,8 +17,8 @@ from scripts import ROOT, run_script
 from transfer.config.load import load_config
 from transfer.data import datasets
 from transfer.data.on_disk import MINIATURE
-from transfer.reproduce import miniature
-from transfer.reproduce.tables import read
+from transfer.reproduce.plan import smoke_data
+from transfer.reproduce.plan.tables import read
 
 CONFIGS = sorted(
     {c.config for t in read().tables.values() for c in t.columns if c.config.startswith("transfer/")}
@@ -28,7 +28,7 @@ CONFIGS = sorted(
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
-    miniature.build(folder / "smoke-data")
+    smoke_data.build(folder / "smoke-data")
     return folder
 
 
@@ -41,15 +41,15 @@ def test_the_miniature_is_made_without_a_network_and_by_one_at_a_time(
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     made: list[Path] = []
-    last = miniature._stand_in
+    last = smoke_data._stand_in
 
     def count(path: Path) -> None:
         made.append(path)
         last(path)
 
-    monkeypatch.setattr(miniature, "_stand_in", count)
+    monkeypatch.setattr(smoke_data, "_stand_in", count)
     times = {"beat": 0.1, "stale": 5.0}
-    threads = [threading.Thread(target=miniature.build, args=(tmp_path,), kwargs=times) for _ in range(3)]
+    threads = [threading.Thread(target=smoke_data.build, args=(tmp_path,), kwargs=times) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,14 +57,14 @@ def test_the_miniature_is_made_without_a_network_and_by_one_at_a_time(
     assert (tmp_path / MINIATURE).exists() and not (tmp_path / "lock").exists()
     assert len(made) == 1
     stamps = {path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
-    miniature.build(tmp_path, **times)
+    smoke_data.build(tmp_path, **times)
     assert stamps == {path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
     splits = [
         {path.read_bytes() for path in tmp_path.glob(f"imagenet/{part}/*/*")} for part in ("train", "val")
     ]
     assert [len(found) for found in splits] == [16, 16] and not splits[0] & splits[1]
     boxes = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())["annotations"]
-    assert len(boxes) == 2 * miniature.IMAGES["val"]
+    assert len(boxes) == 2 * smoke_data.IMAGES["val"]
 
 
 @pytest.mark.slow

@@ -18,12 +18,14 @@ from scripts import run_script
 
 from pretrain.common.configs import find_config
 from pretrain.common.errors import UserError
-from transfer.reproduce import collect, command, outputs, progress, worker
-from transfer.reproduce.jobs import Job, in_order, made_by
-from transfer.reproduce.plan import Options, plan
-from transfer.reproduce.shorter import shorter
-from transfer.reproduce.tables import read
-from transfer.reproduce.verdict import compare
+from transfer.reproduce import command, progress
+from transfer.reproduce.jobs import worker
+from transfer.reproduce.jobs.job import Job, in_order, made_by
+from transfer.reproduce.plan.overrides import shorter
+from transfer.reproduce.plan.plan import Options, plan
+from transfer.reproduce.plan.tables import read
+from transfer.reproduce.results import collect, text_tables
+from transfer.reproduce.results.verdict import compare
 
 BOOK = read()
 ROOT = Path(__file__).resolve().parents[1]
@@ -408,23 +410,23 @@ def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
     rows = {row["init"]: row["cells"][0] for row in table["rows"]}
     ap = rows["moco_v1"]["numbers"][1]
     assert (ap["ours"], ap["paper"], ap["verdict"]) == ([55.8, 56.0], 55.9, "within noise")
-    assert rows["random"]["kind"] == "not run" and "| random init | not run (paper 60.2)" in outputs.markdown(
-        table
-    )
+    assert rows["random"][
+        "kind"
+    ] == "not run" and "| random init | not run (paper 60.2)" in text_tables.markdown(table)
     finish(
         jobs["finetune/voc_R50_C4_24k/random/seed0"], runs, AP50=None, AP=None, AP75=None
     )  # nothing detected
-    assert "| random init | no number (paper 60.2)" in outputs.markdown(collected(options, runs))
+    assert "| random init | no number (paper 60.2)" in text_tables.markdown(collected(options, runs))
     assert rows["random"]["why_not"] == "not run yet" and rows["random"]["numbers"][1]["ours"] == []
     assert "never released" in rows["moco_v1_ig1b"]["why_not"]
-    text = outputs.markdown(table)
+    text = text_tables.markdown(table)
     assert "| MoCo v1 IN-1M | 81.5 ± 0.0 [81.5, 81.5] (paper 81.5" in text
     assert "55.9 ± 0.1 [54.6, 57.2] (paper 55.9, +0.0: within noise)" in text
     assert "- random init: not run yet" in text
-    lines = outputs.as_csv(table).splitlines()
+    lines = text_tables.as_csv(table).splitlines()
     assert len(lines) == 1 + 4 * 3 and lines[0].startswith("init,config,metric,mean")
-    assert "MoCo v1 IN-1M & 81.5 $\\pm$ 0.0 {\\scriptsize (81.5)}" in outputs.latex(table)
-    paths = outputs.write(tmp_path / "out", table)
+    assert "MoCo v1 IN-1M & 81.5 $\\pm$ 0.0 {\\scriptsize (81.5)}" in text_tables.latex(table)
+    paths = text_tables.write(tmp_path / "out", table)
     assert json.loads(paths[0].read_text()) == table
 
 
@@ -453,7 +455,7 @@ def test_a_table_says_that_its_jobs_were_made_by_different_code(options: Options
 def test_another_recipe_is_never_shown_as_comparable(options: Options, tmp_path: Path) -> None:
     options = replace(options, schedule=0.5)
     finish(jobs_of(options)["finetune/voc_R50_C4_24k/random/seed0"], tmp_path, AP50=50.0, AP=20.0, AP75=10.0)
-    text = outputs.markdown(collected(options, tmp_path))
+    text = text_tables.markdown(collected(options, tmp_path))
     assert "NOT THE PAPER'S SCHEDULE" in text and "20.0 (paper 33.8: not comparable)" in text
     assert "SOLVER.MAX_ITER is 12000, in the recipe 24000" in text
 
@@ -465,7 +467,7 @@ def test_the_best_of_a_sweep_is_said_to_be_that(options: Options, tmp_path: Path
         finish(job, tmp_path, AP50=ap + 20, AP=ap, AP75=ap)
     table = collected(options, tmp_path)
     assert table["rows"][0]["cells"][0]["best"] == "0.04"
-    assert "best of 2 values of SOLVER.BASE_LR: 0.04" in outputs.markdown(table)
+    assert "best of 2 values of SOLVER.BASE_LR: 0.04" in text_tables.markdown(table)
 
 
 def test_sweeps_know_the_recipes_own_value_however_it_is_written(options: Options, tmp_path: Path) -> None:
@@ -482,7 +484,7 @@ def test_sweeps_know_the_recipes_own_value_however_it_is_written(options: Option
                 if job.name.startswith("linear/"):
                     (job.folder(tmp_path) / "results.json").write_text('{"top1": 67.0}')
     found = collect.collect(table, cells, options, runs=tmp_path, failed={})
-    rows = {row["title"]: row["cells"] for row in outputs.rows(found)}
+    rows = {row["title"]: row["cells"] for row in text_tables.rows(found)}
     title = next(title for title in rows if title.startswith("MoCo v2") and not title.endswith("untuned"))
     probe, detector = rows[f"{title}, untuned"]
     assert probe["numbers"][0]["ours"] == [67.0] and detector["numbers"][1]["ours"] == [50.0]
@@ -528,9 +530,9 @@ def test_every_tables_dry_run_can_be_typed(options: Options, tmp_path: Path, nam
     for job, parts in zip(jobs, commands, strict=True):
         assert not any(re.search(r"\{\w+\}", part) for part in parts)
         tool = next(
-            part for part in parts[1:] if part.startswith("tools/") or part == "transfer.reproduce.fetch"
+            part for part in parts[1:] if part.startswith("tools/") or part == "transfer.reproduce.jobs.fetch"
         )
-        assert tool == "transfer.reproduce.fetch" or (ROOT / tool).is_file()
+        assert tool == "transfer.reproduce.jobs.fetch" or (ROOT / tool).is_file()
         if "--config" in parts:
             assert (ROOT / "configs" / parts[parts.index("--config") + 1]).is_file()
         assert {str(need.output(tmp_path / "runs")) for need in job.needs} <= made

@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument("a", type=Path, help="results.json, or the folder of a run")
     parser.add_argument("b", type=Path, help="another one")
     args = parser.parse_args()
-    from transfer.reproduce import difference
+    from transfer.reproduce.results import compare_runs
 
-    print("\n".join(difference.table(difference.read(args.a), difference.read(args.b))))
+    print("\n".join(compare_runs.table(compare_runs.read(args.a), compare_runs.read(args.b))))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
 
-CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
-
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+CONFIG_ROOT = ROOT / "configs"
 _MAX_DEPTH = 32  # of lists and mappings within each other in a config that was written out
 
 

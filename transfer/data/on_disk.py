@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
 
-MINIATURE = "miniature.json"  # beside sets of a few pictures, which transfer.reproduce.miniature made
+MINIATURE = "miniature.json"  # beside sets of a few pictures, which transfer.reproduce.plan.smoke_data made
 
 
 CITYSCAPES_IMAGES = {"train": 2_975, "val": 500}

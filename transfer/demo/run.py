@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import config as pretrain_config
-from pretrain.common.configs import digest_text
+from pretrain.common.configs import ROOT, digest_text
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json, write_text
 from transfer.config.load import load_config
 from transfer.data.on_disk import check_demo
 from transfer.demo import demo_page, mechanism_page, stages
-from transfer.demo.stages import ROOT, Stage
+from transfer.demo.stages import Stage
 from transfer.report.html import render
 from transfer.results import environment
 

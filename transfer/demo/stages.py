@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.common.configs import ROOT
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

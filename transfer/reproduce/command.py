@@ -10,10 +10,15 @@ from typing import Any
 
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
-from transfer.reproduce import collect, outputs, page, plan, progress, scheduler, tables
-from transfer.reproduce.executors import Executor, Local, Slurm, slurm_parameters, visible_gpus
-from transfer.reproduce.jobs import Job, in_order
-from transfer.reproduce.plan import Cell, Options
+from transfer.reproduce import progress
+from transfer.reproduce.jobs import scheduler
+from transfer.reproduce.jobs.job import Job, in_order
+from transfer.reproduce.jobs.local import Executor, Local, visible_gpus
+from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
+from transfer.reproduce.page import page
+from transfer.reproduce.plan import plan, tables
+from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.results import collect, text_tables
 
 
 def listing() -> list[str]:
@@ -67,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     name = "-".join([table.name, *_variant(options)])
     runs, folder = args.output / ("smoke-runs" if options.smoke else "runs"), args.output / name
     if options.smoke:
-        from transfer.reproduce import miniature
+        from transfer.reproduce.plan import smoke_data
 
-        miniature.build(options.root)
+        smoke_data.build(options.root)
     cells = plan.plan(table, options)
     wanted = [job for cell in cells for found in cell.runs.values() for job in found]
     jobs = in_order(wanted)
@@ -112,9 +117,9 @@ def _write(
     failed: dict[str, str],
 ) -> None:
     content: dict[str, Any] = collect.collect(table, cells, options, runs=runs, failed=failed)
-    outputs.write(folder, content)
+    text_tables.write(folder, content)
     page.write(folder / "report.html", content)
-    say(outputs.markdown(content))
+    say(text_tables.markdown(content))
 
 
 def _check(jobs: Sequence[Job]) -> None:

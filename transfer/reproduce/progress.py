@@ -12,8 +12,8 @@ from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
 from transfer.report.run_files import read_log
-from transfer.reproduce import lock, worker
-from transfer.reproduce.jobs import Job
+from transfer.reproduce.jobs import lock, worker
+from transfer.reproduce.jobs.job import Job
 
 _EVERY = 60.0  # seconds between two lines about a job
 _FIGURE = re.compile(r"(?:^|/)(?:AP|mIoU|top1|knn)$")

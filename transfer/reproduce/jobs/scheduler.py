@@ -7,9 +7,9 @@ from pathlib import Path
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import STOPPED
-from transfer.reproduce import lock, worker
-from transfer.reproduce.executors import Executor
-from transfer.reproduce.jobs import Job
+from transfer.reproduce.jobs import lock, worker
+from transfer.reproduce.jobs.job import Job
+from transfer.reproduce.jobs.local import Executor
 
 _ATTEMPTS = 2  # a failed job is tried once more
 _WAIT = 1.0  # seconds between two looks

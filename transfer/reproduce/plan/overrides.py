@@ -1,12 +1,14 @@
-"""The overrides of `--smoke`: any table in minutes on tiny pictures, through the same commands."""
+"""A schedule shortened in proportion: `--schedule 0.1`."""
 
 import math
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from pretrain.common.errors import UserError
+
 STAND_IN = "stand_in.pth"  # a quarter-width ResNet-50 of random numbers, in the place of downloaded weights
 _WIDTH = 0.25
-
 # A quarter-width network and few proposals: the same modules, at a fraction of the cost.
 _NARROW = ("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
            "MODEL.RESNETS.WIDTH_PER_GROUP", "16")  # fmt: skip
@@ -24,8 +26,33 @@ _PRETRAIN = (
     "INPUT.SIZE", "32", "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
 )  # fmt: skip
 
+# Iterations of fine-tuning; epochs of pre-training and of the linear probe; iterations of pre-training.
+_COUNTS = ("MAX_ITER", "WARMUP_ITERS", "MAX_EPOCH", "GAMMA_PERIOD", "CHECKPOINT_PERIOD")
 
-def finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> tuple[str, ...]:
+
+def shorter(cfg: Any, share: float) -> tuple[str, ...]:
+    """KEY VALUE pairs that make a config's schedule as long as `share` of it; none for 1.
+
+    Args:
+        cfg: of any of the tools that train.
+    Raises:
+        UserError: a share that is not above 0 and up to 1.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"--schedule {share:g}: give a number above 0 and up to 1")
+    if share == 1:
+        return ()
+    solver = cfg.SOLVER
+    counts = {key: solver[key] for key in _COUNTS if solver.get(key, 0) > 0}
+    pairs = [(f"SOLVER.{key}", str(max(1, round(count * share)))) for key, count in counts.items()]
+    steps = [max(1, round(step * share)) for step in solver.STEPS]
+    last = max(1, round((counts.get("MAX_ITER") or counts["MAX_EPOCH"]) * share))
+    steps = [step for step in steps if step < last]
+    pairs.append(("SOLVER.STEPS", str(type(solver.STEPS)(steps))))
+    return tuple(part for pair in pairs for part in pair)
+
+
+def smoke_finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/train_net.py`; converted weights bring their width along, random ones do not."""
     crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
     batch = ("SOLVER.IMS_PER_BATCH", str(max(2, processes)))
@@ -38,7 +65,7 @@ def finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> tuple[
     )
 
 
-def pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...]:
+def smoke_pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/pretrain.py`."""
     width = ("MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
     return (
@@ -51,7 +78,7 @@ def pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...]:
     )
 
 
-def linear(*, processes: int, cpu: bool) -> tuple[str, ...]:
+def smoke_linear(*, processes: int, cpu: bool) -> tuple[str, ...]:
     """KEY VALUE pairs for `tools/linear_eval.py`."""
     return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "INPUT.SIZE", "32", "SOLVER.BASE_LR", "0.01",
             "DATA.NUM_WORKERS", "0", *_batch(processes), *(("DEVICE", "cpu") if cpu else ()))  # fmt: skip

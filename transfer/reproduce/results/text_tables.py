@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pretrain.common.files import write_atomic, write_json
-from transfer.reproduce.collect import NOT_COMPARABLE, finished
+from transfer.reproduce.results.collect import NOT_COMPARABLE, finished
 
 _DAGGER = "$^\\dagger$"
 _TEX = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.common.files import read_json
-from transfer.reproduce.page_runs import Shown, below, is_number
+from transfer.reproduce.page.runs import Shown, below, is_number
 
 BY_CLASS = ("AP-", "IoU-")  # metrics of one class in results.json
 _PROCESSES = re.compile(r"--nproc[-_]per[-_]node[= ](\d+)")

@@ -1,4 +1,4 @@
-"""Download a released checkpoint: `python -m transfer.reproduce.fetch URL FILE [DIGEST]`."""
+"""Download a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST]`."""
 
 import sys
 from pathlib import Path

@@ -7,15 +7,10 @@ from typing import IO, Any
 
 from pretrain.common.files import write_atomic
 from transfer.report.html import render
-from transfer.reproduce import (
-    outputs,
-    page_curves,
-    page_facts,
-    page_pictures,
-    page_runs,
-    page_sweep,
-    page_table,
-)
+from transfer.reproduce.page import curves, facts, pictures
+from transfer.reproduce.page import runs as page_runs
+from transfer.reproduce.page import table as page_table
+from transfer.reproduce.results import text_tables
 
 
 def write(path: Path, table: dict[str, Any]) -> None:
@@ -34,18 +29,18 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
     return {
         "table": table,
         "whole": page_table.whole(table),
-        "protocol": outputs.protocol(table),
+        "protocol": text_tables.protocol(table),
         "rows": page_table.rows(table),
         "tests": page_table.tests(table),
         "trials": page_table.trials(table),
         "conclusions": page_table.conclusions(table),
-        "sweeps": page_sweep.sweeps(table),
-        "charts": page_curves.charts(runs),
-        "classes": page_facts.classes(runs),
-        "pictures": page_pictures.pictures(runs),
-        "proofs": page_facts.proofs(runs),
-        "digests": page_facts.digests(runs),
-        "environment": {part: page_facts.environment(runs, part) for part in ("versions", "hardware")},
-        "cost": page_facts.cost(page_runs.jobs(table)),
+        "sweeps": page_table.sweeps(table),
+        "charts": curves.charts(runs),
+        "classes": facts.classes(runs),
+        "pictures": pictures.pictures(runs),
+        "proofs": facts.proofs(runs),
+        "digests": facts.digests(runs),
+        "environment": {part: facts.environment(runs, part) for part in ("versions", "hardware")},
+        "cost": facts.cost(page_runs.jobs(table)),
         "styles": {row["init"]: number % page_runs.STYLES for number, row in enumerate(table["rows"])},
     }

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pretrain.common.errors import UserError
 from transfer.report.run_files import halves, jpeg_uri
-from transfer.reproduce.page_runs import Shown
+from transfer.reproduce.page.runs import Shown
 
 _ROWS = 4  # images of a column
 _WIDTH = 320  # pixels of one picture

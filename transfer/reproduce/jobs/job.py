@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from pretrain import __version__
+from pretrain.common.configs import ROOT
 
-_ROOT = Path(__file__).resolve().parents[2]
 _LIBRARIES = ("torch", "torchvision", "detectron2")
 _PLACE = re.compile(r"\{(folder|\d+)\}", re.ASCII)  # begins a part of a command
 
@@ -91,9 +91,9 @@ def made_by() -> dict[str, str]:
     """What a job's key leaves out: a digest of this project's sources, and the versions of what computes."""
     digest = hashlib.sha256()
     for package in ("pretrain", "transfer"):
-        for path in sorted((_ROOT / package).rglob("*.py")):
+        for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(
-                f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+                f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
             )
     return {"sources": digest.hexdigest(), **{name: _version(name) for name in _LIBRARIES}}
 

@@ -1,7 +1,7 @@
 """What works on one job: it holds the job's lock, runs the command, and notes how that ended.
 
 It is a process of its own, so that a job outlives the program that started it: the next one finds the lock held,
-waits, and takes the result. `python -m transfer.reproduce.worker FOLDER` works on the job of a folder.
+waits, and takes the result. `python -m transfer.reproduce.jobs.worker FOLDER` works on the job of a folder.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pretrain.common.configs import ROOT
 from pretrain.common.files import read_json, write_text
 from pretrain.common.signals import STOPPED, Signals
-from transfer.reproduce.jobs import Job, made_by
-from transfer.reproduce.lock import Lock
+from transfer.reproduce.jobs.job import Job, made_by
+from transfer.reproduce.jobs.lock import Lock
 
-ROOT = Path(__file__).resolve().parents[2]
 JOB, STATE, LOCK, LOG = "job.json", "state.json", "lock", "log.txt"
 SUBMITTED = "slurm"  # file in a job's folder: its number in SLURM's queue
 TAKEN = 76  # another worker is at it

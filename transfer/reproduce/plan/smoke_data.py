@@ -22,8 +22,8 @@ from pretrain.common.files import write_json
 from pretrain.model.encoders import Architecture, ResNet
 from pretrain.tensor_files import checkpoint
 from transfer.data.on_disk import MINIATURE
-from transfer.reproduce.lock import BEAT, STALE, Lock
-from transfer.reproduce.smoke import STAND_IN
+from transfer.reproduce.jobs.lock import BEAT, STALE, Lock
+from transfer.reproduce.plan.overrides import STAND_IN
 
 IMAGES = {"train": 6, "val": 4}
 _SIZE = (240, 320)  # height and width

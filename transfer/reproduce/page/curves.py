@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer.report.charts import Chart, Line, chart, points
-from transfer.reproduce.page_runs import Shown, read_log
+from transfer.reproduce.page.runs import Shown, read_log
 
 _MOST = 150  # points of a line: a phone's screen shows no more
 

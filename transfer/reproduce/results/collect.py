@@ -8,12 +8,13 @@ from typing import Any
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
-from transfer.reproduce import difference, worker
-from transfer.reproduce.changes import changes, is_recipes
-from transfer.reproduce.jobs import Job, in_order, made_by
-from transfer.reproduce.plan import Cell, Options
-from transfer.reproduce.tables import Column, Table
-from transfer.reproduce.verdict import compare
+from transfer.reproduce.jobs import worker
+from transfer.reproduce.jobs.job import Job, in_order, made_by
+from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.plan.recipe_changes import changes, is_recipes
+from transfer.reproduce.plan.tables import Column, Table
+from transfer.reproduce.results import compare_runs
+from transfer.reproduce.results.verdict import compare
 
 NOT_COMPARABLE = "not comparable"
 _LARGEST = 1e15  # what can be a metric: neither NaN nor what has no place in a float
@@ -191,7 +192,7 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
 def _changes(cell: Cell, job: Job, path: Path, results: dict[str, Any]) -> list[str]:
     """Of the settings that the run has had: its weights may have brought others than were planned."""
     try:
-        settings = difference.settings(path.with_name("config.yaml"), results)
+        settings = compare_runs.settings(path.with_name("config.yaml"), results)
     except UserError as error:
         return [str(error)]
     if settings is None:

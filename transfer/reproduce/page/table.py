@@ -1,9 +1,12 @@
 """A collected table as the page shows it: cells with verdicts, notes below each row, and what may be concluded."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
-from transfer.reproduce import outputs
-from transfer.reproduce.collect import NOT_COMPARABLE
+from transfer.reproduce.plan.recipe_changes import is_recipes
+from transfer.reproduce.results import text_tables
+from transfer.reproduce.results.collect import NOT_COMPARABLE
 
 # Verdict -> sign, and class of the page's style sheet: never told apart by colour alone.
 SIGNS = {
@@ -23,7 +26,7 @@ def whole(table: dict[str, Any]) -> bool:
 
 def tests(table: dict[str, Any]) -> list[str]:
     """The tests that were made, in the order of the footnotes' numbers."""
-    made = [number.get("test") for row in table["rows"] for _, number in outputs.numbers(row)]
+    made = [number.get("test") for row in table["rows"] for _, number in text_tables.numbers(row)]
     return list(dict.fromkeys(test for test in made if test))
 
 
@@ -39,13 +42,13 @@ def trials(table: dict[str, Any]) -> str:
 
 def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     """`title`, `cells` of every number, each with its column's `head`, `notes` of (kind, text) below them."""
-    known, heads = tests(table), outputs.heads(table)
+    known, heads = tests(table), text_tables.heads(table)
     return [
         {
             "title": row["title"],
             "cells": [
                 {"head": head, **_cell(number, known)}
-                for head, (_, number) in zip(heads, outputs.numbers(row), strict=True)
+                for head, (_, number) in zip(heads, text_tables.numbers(row), strict=True)
             ],
             "notes": _notes(table, row),
         }
@@ -61,7 +64,7 @@ def _cell(number: dict[str, Any], known: list[str]) -> dict[str, Any]:
         "mean": number.get("mean"),
         "std": number.get("std"),
         "interval": number.get("interval"),
-        "count": outputs.count(number),
+        "count": text_tables.count(number),
         "paper": number["paper"],
         "difference": number.get("difference"),
         "p": number.get("p"),
@@ -83,13 +86,13 @@ def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
             text = f"{where}not the paper’s recipe, so not comparable"
             found.append({"kind": "change", "text": text, "settings": changes})
         if cell["best"]:
-            text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {outputs.choice(cell)}"
+            text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {text_tables.choice(cell)}"
             found.append({"kind": "tuned", "text": text, "settings": []})
     return list({note["text"]: note for note in found}.values())
 
 
 def _reason(cell: dict[str, Any]) -> str:
-    return f"{outputs.gap(cell) or 'No number: '}{cell['why_not']}" if cell["why_not"] else ""
+    return f"{text_tables.gap(cell) or 'No number: '}{cell['why_not']}" if cell["why_not"] else ""
 
 
 def signed(value: float) -> str:
@@ -107,7 +110,7 @@ def conclusions(table: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for row in table["rows"]:
         said: dict[str, list[str]] = {}
-        for (_, number), head in zip(outputs.numbers(row), outputs.heads(table), strict=True):
+        for (_, number), head in zip(text_tables.numbers(row), text_tables.heads(table), strict=True):
             verdict = number.get("verdict") or ""
             if verdict in ("above", "below"):
                 said.setdefault(verdict, []).append(f"{head} ({signed(number['difference'])})")
@@ -126,3 +129,45 @@ _WORDS = {
     "no spread between runs": "not to be told, as equal runs show no spread,",
     NOT_COMPARABLE: "not comparable with the paper",
 }
+
+
+def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each cell with several values: `label`, `metrics`, `rows` of (value, means, runs, mark), `gain`.
+
+    `mark` is "best", "recipe" or both; `gain` is the best value's first metric less that of the recipe's, None
+    where the recipe's own value was not tried.
+    """
+    found = []
+    for row in table["rows"]:
+        for column, cell in zip(table["columns"], row["cells"], strict=True):
+            if table["sweep"] and len(cell["tried"]) > 1:
+                found.append(_entry(table["sweep"], row["title"], column, cell))
+    return found
+
+
+def _entry(key: str, title: str, column: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    first: dict[str, float] = {}
+    for value, runs in cell["tried"].items():
+        numbers = [run["numbers"] for run in runs if run["numbers"]]
+        means = [_mean(each) for each in zip(*numbers, strict=True)]
+        is_own = is_recipes(cell["config"], key, value)
+        marks = [
+            word for word, holds in (("best", means and value == cell["best"]), ("recipe", is_own)) if holds
+        ]
+        if means and means[0] is not None:
+            first |= dict.fromkeys(marks, means[0])
+        rows.append({"value": value, "means": means, "runs": len(numbers), "marks": marks})
+    gain = first["best"] - first["recipe"] if {"best", "recipe"} <= first.keys() else None
+    return {
+        "title": title,
+        "column": column["title"],
+        "metrics": column["metrics"],
+        "rows": rows,
+        "gain": gain,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.common.files import read_json
-from transfer.reproduce.worker import state
+from transfer.reproduce.jobs.worker import state
 
 STYLES = 8  # of lines and dots in the page's style sheet; further rows begin again
 

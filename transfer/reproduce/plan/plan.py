@@ -19,11 +19,10 @@ from transfer.convert.recognise import read_source
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
-from transfer.reproduce import smoke
-from transfer.reproduce.changes import changes
-from transfer.reproduce.jobs import Job
-from transfer.reproduce.shorter import shorter
-from transfer.reproduce.tables import Column, Init, Released, Row, Table
+from transfer.reproduce.jobs.job import Job
+from transfer.reproduce.plan.overrides import STAND_IN, shorter, smoke_finetune, smoke_linear, smoke_pretrain
+from transfer.reproduce.plan.recipe_changes import changes
+from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
 
 # Where a pre-training run reads and how it is watched does not change what it learns.
@@ -150,7 +149,7 @@ def _weights(init: Init, options: Options) -> Job | None:
         path = init.file.expanduser().resolve()
         return _convert(init.name, str(path), _recognised(init.name, path))
     if released and options.smoke:
-        path = (options.root / smoke.STAND_IN).resolve()
+        path = (options.root / STAND_IN).resolve()
         return _convert(released.name, str(path), file_digest(path))
     if released:
         return _convert(released.name, "{0}", "", _fetch(released))
@@ -185,7 +184,14 @@ def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
 
 
 def _fetch(released: Released) -> Job:
-    command = ("python", "-m", "transfer.reproduce.fetch", released.url, "{folder}/file", released.digest)
+    command = (
+        "python",
+        "-m",
+        "transfer.reproduce.jobs.fetch",
+        released.url,
+        "{folder}/file",
+        released.digest,
+    )
     note = f"{released.name}: {released.url}, licence: {released.licence}"
     note += f"; {released.note}" if released.note else ""
     return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", "file", note=note)
@@ -203,7 +209,7 @@ def _pretrain(init: Init, options: Options) -> Job:
     folder = (options.root / "imagenet" / "train").resolve()
     cfg = pretrain_config.load(init.pretrain, overrides)
     _check_share(init.pretrain, cfg, options)
-    small = smoke.pretrain(cfg, processes=options.processes, cpu=options.cpu) if options.smoke else ()
+    small = smoke_pretrain(cfg, processes=options.processes, cpu=options.cpu) if options.smoke else ()
     overrides += small or shorter(cfg, options.schedule)
     overrides += ["DATA.TRAIN", str(folder)]
     cfg = pretrain_config.load(init.pretrain, overrides)
@@ -252,7 +258,7 @@ def _finetune(
     cfg = load_config(name, [*overrides, *swept, *start])
     _check_share(name, cfg, options)
     if options.smoke:
-        small = smoke.finetune(cfg, random=weights is None, processes=options.processes, cpu=options.cpu)
+        small = smoke_finetune(cfg, random=weights is None, processes=options.processes, cpu=options.cpu)
         overrides += (*small, *_not_sized(swept, small))
     else:
         overrides += (*swept, *shorter(cfg, options.schedule))
@@ -305,7 +311,7 @@ def _linear(
     cfg = _linear_config(name, (*overrides, *swept))
     _check_share(name, cfg, options)
     if options.smoke:
-        small = smoke.linear(processes=options.processes, cpu=options.cpu)
+        small = smoke_linear(processes=options.processes, cpu=options.cpu)
         overrides += (*small, *_not_sized(swept, small))
     else:
         overrides += (*swept, *shorter(cfg, options.schedule))
