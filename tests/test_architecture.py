@@ -1,4 +1,4 @@
-"""The arrows between the packages: pretrain knows nothing of transfer, tools are imported by nobody."""
+"""Which folder may import which: the arrows between the packages, as a table, and what else keeps them apart."""
 
 import ast
 import sys
@@ -7,24 +7,58 @@ from pathlib import Path
 import pytest
 from scripts import ROOT
 
-FROM_PRETRAIN = {
-    "__version__",
-    "encoders",
-    "norm",
-    "checkpoint",
-    "config",
-    "dist",
-    "errors",
-    "console",
-    "amp",
-    "stop",
-    "loggers",
-    "files",
-    "made_pictures",
-    "images",
-}
-# The linear probe trains on images as pre-training does, by the same code.
-FOR_LINEAR = {"data", "decode", "views", "broken", "probe", "step", "rng"}
+# A folder may import itself, the folders named here and the modules named here; nothing else of ours.
+# Read from the ground floor up: no line names a folder of a later line.
+ARROWS = {
+    "pretrain.common": "",
+    "pretrain.tensor_files": "pretrain.common",
+    "pretrain.data": "pretrain.common",
+    "pretrain.model": "pretrain.common",
+    "pretrain.config": "pretrain.common pretrain.data pretrain.model",
+    "pretrain.train": "pretrain.common pretrain.config pretrain.data pretrain.model pretrain.tensor_files",
+    "pretrain.benchmark": "pretrain.common pretrain.data pretrain.train",
+    "transfer.d2_compat": "",
+    "transfer.config": "transfer.d2_compat",
+    "transfer.d2_import_hook": "transfer.config.keys",
+    "transfer.results": "transfer.d2_compat",
+    "transfer.convert": "",
+    "transfer.data": "transfer.d2_compat",
+    "transfer.models": "transfer.convert",
+    "transfer.visualize": "transfer.data transfer.models",
+    "transfer.train": "transfer.d2_compat transfer.data transfer.models transfer.results transfer.visualize",
+    "transfer.report": "transfer.visualize",
+    "transfer.prepare.sets": "transfer.data",
+    "transfer.prepare.demo": "",
+    "transfer.prepare": "transfer.prepare.demo transfer.prepare.sets",
+    "transfer.linear": (
+        "transfer.convert transfer.results pretrain.data pretrain.train.knn_monitor"
+    ),
+    "transfer.demo": (
+        "transfer.config transfer.convert transfer.data transfer.prepare.demo transfer.report transfer.results "
+        "pretrain.config"
+    ),
+    "transfer.reproduce.jobs": "transfer.convert transfer.prepare.sets",
+    "transfer.reproduce.plan": (
+        "transfer.config transfer.convert transfer.data transfer.linear transfer.results transfer.reproduce.jobs "
+        "pretrain.config pretrain.benchmark.fake_photos"
+    ),
+    "transfer.reproduce.results": (
+        "transfer.linear transfer.results transfer.reproduce.jobs transfer.reproduce.plan"
+    ),
+    "transfer.reproduce.page": (
+        "transfer.report transfer.reproduce.jobs transfer.reproduce.plan transfer.reproduce.results"
+    ),
+    "transfer.reproduce": (
+        "transfer.report transfer.reproduce.jobs transfer.reproduce.plan transfer.reproduce.results "
+        "transfer.reproduce.page"
+    ),
+}  # fmt: skip
+# What everything in transfer/ may use of pre-training.
+SHARED = (
+    "pretrain.__version__ pretrain.common pretrain.tensor_files pretrain.model.encoders pretrain.model.norm "
+    "pretrain.model.precision pretrain.data.folders"
+)
+MOST_MODULES = 12  # in a folder
 SOURCES = [
     path
     for folder in ("pretrain", "transfer", "tools", "tests")
@@ -48,25 +82,75 @@ def of_package(names: set[str], package: str) -> set[str]:
     return {name for name in names if name == package or name.startswith(package + ".")}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_follow_the_arrows(path: Path) -> None:
-    names, package = imports(path), path.relative_to(ROOT).parts[0]
-    assert not of_package(names, "tools"), "tools/ is no package: detectron2 installs one of that name"
-    if package == "pretrain":
-        assert not of_package(names, "transfer") and not of_package(names, "detectron2")
-    if package == "transfer":
-        used = {name.split(".")[1] for name in of_package(names, "pretrain") if "." in name}
-        allowed = FROM_PRETRAIN | (FOR_LINEAR if path.name.startswith("linear") else set())
-        assert used <= allowed, f"transfer/ may not import {used - allowed}"
-    if package == "tools":
-        assert not of_package(names, "detectron2") or path.name == "install_detectron2.py"
+def room_of(path: Path) -> str:
+    """The entry of ARROWS that a source file belongs to: its folder, or itself at the top of a package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 2 else parts)
+
+
+def is_within(name: str, allowed: str) -> bool:
+    """Whether a dotted name is one of the allowed folders or modules, or inside of one."""
+    return any(name == one or name.startswith(one + ".") for one in allowed.split())
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_imports_follow_the_arrows(room: str) -> None:
+    paths = [path for path in SOURCES if room_of(path) == room]
+    assert paths, f"{room}: no such folder or module"
+    shared = SHARED if room.startswith("transfer.") else "pretrain.__version__"
+    for path in paths:
+        ours = of_package(imports(path), "pretrain") | of_package(imports(path), "transfer")
+        wrong = {
+            name
+            for name in ours
+            # a folder's own modules, without the folders inside of it
+            if not (
+                name.startswith(room + ".")
+                and not any(is_within(name, r) for r in ARROWS if r.startswith(room + "."))
+            )
+            and not is_within(name, ARROWS[room])
+            and not is_within(name, shared)
+        }
+        assert not wrong, f"{path.relative_to(ROOT)} may not import {sorted(wrong)}"
+
+
+def test_arrows_never_point_up() -> None:
+    """Each folder is listed after all that it imports, so there is no circle."""
+    rooms = list(ARROWS)
+    for place, room in enumerate(rooms):
+        for target in ARROWS[room].split():
+            above = [other for other in rooms[place + 1 :] if is_within(target, other)]
+            assert not above, f"{room} -> {target}"
+
+
+def test_every_module_has_a_room() -> None:
+    roots = {"pretrain.__init__", "transfer.__init__"}
+    rooms = {room_of(path) for path in SOURCES if path.relative_to(ROOT).parts[0] in ("pretrain", "transfer")}
+    assert rooms - roots == set(ARROWS)
+
+
+def test_folders_are_small() -> None:
+    for folder in {path.parent for path in SOURCES if path.relative_to(ROOT).parts[0] != "tests"}:
+        modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, f"{folder.relative_to(ROOT)}: {len(modules)} modules"
+
+
+def test_nothing_imports_tools_and_only_transfer_imports_detectron2() -> None:
+    for path in SOURCES:
+        names, package = imports(path), path.relative_to(ROOT).parts[0]
+        assert not of_package(names, "tools"), (
+            f"{path}: tools/ is not a package: detectron2 installs one of that name"
+        )
+        if package == "pretrain" or (package == "tools" and path.name != "install_detectron2.py"):
+            assert not of_package(names, "detectron2"), path
 
 
 def test_package_roots_import_next_to_nothing() -> None:
-    """`import transfer` waits for detectron2 (transfer.plain), and every tool imports it: it has to be cheap."""
+    """`import transfer` waits for detectron2 (d2_import_hook), and every tool imports it: it has to be cheap."""
     assert imports(ROOT / "pretrain" / "__init__.py") == set()
-    assert imports(ROOT / "transfer" / "__init__.py") == {"transfer.plain"}
-    loaded = imports(ROOT / "transfer" / "plain.py") | imports(ROOT / "transfer" / "keys.py")
+    assert imports(ROOT / "transfer" / "__init__.py") == {"transfer.d2_import_hook"}
+    assert imports(ROOT / "transfer" / "config" / "__init__.py") == set()
+    loaded = imports(ROOT / "transfer/d2_import_hook.py") | imports(ROOT / "transfer/config/keys.py")
     ours = {"transfer.config.keys.add_keys"}
     assert ours <= loaded
     assert {name.split(".")[0] for name in loaded - ours} <= sys.stdlib_module_names

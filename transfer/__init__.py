@@ -4,6 +4,6 @@
 detectron2 imports by itself (v0.6 without its C++ part does not).
 """
 
-from transfer import plain
+from transfer import d2_import_hook
 
-plain.install()
+d2_import_hook.install()

@@ -1,7 +1,7 @@
 """The frictions between detectron2 (v0.6 and main) and current libraries, in one place.
 
-`import transfer` installs an import hook (`transfer.plain`) that imports this module right after detectron2 itself,
-before any of its submodules. Importing it raises `UserError` when detectron2 does not import. Each fix applies only
+`import transfer` installs an import hook (`transfer.d2_import_hook`) that imports this module right after detectron2
+itself, before any of its submodules. Importing it raises `UserError` when detectron2 does not import. Each fix applies only
 where it is needed; with detectron2's main branch most of them do nothing.
 
 Not mended, because nothing here calls them: `engine.launch` and `AMPTrainer` (assert CUDA, hard-code NCCL),

@@ -11,7 +11,7 @@ import torchvision
 from fvcore.common.config import CfgNode
 from torch import nn
 
-import pretrain
+from pretrain import __version__
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
@@ -106,7 +106,7 @@ def _contents(
         "processes": distributed.world_size(),
         "amp": progress.amp,
         "config": digest_text(cfg),
-        "versions": {"pretrain": pretrain.__version__, "torch": str(torch.__version__),
+        "versions": {"pretrain": __version__, "torch": str(torch.__version__),
                      "torchvision": str(torchvision.__version__)},
     }  # fmt: skip
 

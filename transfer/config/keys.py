@@ -7,7 +7,7 @@ def add_keys(cfg: Any) -> None:
     """Add our keys to detectron2's, which stay as they are.
 
     Args:
-        cfg: a detectron2 `CfgNode`, in place; those of plain detectron2 get the keys by `transfer.plain`.
+        cfg: a detectron2 `CfgNode`, in place; those of plain detectron2 get the keys by `transfer.d2_import_hook`.
     """
     node = type(cfg)
     # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: from scratch, and said so.
