@@ -1,8 +1,8 @@
 """The frictions between detectron2 (v0.6 and main) and current libraries, in one place.
 
 `import transfer` installs an import hook (`transfer.d2_import_hook`) that imports this module right after detectron2
-itself, before any of its submodules. Importing it raises `UserError` when detectron2 does not import. Each fix applies only
-where it is needed; with detectron2's main branch most of them do nothing.
+itself, before any of its submodules. Importing it raises `UserError` when detectron2 does not import. Each
+fix applies only where it is needed; with detectron2's main branch most of them do nothing.
 
 Not mended, because nothing here calls them: `engine.launch` and `AMPTrainer` (assert CUDA, hard-code NCCL),
 `default_setup` (asks `detectron2._C` for its compiler). `COCOEvaluator` must always get
