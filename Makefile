@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 # A file's tests stay in one process, since they share fixtures; four processes need some 10 GB.
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' tests/test_*.py)
+TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' -r tests --include='test_*.py')
 
 .PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint docs clean
 .DEFAULT_GOAL := help
@@ -46,7 +46,7 @@ test-d2-main: $(READY) ## Run the transfer tests on a checkout of detectron2's m
 
 test-libraries: $(READY) ## Convert networks that timm, transformers and lightly build and save (installs them)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[libraries]'
-	$(PY) -m pytest tests/test_libraries.py
+	$(PY) -m pytest tests/transfer/convert/test_libraries.py
 
 lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff check .

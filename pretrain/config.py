@@ -6,7 +6,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from pretrain.common.configs import find_config, merge
+from pretrain.common.configs import find_config, get, merge
 from pretrain.common.errors import UserError
 from pretrain.data.views import PARTS, RECIPES
 from pretrain.model.encoders import architecture, projection_head
@@ -133,14 +133,14 @@ _RANGES: dict[str, tuple[float, float]] = {  # both ends included
 def validate(cfg: CfgNode, *, processes: int = 1) -> None:
     """Raise `UserError` for the first value that cannot work with this number of processes."""
     for key, choices in _CHOICES.items():
-        if _get(cfg, key) not in choices:
-            raise UserError(f"{key} {_get(cfg, key)}: choose {' or '.join(choices)}")
+        if get(cfg, key) not in choices:
+            raise UserError(f"{key} {get(cfg, key)}: choose {' or '.join(choices)}")
     for key in _POSITIVE:
-        if not _get(cfg, key) > 0:
-            raise UserError(f"{key} {_get(cfg, key)}: must be positive")
+        if not get(cfg, key) > 0:
+            raise UserError(f"{key} {get(cfg, key)}: must be positive")
     for key, (low, high) in _RANGES.items():
-        if not low <= _get(cfg, key) <= high:
-            raise UserError(f"{key} {_get(cfg, key)}: must be between {low:g} and {high:g}")
+        if not low <= get(cfg, key) <= high:
+            raise UserError(f"{key} {get(cfg, key)}: must be between {low:g} and {high:g}")
     for part in cfg.INPUT.WITHOUT:
         if part not in PARTS:
             raise UserError(f"INPUT.WITHOUT {part}: choose among {' '.join(PARTS)}")
@@ -230,9 +230,3 @@ def _group_sizes(batch: int, processes: int) -> list[int]:
 
 def _nearest(sizes: list[int], wanted: int) -> int:
     return min(sizes, key=lambda size: abs(size - wanted))
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import ROOT
+
+from tests.support.scripts import ROOT
 
 # A folder may import itself, the folders named here and the modules named here; nothing else of ours.
 # Read from the ground floor up: no line names a folder of a later line.

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from scripts import ROOT
 
 from pretrain import config as pretrain_config
-from pretrain.common.configs import merge
+from pretrain.common.configs import flatten, merge
+from tests.support.scripts import ROOT
 from transfer.config.load import read_config
 from transfer.linear import config as linear_config
 from transfer.reproduce.plan import tables
@@ -186,7 +186,7 @@ def effective(name: str) -> dict[str, Any]:
     else:
         cfg = linear_config.defaults()
         merge(cfg, path, ())
-    return linear_config.flat(cfg)
+    return flatten(cfg)
 
 
 def tables_in(page: str) -> Iterator[tuple[list[str], list[list[str]]]]:

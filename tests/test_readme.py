@@ -2,7 +2,7 @@
 
 import re
 
-from scripts import ROOT
+from tests.support.scripts import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

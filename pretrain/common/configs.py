@@ -7,8 +7,9 @@ and the linear probe read their files by the same rules. YAML is always read by 
 
 import difflib
 import io
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
 
     Raises `UserError` for unreadable YAML, an unknown key (with the nearest one) or a value of a wrong type.
     """
-    for key, value in flatten(read_yaml(path)):
+    for key, value in flatten(read_yaml(path)).items():
         if value is not None or key not in cfg:  # a section whose keys are all commented out
             set_key(cfg, key, value, origin=str(path))
     if len(overrides) % 2:
@@ -95,7 +96,7 @@ def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
     for part in parent.split(".") if parent else []:
         node = node.get(part) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node or isinstance(node[leaf], CfgNode):
-        known = [name for name, _ in flatten(cfg)]
+        known = list(flatten(cfg))
         raise UserError(f"{origin}: unknown config key {key}{nearest(key, known)}")
     node[leaf] = _coerce(value, node[leaf], f"{origin}: {key}")
 
@@ -131,12 +132,37 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
     raise UserError(f"{where}: {value!r} is no {type(default).__name__} (the default is {default!r})")
 
 
-def flatten(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one dict with dotted keys. An empty section stays as it is."""
+    flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def get(node: Any, key: str, default: Any = None) -> Any:
+    """Return the value of a dotted key in nested settings; `default` where there is none."""
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
+def equal(a: Any, b: Any, *, tolerance: float = 0.0) -> bool:
+    """Whether two settings are the same: lists and tuples alike, floats up to a relative `tolerance`."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(equal(x, y, tolerance=tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) or isinstance(b, float):
+        return (
+            isinstance(a, int | float)
+            and isinstance(b, int | float)
+            and math.isclose(a, b, rel_tol=tolerance)
+        )
+    return bool(a == b)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

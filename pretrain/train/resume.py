@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.common.configs import read_dump
+from pretrain.common.configs import get, read_dump
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.config import defaults
@@ -184,7 +184,7 @@ def _settings_before(stored: Stored) -> dict[str, Any]:
 
 def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
     for key, now in _settings(cfg):
-        was = _get(before, key, _get(defaults(), key))  # a key that is new since has its default
+        was = get(before, key, get(defaults(), key))  # a key that is new since has its default
         if was != now:
             raise UserError(
                 f"--resume: {key} is {now} and was {str(was)[:80]!s}; set it back or name another OUTPUT_DIR"
@@ -193,7 +193,7 @@ def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
 
 def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
     for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE], *_KEPT):
-        was, now = _get(before, key, _get(defaults(), key)), _get(cfg, key)
+        was, now = get(before, key, get(defaults(), key)), get(cfg, key)
         if was != now:
             means = (
                 "it decides which numbered files stay from now on" if key in _KEPT else "not the run it was"
@@ -203,19 +203,11 @@ def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
 
 def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
     for key in _FIXED:
-        value = _get(cfg, key)
+        value = get(cfg, key)
         if isinstance(value, dict):
             yield from ((f"{key}.{name}", value[name]) for name in value)
         else:
             yield key, value
-
-
-def _get(tree: Any, key: str, default: Any = None) -> Any:
-    for part in key.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return default
-        tree = tree[part]
-    return tree
 
 
 def _model_state(stored: Stored, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import detectron2
 from detectron2.config import CfgNode, get_cfg
 
-from pretrain.common.configs import merge
+from pretrain.common.configs import equal, flatten, merge
 from transfer.config.keys import add_keys
 from transfer.config.paper_models import FPN, OPEN, TRAINED, Facts
 from transfer.config.paper_tasks import RECIPES, Recipe
@@ -42,15 +42,15 @@ def explain(cfg: CfgNode, name: str) -> list[str]:
 
 def differences(cfg: CfgNode, facts: Facts) -> list[str]:
     """Those keys of `facts` whose value in `cfg` is another one, sorted."""
-    values = dict(_flat(cfg))
-    return sorted(key for key, (value, _) in facts.items() if not _same(values[key], value))
+    values = flatten(cfg)
+    return sorted(key for key, (value, _) in facts.items() if not equal(values[key], value))
 
 
 def _paper(cfg: CfgNode, name: str, recipe: Recipe | None) -> Iterator[str]:
     if recipe is None:
         yield f"{name}: no recipe of the paper by this name; there are {', '.join(RECIPES)}"
         return
-    values = dict(_flat(cfg))
+    values = flatten(cfg)
     wrong = differences(cfg, recipe.facts)
     yield f"{name}: {recipe.experiment}"
     yield f"Differences to that recipe, of {len(recipe.facts)} values: {len(wrong) or 'none'}"
@@ -73,12 +73,12 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
     path = _zoo_path(zoo) if zoo else None
     if path:
         merge(base, path, ())
-    plain = dict(_flat(base))
+    plain = flatten(base)
     facts = recipe.facts if recipe else TRAINED
     rows = [
         (key, _text(value), _text(plain[key]), _reason(key, value, facts))
-        for key, value in sorted(_flat(cfg))
-        if not _same(value, plain[key]) and not key.startswith(_BOOKKEEPING)
+        for key, value in sorted(flatten(cfg).items())
+        if not equal(value, plain[key]) and not key.startswith(_BOOKKEEPING)
     ]
     against = f"its defaults and its {zoo}" if path else "its defaults"
     yield f"Differences to plain detectron2, {against}: {len(rows) or 'none'}"
@@ -86,7 +86,7 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
 
 
 def _reason(key: str, value: Any, facts: Facts) -> str:
-    if key in facts and _same(value, facts[key][0]):
+    if key in facts and equal(value, facts[key][0]):
         return facts[key][1]
     if key in facts:
         return "not the recipe's: set in this config or on the command line"
@@ -106,21 +106,6 @@ def _zoo_path(name: str) -> Path | None:
     package = Path(detectron2.__file__).parent
     places = (package / "model_zoo" / "configs" / name, package.parent / "configs" / name)
     return next((place for place in places if place.is_file()), None)
-
-
-def _flat(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal, lists and tuples alike."""
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,11 @@
 """Configuration of the fine-tuning stage: detectron2's keys, a few of ours, and the checks before a run."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from pretrain.common.configs import find_config, merge
+from pretrain.common.configs import find_config, get, merge
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.config.keys import add_keys
@@ -74,7 +73,7 @@ def _check_init(cfg: CfgNode, *, need_weights: bool) -> None:
 
 def _check(cfg: CfgNode) -> None:
     for key, choices in _CHOICES.items():
-        value = _get(cfg, key)
+        value = get(cfg, key)
         if value not in choices:
             raise UserError(f"{key} {value}: choose {' or '.join(choices)}")
     if cfg.SEED < 0:
@@ -86,8 +85,8 @@ def _check(cfg: CfgNode) -> None:
     if cfg.SOLVER.ACCUMULATE < 1:
         raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: give 1 (undivided) or more")
     for key, least in _LEAST.items():
-        if _get(cfg, key) < least:
-            raise UserError(f"{key} {_get(cfg, key)}: give {least} or more")
+        if get(cfg, key) < least:
+            raise UserError(f"{key} {get(cfg, key)}: give {least} or more")
     if cfg.SOLVER.BASE_LR <= 0:
         raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}: give a number above 0")
     # detectron2's trainer knows it; our loop does not, and a key without effect would mislead
@@ -133,12 +132,6 @@ def _check_evaluation(cfg: CfgNode) -> None:
         )
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
 def _check_resnet(cfg: CfgNode) -> None:
     """detectron2 builds basic blocks (ResNet-18 and 34) in FPN models, at one width and undilated, only."""
     depth = cfg.MODEL.RESNETS.DEPTH
@@ -165,7 +158,7 @@ def _check_compiled(cfg: CfgNode) -> None:
         ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN".__eq__),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated".__eq__),
     ):
-        value = _get(cfg, key)
+        value = get(cfg, key)
         if needs(value):
             raise UserError(
                 f"{key} {value}: needs detectron2's C++ extension, which is not compiled here; run "

@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from pretrain.common.configs import find_config, merge
+from pretrain.common.configs import find_config, flatten, merge
 from pretrain.common.errors import UserError
 
 _POSITIVE = (
@@ -72,16 +71,8 @@ def rates(cfg: CfgNode) -> list[float]:
     return [float(rate) for rate in cfg.SWEEP] or [cfg.SOLVER.BASE_LR]
 
 
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their whole keys."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def _validate(cfg: CfgNode, processes: int) -> None:
-    values = flat(cfg)
+    values = flatten(cfg)
     for key in _POSITIVE:
         if not 0 < values[key] < float("inf"):
             raise UserError(f"{key} {values[key]}: must be positive")

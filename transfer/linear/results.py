@@ -16,10 +16,11 @@ from fvcore.common.config import CfgNode
 
 from pretrain import __version__
 from pretrain.common import distributed
+from pretrain.common.configs import flatten
 from pretrain.common.console import say
 from pretrain.common.files import write_text
 from pretrain.model.encoders import Architecture, architecture
-from transfer.linear.config import IRRELEVANT, defaults, flat
+from transfer.linear.config import IRRELEVANT, defaults
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet-1k
 _V1 = "He et al. 2020, Table 1"
@@ -52,7 +53,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def circumstances(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[str, Any]:
     """Config, versions and hardware: what the numbers depend on."""
-    settings = {key: value for key, value in flat(cfg).items() if key not in IRRELEVANT}
+    settings = {key: value for key, value in flatten(cfg).items() if key not in IRRELEVANT}
     return {
         "seed": cfg.SEED,
         "seconds": round(seconds, 1),
@@ -134,7 +135,7 @@ def differences(cfg: CfgNode) -> list[str]:
     A sweep is none: the papers' rate of 30 was found by one.
     """
     keys = _PROTOCOL if cfg.SWEEP else ("SOLVER.BASE_LR", *_PROTOCOL)
-    own, papers = flat(cfg), flat(defaults())
+    own, papers = flatten(cfg), flatten(defaults())
     return [f"{key} {_text(own[key])} ({_text(papers[key])})" for key in keys if own[key] != papers[key]]
 
 

@@ -13,13 +13,13 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed
-from pretrain.common.configs import digest_text
+from pretrain.common.configs import digest_text, flatten
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found, write_text
 from pretrain.tensor_files import checkpoint
 from transfer.linear.classifiers import Classifiers
-from transfer.linear.config import IRRELEVANT, flat
+from transfer.linear.config import IRRELEVANT
 
 LAST = "linear_last.pth"
 _OLD = 3600.0  # seconds
@@ -99,7 +99,7 @@ def remove_leftovers(folder: Path) -> None:
 def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:
     """Raise `UserError` if a run would go on with other settings, weights or images."""
     try:
-        before, now = flat(yaml.safe_load(stored["config"])), flat(cfg)
+        before, now = flatten(yaml.safe_load(stored["config"])), flatten(cfg)
         digests = dict(stored["origin"])
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         raise _damaged(cfg) from None

@@ -1,7 +1,6 @@
 """Weights files: held against the configuration and the model, loaded whole or not at all."""
 
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from pretrain.common.configs import equal
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
@@ -35,7 +35,7 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
         found: Any = cfg
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
-        if not _same(found, needed):
+        if not equal(found, needed, tolerance=1e-4):
             wrong[key] = (found, needed)
     if wrong:
         faults = ", ".join(f"{key} is {found} (needed: {needed})" for key, (found, needed) in wrong.items())
@@ -210,16 +210,6 @@ def _load(model: nn.Module, weights: dict[str, Any]) -> None:
     checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
     checkpointer.logger.setLevel(logging.ERROR)
     checkpointer._load_model(for_detectron2(weights))
-
-
-def _same(found: Any, needed: Any) -> bool:
-    if isinstance(needed, list | tuple):
-        return (
-            isinstance(found, list | tuple) and len(found) == len(needed) and all(map(_same, found, needed))
-        )
-    if isinstance(needed, float) and isinstance(found, float | int):
-        return math.isclose(found, needed, rel_tol=1e-4)
-    return found == needed
 
 
 def _shell(value: Any) -> str:

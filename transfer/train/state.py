@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from pretrain.common import distributed
+from pretrain.common.configs import flatten
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found
@@ -114,24 +115,13 @@ def restore(state: State, cfg: CfgNode) -> None:
 def _differences(path: Path, cfg: CfgNode) -> str:
     """` (KEY was 1 and is 2)` for the settings that the numbers depend on, at most three; empty if unknown."""
     try:
-        before = _flat(yaml.safe_load(path.with_name("config.yaml").read_text()))
+        before = flatten(yaml.safe_load(path.with_name("config.yaml").read_text()))
     except (OSError, yaml.YAMLError):
         return ""
-    after = _flat(yaml.safe_load(cfg.dump()))
+    after = flatten(yaml.safe_load(cfg.dump()))
     keys = [key for key in after if before.get(key) != after[key] and not key.startswith(results.IRRELEVANT)]
     shown = [f"{key} was {before.get(key)} and is {after[key]}" for key in keys[:3]]
     return f" ({', '.join(shown)}{', ...' if len(keys) > 3 else ''})" if keys else ""
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their whole keys."""
-    if not isinstance(settings, dict):
-        return {prefix: settings}
-    return {
-        k: v
-        for name, part in settings.items()
-        for k, v in _flat(part, f"{prefix}.{name}".lstrip(".")).items()
-    }
 
 
 def check_finite(state: State, cfg: CfgNode) -> None:

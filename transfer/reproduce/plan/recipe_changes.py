@@ -1,14 +1,13 @@
 """Whether a run's settings are those of the paper's recipe: every one that its numbers may depend on."""
 
 import ast
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import yaml
 
-from pretrain.common.configs import find_config, merge
+from pretrain.common.configs import equal, find_config, flatten, merge
 from pretrain.common.errors import UserError
 from transfer import results
 from transfer.config.load import read_config
@@ -25,6 +24,9 @@ _MSRA: dict[str, Any] = {
 }
 
 
+_ROUNDED = 1e-6  # relative: a number in a text is read back a little rounded
+
+
 def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[str, ...]:
     """`KEY is A, in the recipe B` for every setting that differs from a shipped config's; lists and tuples are alike.
 
@@ -33,17 +35,17 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
         settings: all of a run's, nested.
         overrides: KEY, VALUE, ... that are part of the recipe, too.
     """
-    found, recipe = config.flat(dict(settings)), _recipe(name, tuple(overrides))
-    if all(_same(found.get(key), value) for key, value in _MSRA.items()):
+    found, recipe = flatten(dict(settings)), _recipe(name, tuple(overrides))
+    if all(equal(found.get(key), value, tolerance=_ROUNDED) for key, value in _MSRA.items()):
         recipe = recipe | _MSRA
-    other = [key for key, value in recipe.items() if not _same(found.get(key), value)]
+    other = [key for key, value in recipe.items() if not equal(found.get(key), value, tolerance=_ROUNDED)]
     return tuple(f"{key} is {found.get(key)}, in the recipe {recipe[key]}" for key in other)
 
 
 def recipe_value(name: str, key: str) -> Any:
     """What a shipped config sets for a key; None where that cannot be told."""
     try:
-        value = config.flat(_read(name, ())).get(key)
+        value = flatten(_read(name, ())).get(key)
     except UserError:
         return None
     return list(value) if isinstance(value, tuple) else value
@@ -56,13 +58,13 @@ def is_recipes(name: str, key: str, text: str) -> bool:
     except (ValueError, SyntaxError):
         value = yaml.safe_load(text)
     recipe = recipe_value(name, key)
-    return recipe is not None and _same(value, recipe)
+    return recipe is not None and equal(value, recipe, tolerance=_ROUNDED)
 
 
 @cache
 def _recipe(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     ignored = tuple(f"{key}." for key in _IRRELEVANT)
-    values = config.flat(_read(name, overrides))
+    values = flatten(_read(name, overrides))
     return {key: value for key, value in values.items() if not f"{key}.".startswith(ignored)}
 
 
@@ -72,11 +74,3 @@ def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     cfg = config.defaults()  # its own `load` asks for the images
     merge(cfg, find_config(name), overrides)
     return dict(cfg)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float) or isinstance(b, float):  # a text of a number is read back a little rounded
-        return isinstance(a, int | float) and isinstance(b, int | float) and math.isclose(a, b, rel_tol=1e-6)
-    return bool(a == b)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
 from transfer import results
 from transfer.linear import config
@@ -84,18 +85,7 @@ def settings(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
             raise UserError(f"{path}: not a config; remove it to compare without the settings") from None
         if not isinstance(tree, dict):
             raise UserError(f"{path}: not a config; remove it to compare without the settings")
-    return flat(tree)
-
-
-def flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found
+    return flatten(tree)
 
 
 def differences(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
@@ -122,7 +112,7 @@ def _config(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
 
 
 def _unequal(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    a, b = flat(a), flat(b)
+    a, b = flatten(a), flatten(b)
     keys = sorted({*a, *b})
     rows = [(key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in keys]
     return [

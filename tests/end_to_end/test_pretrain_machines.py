@@ -1,0 +1,170 @@
+"""Pre-training under signals, torchrun on one machine and on two, and the SLURM template."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.common import signals
+from pretrain.tensor_files import checkpoint
+from pretrain.train.checkpoints import LAST
+from tests.support import kill_runs
+from tests.support.pretrain_runs import MakeFolder, log_lines, overrides
+from tests.support.scripts import ROOT
+
+CONFIG = ["tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+SMALLER = ["INPUT.SIZE", "32", "SOLVER.IMS_PER_BATCH", "16", "MODEL.BN_GROUP_SIZE", "8", "DATA.NUM_WORKERS", "1",
+           "LOG.TENSORBOARD", "False", "SOLVER.CHECKPOINT_PERIOD", "1000"]  # fmt: skip
+LONG = [*SMALLER, "SOLVER.MAX_EPOCH", "4000"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, of which nothing is left at the end."""
+    run = subprocess.Popen(
+        command, cwd=ROOT, env={**ENVIRONMENT, **environment}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+
+
+def wait_for(what: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not what():
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+
+
+def lines_of(output: Path, least: int) -> Callable[[], bool]:
+    return lambda: (output / "metrics.json").is_file() and len(log_lines(output)) >= least
+
+
+def finish(*command: str, **environment: str) -> str:
+    with started(list(command), **environment) as run:
+        out, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, out
+    return out
+
+
+def last(output: Path) -> dict[str, Any]:
+    return checkpoint.load(output / LAST)
+
+
+def equal(first: Path, second: Path) -> bool:
+    return not list(kill_runs._unequal(last(first), last(second), where="checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, signals.STOPPED), (signal.SIGUSR1, signals.STOPPED)],
+)
+def test_a_signal_saves_the_state(
+    image_folder: MakeFolder, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """It comes to every process of the job, loader workers too; nothing has been saved before."""
+    images, output = image_folder(100), tmp_path / "run"
+    arguments = overrides(images, output, *LONG, "SOLVER.SAVE_MINUTES", "0")
+    with started([sys.executable, *CONFIG, *arguments]) as run:
+        wait_for(lines_of(output, 2), run)
+        os.killpg(run.pid, number)
+        out, _ = run.communicate(timeout=180)
+    assert run.returncode == code and "--resume" in out and "Traceback" not in out, out
+    assert last(output)["iteration"] == log_lines(output)[-1]["iteration"]
+
+
+def test_torchrun_passes_a_signal_on(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """To torchrun alone. Both processes leave after the same step; then a stopped run ends as an undisturbed one."""
+    images, output = image_folder(100), tmp_path / "run"
+    launcher = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *CONFIG]
+    with started([*launcher, *overrides(images, output, *LONG)]) as run:
+        wait_for(lines_of(output, 2), run)
+        run.send_signal(signal.SIGTERM)
+        out, _ = run.communicate(timeout=180)
+    assert run.returncode != 0 and out.count("everything is saved") == 1, out
+    saved = last(output)["iteration"]
+    assert saved == log_lines(output)[-1]["iteration"]
+    end = ["SOLVER.MAX_ITER", str(saved + 2)]
+    out = finish(*launcher, *overrides(images, output, *LONG, *end), "--resume")
+    assert out.count("finished: ") == 1 and "2 process(es)" in out
+    finish(*launcher, *overrides(images, tmp_path / "whole", *LONG, *end))
+    assert equal(tmp_path / "whole", output)
+
+
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_two_machines(image_folder: MakeFolder, tmp_path: Path, rendezvous: str) -> None:
+    """Two torchruns, as on two nodes, with one process each; as two processes on one node, to the bit."""
+    images, more = image_folder(100), [*SMALLER, "SOLVER.MAX_ITER", "5"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if rendezvous == "static":
+        address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    else:
+        address = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7"]
+    node = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", *address]
+    arguments = [*CONFIG, *overrides(images, tmp_path / "nodes", *more)]
+    with (
+        started([*node, "--node-rank", "0", *arguments]) as one,
+        started([*node, "--node-rank", "1", *arguments]) as two,
+    ):
+        outs = [run.communicate(timeout=240)[0] for run in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), outs
+    assert sum(out.count("finished: ") for out in outs) == 1
+    finish(
+        *TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *CONFIG,
+        *overrides(images, tmp_path / "one", *more),
+    )
+    assert equal(tmp_path / "one", tmp_path / "nodes")
+
+
+# What SLURM's commands do for one node: srun starts the task in a session of its own, scancel signals it.
+FAKES = {
+    "scontrol": 'case "$1" in show) echo 127.0.0.1;; *) echo "$@" >> "$FAKES/calls";; esac',
+    "srun": 'while [[ $1 == --* ]]; do echo "$1" >> "$FAKES/options"; shift; done; echo $$ > "$FAKES/step"; '
+    'exec "$PYTHON" -m torch.distributed.run "${@:2}"',
+    "scancel": 'echo "$@" >> "$FAKES/calls"; kill -TERM "$(cat "$FAKES/step")"',
+}
+
+
+def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_path: Path) -> None:
+    images, output, fakes = image_folder(100), tmp_path / "run", tmp_path / "fakes"
+    fakes.mkdir()
+    for name, text in FAKES.items():
+        (fakes / name).write_text(f"#!/bin/bash\n{text}\n")
+        (fakes / name).chmod(0o755)
+    environment = {"PATH": f"{fakes}:{os.environ['PATH']}", "FAKES": str(fakes), "PYTHON": sys.executable,
+                   "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2",
+                   "SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "40"}  # fmt: skip
+    job = ["bash", "tools/slurm/job.sbatch", *CONFIG]
+    with started([*job, *overrides(images, output, *LONG)], **environment) as run:
+        wait_for(lines_of(output, 2), run)
+        run.send_signal(signal.SIGUSR1)  # to the batch shell alone
+        out, _ = run.communicate(timeout=180)
+    assert run.returncode == 0 and "everything is saved" in out, out
+    assert (fakes / "calls").read_text().split("\n")[1] == f"requeue {os.getpid()}"
+    assert (fakes / "options").read_text() == "--kill-on-bad-exit=1\n--cpus-per-task=40\n"
+    saved = last(output)["iteration"]
+    end = ["SOLVER.MAX_ITER", str(saved + 2)]
+    assert "finished: " in finish(*job, *overrides(images, output, *LONG, *end), **environment)
+    assert last(output)["iteration"] == saved + 2

@@ -1,0 +1,56 @@
+"""The comparison of view pipelines: turns, figures and what is compared."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tv
+
+from pretrain import config
+from pretrain.benchmark import views
+from pretrain.benchmark.fake_photos import fake_photo, to_jpeg
+from pretrain.data.views import RECIPES, recipe_without
+from tests.support.scripts import run_script
+
+
+def test_pipelines_take_turns_and_the_first_round_is_not_counted() -> None:
+    calls: list[str] = []
+    pipelines = {name: lambda data, name=name: calls.append(name) for name in ("ours", "pillow")}
+    speeds = views.interleave(pipelines, [b"", b""], rounds=2)
+    assert calls == 3 * (["ours"] * 2 + ["pillow"] * 2)
+    assert [len(values) for values in speeds.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("make", [views.pillow, views.tensors])
+def test_torchvisions_pipelines_end_in_normalised_tensors(make: object) -> None:
+    cfg = config.defaults()
+    cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE = 32, 1.0
+    data = to_jpeg(Image.new("RGB", (32, 32), (200, 100, 50)))
+    plain = recipe_without("v2", ["flip", "jitter", "gray", "blur"])
+    wanted = tv.normalize(
+        tv.to_tensor(Image.new("RGB", (32, 32), (200, 100, 50))), cfg.INPUT.MEAN, cfg.INPUT.STD
+    )
+    for view in make(plain, cfg)(data):  # type: ignore[operator]
+        assert view.shape == (3, 32, 32) and torch.allclose(view, wanted, atol=0.1)
+    assert make(RECIPES["v1"], cfg)(data)[0].shape == (3, 32, 32)  # type: ignore[operator]
+
+
+def test_made_pictures_are_as_photographs_are() -> None:
+    """Neighbouring pixels are alike, with few strong edges, and a JPEG is as large as a photograph's."""
+    pixels = np.asarray(fake_photo(0), float)
+    assert pixels.shape == (375, 500, 3)
+    step = np.diff(pixels, axis=1)
+    assert np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1] > 0.9
+    assert (step**4).mean() / (step**2).mean() ** 2 > 6  # 3 in noise
+    assert 40_000 < len(to_jpeg(fake_photo(0))) < 130_000
+
+
+def test_command_prints_both_tables(tmp_path: object) -> None:
+    fake_photo(0).save(f"{tmp_path}/a.png")
+    done = run_script(
+        "tools/benchmark.py", "views", "--images", f"{tmp_path}", "--rounds", "1", "INPUT.SIZE", "64"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "v1 views" in done.stdout and "v2 views" in done.stdout and "torchvision v1 on PIL" in done.stdout
+    refused = run_script("tools/benchmark.py", "views", "--rounds", "0")
+    assert refused.returncode and refused.stderr.splitlines() == ["error: --rounds: give 1 or more"]

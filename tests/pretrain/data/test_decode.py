@@ -1,0 +1,184 @@
+"""Image files of all sorts: decoded as Pillow does, upright, or refused."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, ImageSequence
+from torchvision.transforms import functional as tv
+
+from pretrain.data.decode import ImageFile, centre_view, plain_jpeg_size
+from pretrain.data.pixel_ops import resized_crop
+from tests.support.photographs import close, photograph, photographs
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    file = ImageFile(data)
+    pixels = file.decode()
+    assert pixels.shape == (file.height, file.width, 3) and pixels.dtype == np.uint8
+    return pixels
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpegs_come_out_as_pillow_decodes_them(mode: str, options: dict[str, object]) -> None:
+    data = encoded(photograph("coffee").convert(mode), quality=90, **options)
+    assert plain_jpeg_size(data) == photograph("coffee").size
+    close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)  # equal where both hold the same libjpeg
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_turns_the_picture_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph("rocket").resize((90, 60)), kind, exif=exif)
+    assert plain_jpeg_size(data) is None
+    close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP"])
+def test_the_size_is_that_of_the_upright_picture(kind: str, orientation: int) -> None:
+    """Pillow's own `size` is so for a TIFF in some versions, and never for the others."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(photograph("rocket").resize((90, 60)), kind, exif=exif, **options)
+    file = ImageFile(data)
+    assert (file.width, file.height) == ((90, 60) if orientation < 5 else (60, 90))
+    close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)
+    if kind in ("PNG", "TIFF", "WEBP"):  # without loss
+        turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+        assert np.array_equal(decoded(data), np.rot90(photograph("rocket").resize((90, 60)), turns))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"),
+                                             ("PNG", "1"), ("GIF", "P"), ("WEBP", "RGB"), ("BMP", "RGB"),
+                                             ("TIFF", "CMYK"), ("MPO", "RGB")])  # fmt: skip
+def test_other_formats_are_decoded_by_pillow(kind: str, mode: str) -> None:
+    data = encoded(photograph("chelsea").convert(mode), kind)
+    assert np.array_equal(decoded(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_become_the_upper_eight(kind: str) -> None:
+    values = np.arange(256, dtype=np.uint16).repeat(4).reshape(16, 64) * 256 + 77
+    pixels = decoded(encoded(Image.fromarray(values), kind))
+    assert np.array_equal(pixels[..., 0], values >> 8)
+
+
+RAMP = np.arange(256).repeat(4).reshape(16, 64)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RAMP.astype(np.int32),
+        (RAMP * 256 + 77).astype(np.int32),
+        RAMP.astype(np.float32),
+        (RAMP / 255).astype(np.float32),
+    ],
+    ids=["8 in 32 bits", "16 in 32 bits", "floats to 255", "floats to 1"],
+)
+def test_thirty_two_bits_are_scaled_as_they_are_meant(values: np.ndarray) -> None:
+    pixels = decoded(encoded(Image.fromarray(values), "TIFF"))
+    assert np.array_equal(pixels, np.stack([RAMP] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("value", [65536, -1, 255.5, -0.1, float("nan"), float("inf")])
+def test_values_that_are_no_colours_are_refused(value: float) -> None:
+    values = RAMP.astype(np.float32 if isinstance(value, float) else np.int32)
+    values[3, 5] = value
+    with pytest.raises(ValueError, match="are no colours"):
+        decoded(encoded(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_of_an_animation_the_first_picture_counts(kind: str) -> None:
+    frames = [picture.resize((80, 60)) for picture in photographs()]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == len(frames)
+    close([decoded(data)], [np.asarray(frames[0])], mean=12, p99=50)  # 256 colours, or lossy
+    assert np.abs(decoded(data).astype(int) - np.asarray(frames[1])).mean() > 30
+
+
+def test_broken_files_are_refused() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    plain = encoded(photograph("coffee"), quality=90)
+    thumbnail = encoded(photograph("coffee").resize((60, 40)))
+    start = plain.index(b"\xff\xdb")
+    nested = plain[:start] + b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + plain[start:]
+    assert decoded(nested).shape == (400, 600, 3)
+    files = {
+        "empty": b"",
+        "text": b"no image",
+        "start": plain[:2],
+        "header": plain[: plain.index(b"\xff\xda")],
+    }
+    for name, data in {
+        "plain": plain, "exif": encoded(photograph("coffee"), exif=exif), "thumbnail": nested,
+        "gray": encoded(photograph("coffee").convert("L")), "PNG": encoded(photograph("coffee"), "PNG"),
+        "progressive": encoded(photograph("coffee"), progressive=True),
+    }.items():  # fmt: skip
+        files |= {f"{name} {share}": data[: int(share * len(data))] for share in (0.3, 0.6, 0.95)}
+        files[f"{name}, zeros at the end"] = data[: len(data) // 2] + bytes(len(data) // 2)
+    assert [name for name, data in files.items() if is_decoded(data)] == []
+
+
+def is_decoded(data: bytes) -> bool:
+    try:
+        decoded(data)
+    except AssertionError:
+        raise
+    except Exception:  # Pillow raises a dozen classes
+        return False
+    return True
+
+
+def test_what_follows_the_end_of_a_jpeg_does_no_harm() -> None:
+    data = encoded(photograph("coffee"))
+    assert np.array_equal(decoded(data + b"appendix"), by_pillow(data))
+
+
+def test_huge_pictures_are_left_to_pillow_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        ImageFile(encoded(photograph("coffee")))
+
+
+def test_large_jpegs_are_decoded_smaller_where_it_cannot_be_seen() -> None:
+    ours, whole = [], []
+    for picture in photographs():
+        data = encoded(picture.resize((1600, 1200), Image.Resampling.BICUBIC), quality=92)
+        file = ImageFile(data)
+        box = (203, 101, 901, 899)
+        assert file.decode(shrink=3.9).shape == (1200, 1600, 3)
+        for size in (96, 160, 224):
+            small = file.decode(shrink=899 / size)
+            factor = {96: 4, 160: 2, 224: 2}[size]
+            assert small.shape == (1200 // factor, 1600 // factor, 3)
+            ours.append(resized_crop(small, box, size, scale=1 / factor))
+            original = Image.open(io.BytesIO(data))
+            whole.append(np.asarray(tv.resized_crop(original, 101, 203, 899, 901, [size, size])))
+    close(ours, whole)
+
+
+def test_central_view() -> None:
+    data = encoded(photograph("chelsea"), "PNG")  # 451 x 300
+    ours = centre_view(data, 64)
+    theirs = tv.resize(tv.center_crop(photograph("chelsea"), [262, 262]), [64, 64])
+    close([ours], [np.asarray(theirs)], p99=1)

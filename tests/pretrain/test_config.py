@@ -1,0 +1,116 @@
+"""Configs: every YAML loads, mistakes are named with a remedy, values that cannot work are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from pretrain import config
+from pretrain.common.errors import UserError
+from tests.support.scripts import ROOT
+
+PRETRAIN = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+
+
+def refusal(*overrides: str, name: str = "pretrain/moco_v2_R50.yaml", processes: int = 1) -> str:
+    with pytest.raises(UserError) as error:
+        config.load(name, overrides, processes=processes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("processes", [1, 8])
+def test_every_yaml_loads(path: Path, processes: int) -> None:
+    assert path.read_text().startswith("# ")
+    cfg = config.load(str(path), processes=processes)
+    assert cfg.is_frozen()
+
+
+def test_recipes_are_the_papers() -> None:
+    v1, v2 = (config.load(f"pretrain/moco_v{n}_R50.yaml") for n in (1, 2))
+    for cfg in (v1, v2):
+        assert (cfg.MOCO.K, cfg.MOCO.M, cfg.MODEL.DIM) == (65536, 0.999, 128)
+        assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.BN_GROUP_SIZE) == (0.03, 256, 32)
+        assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MAX_EPOCH) == (0.9, 1e-4, 200)
+        assert (cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE) == (224, 0.2)
+    assert (v1.MOCO.T, v1.MODEL.HEAD, v1.INPUT.AUG, v1.SOLVER.SCHEDULE) == (0.07, "linear", "v1", "step")
+    assert (v2.MOCO.T, v2.MODEL.HEAD, v2.INPUT.AUG, v2.SOLVER.SCHEDULE) == (0.2, "mlp", "v2", "cosine")
+    assert v1.SOLVER.STEPS == [120, 160]
+
+
+def test_syncbn_differs_in_nothing_else() -> None:
+    shuffled, synced = (config.load(f"pretrain/moco_v2_R50{end}.yaml") for end in ("", "_syncbn"))
+    synced.defrost()
+    synced.MODEL.NORM, synced.OUTPUT_DIR = shuffled.MODEL.NORM, shuffled.OUTPUT_DIR
+    assert synced == shuffled
+
+
+def test_overrides_take_the_type_of_the_default() -> None:
+    cfg = config.load(
+        "pretrain/demo_R18.yaml",
+        ["DATA.TRAIN", "my/photos", "SOLVER.BASE_LR", "1", "OUTPUT_DIR", "7", "MOCO.SHUFFLE", "False"],
+    )
+    assert cfg.DATA.TRAIN == ["my/photos"] and cfg.OUTPUT_DIR == "7"
+    assert isinstance(cfg.SOLVER.BASE_LR, float) and cfg.MOCO.SHUFFLE is False
+    assert config.load("pretrain/demo_R18.yaml", ["DATA.TRAIN", "['a','b']"]).DATA.TRAIN == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["SOLVER.BASE_RL", "1"], "unknown config key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR?"),
+        (["MODEL.BASE_LR", "1"], "did you mean SOLVER.BASE_LR?"),
+        (["SOLVER", "1"], "unknown config key SOLVER"),
+        (["SOLVER.BASE_LR"], "pairs"),
+        (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR: 'fast' is no float"),
+        (["MODEL.ARCH", "resnet51"], "resnet50"),
+        (["MODEL.HEAD", "big"], "MODEL.HEAD big: choose linear"),
+        (["MODEL.NORM", "GN"], "MODEL.NORM GN: choose ShuffleBN or SyncBN or BN"),
+        (["MOCO.M", "2"], "MOCO.M 2.0: must be between 0 and 1"),
+        (["MOCO.T", "0"], "MOCO.T 0.0: must be positive"),
+        (["INPUT.MEAN", "[0.5]"], "INPUT.MEAN [0.5]: must be three numbers"),
+        (["MODEL.BN_GROUP_SIZE", "256"], "use MODEL.BN_GROUP_SIZE 128"),
+        (["MODEL.BN_GROUP_SIZE", "1"], "2 or more"),
+        (["MODEL.BN_GROUP_SIZE", "33"], "use MODEL.BN_GROUP_SIZE 32"),
+        (["KNN.VAL", "x"], "KNN.TRAIN"),
+        (["DEVICE", "gpu"], "DEVICE gpu: choose auto or cpu or cuda"),
+        (
+            ["MODEL.ARCH", "resnext50_32x8d", "MODEL.WIDTH", "0.1"],
+            "MODEL.WIDTH 0.1: resnext50_32x8d needs 0.125",
+        ),
+        (["MODEL.WIDTH", "0"], "MODEL.WIDTH"),
+        (["DATA.TRAIN", "[1, 2]"], "DATA.TRAIN: [1, 2] is no list of texts"),
+        (["DATA.TRAIN", '["a", 3]'], "DATA.TRAIN: ['a', 3] is no list of texts"),
+        (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [['a']] is no list of texts"),
+        (["INPUT.WITHOUT", "[1]"], "INPUT.WITHOUT 1: choose among"),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], expected: str) -> None:
+    assert expected in refusal(*overrides)
+
+
+def test_batches_that_do_not_fit_the_processes() -> None:
+    assert "use SOLVER.IMS_PER_BATCH 255" in refusal(processes=3)
+    # 16 processes of 16 images: groups of 32 span two of them, groups of 64 span four, 24 fits nothing
+    assert config.load("pretrain/moco_v2_R50.yaml", processes=16)
+    assert "MODEL.BN_GROUP_SIZE" in refusal("MODEL.BN_GROUP_SIZE", "24", processes=16)
+    assert config.load("pretrain/moco_v2_R50.yaml", ["MODEL.BN_GROUP_SIZE", "64"], processes=16)
+
+
+def test_the_nearest_file_is_named() -> None:
+    assert "did you mean pretrain/moco_v2_R50.yaml?" in refusal(name="pretrain/moco_v2_R05.yaml")
+
+
+def test_yaml_runs_no_code(tmp_path: Path) -> None:
+    trap = tmp_path / "trap.yaml"
+    trap.write_text(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    assert "trap.yaml" in refusal(name=str(trap))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_base_must_exist_and_be_local(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text("_BASE_: missing.yaml\n")
+    assert "missing.yaml" in refusal(name=str(child))
+    child.write_text("_BASE_: https://example.org/x.yaml\n")
+    assert "URL" in refusal(name=str(child))

@@ -1,0 +1,160 @@
+"""Every pre-training recipe against a table written from the papers, and a real step of each."""
+
+import re
+
+import pytest
+import torch
+import torchvision
+
+from pretrain import config
+from pretrain.data.on_device import Pixels
+from pretrain.model import build, moco
+from pretrain.train.step import METRICS, train_step
+from tests.support.scripts import ROOT
+
+CPU = torch.device("cpu")
+FOLDER = ROOT / "configs/pretrain"
+RECIPES = sorted(p.stem for p in FOLDER.glob("*.yaml") if not p.name.startswith("base_"))
+
+# He et al. 2020, Sec. 3.3 (128-d, temperature 0.07, ShuffleBN, one layer after the pooling, 224-pixel crops), Sec. 4
+# (SGD of weight decay 1e-4 and momentum 0.9, 256 images on 8 GPUs, rate 0.03, 200 epochs, x 0.1 at 120 and 160),
+# Sec. 4.1 (K 65536, m 0.999). Group size: images of one GPU. Scale of the crops: the authors' published script.
+V1 = {
+    "MODEL.ARCH": "resnet50", "MODEL.WIDTH": 1.0, "MODEL.DIM": 128, "MODEL.HEAD": "linear",
+    "MODEL.NORM": "ShuffleBN", "MODEL.BN_GROUP_SIZE": 256 // 8, "MODEL.COMPILE": False,
+    "MOCO.MECHANISM": "moco", "MOCO.K": 65536, "MOCO.M": 0.999, "MOCO.T": 0.07, "MOCO.SHUFFLE": True,
+    "INPUT.SIZE": 224, "INPUT.AUG": "v1", "INPUT.WITHOUT": [], "INPUT.MIN_SCALE": 0.2,
+    "INPUT.MEAN": [0.485, 0.456, 0.406], "INPUT.STD": [0.229, 0.224, 0.225],
+    "SOLVER.BASE_LR": 0.03, "SOLVER.IMS_PER_BATCH": 256, "SOLVER.MOMENTUM": 0.9, "SOLVER.WEIGHT_DECAY": 1e-4,
+    "SOLVER.SCHEDULE": "step", "SOLVER.STEPS": [120, 160], "SOLVER.MAX_EPOCH": 200, "SOLVER.MAX_ITER": 0,
+}  # fmt: skip
+# Chen et al. 2020, Sec. 3: MLP head, temperature 0.2, "aug+", cosine.
+HEAD, VIEWS, COSINE = {"MODEL.HEAD": "mlp", "MOCO.T": 0.2}, {"INPUT.AUG": "v2"}, {"SOLVER.SCHEDULE": "cosine"}
+V2 = {**V1, **HEAD, **VIEWS, **COSINE}
+TABLE = {
+    "moco_v1_R50": V1,  # He et al., Table 1
+    "moco_v1_R101": {**V1, "MODEL.ARCH": "resnet101"},
+    "moco_v1_RX50": {**V1, "MODEL.ARCH": "resnext50_32x8d"},
+    "moco_v1_R50w2x": {**V1, "MODEL.WIDTH": 2.0},
+    "moco_v1_R50w4x": {**V1, "MODEL.WIDTH": 4.0},
+    # Sec. 4.1 and Figure 3: 1024 images on 8 GPUs, rate in proportion
+    "endtoend_R50": {
+        **V1, "MOCO.MECHANISM": "endtoend", "SOLVER.IMS_PER_BATCH": 1024, "SOLVER.BASE_LR": 0.03 * 1024 / 256,
+        "MODEL.BN_GROUP_SIZE": 1024 // 8,
+    },
+    "memorybank_R50": {**V1, "MOCO.MECHANISM": "memorybank", "MOCO.BANK_M": 0.5},  # m of Wu et al. 2018
+    # Sec. 4, IG-1B: 1024 images on 64 GPUs, 0.12, x 0.9 every 62.5k iterations, 1.25M of them
+    "ig1b_style_R50": {
+        **V1, "SOLVER.IMS_PER_BATCH": 1024, "MODEL.BN_GROUP_SIZE": 1024 // 64, "SOLVER.BASE_LR": 0.12,
+        "SOLVER.SCHEDULE": "exponential", "SOLVER.GAMMA": 0.9, "SOLVER.GAMMA_PERIOD": 62_500,
+        "SOLVER.MAX_ITER": 1_250_000, "SOLVER.MAX_EPOCH": 1_000_000,
+    },
+    "moco_v2_R50": V2,  # Chen et al., Table 1
+    "moco_v2_R50_200ep": V2,
+    "moco_v2_R50_800ep": {**V2, "SOLVER.MAX_EPOCH": 800},
+    "moco_v2_R50_syncbn": {**V2, "MODEL.NORM": "SyncBN"},
+    "moco_v2_table1_a_R50": {**V1, **HEAD},
+    "moco_v2_table1_b_R50": {**V1, **VIEWS},
+    "moco_v2_table1_c_R50": {**V1, **HEAD, **VIEWS},
+    "moco_v2_table1_d_R50": V2,
+}  # fmt: skip
+DEMOS = {"demo_R18", "demo_R50w25", "demo_mechanism"}
+
+
+def get(cfg: object, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def test_table_is_complete() -> None:
+    assert set(RECIPES) == set(TABLE) | DEMOS
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_settings_are_the_papers(name: str) -> None:
+    cfg = config.load(f"pretrain/{name}.yaml")
+    assert {key: get(cfg, key) for key in TABLE[name]} == TABLE[name]
+    assert name == cfg.OUTPUT_DIR.removeprefix("output/")
+    others = config.load("pretrain/moco_v2_R50.yaml")
+    for key in ("KNN", "LOG", "SEED", "DEVICE"):  # no recipe changes what is not its subject
+        assert cfg[key] == others[key]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_first_comment_names_paper_number_and_hours(name: str) -> None:
+    comment = re.match(r"(#.*\n)+", (FOLDER / f"{name}.yaml").read_text())[0].replace("\n# ", " ")
+    assert re.search(r"(He|Chen) et al\. 2020|moco_v1_R50|MoCo v1", comment)
+    assert re.search(r"\d\d\.\d %|AP \d\d\.\d|[Nn]o published number", comment)
+    assert re.search(r"hours|minutes|days", comment)
+    published = {  # He et al. Table 1, Figure 3; Chen et al. Table 1
+        "moco_v1_R50": "60.6", "moco_v1_RX50": "63.9", "moco_v1_R50w2x": "65.4", "moco_v1_R50w4x": "68.6",
+        "endtoend_R50": "57.3", "memorybank_R50": "58.0", "moco_v2_table1_a_R50": "66.2",
+        "moco_v2_table1_b_R50": "63.4", "moco_v2_table1_c_R50": "67.3", "moco_v2_table1_d_R50": "67.5",
+        "moco_v2_R50": "67.5", "moco_v2_R50_200ep": "67.5", "moco_v2_R50_800ep": "71.1", "ig1b_style_R50": "57.2",
+    }  # fmt: skip
+    assert published.get(name, "") in comment
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_takes_a_step(name: str) -> None:
+    """At a small width and on few images: mechanism, head, normalisation and optimizer are the recipe's."""
+    width = config.load(f"pretrain/{name}.yaml").MODEL.WIDTH
+    small = ["SOLVER.IMS_PER_BATCH", "4", "MODEL.BN_GROUP_SIZE", "2", "MOCO.K", "16"]
+    cfg = config.load(f"pretrain/{name}.yaml", [*small, "MODEL.WIDTH", str(width / 8)])
+    model, optimizer, _ = build.build(cfg, CPU, images=12, decide=False)
+    views = tuple(torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8) for _ in range(2))
+    before = [p.detach().clone() for p in model.trained()]
+    metrics = train_step(
+        model, optimizer, views, pixels=Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), images=torch.arange(4),
+        order=moco.key_order(cfg, 0),
+    )  # fmt: skip
+    assert torch.isfinite(metrics).all() and len(metrics) == len(METRICS)
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.trained(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("moco_v1_R50", 2048 * 128 + 128), ("moco_v2_R50", 2048 * 2049 + 128 * 2049)]
+)
+def test_size_is_torchvisions_plus_the_head(name: str, head: int) -> None:
+    cfg = config.load(f"pretrain/{name}.yaml")
+    with torch.device("meta"):
+        encoder = build.encoder_maker(cfg, CPU)()
+        reference = torchvision.models.resnet50()
+    backbone = sum(p.numel() for key, p in reference.named_parameters() if not key.startswith("fc."))
+    assert sum(p.numel() for p in encoder.parameters()) == backbone + head
+
+
+@pytest.mark.parametrize(
+    ("name", "printed", "backbone", "with_layer"),  # millions
+    [
+        ("moco_v1_R50", 24, 23.508, 23.770), ("moco_v1_RX50", 46, 45.973, 46.235),
+        ("moco_v1_R50w2x", 94, 93.907, 94.431), ("moco_v1_R50w4x", 375, 375.378, 376.427),
+        ("moco_v1_R101", None, 42.500, 42.762),
+    ],
+)  # fmt: skip
+def test_sizes_of_table_1(name: str, printed: int | None, backbone: float, with_layer: float) -> None:
+    """He et al. Table 1, "#params (M)", is the size of the backbone: 24, 46, 94, 375. It has no plain ResNet-101.
+
+    Counted: weights and biases of one encoder's convolutions and batch norms (scale and shift). Not counted:
+    running statistics, the second encoder, the queue, the 1000-way classifier of the linear protocol, and the
+    128-d layer after the pooling. With that layer all stay within 1 M of the table but R50w4x, whose layer alone
+    has 1.05 M: 376.4.
+    """
+    with torch.device("meta"):
+        encoder = build.encoder_maker(config.load(f"pretrain/{name}.yaml"), CPU)()
+    assert encoder.fc.out_features == 128
+    layer = sum(p.numel() for p in encoder.fc.parameters()) / 1e6
+    total = sum(p.numel() for p in encoder.parameters()) / 1e6
+    assert total - layer == pytest.approx(backbone, abs=1e-3) and total == pytest.approx(with_layer, abs=1e-3)
+    if printed:
+        assert round(total - layer) == printed
+        assert abs(total - printed) < (1 if name != "moco_v1_R50w4x" else 1.5)
+
+
+def test_a_stream_of_any_length_ends_after_its_iterations() -> None:
+    """MAX_EPOCH of the IG-1B recipe cuts no data set of more than two steps an epoch."""
+    solver = config.load("pretrain/ig1b_style_R50.yaml").SOLVER
+    for images in (2 * 1024, 1_281_167, 940_000_000):
+        assert solver.MAX_EPOCH * (images // solver.IMS_PER_BATCH) >= solver.MAX_ITER
+    assert pytest.approx(1.36, abs=0.01) == solver.MAX_ITER * solver.IMS_PER_BATCH / 940e6  # "~1.4 epochs"

@@ -1,0 +1,242 @@
+"""Damaged, hostile and harmless variants of every kind of checkpoint, against the readers.
+
+python tests/support/fuzz.py --inputs 100000 --seed 0
+
+Each input is a function of (seed, index). It is read in a worker process, which is started again after a crash,
+by a limited memory. Nothing may run (sentinel files, audited calls), nothing but a one-line `UserError` may be
+raised, no input may take more than 20 s; what is accepted must be the query network, tensor by tensor, by the
+names that `tests/support/layouts.py` writes down; harmless variants must be
+accepted. One in 20 is also inspected, one in 25 converted and read as a weights file.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[0] = str(Path(__file__).resolve().parents[2])  # not tests/support/
+
+import torch  # noqa: E402
+
+from pretrain.common.errors import UserError  # noqa: E402
+from tests.support.fuzz_cases import Case, make_case  # noqa: E402
+
+LIMIT = 20.0  # seconds for one input
+MEMORY = 1 << 30  # bytes above what the libraries take
+WATCHED = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn", "socket.connect",
+           "webbrowser.open", "ctypes.dlopen", "urllib.Request"}  # fmt: skip
+
+
+@dataclass
+class Report:
+    """What a run saw: (layout, mutation, outcome) -> inputs, and the findings, each a line."""
+
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    findings: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    memory: float = 0.0  # MB, the most that a worker grew
+
+    def total(self, **wanted: str) -> int:
+        keys = ("layout", "mutation", "outcome")
+        return sum(
+            n for row, n in self.counts.items() if all(row[keys.index(k)] == v for k, v in wanted.items())
+        )
+
+    def table(self, column: int) -> str:
+        """Accepted and refused by layout (0) or mutation (1)."""
+        rows: dict[str, Counter[str]] = {}
+        for row, count in self.counts.items():
+            rows.setdefault(row[column], Counter())[row[2]] += count
+        outcomes = sorted({row[2] for row in self.counts})
+        width = max(map(len, rows))
+        lines = [" " * width + "".join(f"{outcome:>12}" for outcome in outcomes)]
+        lines += [
+            f"{name:<{width}}" + "".join(f"{rows[name][o]:>12}" for o in outcomes) for name in sorted(rows)
+        ]
+        return "\n".join(lines)
+
+
+def check(case: Case, folder: Path, index: int) -> str:
+    """`accepted` or `refused`; anything else is a finding."""
+    from transfer.convert.command import describe
+    from transfer.convert.recognise import read_source
+    from transfer.convert.weights_file import read_weights
+
+    path = folder / f"input{case.suffix}"
+    path.write_bytes(case.data)
+    if index % 20 == 0:
+        problem = _guarded(lambda: _lines(describe(path)))
+        if problem not in ("accepted", "refused"):
+            return f"--inspect: {problem}"
+    if index % 25 == 0:
+        problem = _guarded(lambda: read_weights(path))
+        if problem not in ("accepted", "refused"):
+            return f"read_weights: {problem}"
+    found: list[Any] = []
+    outcome = _guarded(lambda: found.append(read_source(path)))
+    if outcome == "accepted":
+        if wrong := case.differs(found[0].backbone):
+            return f"wrong output: {wrong} (kind {found[0].kind}, branch {found[0].branch})"
+        if index % 25 == 0:
+            return _converted(case, path, folder)
+    elif outcome == "refused" and case.harmless:
+        return f"a harmless variant was refused: {_message(path)}"
+    return outcome
+
+
+def _converted(case: Case, path: Path, folder: Path) -> str:
+    from transfer.convert.convert import convert
+    from transfer.convert.weights_file import read_weights
+
+    output = folder / "output.pkl"
+    outcome = _guarded(lambda: convert(path, output, verify=False))
+    if outcome == "accepted":
+        if wrong := case.differs_from_detectron2(read_weights(output)["model"]):
+            return f"wrong file: {wrong}"
+        output.unlink()
+    elif outcome == "refused" and output.exists():
+        return "a refused input left a file"
+    return "accepted" if outcome == "refused" else outcome  # narrow basic blocks are refused by convert
+
+
+def _guarded(call: Any) -> str:
+    try:
+        call()
+    except UserError as error:
+        text = str(error)
+        return (
+            "refused"
+            if text.isprintable() and len(text) < 3000
+            else f"message is not one line: {text!r:.300}"
+        )
+    except BaseException as error:
+        return f"{type(error).__name__}: {str(error)[:200]} at {_where(error)}"
+    return "accepted"
+
+
+def _lines(lines: list[str]) -> None:
+    if not all(line.isprintable() for line in lines):
+        raise ValueError("a line of --inspect is not printable")
+
+
+def _where(error: BaseException) -> str:
+    trace, place = error.__traceback__, ""
+    while trace:
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno} {place}"[:200]
+        trace = trace.tb_next
+    return place
+
+
+def _message(path: Path) -> str:
+    from transfer.convert.recognise import read_source
+
+    try:
+        read_source(path)
+    except UserError as error:
+        return str(error)[:300]
+    return ""
+
+
+def _worker(pipe: Any, start: int, stop: int, seed: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    heard: list[str] = []
+    make_case(seed, 0, folder / "sentinel")  # imports and base files before the limit
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    used = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (used, used))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.addaudithook(lambda event, _: heard.append(event) if event in WATCHED else None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for index in range(start, stop):
+        pipe.send(("begin", index, "?", "being made"))
+        case = make_case(seed, index, folder / "sentinel")
+        heard.clear()
+        pipe.send(("begin", index, case.layout, case.mutation))
+        began = time.monotonic()
+        outcome = check(case, folder, index)
+        if (folder / "sentinel").exists() or heard:
+            outcome = f"CODE RAN: {heard or 'sentinel'}"
+            (folder / "sentinel").unlink(missing_ok=True)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        pipe.send(("end", index, outcome, time.monotonic() - began, grown))
+    pipe.send(("done",))
+
+
+def run(inputs: int, *, seed: int = 0, start: int = 0, verbose: bool = False) -> Report:
+    """Read `inputs` variants, one after another, in a worker that is replaced when it dies or hangs."""
+    report = Report()
+    context = multiprocessing.get_context("fork")
+    index, stop, began = start, start + inputs, time.monotonic()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        while index < stop:
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_worker, args=(theirs, index, stop, seed, Path(folder)))
+            worker.start()
+            theirs.close()
+            index = _listen(ours, worker, index, report, verbose=verbose, began=began)
+            worker.join(5)
+            if worker.is_alive():
+                worker.kill()
+    return report
+
+
+def _listen(pipe: Any, worker: Any, index: int, report: Report, *, verbose: bool, began: float) -> int:
+    """Take a worker's results in until it ends; the index to go on with."""
+    layout = mutation = "?"
+    while True:
+        try:
+            if not pipe.poll(LIMIT if layout != "?" else 60):
+                worker.kill()
+                report.findings.append(f"{index} {layout}, {mutation}: hangs")
+                return index + 1
+            message = pipe.recv()
+        except EOFError:
+            worker.join(5)
+            report.findings.append(f"{index} {layout}, {mutation}: the process died ({worker.exitcode})")
+            return index + 1
+        if message[0] == "done":
+            return sys.maxsize
+        if message[0] == "begin":
+            _, index, layout, mutation = message
+            continue
+        _, _, outcome, seconds, grown = message
+        known = outcome in ("accepted", "refused")
+        report.counts[layout, mutation, outcome if known else "FINDING"] += 1
+        report.slowest, report.memory = max(report.slowest, seconds), max(report.memory, grown)
+        if not known:
+            report.findings.append(f"{index} {layout}, {mutation}: {outcome}")
+            if verbose:
+                print(report.findings[-1], flush=True)
+        if verbose and index % 2000 == 1999:
+            rate = sum(report.counts.values()) / (time.monotonic() - began)
+            print(f"{index + 1} inputs, {rate:.0f}/s, {len(report.findings)} findings", flush=True)
+
+
+def main() -> None:
+    """Run, print the tables, fail if anything was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="index of the first input")
+    args = parser.parse_args()
+    report = run(args.inputs, seed=args.seed, start=args.start, verbose=True)
+    print(report.table(0), report.table(1), sep="\n\n")
+    print(
+        f"\n{sum(report.counts.values())} inputs; slowest {report.slowest:.2f} s; grew by {report.memory:.0f} MB"
+    )
+    print("\n".join(report.findings) or "no findings")
+    sys.exit(bool(report.findings))
+
+
+if __name__ == "__main__":
+    main()

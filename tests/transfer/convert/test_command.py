@@ -1,0 +1,71 @@
+"""`tools/convert_to_d2.py` as its user meets it: nothing of theirs is overwritten, no flag is passed over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.checkpoints import plain_file, small_network
+from tests.support.scripts import run_script
+
+SMALL = small_network().state_dict()
+TOOL = "tools/convert_to_d2.py"
+
+
+def refusal(*arguments: object) -> str:
+    result = run_script(TOOL, *map(str, arguments))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def test_two_checkpoints_of_a_glob_are_not_input_and_output(tmp_path: Path) -> None:
+    first, second = (plain_file(tmp_path / name, SMALL) for name in ("a.pth", "b.pth"))
+    before = second.read_bytes()
+    assert "b.pth: exists and is no weights file of this converter" in refusal(first, second)
+    assert "b.pth: exists" in refusal(first, second, "--to", "timm")
+    assert second.read_bytes() == before
+    assert run_script(TOOL, str(first), str(second), "--no-verify", "--overwrite").returncode == 0
+    assert second.read_bytes() != before
+    assert run_script(TOOL, str(first), str(second), "--no-verify").returncode == 0  # a file of ours
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--format", "pth"],
+            "--format has no effect with INPUT OUTPUT; the ending of OUTPUT says the format",
+        ),
+        (["--to", "timm", "--keep", "fpn"], "--keep has no effect with --to"),
+        (["--output-dir", "x", "--record", "r.json"], "--record has no effect with --output-dir"),
+        (["--inspect", "--to", "moco"], "--to has no effect with --inspect"),
+    ],
+)
+def test_flags_without_effect_are_refused(tmp_path: Path, flags: list[str], message: str) -> None:
+    assert message in refusal(tmp_path / "a.pth", tmp_path / "b.pth", *flags)
+
+
+def test_the_record_is_a_file_of_its_own(tmp_path: Path) -> None:
+    path = plain_file(tmp_path / "a.pth", SMALL)
+    assert "name a file *.json" in refusal(path, tmp_path / "a.pkl", "--record", tmp_path / "a.pkl")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_flags_may_stand_anywhere(tmp_path: Path) -> None:
+    path = plain_file(tmp_path / "a.pth", SMALL)
+    assert run_script(TOOL, str(path), "--no-verify", str(tmp_path / "a.pkl")).returncode == 0
+
+
+def test_inspect_goes_on_after_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"PK nothing")
+    plain_file(tmp_path / "b.pth", SMALL)
+    torch.save({"x": 1}, tmp_path / "c.pth")
+    result = run_script(TOOL, "--inspect", str(tmp_path / "*.pth"))
+    assert result.returncode == 2 and "1 of 3 files could not be read" in result.stderr
+    assert "verdict   cannot be read" in result.stdout and "depth     ResNet-50" in result.stdout
+    assert "verdict   cannot be converted" in result.stdout
+
+
+def test_a_file_as_output_folder(tmp_path: Path) -> None:
+    path = plain_file(tmp_path / "a.pth", SMALL)
+    assert f"--output-dir {path}: is a file" in refusal(path, "--output-dir", path)

@@ -1,0 +1,189 @@
+"""Recognising checkpoints: what is found, what every tensor becomes, and what is refused by name."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import ResNet, resnet
+
+from pretrain.common.errors import UserError
+from pretrain.model.encoders import ARCHITECTURES
+from tests.support.checkpoints import moco_file, moco_state, plain_file, small_network, torchvision_network
+from transfer.convert.recognise import read_source
+
+SMALL = small_network().state_dict()
+SMALLEST = small_network("resnet18").state_dict()
+TRUNK = [name for name in SMALL if not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_torchvision_file_is_the_network_without_its_classifier(tmp_path: Path, name: str) -> None:
+    state = torchvision_network(name).state_dict()
+    source = read_source(plain_file(tmp_path / "a.pth", state))
+    batch_norms = {"resnet18": 20, "resnet50": 53}[name]
+    assert (source.kind, source.branch) == ("torchvision", "")
+    assert source.architecture == ARCHITECTURES[name]
+    assert len(source.backbone) == batch_norms * 5  # as many convolutions; weight, bias, mean and variance
+    assert source.dropped == {"fc": 2, "num_batches_tracked": batch_norms}
+    assert all(torch.equal(source.backbone[key], state[key]) for key in source.backbone)
+    assert source.digest == hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("head", "head_tensors"), [("linear", 2), ("mlp", 4)])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_moco_file_gives_its_query_encoder(
+    tmp_path: Path, head: str, head_tensors: int, wrapped: bool
+) -> None:
+    source = read_source(moco_file(tmp_path / "a.pth.tar", SMALL, head=head, wrapped=wrapped))
+    assert source.kind == "moco"
+    assert source.branch == ("module.encoder_q" if wrapped else "encoder_q")
+    assert source.epoch == 200
+    assert all(torch.equal(source.backbone[name], SMALL[name]) for name in TRUNK)
+    assert source.dropped == {
+        "fc": head_tensors,
+        "encoder_k": 318 + head_tensors,  # 53 convolutions and 53 x 5 tensors of batch norm
+        "queue": 1,
+        "queue_ptr": 1,
+        "optimizer": 3,
+        "num_batches_tracked": 53,
+    }
+
+
+def test_every_tensor_is_counted_once(tmp_path: Path) -> None:
+    source = read_source(moco_file(tmp_path / "a.pth.tar", SMALL))
+    total = len(moco_state(SMALL)) + 3  # and the optimizer's
+    assert len(source.backbone) + sum(source.dropped.values()) == total
+
+
+def test_end_to_end_and_stripped_files_are_moco_too(tmp_path: Path) -> None:
+    without_queue = read_source(moco_file(tmp_path / "a.pth.tar", SMALL, queue=False))
+    assert "queue" not in without_queue.dropped
+    public = {name: tensor for name, tensor in moco_state(SMALL).items() if ".encoder_q." in name}
+    source = read_source(plain_file(tmp_path / "b.pth.tar", {"state_dict": public}))
+    assert source.kind == "moco"
+    assert set(source.dropped) == {"fc", "num_batches_tracked"}
+
+
+def test_missing_counters_and_half_precision_are_fine(tmp_path: Path) -> None:
+    state = {name: SMALL[name].to(torch.bfloat16) for name in TRUNK}
+    source = read_source(plain_file(tmp_path / "a.pth", state))
+    assert all(tensor.dtype == torch.float32 for tensor in source.backbone.values())
+    assert torch.equal(source.backbone["conv1.weight"], SMALL["conv1.weight"].bfloat16().float())
+
+
+def test_objects_in_the_file_are_named_and_not_loaded(tmp_path: Path) -> None:
+    torch.save({"state_dict": SMALL, "args": argparse.Namespace(lr=0.03)}, tmp_path / "a.pth")
+    assert read_source(tmp_path / "a.pth").opaque == ("argparse.Namespace",)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "groups", "base", "expected"),
+    [
+        ([3, 4, 6, 3], 32, 4, (50, 32, 4)),
+        ([3, 4, 23, 3], 32, 8, (101, 32, 8)),
+        ([3, 4, 6, 3], 1, 128, (50, 1, 128)),  # Wide ResNet-50-2
+    ],
+)
+def test_groups_and_inner_widths_are_read_from_shapes(
+    tmp_path: Path, blocks: list[int], groups: int, base: int, expected: tuple[int, int, int]
+) -> None:
+    network = ResNet(resnet.Bottleneck, blocks, groups=groups, width_per_group=base)
+    found = read_source(plain_file(tmp_path / "a.pth", network.state_dict())).architecture
+    assert (found.depth, found.groups, found.width_per_group) == expected
+    assert found.blocks == tuple(blocks)
+
+
+@pytest.mark.parametrize("width", [0.25, 1.5])
+def test_widths_are_read_from_shapes(tmp_path: Path, width: float) -> None:
+    state = small_network(width=width).state_dict()
+    found = read_source(plain_file(tmp_path / "a.pth", state)).architecture
+    assert (found.width, found.groups, found.width_per_group, found.depth) == (width, 1, 64, 50)
+
+
+def refusal(path: Path, **options: str) -> str:
+    with pytest.raises(UserError) as error:
+        read_source(path, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_each_missing_tensor_is_named(tmp_path: Path) -> None:
+    for name in SMALLEST.keys() & TRUNK:
+        state = {key: tensor for key, tensor in SMALLEST.items() if key != name}
+        assert name in refusal(plain_file(tmp_path / "a.pth", state))
+
+
+def test_each_misshaped_tensor_is_named(tmp_path: Path) -> None:
+    for name in SMALLEST.keys() & TRUNK:
+        state = SMALLEST | {name: torch.cat([SMALLEST[name], SMALLEST[name][:1]])}
+        assert f"tensor {name} has shape" in refusal(plain_file(tmp_path / "a.pth", state))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["conv1.weight", "layer4.2.bn3.running_var"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, bad: float, name: str) -> None:
+    spoilt = SMALL[name].clone()
+    spoilt.view(-1)[-1] = bad
+    assert f"tensor {name} holds NaN" in refusal(plain_file(tmp_path / "a.pth", SMALL | {name: spoilt}))
+
+
+@pytest.mark.parametrize(
+    "name", ["layer1.0.se.weight", "conv1.0.weight", "layer5.0.conv1.weight", "bn9.weight"]
+)
+def test_an_extra_tensor_in_the_backbone_is_named(tmp_path: Path, name: str) -> None:
+    assert name in refusal(plain_file(tmp_path / "a.pth", SMALL | {name: torch.zeros(1)}))
+    assert name in refusal(moco_file(tmp_path / "b.pth", SMALL | {name: torch.zeros(1)}))
+
+
+def test_a_tensor_outside_the_backbone_is_dropped_and_counted(tmp_path: Path) -> None:
+    state = moco_state(SMALL) | {"module.surprise.weight": torch.zeros(1)}
+    assert read_source(plain_file(tmp_path / "a.pth", state)).dropped["surprise"] == 1
+
+
+def test_only_a_head_is_called_that(tmp_path: Path) -> None:
+    heads = {name: tensor for name, tensor in moco_state(SMALL).items() if ".encoder_q.fc." in name}
+    message = refusal(plain_file(tmp_path / "a.pth", {"state_dict": heads}))
+    assert "only a head" in message
+    assert "module.encoder_q.fc.0.weight" in message
+
+
+def test_other_networks_and_objects_are_refused_with_their_keys(tmp_path: Path) -> None:
+    vit = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(2, 2)}
+    assert "a vision transformer (ViT) (cls_token)" in refusal(plain_file(tmp_path / "a.pth", vit))
+    torch.save(nn.Linear(2, 2), tmp_path / "b.pth")
+    assert "state_dict()" in refusal(tmp_path / "b.pth")
+
+
+def test_two_networks_without_a_rule_are_refused_with_the_choices(tmp_path: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in SMALL.items()}
+    path = plain_file(tmp_path / "a.pth", {"first": SMALL, "second": other})
+    assert "ambiguous" in refusal(path) and "first, second" in refusal(path)
+    assert torch.equal(read_source(path, branch="second").backbone["bn1.bias"], other["bn1.bias"])
+    assert "first, second" in refusal(path, branch="third")
+    assert "--source torchvision" in refusal(moco_file(tmp_path / "c.pth", SMALL), source="torchvision")
+    assert "--source nobody" in refusal(tmp_path / "c.pth", source="nobody")
+
+
+def test_one_network_under_any_prefix_is_taken(tmp_path: Path) -> None:
+    prefixed = {f"trunk.net.{name}": tensor for name, tensor in SMALL.items()}
+    source = read_source(plain_file(tmp_path / "a.pth", prefixed))
+    assert (source.kind, source.branch, source.dropped["fc"]) == ("unknown", "trunk.net", 2)
+
+
+def test_truncated_and_missing_files_are_refused(tmp_path: Path) -> None:
+    path = moco_file(tmp_path / "a.pth", SMALL)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "not a readable PyTorch checkpoint" in refusal(path)
+    assert "no such checkpoint" in refusal(tmp_path / "none.pth")
+
+
+def test_a_cifar_stem_and_an_unknown_depth_are_refused(tmp_path: Path) -> None:
+    assert "tensor conv1.weight has shape" in refusal(
+        plain_file(tmp_path / "a.pth", SMALL | {"conv1.weight": torch.zeros(8, 3, 3, 3)})
+    )
+    odd = ResNet(resnet.Bottleneck, [1, 1, 1, 1]).state_dict()
+    assert "18, 34, 50, 101, 152" in refusal(plain_file(tmp_path / "b.pth", odd))

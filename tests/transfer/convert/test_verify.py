@@ -1,0 +1,171 @@
+"""The numeric proof: it passes for right files of every kind, and fails for each tensor that is off."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
+from torch import nn
+from torchvision.models import ResNet, resnet
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from pretrain.common.errors import UserError
+from tests.support.checkpoints import moco_file, plain_file, small_network, torchvision_network
+from transfer.convert.convert import convert
+from transfer.convert.recognise import Source, read_source
+from transfer.convert.verify import LEVELS, TOLERANCE, compare, sample_images, verify
+
+
+def converted(tmp_path: Path, network: nn.Module, *, head: str = "") -> tuple[Source, Path]:
+    """Convert without the proof, so that the tests call it themselves."""
+    state = network.state_dict()
+    path = tmp_path / "source.pth"
+    if head:
+        moco_file(path, state, head=head)
+    else:
+        plain_file(path, state)
+    convert(path, tmp_path / "weights.pkl", verify=False)
+    return read_source(path), tmp_path / "weights.pkl"
+
+
+def edit(path: Path, change: Any) -> None:
+    contents = pickle.loads(path.read_bytes())
+    change(contents)
+    path.write_bytes(pickle.dumps(contents, protocol=3))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("head", ["", "linear", "mlp"])
+def test_right_files_pass(tmp_path: Path, name: str, head: str) -> None:
+    differences = verify(*converted(tmp_path, torchvision_network(name), head=head))
+    assert tuple(differences) == LEVELS
+    assert max(differences.values()) < 1e-8  # float64: only rounding is left
+
+
+@pytest.mark.parametrize("width", [0.0625, 0.25, 1.5])
+def test_other_widths_pass(tmp_path: Path, width: float) -> None:
+    assert max(verify(*converted(tmp_path, small_network(width=width))).values()) < 1e-8
+
+
+def test_groups_pass(tmp_path: Path) -> None:
+    network = ResNet(resnet.Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4)
+    assert max(verify(*converted(tmp_path, network)).values()) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_plain_detectron2_agrees_with_plain_torchvision(tmp_path: Path, name: str) -> None:
+    """With nothing of ours but the file: torchvision's class, detectron2's checkpointer, float32."""
+    network = torchvision_network(name).eval()
+    _, path = converted(tmp_path, network)
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.merge_from_other_cfg(
+        type(cfg)(
+            {"DEPTH": int(name[-2:]), "STRIDE_IN_1X1": False, "NORM": "BN", "OUT_FEATURES": list(LEVELS)}
+        )
+    )
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64 if name == "resnet18" else 256
+    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    DetectionCheckpointer(backbone).load(str(path))
+    layers = {f"layer{number}": f"res{number + 1}" for number in range(1, 5)}
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = create_feature_extractor(network, layers)(image)
+        actual = backbone(image)
+    for level in LEVELS:
+        torch.testing.assert_close(actual[level], expected[level], rtol=1e-5, atol=1e-5)
+
+
+def perturbed(source: Source, name: str, tensor: torch.Tensor) -> Source:
+    return dataclasses.replace(source, backbone=source.backbone | {name: tensor})
+
+
+def insensitive(source: Source, path: Path) -> list[str]:
+    """The tensors of which a hundredth more makes no visible difference at res2 to res5."""
+    passed = []
+    for name, tensor in source.backbone.items():
+        changed = source.backbone | {name: tensor * 1.01 if tensor.any() else tensor + 0.01}
+        difference = max(compare(dataclasses.replace(source, backbone=changed), path).values())
+        if difference <= TOLERANCE:
+            passed.append(f"{name} {difference:.1e}")
+    return passed
+
+
+@pytest.mark.slow
+def test_each_tensor_of_resnet18_matters(tmp_path: Path) -> None:
+    source, path = converted(tmp_path, torchvision_network("resnet18"))
+    assert len(source.backbone) == 100
+    assert insensitive(source, path) == []
+
+
+@pytest.mark.slow
+def test_each_tensor_of_a_small_resnet50_matters_in_the_file(tmp_path: Path) -> None:
+    source, path = converted(tmp_path, small_network(width=0.0625))
+    original = path.read_bytes()
+    names = pickle.loads(original)["model"]
+    assert len(names) == 265
+    for name in names:
+        edit(path, lambda contents, name=name: contents["model"][name].__imul__(1.02))
+        with pytest.raises(
+            UserError, match=rf"outputs differ .*tensor {name} is not the source's \(1 such\)"
+        ):
+            verify(source, path)
+        path.write_bytes(original)
+    verify(source, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("INPUT.FORMAT", "BGR"),
+        ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
+        ("MODEL.PIXEL_MEAN", [123.7, 116.28, 103.53]),
+        ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
+        ("MODEL.PIXEL_STD", [58.14, 57.12, 57.375]),  # 0.228 in the place of 0.229
+        ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+    ],
+)
+def test_another_preprocessing_or_stride_fails(tmp_path: Path, key: str, value: Any) -> None:
+    source, path = converted(tmp_path, small_network(width=0.0625))
+    edit(path, lambda contents: contents["preprocessing"].update({key: value}))
+    with pytest.raises(UserError, match="proof failed: outputs differ"):
+        verify(source, path)
+
+
+def test_what_no_output_shows_fails_too(tmp_path: Path) -> None:
+    """A gamma of zero silences a whole branch: only comparing the numbers themselves sees behind it."""
+    network = small_network(width=0.0625)
+    nn.init.zeros_(network.layer4[2].bn3.weight)
+    source, path = converted(tmp_path, network)
+    edit(path, lambda contents: contents["model"]["res5.2.conv2.weight"].__imul__(1.5))
+    assert max(compare(source, path).values()) <= TOLERANCE
+    with pytest.raises(UserError, match=r"tensor res5\.2\.conv2\.weight is not the source's"):
+        verify(source, path)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])
+def test_a_file_that_detectron2_does_not_place_whole_fails(tmp_path: Path, fault: str) -> None:
+    source, path = converted(tmp_path, small_network(width=0.0625))
+
+    def change(contents: dict[str, Any]) -> None:
+        tensor = contents["model"].pop("res3.1.conv2.weight")
+        if fault == "unexpected":
+            contents["model"] |= {"res3.1.conv2.weight": tensor, "stem.fc.weight": tensor}
+        if fault == "shape":
+            contents["model"]["res3.1.conv2.weight"] = tensor[1:]
+
+    edit(path, change)
+    with pytest.raises(UserError, match="missing, unexpected or mis-shaped"):
+        verify(source, path)
+
+
+def test_the_images_are_the_same_each_time() -> None:
+    first, second = sample_images(), sample_images()
+    assert first.shape == (2, 64, 96, 3)
+    assert (first == second).all()
+    assert (first.reshape(-1, 3).std(axis=0) > 30).all()

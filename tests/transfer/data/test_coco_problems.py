@@ -1,0 +1,206 @@
+"""Annotation files that are wrong: each mistake is named with its id, and mended as far as it can be."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from pretrain.common.errors import UserError
+from tests.support import detection_data
+from transfer.data import coco_problems
+
+Content = dict[str, Any]
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> tuple[Content, Path]:
+    """4 images (1, 2 and 4: 128 x 96; 3: 96 x 128) with 2 objects each, and their folder."""
+    json_file, images = detection_data.write_coco(tmp_path / "data", keypoints=2)
+    return json.loads(json_file.read_text()), images
+
+
+def _problems(content: Any, images: Path | None = None, **wanted: bool) -> list[coco_problems.Problem]:
+    return coco_problems.problems(content, images, **({"masks": True, "keypoints": False} | wanted))
+
+
+def _set(part: str, index: int, **values: Any) -> Callable[[Content], None]:
+    return lambda content: content[part][index].update(values)
+
+
+def _unset(part: str, index: int, key: str) -> Callable[[Content], None]:
+    return lambda content: content[part][index].pop(key)
+
+
+SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+# change -> the text that names it; what is left of annotation 2 (index 1) after the repair: None: nothing
+CASES: list[tuple[Callable[[Content], None], str, dict[str, Any] | None]] = [
+    (_set("annotations", 1, image_id=99), "annotation 2 has image_id 99, which is not in the file", None),
+    (_set("annotations", 1, image_id=[1]), r"annotation 2 has image_id \[1\], which is not", None),
+    (_unset("annotations", 1, "image_id"), "annotation 2 has no image_id", None),
+    (_set("annotations", 1, category_id=4), "annotation 2 has category_id 4, which is not in the file", None),
+    (_set("annotations", 1, id=1), "annotation 1 has the id of another annotation", {"id": 10}),
+    (_set("annotations", 1, id=0), "annotation 0 has an id that counts as a miss", {"id": 10}),
+    (_unset("annotations", 1, "id"), "annotation at position 1 has no id", {"id": 10}),
+    (_set("annotations", 1, ignore=1), "annotation 2 has 'ignore'", None),
+    (_unset("annotations", 1, "iscrowd"), "annotation 2 has no iscrowd", {"iscrowd": 0}),
+    (_unset("annotations", 1, "area"), "annotation 2 has no area", {}),
+    (_unset("annotations", 1, "bbox"), "annotation 2 has no bbox", None),
+    (_set("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has bbox \[1, 2, 3\], which is not 4", None),
+    (_set("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotation 2 has bbox .*nan", None),
+    (_set("annotations", 1, bbox=[1, 2, 0, 4]), "annotation 2 has bbox .* of no size", None),
+    (_set("annotations", 1, bbox=[1, 2, 5, -4]), "annotation 2 has bbox .* of no size", None),
+    (
+        _set("annotations", 1, bbox=[100, -9, 50, 20]), "annotation 2 has bbox .* outside its image of 128 x 96",
+        {"bbox": [100, 0, 28, 11]},
+    ),
+    (_set("annotations", 1, bbox=[200, 5, 50, 20]), "annotation 2 has bbox .* outside its image", None),
+    (_unset("annotations", 1, "segmentation"), r"annotation 2 has no segmentation: add MODEL\.MASK_ON False", None),
+    (_set("annotations", 1, segmentation=[[1, 2, 3, 4]]), "annotation 2 has no polygon of at least 3 points", None),
+    (_set("annotations", 1, segmentation=[SQUARE[:7]]), "annotation 2 has no polygon", None),
+    (_set("annotations", 1, segmentation=[[1, 2, 3, 4], SQUARE]), "annotation 2 has 1 of 2 polygons",
+     {"segmentation": [SQUARE]}),
+    (_set("annotations", 1, segmentation={"size": [128, 96], "counts": "abc"}),
+     "annotation 2 has an RLE mask of size 128 x 96 where its image is 96 x 128", None),
+    (_set("annotations", 1, segmentation={"size": [96, 128], "counts": [5, 7]}),
+     "counts do not add up to 96 x 128", None),
+    (_set("annotations", 1, segmentation={"size": [96, 128]}), "annotation 2 has an RLE mask without counts", None),
+    (_set("annotations", 1, segmentation="abc"), "annotation 2 has a segmentation that is a str", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "text", "left"), CASES, ids=[case[1][:60] for case in CASES])
+def test_each_mistake_is_named_and_mended(
+    good: tuple[Content, Path], change: Callable[[Content], None], text: str, left: dict[str, Any] | None
+) -> None:
+    content, images = good
+    change(content)
+    before = copy.deepcopy(content)
+    found = _problems(content, images)
+    assert len(found) == 1
+    with pytest.raises(AssertionError, match=text):
+        raise AssertionError(found[0].text)
+    mended = coco_problems.repaired(content, found)
+    assert _problems(mended, images) == []
+    assert json.dumps(content) == json.dumps(before)  # a copy was mended
+    others = [a for i, a in enumerate(content["annotations"]) if i != 1]
+    if left is None:
+        assert mended["annotations"] == others
+    else:
+        assert mended["annotations"][0] == content["annotations"][0]
+        assert mended["annotations"][2:] == others[1:]
+        assert {**mended["annotations"][1], **left} == mended["annotations"][1]
+
+
+def test_a_good_file_has_no_problem(good: tuple[Content, Path]) -> None:
+    content, images = good
+    assert _problems(content, images, keypoints=True) == []
+    content["annotations"][1]["bbox"] = [0, -0.5, 128.7, 96.9]  # rounded outwards by an exporter
+    assert _problems(content, images) == []
+    assert coco_problems.remarks(content) == [
+        "category ids 3, 6 are not 1 to 2: classes are numbered in the order of the ids"
+    ]
+    content["categories"] = [{"id": i, "name": f"c{i}"} for i in (0, 3, 6)]
+    assert coco_problems.remarks(content)[0].startswith("category ids 0, 3, 6 are not 1 to 3")
+    assert coco_problems.remarks(content)[1] == "1 of 3 categories have no annotation: c0"
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
+def test_files_without_their_lists(good: tuple[Content, Path], part: str) -> None:
+    content, _ = good
+    (empty,) = _problems({**content, part: []})
+    assert ("holds no annotation" if part == "annotations" else f"its list '{part}' is empty") == empty.text
+    (other,) = _problems({**content, part: {"a": 1}})
+    assert other.text == f"not a COCO json: it has no list '{part}'"
+    del content[part]
+    (missing,) = _problems(content)
+    assert missing.text == f"not a COCO json: it has no list '{part}'"
+    with pytest.raises(UserError, match=f"no list '{part}'.*cannot mend"):
+        coco_problems.repaired(content, [missing])
+    assert "holds no object" in _problems([1])[0].text
+
+
+IMAGE_CASES: list[tuple[Callable[[Content], None], str, int]] = [
+    (_set("images", 1, file_name="gone.png"), r"image 2: its file .*gone\.png is missing", 3),
+    (_unset("images", 1, "file_name"), "image 2 has no file_name", 3),
+    (_set("images", 1, width="128"), "image 2: its width and height are '128' and 96", 4),
+    (_unset("images", 1, "height"), "image 2: its width and height are 128 and None", 4),
+    (_unset("images", 1, "id"), "image at position 1 has no id", 3),
+    (lambda c: c["images"].append(c["images"][1]), "image 2: the id is used twice", 4),
+]
+
+
+@pytest.mark.parametrize(("change", "text", "left"), IMAGE_CASES)
+def test_images(good: tuple[Content, Path], change: Callable[[Content], None], text: str, left: int) -> None:
+    content, images = good
+    change(content)
+    found = [problem for problem in _problems(content, images) if problem.part == "images"]
+    assert len(found) == 1
+    with pytest.raises(AssertionError, match=text):
+        raise AssertionError(found[0].text)
+    mended = coco_problems.repaired(content, _problems(content, images))
+    assert _problems(mended, images) == []
+    assert len(mended["images"]) == left
+    assert len(mended["annotations"]) == 2 * left
+    assert all(image["width"] in (96, 128) for image in mended["images"])
+
+
+def test_categories(good: tuple[Content, Path]) -> None:
+    content, _ = good
+    content["categories"].append({"id": 3, "name": "again"})
+    assert [p.text for p in _problems(content)] == ["category id 3: used 2 times"]
+    content["categories"][2] = {"id": "x", "name": "text"}
+    assert [p.text for p in _problems(content)] == [
+        "category at position 2 needs a whole number 'id' and a text 'name'"
+    ]
+
+
+def test_masks_matter_only_where_they_are_wanted(good: tuple[Content, Path]) -> None:
+    content, images = good
+    del content["annotations"][1]["segmentation"]
+    assert _problems(content, images, masks=False) == []
+    # detectron2 would leave out the object of a mask that it cannot read, even if only boxes are learnt
+    content["annotations"][1]["segmentation"] = [[1, 2, 3]]
+    found = _problems(content, images, masks=False)
+    assert found[0].remedy == "its mask left out"
+    assert "segmentation" not in coco_problems.repaired(content, found)["annotations"][1]
+
+
+def test_crowds_become_rle(good: tuple[Content, Path]) -> None:
+    content, images = good
+    content["annotations"][0].update(iscrowd=1, segmentation=[SQUARE])
+    content["annotations"][1].update(iscrowd=1, segmentation=[], bbox=[4, 5, 6, 7])
+    found = _problems(content, images)
+    assert [problem.text for problem in found] == [
+        "annotation 1 is a crowd whose mask is no RLE", "annotation 2 is a crowd without a mask",
+    ]  # fmt: skip
+    first, second = coco_problems.repaired(content, found)["annotations"][:2]
+    expected = np.zeros((96, 128), np.uint8)
+    expected[10:30, 10:30] = 1
+    assert np.array_equal(coco_mask.decode(first["segmentation"]), expected)
+    assert coco_mask.toBbox(second["segmentation"]).tolist() == [4, 5, 6, 7]
+
+
+def test_keypoints(good: tuple[Content, Path]) -> None:
+    content, images = good
+    content["annotations"][0]["keypoints"] = [1, 2, 2]
+    content["annotations"][1].pop("keypoints")
+    content["annotations"][2].pop("num_keypoints")
+    found = _problems(content, images, keypoints=True)
+    assert [problem.text for problem in found] == [
+        "annotation 1 has 3 keypoint numbers, not 6 (x, y, visibility each)",
+        "annotation 2 has no keypoints",
+        "annotation 3 has no num_keypoints",
+    ]
+    mended = coco_problems.repaired(content, found)["annotations"]
+    assert mended[0]["keypoints"] == mended[1]["keypoints"] == [0] * 6
+    assert [mended[i]["num_keypoints"] for i in range(3)] == [0, 0, 2]
+    for category in content["categories"]:
+        category.pop("keypoints")
+    for annotation in content["annotations"]:
+        annotation.pop("keypoints", None)
+    assert "MODEL.KEYPOINT_ON False" in _problems(content, keypoints=True)[0].text
