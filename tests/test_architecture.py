@@ -26,7 +26,9 @@ ARROWS = {
     "transfer.data": "transfer.d2_compat",
     "transfer.models": "transfer.convert",
     "transfer.visualize": "transfer.data transfer.models",
-    "transfer.train": "transfer.d2_compat transfer.data transfer.models transfer.results transfer.visualize",
+    "transfer.train": (
+        "transfer.config transfer.d2_compat transfer.data transfer.models transfer.results transfer.visualize"
+    ),
     "transfer.report": "transfer.visualize",
     "transfer.prepare.sets": "transfer.data",
     "transfer.prepare.demo": "",
