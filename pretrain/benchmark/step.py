@@ -110,7 +110,7 @@ def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, li
         cfg.SOLVER.MAX_EPOCH = max(cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_ITER)
         cfg.freeze()
         with contextlib.redirect_stdout(io.StringIO()):  # its notes are about a training that is meant
-            training = set_up(cfg, go_on=False)
+            training = set_up(cfg, resume=False)
         steps = _measure(training)[_WARM_UP:]
     report = {phase: [step[phase] for step in steps] for phase in PHASES}
     for line in _lines(training, report):

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the checkpoints of one output folder. `pretrain.train.resume` goes on from them."""
+"""The checkpoints that a run writes to its output folder. `pretrain.train.resume` reads them."""
 
 import os
 import re
@@ -30,14 +30,14 @@ class CannotWrite(UserError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         iteration: training steps done.
         per_epoch: steps in an epoch.
         images: number of training images.
-        amp: the decision about bf16, as `pretrain.model.precision.decide` put it; a resumed run keeps it unless
-            SOLVER.AMP says otherwise.
+        amp: the text by which `pretrain.model.precision.decide` decided about bf16; a resumed run keeps it
+            unless SOLVER.AMP says otherwise.
         names: `Images.digest` of the training images.
     """
 
@@ -49,7 +49,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are complete."""
+        """Number of complete epochs."""
         return self.iteration // self.per_epoch
 
 
@@ -62,14 +62,14 @@ def save(
     cfg: CfgNode,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Write `checkpoint_last`, and at the end of an epoch its numbered file, to which the former is a link then.
+    """Write `checkpoint_last`; at the end of an epoch write its numbered file and link `checkpoint_last` to it.
 
-    The last SOLVER.KEEP_LAST numbered files stay, and for good every SOLVER.CHECKPOINT_PERIOD-th and the run's
-    last one. Every process calls this; all hold the same state, which is only read, and the main one writes.
+    The last SOLVER.KEEP_LAST numbered files are kept; every SOLVER.CHECKPOINT_PERIOD-th and the run's last one are
+    never removed. Every process calls this; all hold the same state, and the main one writes.
 
     Raises:
-        CannotWrite: on every process; `checkpoint_last` stays as it is.
-        UserError: on every process; a value of the state is not finite.
+        CannotWrite: in every process; `checkpoint_last` is unchanged.
+        UserError: in every process; a value of the state is not finite.
     """
     _check_finite(folder, model, optimizer, iteration=progress.iteration)
     error = None
@@ -78,11 +78,10 @@ def save(
             _write(folder, _contents(model, optimizer, progress, cfg=cfg, scaler=scaler), progress, cfg)
         except UserError as problem:
             error = problem
-    (failed,) = distributed.any_process(
-        error is not None
-    )  # nobody leaves, and nobody is ended for it, while one writes
+    # Every process waits here: one that left would end the others while the main process writes.
+    (failed,) = distributed.any_process(error is not None)
     if failed:
-        raise CannotWrite(str(error or "the main process cannot write a checkpoint, and says why"))
+        raise CannotWrite(str(error or "the main process cannot write a checkpoint and reports why"))
 
 
 def _contents(
@@ -117,7 +116,7 @@ def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: C
         return
     path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
     checkpoint.save(path, contents)
-    _remove_old(folder, progress, cfg)  # a run whose last state is its end has nothing left to do
+    _remove_old(folder, progress, cfg)  # before the link: a run that ended here has nothing left to do
     link(path, folder / LAST)
 
 
@@ -132,7 +131,7 @@ def _remove_old(folder: Path, progress: Progress, cfg: CfgNode) -> None:
 def _check_finite(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, iteration: int
 ) -> None:
-    """Raise `UserError`, on every process, if the state holds an infinite value or NaN: it is of no use."""
+    """Raise `UserError` in every process if the state holds an infinite value or NaN, which makes it useless."""
     momenta = {f"momentum {i}.{j}": v for i, s in enumerate(optimizer.state.values()) for j, v in s.items()}
     floats = {
         name: value
@@ -147,14 +146,14 @@ def _check_finite(
 
 
 def not_finite(folder: Path, what: str) -> UserError:
-    """The error for values that are not finite: what they were, what is saved, what to try."""
+    """Return the error for values that are not finite: what they were, what is saved, what to try."""
     last = folder / LAST
     kept = f"the last saved state is {last}" if os.path.exists(last) else "no checkpoint was written yet"
     return UserError(f"{what}; {kept}; try a smaller SOLVER.BASE_LR or SOLVER.AMP off")
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The numbered checkpoints of a folder, oldest first."""
+    """Return the numbered checkpoints of a folder, oldest first."""
     return sorted(
         (path for path in found(folder, "checkpoint_*") if _NUMBERED.fullmatch(path.name)),
         key=number,
@@ -162,25 +161,22 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def number(path: Path) -> int:
-    """The zero-based epoch at whose end a numbered checkpoint was written."""
+    """Return the zero-based epoch at whose end a numbered checkpoint was written."""
     match = _NUMBERED.fullmatch(path.name)
     assert match
     return int(match[1])
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files of a process that was killed."""
-    for path in found(folder, ".*.*"):
-        name = path.name[1:].rpartition(".")[0]
-        if name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name):
-            path.unlink(missing_ok=True)
+def is_ours(name: str) -> bool:
+    """Whether a pre-training run writes files of this name."""
+    return name in _OTHERS or name == LAST or _NUMBERED.fullmatch(name) is not None
 
 
 class Saver:
-    """Saves the state of a run every SOLVER.SAVE_MINUTES and whenever it is told to.
+    """Saves the state of a run every SOLVER.SAVE_MINUTES and on request.
 
     Args:
-        saved: the iteration whose state is in OUTPUT_DIR; None: there is none yet.
+        saved: the iteration whose state is in OUTPUT_DIR; None if there is none yet.
     """
 
     def __init__(self, cfg: CfgNode, *, saved: int | None) -> None:
@@ -188,7 +184,7 @@ class Saver:
         self.last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time, by the main process's clock; the others never say so."""
+        """Whether SOLVER.SAVE_MINUTES have passed by the main process's clock; always False in the others."""
         minutes = self.cfg.SOLVER.SAVE_MINUTES
         return distributed.is_main() and minutes > 0 and time.monotonic() - self.last >= 60 * minutes
 
@@ -201,18 +197,16 @@ class Saver:
         scaler: torch.amp.GradScaler | None,
         must: bool,
     ) -> None:
-        """Save, and with SOLVER.SAVE_ERRORS `continue` only warn where that fails, unless it `must` not.
+        """Save the state. If that fails, raise `UserError` in every process.
 
-        Raises `UserError` in every process.
+        With SOLVER.SAVE_ERRORS `continue` a failure is only a warning, unless the state `must` be saved.
         """
         try:
             save(self.folder, model, optimizer, progress, cfg=self.cfg, scaler=scaler)
             self.saved = progress.iteration
         except CannotWrite as error:
-            kept = "no state" if self.saved is None else f"iteration {self.saved}"
+            kept = "nothing is saved" if self.saved is None else f"iteration {self.saved} is saved"
             if must or self.cfg.SOLVER.SAVE_ERRORS == "stop":
-                raise UserError(
-                    f"{error}; saved is {kept}; make room, and --resume goes on from there"
-                ) from None
-            say(f"warning: {error}; saved is {kept}; training goes on (SOLVER.SAVE_ERRORS continue)")
+                raise UserError(f"{error}; {kept}; free some space, then continue with --resume") from None
+            say(f"warning: {error}; {kept}; training continues (SOLVER.SAVE_ERRORS continue)")
         self.last = time.monotonic()

@@ -1,6 +1,6 @@
-"""Going on from a checkpoint. It is a file of the user's: whatever it holds, it works exactly or is refused.
+"""Resuming from a checkpoint. It is a user's file: whatever it holds, the run resumes exactly or refuses it.
 
-Nothing in it is run, and nothing in it is believed: names, types, shapes and values are compared with what this
+Nothing in it is executed and nothing is taken on trust: names, types, shapes and values are compared with what this
 run would have written.
 """
 
@@ -18,6 +18,7 @@ from pretrain.common import distributed
 from pretrain.common.configs import get, read_dump
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
+from pretrain.common.run_folder import changes, in_use, note_processes, other_settings
 from pretrain.config import defaults
 from pretrain.data.folders import Images, printable
 from pretrain.tensor_files import checkpoint
@@ -25,7 +26,7 @@ from pretrain.train.checkpoints import LAST, Progress, numbered
 
 # Settings that give the stored weights, queue or iteration number their meaning.
 _FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
-# Settings that change the result. To go on with others is no error: a longer run, a smaller rate.
+# Settings that change the result. Resuming with other values is allowed: a longer run, a smaller learning rate.
 _RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
 _KEPT = ("SOLVER.KEEP_LAST", "SOLVER.CHECKPOINT_PERIOD")
 _RESULT_OF_SCHEDULE = {
@@ -34,12 +35,12 @@ _RESULT_OF_SCHEDULE = {
     "exponential": ("SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD"),
 }
 _NUMBERS = ("iteration", "iterations_per_epoch", "images")
-_LARGEST = 1 << 53  # of whole numbers that make sense
+_LARGEST = 1 << 53  # no count in a checkpoint is larger
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint to go on from, looked at from outside: what its entries hold is checked by `restore`."""
+    """A checkpoint to resume from. Its outline has been checked; `restore` checks what its entries hold."""
 
     path: Path
     contents: dict[str, Any]
@@ -49,29 +50,25 @@ class Stored:
         return self.contents["iteration"]
 
     def damaged(self, what: str) -> UserError:
-        """The error for a content that no run would have written."""
+        """Return the error for contents that no run would have written."""
         return UserError(
-            f"--resume: {self.path}: {what}: the file is damaged, or not by this version of tools/pretrain.py; "
-            f"{_other_state(self.path)}"
+            f"--resume: {self.path}: {what}: the file is damaged or was written by another version of "
+            f"tools/pretrain.py; {_other_state(self.path)}"
         )
 
 
 def find(folder: Path, *, resume: bool) -> Stored | None:
-    """The checkpoint to go on from; None: start at the beginning.
+    """Return the checkpoint to resume from; None means that the run starts from scratch.
 
-    Raises `UserError` when the folder holds a run and `resume` is not set, and when the file is damaged.
+    Raises `UserError` if the folder holds a run and `resume` is not set, and if the file is damaged.
     """
     last = folder / LAST
     if not resume:
-        if os.path.exists(last) or numbered(
-            folder
-        ):  # Path.exists raises for a name too long, or a closed folder
-            raise UserError(
-                f"OUTPUT_DIR {folder} holds checkpoints of a run: add --resume to go on with it, "
-                "or name another OUTPUT_DIR"
-            )
+        # os.path: Path.exists raises for a name that is too long and for a folder without permission
+        if os.path.exists(last) or numbered(folder):
+            raise in_use(folder)
         return None
-    if not os.path.exists(last):  # killed between its first numbered file and this one
+    if not os.path.exists(last):  # killed between writing its first numbered file and this one
         if not numbered(folder):
             return None
         last = numbered(folder)[-1]
@@ -84,15 +81,15 @@ def find(folder: Path, *, resume: bool) -> Stored | None:
     for key in _NUMBERS:
         value = stored.contents.get(key)
         if type(value) is not int or not 0 <= value < _LARGEST:
-            raise stored.damaged(f"its `{key}` is missing or no number")
+            raise stored.damaged(f"its `{key}` is missing or not a number")
     return stored
 
 
 def _other_state(path: Path) -> str:
     others = [other for other in numbered(path.parent) if other != path]
     if others:
-        return f"copy {others[-1].name}, for example, to {LAST} to go on from there"
-    return "name another OUTPUT_DIR to start anew"
+        return f"copy {others[-1].name}, for example, to {LAST} to resume from there"
+    return "name another OUTPUT_DIR to start from scratch"
 
 
 def restore(
@@ -104,16 +101,16 @@ def restore(
     files: Images,
     other_processes: bool = False,
 ) -> Progress:
-    """Load a checkpoint into model and optimizer. All settings of the optimizer are those of `cfg`.
+    """Load a checkpoint into model and optimizer. All settings of the optimizer come from `cfg`.
 
-    Where `cfg` changes one that the result or the files that stay depend on, a line says so.
+    A note is printed for each changed setting that the result, or the choice of files that are kept, depends on.
 
     Args:
         files: this run's training images.
-        other_processes: go on in another number of processes, which is not exact.
+        other_processes: resume in another number of processes, which is not exact.
     Raises:
-        UserError: it belongs to other settings, to other training images or another number of processes, or holds
-            anything that this run would not have written; nothing is loaded then.
+        UserError: the checkpoint belongs to other settings, other training images or another number of processes,
+            or holds anything that this run would not have written; nothing is loaded then.
     """
     contents = stored.contents
     before = _settings_before(stored)
@@ -139,34 +136,31 @@ def restore(
 def _compare_images(stored: Stored, files: Images) -> None:
     before, names = stored.contents["images"], stored.contents.get("images_digest", "")  # older files lack it
     if not isinstance(names, str):
-        raise stored.damaged("its `images_digest` is no text")
+        raise stored.damaged("its `images_digest` is not a string")
     if before != len(files):
         raise UserError(
             f"--resume: DATA.TRAIN holds {len(files)} images now and held {before} before; restore "
-            "the images or start in another OUTPUT_DIR"
+            "the images or name another OUTPUT_DIR"
         )
     if names and files.digest and names != files.digest:
         raise UserError(
             f"--resume: DATA.TRAIN holds {before} images as before, but under other names or in another order; restore "
-            "the images or start in another OUTPUT_DIR"
+            "the images or name another OUTPUT_DIR"
         )
 
 
 def _compare_processes(stored: Stored, other_processes: bool) -> None:
     before, now = stored.contents.get("processes", distributed.world_size()), distributed.world_size()
     if type(before) is not int or not 0 < before < _LARGEST:
-        raise stored.damaged("its `processes` is no number")
+        raise stored.damaged("its `processes` is not a number")
     if before == now:
         return
     if not other_processes:
         raise UserError(
-            f"--resume: the run had {before} process(es) and has {now} now: sums in another order, so the result "
-            "would not be equal to the bit; start as many, or add --other-processes"
+            f"--resume: the run had {before} process(es) and has {now} now: sums are added in another order, so the "
+            f"result would not be bit-identical; start {before} process(es), or add --other-processes"
         )
-    say(
-        f"note: --other-processes: {before} before and {now} now: from here on the run is not equal to the bit to "
-        "one that was never interrupted; it sees the same images"
-    )
+    note_processes(before, "sums are added in another order")
 
 
 def _settings_before(stored: Stored) -> dict[str, Any]:
@@ -177,28 +171,30 @@ def _settings_before(stored: Stored) -> dict[str, Any]:
         before = read_dump(text)
         if not isinstance(before, dict):
             raise ValueError
-    except Exception:  # a text can make PyYAML raise many classes, RecursionError among them
-        raise stored.damaged("its `config` is no YAML mapping") from None
+    except Exception:  # PyYAML raises many classes on hostile text, RecursionError among them
+        raise stored.damaged("its `config` is not a YAML mapping") from None
     return before
 
 
 def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
-    for key, now in _settings(cfg):
-        was = get(before, key, get(defaults(), key))  # a key that is new since has its default
-        if was != now:
-            raise UserError(
-                f"--resume: {key} is {now} and was {str(was)[:80]!s}; set it back or name another OUTPUT_DIR"
-            )
+    now = dict(_settings(cfg))
+    was = {
+        key: get(before, key, get(defaults(), key)) for key in now
+    }  # a key added since then has its default
+    if changed := changes(was, now):
+        raise other_settings(changed)
 
 
 def _note_changes(before: dict[str, Any], cfg: CfgNode) -> None:
     for key in (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE], *_KEPT):
         was, now = get(before, key, get(defaults(), key)), get(cfg, key)
         if was != now:
-            means = (
-                "it decides which numbered files stay from now on" if key in _KEPT else "not the run it was"
+            effect = (
+                "which numbered files are kept changes from now on"
+                if key in _KEPT
+                else "the result will differ"
             )
-            say(f"note: {key} was {printable(str(was)[:80])}, is {now}: {means}")
+            say(f"note: {key} was {printable(str(was)[:80])} and is {now}: {effect}")
 
 
 def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
@@ -213,14 +209,14 @@ def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
 def _model_state(stored: Stored, model: nn.Module) -> dict[str, torch.Tensor]:
     before, own = stored.contents.get("state_dict"), model.state_dict()
     if not isinstance(before, dict) or not all(isinstance(name, str) for name in before):
-        raise stored.damaged("its `state_dict` is no dict of tensors")
+        raise stored.damaged("its `state_dict` is not a dict of tensors")
     state = {name.removeprefix("module."): value for name, value in before.items()}
     for name in own:
         if name not in state:
             raise stored.damaged(f"its `state_dict` lacks {name}")
     for name, value in state.items():
         if name not in own:
-            raise stored.damaged(f"its `state_dict` holds {name[:80]!r}, which this run has not")
+            raise stored.damaged(f"its `state_dict` holds {name[:80]!r}, which this run does not have")
         _check_tensor(stored, name, value, own[name])
     if "queue_ptr" in state and not 0 <= int(state["queue_ptr"]) < state["queue"].shape[1]:
         raise stored.damaged("its queue's pointer is outside the queue")
@@ -228,7 +224,7 @@ def _model_state(stored: Stored, model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _momentum_buffers(stored: Stored, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    """SGD's state. All of it or none: before the first step, or without momentum, there is none."""
+    """Return SGD's state: all of it, or none before the first step and without momentum."""
     before = stored.contents.get("optimizer")
     state = before.get("state") if isinstance(before, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, dict) for value in state.values()):
@@ -240,18 +236,18 @@ def _momentum_buffers(stored: Stored, optimizer: torch.optim.Optimizer) -> dict[
         raise stored.damaged(f"its `optimizer` has {len(buffers)} momenta for {len(parameters)} parameters")
     for index, value in buffers.items():
         _check_tensor(stored, f"momentum {index}", value, parameters[index])
-    # The fused step reads both in the order in which they lie in memory: a GPU's weights lie channels last
+    # The fused step reads weight and momentum in memory order, and a GPU's weights are channels-last.
     laid_out = {index: torch.empty_like(parameters[index]).copy_(value) for index, value in buffers.items()}
     return {index: {"momentum_buffer": value} for index, value in laid_out.items()}
 
 
 def restore_scaler(stored: Stored, scaler: torch.amp.GradScaler) -> None:
-    """Set the scale of float16 losses, and for how many steps it has held; nothing if there was none yet.
+    """Restore the scale of float16 losses and its count of good steps; do nothing if there was none.
 
     Raises `UserError` for values that no run would have written.
     """
     before = stored.contents.get("scaler")
-    if before is None:  # SOLVER.AMP was another
+    if before is None:  # SOLVER.AMP was different
         return
     scale, steps = (
         (before.get(key) for key in ("scale", "_growth_tracker")) if isinstance(before, dict) else (0, 0)
@@ -264,12 +260,11 @@ def restore_scaler(stored: Stored, scaler: torch.amp.GradScaler) -> None:
 
 
 def _check_tensor(stored: Stored, name: str, value: Any, own: torch.Tensor) -> None:
-    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    if not plain or value.is_quantized:
-        raise stored.damaged(f"its {name} is no plain tensor")
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        raise stored.damaged(f"its {name} is not a plain tensor")
     if value.shape != own.shape or value.dtype != own.dtype:
         raise stored.damaged(
-            f"its {name} is {tuple(value.shape)} {value.dtype}, and {tuple(own.shape)} {own.dtype} here"
+            f"its {name} is {tuple(value.shape)} {value.dtype}; this run needs {tuple(own.shape)} {own.dtype}"
         )
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise stored.damaged(f"its {name} holds infinite values or NaN")

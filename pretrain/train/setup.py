@@ -1,4 +1,4 @@
-"""A run of pre-training: everything that it holds, built new or taken up from its last checkpoint."""
+"""A pre-training run: everything that it holds, built from scratch or restored from its last checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +11,22 @@ from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
+from pretrain.common.run_folder import remove_leftovers
 from pretrain.data import sources, views_sheet
 from pretrain.data.folders import Images
 from pretrain.data.loader import iterations_per_epoch
 from pretrain.data.on_device import Pixels
 from pretrain.model import build, memory, precision
 from pretrain.model.contrast import Contrast
-from pretrain.train import resume, start_notes
-from pretrain.train.checkpoints import Progress, remove_leftovers
+from pretrain.train import resume as restoring
+from pretrain.train import start_notes
+from pretrain.train.checkpoints import Progress, is_ours
 from pretrain.train.knn_monitor import Probe, bank_folder
 
 
 @dataclass
 class Run:
-    """Everything that a run holds."""
+    """Everything that a run holds while it trains."""
 
     cfg: CfgNode
     device: torch.device
@@ -42,9 +44,17 @@ class Run:
 
     @property
     def total(self) -> int:
-        """Iterations of the whole run."""
+        """Iterations of the whole run, over all sessions."""
         whole = self.cfg.SOLVER.MAX_EPOCH * self.progress.per_epoch
         return min(whole, self.cfg.SOLVER.MAX_ITER or whole)
+
+    @property
+    def knn_is_due(self) -> bool:
+        """Before the first step, every KNN.PERIOD epochs, and at the end; False without labelled images."""
+        done, per_epoch = self.progress.iteration, self.progress.per_epoch
+        return self.probe is not None and (
+            done % (per_epoch * self.cfg.KNN.PERIOD) == 0 or done == self.total
+        )
 
     @property
     def bf16(self) -> bool:
@@ -52,21 +62,21 @@ class Run:
 
     @property
     def amp(self) -> torch.dtype | None:
-        """The type of the encoders' autocast; None: float32."""
+        """The dtype of the encoders' autocast; None means float32."""
         return torch.float16 if self.scaler else torch.bfloat16 if self.bf16 else None
 
 
-def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
-    """Build everything, load the checkpoint of a run that goes on, and write what a new run starts with.
+def set_up(cfg: CfgNode, *, resume: bool, other_processes: bool = False) -> Run:
+    """Build everything, load the checkpoint of a resumed run, and write what a new run starts with.
 
     Args:
-        go_on: from the last checkpoint, where there is one.
-        other_processes: also if it was written by another number of processes.
+        resume: continue from the last checkpoint if there is one.
+        other_processes: continue even if another number of processes wrote that checkpoint.
     """
     folder, device = Path(cfg.OUTPUT_DIR), distributed.pick_device(cfg.DEVICE)
-    stored = resume.find(folder, resume=go_on)
+    stored = restoring.find(folder, resume=resume)
     files = sources.find(cfg.DATA.TRAIN)
-    _compare(stored, files, device)  # nobody writes before everybody has looked
+    _compare(stored, files, device)  # before any process writes
     per_epoch = iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True
     channels_last = precision.channels_last(cfg, device)
@@ -76,34 +86,35 @@ def set_up(cfg: CfgNode, *, go_on: bool, other_processes: bool = False) -> Run:
     model, optimizer, decision = build.build(cfg, device, images=len(files), decide=decide)
     progress = Progress(0, per_epoch, len(files), decision, files.digest)
     if stored:
-        progress = resume.restore(
+        progress = restoring.restore(
             stored, model, optimizer, cfg=cfg, files=files, other_processes=other_processes
         )
         progress = replace(progress, amp=decision or progress.amp)
-        say(f"going on from {stored.path}, iteration {progress.iteration}")
-    elif go_on:
-        say(f"--resume: no checkpoint in {folder}; starting at the beginning")
+        say(f"resuming from {stored.path}, iteration {progress.iteration}")
+    elif resume:
+        say(f"--resume: no checkpoint in {folder}; starting from scratch")
     scaler = torch.amp.GradScaler(device.type) if progress.amp.startswith("fp16") else None
     if stored and scaler:
-        resume.restore_scaler(stored, scaler)
+        restoring.restore_scaler(stored, scaler)
     run = Run(cfg, device, files, pixels, model, optimizer, progress, scaler, probe)
     if distributed.is_main():
-        remove_leftovers(folder)
+        remove_leftovers(folder, is_ours)
     if progress.iteration < run.total:
         start_notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
-            say(f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {cfg.DATA.TRAIN[0]}")
+            say(
+                f"KNN.TRAIN is empty: kNN is measured, leave-one-out, on the class folders of {cfg.DATA.TRAIN[0]}"
+            )
         memory.fit(cfg, model, device)
         if distributed.is_main():
-            text = digest_text(cfg)
-            write_text(folder / "config.yaml", text)
+            write_text(folder / "config.yaml", digest_text(cfg))
             views_sheet.write(folder / "views.jpg", files, cfg)
     return run
 
 
-def _compare(stored: resume.Stored | None, files: Images, device: torch.device) -> None:
-    """Raise `UserError` in every process if they start from different data: they would wait for ever."""
-    names = int(files.digest[:15] or "0", 16)  # as much of it as fits in an int64
+def _compare(stored: restoring.Stored | None, files: Images, device: torch.device) -> None:
+    """Raise `UserError` in every process if they start from different data: they would wait for each other forever."""
+    names = int(files.digest[:15] or "0", 16)  # as many digits as fit in an int64
     own = torch.tensor([[len(files), names, stored.iteration if stored else -1]], device=device)
     if len(distributed.all_gather_interleaved(own).unique(dim=0)) > 1:
         raise UserError(

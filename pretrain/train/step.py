@@ -10,7 +10,7 @@ from torch import nn
 from pretrain.common import distributed
 from pretrain.data.on_device import Pixels
 from pretrain.model import moco
-from pretrain.model.contrast import Contrast, Keys
+from pretrain.model.contrast import Contrast, KeyInputs, Keys
 
 # What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than
 # the other keys of the same batch; a young queue holds noise or old keys, and these are as new as the query.
@@ -59,7 +59,7 @@ def train_step(
     order = None if order is None else moco.on_device(order, query_views.device)
     model.before_step()
     with precision():
-        keys = model.keys(key_views, pixels=pixels, order=order, images=images, iteration=iteration)
+        keys = model.keys(KeyInputs(key_views, pixels, order, images, iteration))
     optimizer.zero_grad()
     metrics = torch.zeros(len(METRICS), device=query_views.device)
     statistics = _RunningStatistics(model.encoder_q, parts)

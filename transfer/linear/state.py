@@ -1,9 +1,7 @@
-"""The state of a linear probe between two steps: saved whole, restored so that nothing differs."""
+"""The state of a linear probe between two steps, saved completely so that a resumed run is the same run."""
 
-import contextlib
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,12 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain.common import distributed
+from pretrain.common import distributed, run_folder
 from pretrain.common.configs import digest_text, flatten
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.files import found, write_text
+from pretrain.common.files import write_text
+from pretrain.common.run_folder import changes, in_use, note_processes, other_settings
 from pretrain.tensor_files import checkpoint
 from transfer.linear.classifiers import Classifiers
 from transfer.linear.config import IRRELEVANT
@@ -28,13 +27,13 @@ _OTHERS = ("broken_images.txt", "config.yaml", "knn.json", "metrics.json", "resu
 
 @dataclass
 class State:
-    """What training changes. Order and crops are functions of the iteration.
+    """Everything that training changes. Order and crops are functions of the iteration.
 
     Attributes:
         origin: digests of weights and images.
-        iteration: steps done.
-        losses: (R,), sums over the steps of the epoch under way.
-        seconds: that it took so far.
+        iteration: number of steps done.
+        losses: (R,), sums over the steps of the current epoch.
+        seconds: time that the run has taken so far.
         history: the lines of `metrics.json`.
     """
 
@@ -47,7 +46,7 @@ class State:
 
 
 def save(state: State, cfg: CfgNode) -> None:
-    """Write `linear_last.pth` and `metrics.json`. Every process calls it; all hold the same, and one writes."""
+    """Write `linear_last.pth` and `metrics.json`. Every process calls this; the main one writes."""
     losses = state.losses.clone()
     distributed.mean_over_processes([losses])
     if distributed.is_main():
@@ -62,76 +61,66 @@ def save(state: State, cfg: CfgNode) -> None:
             "config": digest_text(cfg),
         }
         checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
-        text = "".join(json.dumps(line) + "\n" for line in state.history)
-        write_text(Path(cfg.OUTPUT_DIR) / "metrics.json", text)
-    distributed.barrier()  # nobody is ended for leaving while one writes
+        lines = "".join(json.dumps(line) + "\n" for line in state.history)
+        write_text(Path(cfg.OUTPUT_DIR) / "metrics.json", lines)
+    distributed.barrier()  # a process that left would end the others while the main one writes
 
 
 def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
-    """What OUTPUT_DIR holds; None for a new run. Raises `UserError` for a used folder without `--resume`."""
+    """Return the state in OUTPUT_DIR; None for a new run. Raises `UserError` for a used folder without `--resume`."""
     path = Path(cfg.OUTPUT_DIR) / LAST
-    if not os.path.exists(path):  # Path.exists raises for a name too long, or a folder closed to us
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long and without permission
         if resume:
-            say(f"--resume: no {path}; starting at the beginning")
+            say(f"--resume: no {path}; starting from scratch")
         return None
     if not resume:
-        raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run: add --resume, or name another folder")
+        raise in_use(Path(cfg.OUTPUT_DIR))
     contents = checkpoint.load(path)
     if not isinstance(contents, dict) or not {"layers", "config", "origin", "iteration"} <= contents.keys():
-        raise UserError(f"{path}: not written by tools/linear_eval.py; name another OUTPUT_DIR")
+        raise UserError(f"--resume: {path} was not written by tools/linear_eval.py; name another OUTPUT_DIR")
     return contents
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written an hour ago; features of ImageNet are 10 GB.
+    """Remove what a killed process left half-written an hour ago or earlier: features of ImageNet take 10 GB.
 
-    A younger file may be another process's, which writes it now.
+    A younger file may be one that another process is writing now.
     """
-    for path in [*found(folder, ".*.*"), *found(folder / "features", ".*.*")]:
-        name = path.name[1:].rpartition(".")[0]
-        features = path.parent != folder and name.endswith((".npy", ".json"))
-        if name == LAST or name in _OTHERS or features:
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _OLD:
-                    path.unlink()
+    run_folder.remove_leftovers(folder, lambda name: name == LAST or name in _OTHERS, older_than=_OLD)
+    run_folder.remove_leftovers(
+        folder / "features", lambda name: name.endswith((".npy", ".json")), older_than=_OLD
+    )
 
 
 def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:
-    """Raise `UserError` if a run would go on with other settings, weights or images."""
+    """Raise `UserError` if a run would be resumed with other settings, weights or images."""
     try:
         before, now = flatten(yaml.safe_load(stored["config"])), flatten(cfg)
         digests = dict(stored["origin"])
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         raise _damaged(cfg) from None
-    for key, value in now.items():
-        if key not in IRRELEVANT and before.get(key) != value:
-            raise UserError(
-                f"--resume: {key} is {value} and was {before.get(key)}; set it back or name another OUTPUT_DIR"
-            )
+    if changed := changes(before, {key: now[key] for key in now if key not in IRRELEVANT}):
+        raise other_settings(changed)
     for what, digest in origin.items():
         if digests.get(what) != digest:
             raise UserError(
-                f"--resume: {what} is not what {Path(cfg.OUTPUT_DIR) / LAST} was trained with; put it back or "
+                f"--resume: {what} is not what {Path(cfg.OUTPUT_DIR) / LAST} was trained with; restore it, or "
                 "name another OUTPUT_DIR"
             )
 
 
 def restore(state: State, stored: dict[str, Any], cfg: CfgNode) -> None:
-    """Go on from what `find` gave, after `compare`. Raises `UserError` if it is damaged."""
+    """Load what `find` returned, after `compare`. Raises `UserError` if it is damaged."""
     try:
         state.classifiers.load(stored)
         state.iteration, state.seconds = int(stored["iteration"]), float(stored["seconds"])
         state.losses.copy_(stored["losses"])
-        state.history, processes = list(stored["history"]), stored["processes"]
+        state.history, processes = list(stored["history"]), int(stored["processes"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise _damaged(cfg) from None
-    say(f"going on from {Path(cfg.OUTPUT_DIR) / LAST}, iteration {state.iteration}")
-    if processes != distributed.world_size():
-        say(
-            f"note: it ran in {processes} process(es) and goes on in {distributed.world_size()}: on the same images, "
-            "but sums have another order, so the end will not be equal to the bit"
-        )
+    say(f"resuming from {Path(cfg.OUTPUT_DIR) / LAST}, iteration {state.iteration}")
+    note_processes(processes, "sums are added in another order")
 
 
 def _damaged(cfg: CfgNode) -> UserError:
-    return UserError(f"{Path(cfg.OUTPUT_DIR) / LAST}: damaged; name another OUTPUT_DIR")
+    return UserError(f"{Path(cfg.OUTPUT_DIR) / LAST}: the file is damaged; name another OUTPUT_DIR")

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from pretrain import config
-from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
+from pretrain.common.run_folder import remove_leftovers
 from pretrain.data.folders import find_images
 from pretrain.model import precision
 from pretrain.tensor_files import checkpoint
@@ -187,21 +187,21 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     stay = [".hidden", ".mine.txt", *(f"checkpoint_000{n}.pth.tar" for n in range(4)), LAST]
     for name in [*names, *stay]:
         (tmp_path / name).touch()
-    checkpoints.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, checkpoints.is_ours)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
 
 
 def test_files_that_were_to_stay_are_removed_by_a_later_save_only(
     image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """KEEP_LAST is forgotten when a run is taken up, first one that is finished."""
+    """KEEP_LAST is not given when a run is resumed; first for a finished run."""
     images, output = image_folder(20), tmp_path / "run"  # one iteration an epoch
     less = [*EVERY_STEP, "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.KEEP_LAST", "1"]
     run(images, output, *less, "SOLVER.KEEP_LAST", "0")
     capsys.readouterr()
     run(images, output, *less, resume=True)
     assert (
-        "note: SOLVER.KEEP_LAST was 0, is 1: it decides which numbered files stay from now on"
+        "note: SOLVER.KEEP_LAST was 0 and is 1: which numbered files are kept changes from now on"
         in capsys.readouterr().out
     )
     assert [checkpoints.number(path) for path in checkpoints.numbered(output)] == [0, 1, 2]
@@ -213,7 +213,7 @@ def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: 
     """What `checkpoint_last` says is finished has nothing left to remove."""
     cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
     checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
-    monkeypatch.setattr(common_files, "link", lambda *_: kill())
+    monkeypatch.setattr(checkpoints, "link", lambda *_: kill())
     with pytest.raises(Killed):
         checkpoints.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
     assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
@@ -222,17 +222,17 @@ def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: 
 
 @contextlib.contextmanager
 def disk_full_before_step(iteration: int) -> Iterator[Callable[[], None]]:
-    """From then on no file may grow above 50 kB; a checkpoint has some 2 MB. What it gives mends that."""
+    """From then on no file may grow above 50 kB; a checkpoint has some 2 MB. The yielded function lifts the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def mend() -> None:
+    def lift() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     with before_step(iteration, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))):
         try:
-            yield mend
+            yield lift
         finally:
-            mend()
+            lift()
 
 
 def test_a_full_disk_stops_a_run(image_folder: MakeFolder, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_full_disk_stops_a_run(image_folder: MakeFolder, tmp_path: Path) -> No
         run(images, output, *EVERY_STEP)
     text = str(error.value)
     assert (
-        f"{output / LAST}: cannot be written: File too large; saved is iteration 4" in text
+        f"{output / LAST}: cannot be written: File too large; iteration 4 is saved" in text
         and "\n" not in text
     )
     assert checkpoint.load(output / LAST)["iteration"] == 4
@@ -258,16 +258,16 @@ def test_a_full_disk_may_be_passed_over(
         run(images, tmp_path / "run", *more)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert warnings.pop(0).startswith("warning: LOG.TENSORBOARD: cannot be written: File too large")
-    assert len(warnings) == 2 and all("saved is iteration 4; training goes on" in line for line in warnings)
+    assert len(warnings) == 2 and all("iteration 4 is saved; training continues" in line for line in warnings)
     assert checkpoint.load(tmp_path / "run" / LAST)["iteration"] == 9
-    with disk_full_before_step(2), pytest.raises(UserError, match=r"cannot be written.*saved is iteration 1"):
+    with disk_full_before_step(2), pytest.raises(UserError, match=r"cannot be written.*iteration 1 is saved"):
         run(images, tmp_path / "late", *more)  # the end without its state is an error
 
 
 def test_a_place_that_cannot_be_written(image_folder: MakeFolder, tmp_path: Path) -> None:
     images, output = image_folder(20), tmp_path / "run"  # one iteration an epoch
     (output / "checkpoint_0001.pth.tar").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds checkpoints of a run: add --resume"):
+    with pytest.raises(UserError, match="holds a run: add --resume"):
         run(images, output, *EVERY_STEP)
     (output / "checkpoint_0001.pth.tar").rmdir()
     expected = pytest.raises(UserError, match=r"checkpoint_0001\.pth\.tar: cannot be written: Is a directory")
@@ -358,35 +358,35 @@ def momenta(contents: Contents) -> Contents:
 
 MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "no iteration": (lambda c: c.pop("iteration"), "`iteration` is missing"),
-    "iteration a text": (lambda c: c.update(iteration="5"), "`iteration` is missing or no number"),
-    "iteration a bool": (lambda c: c.update(iteration=True), "`iteration` is missing or no number"),
-    "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is missing or no number"),
-    "iteration huge": (lambda c: c.update(iteration=10**60), "`iteration` is missing or no number"),
-    "images a tensor": (lambda c: c.update(images=torch.ones(2)), "`images` is missing or no number"),
+    "iteration a text": (lambda c: c.update(iteration="5"), "`iteration` is missing or not a number"),
+    "iteration a bool": (lambda c: c.update(iteration=True), "`iteration` is missing or not a number"),
+    "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is missing or not a number"),
+    "iteration huge": (lambda c: c.update(iteration=10**60), "`iteration` is missing or not a number"),
+    "images a tensor": (lambda c: c.update(images=torch.ones(2)), "`images` is missing or not a number"),
     "other epochs": (lambda c: c.update(iterations_per_epoch=7), "epochs have 7 iterations, not 1"),
-    "digest a number": (lambda c: c.update(images_digest=3), "`images_digest` is no text"),
-    "no config": (lambda c: c.pop("config"), "`config` is no YAML mapping"),
-    "config of brackets": (lambda c: c.update(config="{a: " * 50_000), "`config` is no YAML mapping"),
-    "config that grows": (lambda c: c.update(config="a: &x [1]\nb: *x"), "`config` is no YAML mapping"),
-    "config a list": (lambda c: c.update(config="[1, 2]"), "`config` is no YAML mapping"),
-    "config broken": (lambda c: c.update(config="a: [1"), "`config` is no YAML mapping"),
-    "config nested": (lambda c: c.update(config="[" * 100_000), "`config` is no YAML mapping"),
+    "digest a number": (lambda c: c.update(images_digest=3), "`images_digest` is not a string"),
+    "no config": (lambda c: c.pop("config"), "`config` is not a YAML mapping"),
+    "config of brackets": (lambda c: c.update(config="{a: " * 50_000), "`config` is not a YAML mapping"),
+    "config that grows": (lambda c: c.update(config="a: &x [1]\nb: *x"), "`config` is not a YAML mapping"),
+    "config a list": (lambda c: c.update(config="[1, 2]"), "`config` is not a YAML mapping"),
+    "config broken": (lambda c: c.update(config="a: [1"), "`config` is not a YAML mapping"),
+    "config nested": (lambda c: c.update(config="[" * 100_000), "`config` is not a YAML mapping"),
     "config with code": (
-        lambda c: c.update(config="!!python/object/apply:os.system ['exit 3']"), "`config` is no YAML mapping",
+        lambda c: c.update(config="!!python/object/apply:os.system ['exit 3']"), "`config` is not a YAML mapping",
     ),
     "config of other types": (lambda c: c.update(config="MODEL: 3\nSEED: [1]\n"), "ARCH is resnet18 and was resnet50"),
     "no amp": (lambda c: c.pop("amp"), "`amp` is missing"),
     "amp unknown": (lambda c: c.update(amp="bf16\x1b[2J"), "`amp` is missing or unknown"),
-    "no state": (lambda c: c.pop("state_dict"), "`state_dict` is no dict"),
-    "state a list": (lambda c: c.update(state_dict=[1]), "`state_dict` is no dict"),
-    "state by numbers": (lambda c: c.update(state_dict={1: torch.ones(1)}), "`state_dict` is no dict"),
+    "no state": (lambda c: c.pop("state_dict"), "`state_dict` is not a dict"),
+    "state a list": (lambda c: c.update(state_dict=[1]), "`state_dict` is not a dict"),
+    "state by numbers": (lambda c: c.update(state_dict={1: torch.ones(1)}), "`state_dict` is not a dict"),
     "a weight missing": (lambda c: c["state_dict"].pop("module.queue"), "`state_dict` lacks queue"),
     "a weight too many": (lambda c: c["state_dict"].update(x=torch.ones(1)), "holds 'x', which"),
-    "a weight a number": (set_tensor(lambda _: 3.5), "conv1.weight is no plain tensor"),
-    "a sparse weight": (set_tensor(lambda t: t.to_sparse()), "conv1.weight is no plain tensor"),
-    "a meta weight": (set_tensor(lambda t: t.to("meta")), "conv1.weight is no plain tensor"),
+    "a weight a number": (set_tensor(lambda _: 3.5), "conv1.weight is not a plain tensor"),
+    "a sparse weight": (set_tensor(lambda t: t.to_sparse()), "conv1.weight is not a plain tensor"),
+    "a meta weight": (set_tensor(lambda t: t.to("meta")), "conv1.weight is not a plain tensor"),
     "another shape": (set_tensor(lambda t: t[1:]), r"conv1.weight is \(7, 3"),
-    "another type": (set_tensor(lambda t: t.double()), "torch.float64, and"),
+    "another type": (set_tensor(lambda t: t.double()), "torch.float64; this run needs"),
     "NaN": (set_tensor(lambda t: t * float("nan")), "conv1.weight holds infinite values or NaN"),
     "pointer outside": (
         lambda c: c["state_dict"].update({"module.queue_ptr": torch.tensor([100])}), "pointer is outside the queue",
@@ -404,8 +404,8 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "scaler a number": (lambda c: c.update(scaler=3), "`scaler` has no positive scale"),
     "scale NaN": (lambda c: c["scaler"].update(scale=float("nan")), "`scaler` has no positive scale"),
     "scaler without steps": (lambda c: c["scaler"].pop("_growth_tracker"), "`scaler` has no count"),
-    "processes a text": (lambda c: c.update(processes="2"), "`processes` is no number"),
-    "processes zero": (lambda c: c.update(processes=0), "`processes` is no number"),
+    "processes a text": (lambda c: c.update(processes="2"), "`processes` is not a number"),
+    "processes zero": (lambda c: c.update(processes=0), "`processes` is not a number"),
 }  # fmt: skip
 
 
@@ -490,7 +490,7 @@ def test_other_processes(
         go_on(settings, contents, tmp_path)
     capsys.readouterr()
     go_on(settings, contents, tmp_path, other_processes=True)
-    assert capsys.readouterr().out.count("not equal to the bit") == 1
+    assert capsys.readouterr().out.count("not be bit-identical") == 1
     assert checkpoint.load(tmp_path / LAST)["processes"] == 1
 
 
@@ -501,7 +501,7 @@ def test_the_flag_reaches_the_run(image_folder: MakeFolder, tmp_path: Path) -> N
     settings = overrides(images, output, *EVERY_STEP, "SOLVER.MAX_ITER", "2")
     assert command(*settings, "--resume").returncode == 2
     done = command(*settings, "--resume", "--other-processes")
-    assert done.returncode == 0 and done.stdout.count("3 before and 1 now") == 1, done.stderr
+    assert done.returncode == 0 and done.stdout.count("had 3 process(es) and has 1 now") == 1, done.stderr
 
 
 # --- values that are not finite

@@ -18,6 +18,7 @@ from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
 from tests.support import detection_data
 from transfer.config.load import load_config
+from transfer.models import build
 from transfer.train import loop, step
 from transfer.train import run as train_run
 from transfer.train import state as train_state
@@ -52,7 +53,7 @@ def whole(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def float16_without_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaled losses in float32: a CPU takes half a minute for an iteration in float16."""
-    monkeypatch.setattr(train_run.notes, "check_amp", lambda cfg: None)
+    monkeypatch.setattr(build, "check_amp", lambda cfg: None)
     monkeypatch.setattr(step, "autocast", lambda cfg: contextlib.nullcontext())
 
 
@@ -127,10 +128,10 @@ def test_interrupted_run_ends_bit_equal(
     with pytest.raises(KeyboardInterrupt):
         train_run.run(_load(data, cut, *more))
     monkeypatch.setattr(loop, "step", one_step)
-    with pytest.raises(UserError, match=r"unfinished run.*--resume"):
+    with pytest.raises(UserError, match=r"holds a run.*--resume"):
         train_run.run(_load(data, cut, *more))
     for change in (["SEED", "1"], ["SOLVER.BASE_LR", "0.5"]):
-        with pytest.raises(UserError, match=r"other settings than these \([\w.]+ was .* and is "):
+        with pytest.raises(UserError, match=r"--resume: [\w.]+ is .* and was "):
             train_run.run(_load(data, cut, *more, *change), resume=True)
     train_run.run(_load(data, cut, *more), resume=True)
     assert _equal(whole, cut)
