@@ -1,13 +1,13 @@
-"""Make detectron2 importable in this Python environment; one that is already there is kept as it is.
+"""Install detectron2 in this Python environment, unless it is already installed.
 
     python tools/install_detectron2.py              # the official v0.6 Python files, no C++ extension
     python tools/install_detectron2.py --from git   # the official repository, compiled (git, a C++ compiler)
 
-Run it after `pip install -e .`, which brings the libraries that detectron2 imports. This script uses the
-standard library only, because it runs before anything else of the project can be imported.
+Run it after `pip install -e .`, which installs the libraries that detectron2 imports. This script uses only the
+standard library, because it runs before anything else in the project can be imported.
 """
 
-from __future__ import annotations  # an older Python must get as far as our message about its age
+from __future__ import annotations  # so that an old Python gets as far as the message about its version
 
 import argparse
 import base64
@@ -22,7 +22,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# The PyPI sdist holds the Python files of the official v0.6 tag, byte for byte, and lacks layers/csrc.
+# The PyPI sdist holds the Python files of the official v0.6 tag, byte for byte, without layers/csrc.
 SDIST = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 GIT = "git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
@@ -63,22 +63,22 @@ print(f"detectron2 {about['version']} ({about['origin']}), {compiled} its C++ ex
 
 
 class InstallError(Exception):
-    """A failure that the user can mend; the message is one line."""
+    """A failure that the user can fix; the message is one line."""
 
 
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("--from", choices=("sdist", "git"), default="sdist", help="source of a missing one")
+    parser.add_argument("--from", choices=("sdist", "git"), default="sdist", help="where to get it [sdist]")
     source = vars(parser.parse_args())["from"]
     if sys.version_info < OLDEST_PYTHON:
         raise InstallError(f"Python {python_version()} is too old: use Python 3.10 or newer")
     if is_there("detectron2"):
-        print("detectron2 is already here: kept")
+        print("detectron2 is already installed: kept as it is")
     else:
         for needed in ("torch", "setuptools", "pip"):
             if not is_there(needed):
-                raise InstallError(f"{needed} is not installed here: run {INSTALL_LIBRARIES} first")
+                raise InstallError(f"{needed} is not installed: run {INSTALL_LIBRARIES} first")
         if source == "git":
             install_from_git()
         else:
@@ -91,17 +91,17 @@ def python_version() -> str:
 
 
 def is_there(package: str) -> bool:
-    """True if `package` can be found, whether or not it then imports: a broken one is not ours to replace."""
+    """Return whether `package` can be found. It may be broken: this script does not replace it then."""
     return importlib.util.find_spec(package) is not None
 
 
 def install_from_git() -> None:
-    """Let pip compile the official repository at the pinned commit."""
-    pip("install", "--no-deps", "--no-build-isolation", GIT, hint="it needs git, a C++ compiler, the network")
+    """Compile and install the official repository at the pinned commit, with pip."""
+    pip("install", "--no-deps", "--no-build-isolation", GIT, hint="needs git, a C++ compiler and the network")
 
 
 def install_from_sdist() -> None:
-    """Fetch the sdist, hash checked, and install its Python files as a plain wheel."""
+    """Download the sdist, check its hash, and install its Python files as a pure wheel."""
     with tempfile.TemporaryDirectory() as folder:
         sdist = download_sdist(Path(folder))
         wheel = build_wheel(sdist, Path(folder) / "detectron2-0.6-py3-none-any.whl")
@@ -109,7 +109,7 @@ def install_from_sdist() -> None:
 
 
 def download_sdist(folder: Path) -> Path:
-    """Download the sdist into `folder`. pip compares the hash *before* it runs the sdist's setup.py."""
+    """Download the sdist into `folder`. pip checks the hash *before* it runs the sdist's setup.py."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{SDIST} --hash=sha256:{SHA256}\n")
     options = ("--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--require-hashes")
@@ -122,7 +122,7 @@ def download_sdist(folder: Path) -> Path:
 
 
 def build_wheel(sdist: Path, wheel: Path) -> Path:
-    """Pack the `detectron2/` folder of the sdist into a pure wheel, so that pip can list and uninstall it."""
+    """Pack the sdist's `detectron2/` folder into a pure wheel, so that pip can list and uninstall it."""
     files = {}
     with tarfile.open(sdist) as archive:
         for member in archive.getmembers():
@@ -151,7 +151,7 @@ def record(files: dict[str, bytes]) -> str:
 
 
 def pip(*arguments: str, hint: str) -> None:
-    """Run pip quietly. Its failure becomes one line: what pip said last, and the hint."""
+    """Run pip quietly. On failure raise one line with pip's last error message and the hint."""
     environment = {**os.environ, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [sys.executable, "-m", "pip", *arguments]
     result = run(command, environment)
@@ -159,34 +159,33 @@ def pip(*arguments: str, hint: str) -> None:
         return
     output = result.stdout + result.stderr
     if "DO NOT MATCH THE HASHES" in output:
-        raise InstallError(f"{SDIST}: SHA-256 differs from {SHA256}; nothing of it was run or installed")
+        raise InstallError(f"{SDIST}: SHA-256 differs from {SHA256}; none of its code was run or installed")
     lines = [line.strip() for line in output.splitlines()]
-    said = [
-        line for line in lines if line.startswith("fatal:")
-    ]  # git's own words, where pip only says "failed"
-    said = said or [line for line in lines if line.lower().startswith("error")]
-    raise InstallError(f"pip {arguments[0]} failed: {said[-1] if said else 'no message'} ({hint})")
+    # git's message says more than pip's "failed"
+    errors = [line for line in lines if line.startswith("fatal:")]
+    errors = errors or [line for line in lines if line.lower().startswith("error")]
+    raise InstallError(f"pip {arguments[0]} failed: {errors[-1] if errors else 'no message'} ({hint})")
 
 
 def self_check() -> str:
-    """Import what the project uses, in a fresh interpreter; return the line that names the detectron2."""
+    """Import what the project uses in a fresh interpreter, and return the line that describes the detectron2."""
     result = run([sys.executable, "-c", SELF_CHECK], {**os.environ, "PYTHONPATH": python_path()})
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise InstallError(
-            f"detectron2 does not import on Python {python_version()}: {reason} "
-            f"(its libraries come with {INSTALL_LIBRARIES})"
+            f"detectron2 cannot be imported on Python {python_version()}: {reason} "
+            f"(to install the libraries it needs, run {INSTALL_LIBRARIES})"
         )
     return result.stdout.strip().splitlines()[-1]
 
 
 def python_path() -> str:
-    """The user's PYTHONPATH with this project behind it: a detectron2 checkout named there stays in front."""
+    """Return PYTHONPATH with this project added at the end, so that a detectron2 checkout named there comes first."""
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    # Elsewhere than the caller's folder: a folder called detectron2 there would be taken for the package.
+    # Not in the caller's folder: a folder called detectron2 there would be taken for the package.
     return subprocess.run(
         command,
         env=environment,

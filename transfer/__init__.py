@@ -1,7 +1,7 @@
 """From a pre-trained encoder to a table of detection results: conversion, training, evaluation.
 
-`import transfer` before detectron2 is all that its own trainers need to run our YAML files; after it will do where
-detectron2 imports by itself (v0.6 without its C++ part does not).
+detectron2's own trainers run our YAML files if `import transfer` comes before the import of detectron2. It may come
+after it where detectron2 can be imported without our fixes (v0.6 without its C++ part cannot).
 """
 
 from transfer import d2_import_hook

@@ -1,12 +1,12 @@
-"""The frictions between detectron2 (v0.6 and main) and current libraries, in one place.
+"""All fixes for incompatibilities between detectron2 (v0.6 and main) and current libraries.
 
 `import transfer` installs an import hook (`transfer.d2_import_hook`) that imports this module right after detectron2
-itself, before any of its submodules. Importing it raises `UserError` when detectron2 does not import. Each
-fix applies only where it is needed; with detectron2's main branch most of them do nothing.
+itself, before any of its submodules. Importing this module raises `UserError` if detectron2 cannot be imported. Each
+fix is applied only where it is needed; with detectron2's main branch most of them do nothing.
 
-Not mended, because nothing here calls them: `engine.launch` and `AMPTrainer` (assert CUDA, hard-code NCCL),
-`default_setup` (asks `detectron2._C` for its compiler). `COCOEvaluator` must always get
-`use_fast_impl=False`: its fast path lives in `detectron2._C`.
+Not fixed, because this project does not call them: `engine.launch` and `AMPTrainer` (they assert CUDA and hard-code
+NCCL) and `default_setup` (it asks `detectron2._C` for its compiler). Always pass `use_fast_impl=False` to
+`COCOEvaluator`: its fast path is in `detectron2._C`.
 """
 
 import atexit
@@ -33,7 +33,7 @@ INSTALLER = "python tools/install_detectron2.py"
 
 
 def require() -> types.ModuleType:
-    """Import and return detectron2; raise `UserError` that names the remedy when it does not import."""
+    """Import and return detectron2. Raise `UserError`, which names the remedy, if it cannot be imported."""
     try:
         return importlib.import_module("detectron2")
     except ImportError as error:
@@ -43,7 +43,7 @@ def require() -> types.ModuleType:
 
 
 def describe() -> dict[str, Any]:
-    """Say which detectron2 this is: `version`, `origin` (sdist, build or folder), `has_C` (compiled part)."""
+    """Return which detectron2 this is: `version`, `origin` (sdist, build or folder), `has_C` (compiled part)."""
     package = require()
     has_c = _has_compiled_part()
     folder = _folder()
@@ -59,10 +59,10 @@ def describe() -> dict[str, Any]:
 
 
 def distribute(model: nn.Module, **options: Any) -> nn.Module:
-    """Wrap `model` in DistributedDataParallel where there are several processes, on CPUs too.
+    """Wrap `model` in DistributedDataParallel if there are several processes, on CPUs too.
 
-    detectron2's `create_ddp_model` fills in `device_ids` by itself, which DDP refuses for a model on a CPU;
-    no `device_ids` means "where the model is", which is right in both cases.
+    By default detectron2's `create_ddp_model` fills in `device_ids`, which DDP refuses for a model on a CPU.
+    `device_ids=None` means the device of the model, which is right in both cases.
     """
     from detectron2.engine.defaults import create_ddp_model
 
@@ -72,8 +72,8 @@ def distribute(model: nn.Module, **options: Any) -> nn.Module:
 def set_local_process_group() -> None:
     """Tell detectron2 which processes share this machine. Collective: call it after `init_process_group`.
 
-    Only `detectron2.engine.launch` sets this group, and `comm.get_local_rank` asserts without it. torchrun
-    numbers the processes machine by machine and sets LOCAL_WORLD_SIZE; without it there is one machine.
+    Only `detectron2.engine.launch` sets this group, and `comm.get_local_rank` asserts that it is set. torchrun
+    numbers the processes machine by machine and sets LOCAL_WORLD_SIZE; if it is not set, there is one machine.
     """
     from detectron2.utils import comm
 
@@ -83,17 +83,17 @@ def set_local_process_group() -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     for first in range(0, world_size, local_size):
         ranks = list(range(first, min(first + local_size, world_size)))
-        group = dist.new_group(ranks)  # every process takes part in creating every group
+        group = dist.new_group(ranks)  # every process has to create every group
         if dist.get_rank() in ranks:
             comm._LOCAL_PROCESS_GROUP = group
     atexit.register(forget_process_groups)
 
 
 def forget_process_groups() -> None:
-    """Let go of detectron2's process groups while Python is still whole.
+    """Drop detectron2's process groups before the interpreter shuts down.
 
-    It keeps them in module variables. Gloo's threads that end with the interpreter, and not before, were
-    seen to end the process with "terminate called without an active exception", once in four runs.
+    detectron2 keeps them in module variables. Gloo's threads that live until the interpreter ends sometimes (in one
+    of four runs) abort the process with "terminate called without an active exception".
     """
     from detectron2.utils import comm
 
@@ -102,13 +102,13 @@ def forget_process_groups() -> None:
 
 
 def alias_cityscapes() -> None:
-    """Let main's Cityscapes code find `cityscapesscripts`, which it imports from a folder of its authors' company.
+    """Make `cityscapesscripts` importable under the internal name that detectron2's main branch uses.
 
-    Nothing to do where cityscapesscripts is not installed.
+    Do nothing if cityscapesscripts is not installed.
     """
     if importlib.util.find_spec("cityscapesscripts") is None:
         return
-    # Gone since numpy 2.4, used by cityscapesscripts 2.3; it reshapes the result, so that isin's does as well.
+    # cityscapesscripts 2.3 uses in1d, which numpy 2.4 removed. It reshapes the result, so isin works as well.
     if "in1d" not in vars(numpy):
         numpy.in1d = numpy.isin  # type: ignore[attr-defined]
     parent, path = None, ""
@@ -126,8 +126,8 @@ def alias_cityscapes() -> None:
     parent.cityscapesscripts = sys.modules["cityscapesscripts"]  # type: ignore[union-attr]
 
 
-def mend_lvis() -> None:
-    """lvis 0.5.3, the last release, uses `np.float` when it counts."""
+def fix_lvis() -> None:
+    """Restore `np.float`, which the evaluation of lvis 0.5.3, the last release, uses."""
     if "float" not in vars(numpy):
         numpy.float = float  # type: ignore[attr-defined]
 
@@ -144,10 +144,10 @@ def _has_compiled_part() -> bool:
 
 
 class _MissingExtension(types.ModuleType):
-    """Stands for `detectron2._C` where it was not compiled; raises a clear error on use."""
+    """A placeholder for `detectron2._C` where it was not compiled. Using it raises a clear error."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        # An AttributeError, because pickle and inspect look for names in every loaded module.
+        # This must be an AttributeError, because pickle and inspect look up names in every loaded module.
         raise AttributeError(
             f"detectron2._C.{name} needs detectron2's C++ extension, which is not compiled here; "
             f"run `{INSTALLER} --from git` in an environment without detectron2"
@@ -155,40 +155,39 @@ class _MissingExtension(types.ModuleType):
 
 
 def _apply() -> None:
-    """Mend what this combination of libraries needs, and nothing else."""
-    # main has create_local_process_group; its Python files have caught up with Pillow and numpy.
+    """Apply the fixes that this combination of libraries needs, and no others."""
+    # Only main has create_local_process_group; its Python files work with current Pillow and numpy.
     if "def create_local_process_group" not in (_folder() / "utils" / "comm.py").read_text():
-        _mend_release_06()
+        _fix_release_06()
     if "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None:
         sys.modules["pkg_resources"] = _pkg_resources()
-    # Notices on every start that no user can act on: model_zoo, structures and the anchor generator.
+    # Warnings of model_zoo, structures and the anchor generator on every start, which no user can act on.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
-    warnings.filterwarnings(
-        "ignore", message=".*broadcast_buffers"
-    )  # of DDP, by its old name in older torch too
+    # a warning of DDP, in the wording of old and new versions of torch
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def _mend_release_06() -> None:
-    # transform.py names Image.LINEAR, the old spelling of BILINEAR, in a default argument; gone in Pillow 10.
+def _fix_release_06() -> None:
+    # transform.py uses Image.LINEAR, the old name of BILINEAR, in a default argument; Pillow 10 removed it.
     if not hasattr(Image, "LINEAR"):
         Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
-    # Used when building data sets, masks and evaluators; all or some are gone since numpy 1.24.
+    # Data sets, masks and evaluators use these names, which numpy 1.24 removed (some or all of them).
     for name, kind in {"int": int, "float": float, "bool": bool, "str": str}.items():
         if name not in vars(numpy):
             setattr(numpy, name, kind)
-    # Loader workers that are not forked (the default from Python 3.14 on) would meet these frictions afresh.
+    # Loader workers that are not forked (the default from Python 3.14 on) need the same fixes.
     multiprocessing.set_forkserver_preload(["__main__", "transfer.d2_compat"])
-    # Three modules of detectron2.layers import it at the top, for operators that nothing here uses.
+    # Three modules of detectron2.layers import it at the top, for operators that this project does not use.
     if not _has_compiled_part():
         package = require()
         package._C = sys.modules["detectron2._C"] = _MissingExtension("detectron2._C")  # type: ignore[attr-defined]
 
 
 def _pkg_resources() -> types.ModuleType:
-    """What `detectron2.model_zoo` calls of pkg_resources, which setuptools 81 dropped."""
+    """Return a module with the part of pkg_resources, removed in setuptools 81, that `detectron2.model_zoo` calls."""
 
     def resource_filename(package: str, resource: str) -> str:
         return str(importlib.resources.files(package).joinpath(resource))

@@ -1,8 +1,8 @@
-"""What `import transfer` does for plain detectron2, so that its own trainers run our YAML files.
+"""The import hook of `import transfer`: it extends plain detectron2, so that its own trainers run our YAML files.
 
-Mends that detectron2 and today's libraries need (`transfer.d2_compat`), our config keys in its defaults, and the
-paper's heads and backbones in its registries. Each waits until detectron2 is imported: a program that does
-not import it pays nothing, and none of this fails where it is not installed.
+It applies the fixes that detectron2 needs with current libraries (`transfer.d2_compat`), adds our config keys to
+detectron2's defaults, and registers the paper's heads and backbones. Each step runs when detectron2 is imported, so
+it costs nothing in a program that does not import detectron2, and does not fail where detectron2 is not installed.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from types import ModuleType
 from transfer.config.keys import add_keys
 
 
-def _mend() -> None:
+def _apply_fixes() -> None:
     importlib.import_module("transfer.d2_compat")
 
 
@@ -30,16 +30,16 @@ def _register() -> None:
         importlib.import_module(f"transfer.models.{name}")
 
 
-# module of detectron2 -> what follows its first import
+# module of detectron2 -> what to do after its first import
 _AFTER: dict[str, Callable[[], None]] = {
-    "detectron2": _mend,
+    "detectron2": _apply_fixes,
     "detectron2.config": _add_keys,
     "detectron2.modeling": _register,
 }
 
 
 class _Follow(importlib.abc.MetaPathFinder):
-    """Finds modules as everyone does, and runs what is to follow once they are imported."""
+    """A finder that leaves the search to the other finders, and runs a function after the module is imported."""
 
     def __init__(self, after: dict[str, Callable[[], None]]) -> None:
         self.waiting = dict(after)
@@ -50,7 +50,7 @@ class _Follow(importlib.abc.MetaPathFinder):
         follow = self.waiting.pop(fullname, None)
         if follow is None:
             return None
-        spec = importlib.util.find_spec(fullname)  # the other finders: this one waits for it no longer
+        spec = importlib.util.find_spec(fullname)  # by the other finders: this name is not in `waiting` now
         if spec is None or spec.loader is None:
             self.waiting[fullname] = follow  # not installed yet
             return None
@@ -59,8 +59,9 @@ class _Follow(importlib.abc.MetaPathFinder):
         def execute_and_follow(module: ModuleType) -> None:
             try:
                 execute(module)
-            except ImportError as error:  # one of its libraries: fvcore is missing, OpenCV finds no libGL
-                text = f"detectron2 does not import ({error}): run `make setup` to repair its libraries"
+            except ImportError as error:
+                # from one of its libraries: fvcore is missing, OpenCV finds no libGL
+                text = f"detectron2 cannot be imported ({error}): run `make setup` to repair its libraries"
                 raise ImportError(text, name="detectron2") from error
             follow()
 
@@ -69,7 +70,7 @@ class _Follow(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Follow detectron2's imports from now on; make up for those that came first."""
+    """Watch for imports of detectron2 from now on, and do now what is due for modules that are already imported."""
     done = [name for name in _AFTER if name in sys.modules]
     sys.meta_path.insert(0, _Follow({name: act for name, act in _AFTER.items() if name not in done}))
     for name in done:

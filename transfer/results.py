@@ -17,7 +17,7 @@ from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from transfer import d2_compat
 
-# Where a run reads, computes and writes, and how it is watched, does not change what it measures.
+# These keys say where a run reads, computes and writes, and how it is monitored. They do not change its numbers.
 IRRELEVANT = (
     "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES", "DATASETS.TEST_JSON",
     "DATASETS.TEST_IMAGES", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.LOG_PERIOD",
@@ -26,7 +26,7 @@ IRRELEVANT = (
 
 
 def config_digest(cfg: CfgNode) -> str:
-    """SHA-256 of the settings that the numbers depend on: equal for equal recipes, wherever they run."""
+    """Return the SHA-256 of the settings that the numbers depend on. It is the same on every machine."""
     copy = cfg.clone()
     copy.defrost()
     for key in IRRELEVANT:
@@ -39,7 +39,7 @@ def config_digest(cfg: CfgNode) -> str:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, and the hardware of a run on `device` (cpu or cuda)."""
+    """Return the library versions and the hardware of a run on `device` (cpu or cuda)."""
     detectron2 = d2_compat.describe()
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {

@@ -63,7 +63,7 @@ def test_without_torch_it_says_so() -> None:
     command = [sys.executable, "-I", "-S", str(SCRIPT)]  # -S: the standard library only
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: torch is not installed here")
+    assert result.stderr.startswith("error: torch is not installed")
     assert len(result.stderr.splitlines()) == 1
 
 

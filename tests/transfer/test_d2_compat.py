@@ -1,4 +1,4 @@
-"""Each friction with detectron2 that transfer/d2_compat.py answers, by executing the affected function."""
+"""Tests of each fix in transfer/d2_compat.py, by calling the detectron2 function that it affects."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ BOX = [8, 8, 32, 32]  # x0, y0, x1, y1 of its only object
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """One image with one square object, in detectron2's format."""
+    """Write an image with one square object, and return its record in detectron2's format."""
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 200
     Image.fromarray(pixels).save(folder / "one.png")
@@ -70,7 +70,7 @@ def perfect_prediction() -> Instances:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Iterator[str]:
-    """A registered data set of two classes that holds the one image."""
+    """Register a data set of two classes that holds the one image."""
     name = f"compat_{tmp_path.name}"
     DatasetCatalog.register(name, lambda: [record(tmp_path)])
     MetadataCatalog.get(name).set(thing_classes=["disc", "square"])
@@ -80,7 +80,7 @@ def dataset(tmp_path: Path) -> Iterator[str]:
 
 
 def environment_with(**more: str) -> dict[str, str]:
-    """The environment with the project importable, behind a detectron2 that PYTHONPATH names."""
+    """Return the environment with this project on PYTHONPATH, after a detectron2 that PYTHONPATH names."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     return {**os.environ, "PYTHONPATH": path, **more}
 
@@ -112,7 +112,7 @@ def test_resize_is_pillows_bilinear() -> None:
 # the compiled part
 
 
-@pytest.mark.skipif(HAS_C or IS_MAIN, reason="only where detectron2._C is stood in for")
+@pytest.mark.skipif(HAS_C or IS_MAIN, reason="only where d2_compat replaces detectron2._C")
 def test_compiled_operators_name_the_remedy() -> None:
     from detectron2.structures import RotatedBoxes
     from detectron2.structures.rotated_boxes import pairwise_iou
@@ -154,7 +154,7 @@ def test_polygons_become_masks() -> None:
 
 
 def voc_tree(folder: Path) -> Path:
-    """A VOC 2007 folder that holds the one image twice, of class `square`; VOC counts pixels from 1."""
+    """Write a VOC 2007 folder that holds the image twice, with class `square`; VOC counts pixels from 1."""
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
     (folder / "ImageSets/Main/test.txt").write_text("000001\n000002\n")
@@ -185,13 +185,13 @@ def test_voc_is_read_and_evaluated(tmp_path: Path) -> None:
     evaluator.reset()
     for entry in dicts:
         evaluator.process([{"image_id": entry["image_id"]}], [{"instances": perfect_prediction()}])
-    evaluator._class_names = ["square"]  # `disc` has no object, and 0 / 0 is no AP
+    evaluator._class_names = ["square"]  # `disc` has no object, so its AP would be 0 / 0
     evaluator._predictions = {0: evaluator._predictions[1]}
     assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100)
     MetadataCatalog.remove(name)
 
 
-# loaders, solver, norm, checkpoints, pictures: what training calls
+# loaders, solver, norm, checkpoints and pictures, which training uses
 
 
 def test_train_loader_yields_mapped_images(dataset: str) -> None:
@@ -283,7 +283,7 @@ real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "pkg_resources" else real(name, *rest)
 from transfer import d2_compat
 import sys
-assert not hasattr(sys.modules["pkg_resources"], "working_set"), "expected our stand-in"
+assert not hasattr(sys.modules["pkg_resources"], "working_set"), "expected our replacement"
 from detectron2 import model_zoo
 try:
     print(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
@@ -313,7 +313,7 @@ print(anchors[0].tensor.shape[0])
 def test_loader_workers_that_are_not_forked(tmp_path: Path) -> None:
     script = tmp_path / "load.py"
     script.write_text("""
-if __name__ == "__main__":  # the workers import this file, and as with our tools that brings no d2_compat
+if __name__ == "__main__":  # the workers import this file, which does not import d2_compat then, as with our tools
     from transfer import d2_compat
     from detectron2.data import transforms
     from torch.utils.data import DataLoader
@@ -416,5 +416,7 @@ run_tool(main)
 """
     result = run_python("-c", code)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: detectron2 does not import (") and "make setup" in result.stderr
+    assert (
+        result.stderr.startswith("error: detectron2 cannot be imported (") and "make setup" in result.stderr
+    )
     assert result.stderr.count("\n") == 1

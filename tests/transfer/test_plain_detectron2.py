@@ -1,4 +1,4 @@
-"""Both ways: others' config files run here unchanged, and ours run in plain detectron2 after `import transfer`."""
+"""Config files of other projects run here unchanged, and ours run in plain detectron2 after `import transfer`."""
 
 import os
 import pickle
@@ -103,7 +103,7 @@ INPUT:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the published files, and the working directory."""
+    """Write the published files to a folder, and make it the working directory."""
     for name, text in PUBLISHED.items():
         (tmp_path / name).write_text(text)
         if name.count("_R_50"):
@@ -132,7 +132,7 @@ def test_published_files_say_what_ours_say(published: Path, theirs: str, ours: s
 def test_published_files_run_unchanged(
     published: Path, name: str, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to results, on small data under their names. Overrides make the model narrow and the images small."""
+    """They run through to results on small data. Overrides make the model narrow and the images small."""
     convert(
         moco_file(published / "a.pth.tar", small_network(width=0.25).state_dict()),
         Path("output.pkl"),
@@ -162,7 +162,7 @@ def test_published_files_run_unchanged(
 def test_weights_at_an_address_are_fetched_by_detectron2(
     published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The supervised row: a Caffe2 file with batch norm merged into weight and bias, BGR, stride in 1x1."""
+    """The supervised baseline is a Caffe2 file: batch norm merged into weight and bias, BGR, stride in 1x1."""
     cfg = load_config("pascal_voc_R_50_C4_24k.yaml", [*NARROW, *detection_data.TINY])
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -186,7 +186,7 @@ def test_weights_at_an_address_are_fetched_by_detectron2(
 
 
 def _python(code: str, **environment: str) -> str:
-    """Run code in a fresh interpreter, in which nothing has mended detectron2 yet."""
+    """Run code in a fresh interpreter, in which no fix has been applied to detectron2 yet."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -200,7 +200,7 @@ def test_import_costs_nothing_until_detectron2_is_imported() -> None:
     assert _python(code).split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("module", ["config", "modeling", "semseg"])
+@pytest.mark.parametrize("module", ["config.load", "models.paper_heads", "models.segmentation"])
 def test_every_module_can_be_the_first(module: str) -> None:
     _python(f"import transfer.{module}")
 
@@ -242,7 +242,7 @@ print(len(after) - len(before))
     "name", [name for name in OURS if "demo" not in name and not name.startswith("base")]
 )
 def test_our_files_build_in_plain_detectron2(name: str) -> None:
-    """By detectron2's own reading of the file."""
+    """detectron2 reads the file itself, without our loader."""
     cfg = get_cfg()
     cfg.merge_from_file(str(ROOT / "configs/transfer" / name))
     cfg.merge_from_list([*NARROW, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
@@ -297,6 +297,8 @@ def test_every_config_of_the_zoo_loads_or_says_why_not() -> None:
         reason = REFUSED.get(name)
         if "dconv" in name and not compiled:
             reason = DEFORMABLE
+        if "retinanet" in name.lower():  # their anchor sizes are Python code
+            reason = "python tag would run code; write the value out"
         try:
             load_config(str(_zoo() / name), ["MODEL.INIT", "random", "MODEL.WEIGHTS", ""])
         except UserError as error:
@@ -321,7 +323,6 @@ SMALL_HEADS = [
     [
         ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "bbox"),
         ("COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml", "bbox"),
-        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "bbox"),
         ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "box_proposals"),
         ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", "segm"),
         ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", "keypoints"),
@@ -330,7 +331,7 @@ SMALL_HEADS = [
     ],
 )
 def test_zoo_configs_train(tmp_path: Path, name: str, task: str) -> None:
-    """One step, evaluation and pictures: representatives of each kind of model."""
+    """One step, evaluation and pictures, for one config of each kind of model."""
     keypoints = 17 if task == "keypoints" else 0
     data = detection_data.write_coco(tmp_path / "a", images=3, keypoints=keypoints, classes=("person",))
     narrow = [*NARROW, *SMALL_HEADS] if "_gn" not in name else []  # 32 groups need their channels

@@ -1,4 +1,4 @@
-"""Metrics of a model on the test sets of a config, without the pages that evaluators print."""
+"""Metrics of a model on the test sets of a config, as numbers and as short tables."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import math
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
+from tabulate import tabulate
 from torch import nn
 
 from pretrain.common.errors import UserError
@@ -15,7 +16,7 @@ from transfer.train import evaluators
 
 Metrics = dict[str, dict[str, float | None]]
 BY_CLASS = ("AP-", "IoU-")  # metrics of one class
-MOST_CLASSES = 40  # of a printed table; results.json has them all
+MOST_CLASSES = 40  # in a printed table; results.json has them all
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Metrics]:
@@ -23,17 +24,17 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Metrics]:
 
     Returns:
         data set -> task (`bbox`, `segm`, `keypoints`, `sem_seg`) -> metric (`AP`, `AP50`, ..., `AP-person`; `mIoU`,
-        ...) in percent; None where the metric is undefined. The same on any number of processes.
-        Empty on every process but the main one.
+        ...) in percent; None where the metric is undefined. The numbers do not depend on the number of
+        processes. Only the main process gets them; the result is empty on the others.
     """
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name, mapper=build_mapper(cfg, is_train=False))
-        printed = io.StringIO()  # the numbers are in the result
+        printed = io.StringIO()  # hides what evaluators print: the numbers are in the result
         try:
             with contextlib.redirect_stdout(printed):
                 metrics = inference_on_dataset(model, loader, evaluators.build(cfg, name))
-        except SystemExit:  # cityscapesscripts' answer to a missing file
+        except SystemExit:  # cityscapesscripts exits if a file is missing
             lines = [line for line in printed.getvalue().splitlines() if line.strip()] or ["no reason given"]
             raise UserError(f"{name}: the evaluation stopped: {lines[-1]}") from None
         if metrics:
@@ -42,24 +43,32 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Metrics]:
 
 
 def methods(cfg: CfgNode) -> dict[str, str]:
-    """Data set -> which evaluator of which version measures it: for `results.json`."""
+    """Return data set -> the evaluator that measures it, with its version, for `results.json`."""
     return {name: evaluators.describe(name) for name in cfg.DATASETS.TEST}
 
 
 def table(results: dict[str, Metrics]) -> list[str]:
-    """The results as aligned lines: one row a task, then one row a class where there are not too many."""
+    """Return the results as aligned lines, for each data set a table of tasks and, if short enough, one of classes."""
     lines = []
     for name, metrics in results.items():
-        for task, values in metrics.items():
-            cells = "  ".join(f"{key} {_cell(value)}" for key, value in values.items() if "-" not in key)
-            empty = "  (nothing detected, or nothing there)" if values.get("AP", 0) is None else ""
-            lines.append(f"{name}  {task:5} {cells}{empty}")
+        lines += _task_table(name, metrics)
         lines += _class_table(name, metrics)
     return lines
 
 
+def _task_table(name: str, metrics: Metrics) -> list[str]:
+    """Return a table with a row for each task and a column for each metric over all classes."""
+    keys = dict.fromkeys(key for values in metrics.values() for key in values if "-" not in key)
+    rows = []
+    for task, values in metrics.items():
+        cells = [_cell(values[key]) if key in values else "" for key in keys]
+        undefined = values.get("AP", 0) is None
+        rows.append([task, *cells, "(no detections, or no objects to detect)" if undefined else ""])
+    return _aligned([name, *keys, ""], rows)
+
+
 def _class_table(name: str, metrics: Metrics) -> list[str]:
-    """Rows are classes, columns tasks."""
+    """Return a table with a row for each class and a column for each task; nothing for one class or very many."""
     columns = {
         task: {key.partition("-")[2]: value for key, value in values.items() if key.startswith(BY_CLASS)}
         for task, values in metrics.items()
@@ -68,12 +77,14 @@ def _class_table(name: str, metrics: Metrics) -> list[str]:
     classes = list(dict.fromkeys(kind for values in columns.values() for kind in values))
     if not 1 < len(classes) <= MOST_CLASSES:
         return []
-    width = max(len(name), *map(len, classes))
-    lines = [f"{name:{width}}  " + "  ".join(f"{task:>9}" for task in columns)]
-    for kind in classes:
-        cells = "  ".join(f"{_cell(values.get(kind)):>9}" for values in columns.values())
-        lines.append(f"{kind:{width}}  {cells}")
-    return lines
+    rows = [[kind, *(_cell(values.get(kind)) for values in columns.values())] for kind in classes]
+    return _aligned([name, *columns], rows)
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table: the first column to the left, numbers to the right."""
+    sides = ("left", *["right"] * (len(header) - 1))
+    return tabulate(rows, header, tablefmt="plain", disable_numparse=True, colalign=sides).splitlines()
 
 
 def _plain(values: dict[str, float]) -> dict[str, float | None]:

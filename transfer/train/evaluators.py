@@ -44,7 +44,7 @@ def build(cfg: CfgNode, name: str) -> DatasetEvaluator:
         return Voc(name)
     if kind == "lvis":
         need("lvis", name)
-        d2_compat.mend_lvis()
+        d2_compat.fix_lvis()
         return Lvis(cfg, name)
     if kind in ("cityscapes_instance", "cityscapes_sem_seg"):
         need("cityscapesscripts", name)

@@ -11,6 +11,7 @@ from torch import nn
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.files import write_atomic
+from pretrain.common.run_folder import remove_leftovers
 from pretrain.common.signals import STOPPED, Signals
 from pretrain.tensor_files import checkpoint
 from transfer import d2_compat
@@ -19,7 +20,7 @@ from transfer.models import build
 from transfer.train import evaluation, precise_bn
 from transfer.train.evaluation import Metrics
 from transfer.train.log import Progress
-from transfer.train.state import State, keep_best, remove_leftovers, restore, save
+from transfer.train.state import State, is_ours, keep_best, restore, save
 from transfer.train.step import Batch, grad_scaler, seed, step
 
 FINAL = "model_final.pth"
@@ -46,7 +47,7 @@ def train(
     if resume:
         restore(state, cfg)
     if distributed.is_main():
-        remove_leftovers(output)
+        remove_leftovers(output, is_ours)
         text = cfg.dump().encode()
         write_atomic(output / "config.yaml", lambda file: file.write(text))
     parallel = d2_compat.distribute(model, broadcast_buffers=False)

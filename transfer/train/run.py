@@ -19,6 +19,7 @@ from pretrain.common import distributed, loggers
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, compiler_in_one_line
 from pretrain.common.files import write_json
+from pretrain.common.run_folder import in_use
 from transfer import d2_compat, results
 from transfer.data import datasets
 from transfer.data.digests import data_digests, data_record
@@ -105,14 +106,9 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
     finished, unfinished = output / RESULTS, output / LAST
     if eval_only or resume:
         return
-    if os.path.exists(finished):  # Path.exists raises for a name too long, or a folder closed to us
-        raise UserError(
-            f"OUTPUT_DIR {output} holds a finished run: choose another folder, or remove this one"
-        )
-    if os.path.exists(unfinished):
-        raise UserError(
-            f"OUTPUT_DIR {output} holds an unfinished run: add --resume, or choose another folder"
-        )
+    for path in (finished, unfinished):
+        if os.path.exists(path):  # Path.exists raises for a name that is too long and without permission
+            raise in_use(output, finished=path == finished)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output)]
     capsys.readouterr()
     run.run(load_config("transfer/coco_R50_FPN.yaml", [*tiny, *weights]), eval_only=True)
-    assert "custom_test  bbox  AP 1.00  AP75 -" in capsys.readouterr().out
+    assert "custom_test      AP    AP75\nbbox           1.00       -\n" in capsys.readouterr().out
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])  # PreciseBN's statistics too
     assert (output / "results.json").read_text() == text
     assert json.loads((output / "results_eval.json").read_text())["weights"]["path"].endswith(
