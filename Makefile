@@ -4,7 +4,7 @@ SIZE ?= standard
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
-# A file's tests stay in one process, since they share fixtures; four processes need some 10 GB.
+# The tests of a file run in one process because they share fixtures; four processes need about 10 GB.
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' -r tests --include='test_*.py')
 
@@ -14,26 +14,26 @@ TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' -r tests --inclu
 help: ## Show this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 22
 
-setup: $(READY) ## Make .venv with all libraries and detectron2 (PYTHON=python3.11 picks another Python)
+setup: $(READY) ## Create .venv with all libraries and detectron2 (PYTHON=python3.11 selects another Python)
 
-# setuptools comes first, because without build isolation a build takes what is in the environment.
+# setuptools is installed first: without build isolation, a build uses what is in the environment.
 $(READY): setup.py constraints.txt tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else \
-	    "error: Python %d.%d cannot be used: give one of 3.10 to 3.14, as in make setup PYTHON=python3.11" % v)'
+	    "error: Python %d.%d is not supported: use 3.10 to 3.14, for example make setup PYTHON=python3.11" % v)'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt setuptools wheel
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
-	@# The two OpenCV wheels overwrite each other; the headless one is for machines without libGL.
+	@# The two OpenCV wheels overwrite each other; machines without libGL need the headless one.
 	@if $(PY) -c 'import cv2' 2>&1 | grep -q 'cannot open shared object file'; then \
 	    $(PIP) uninstall --quiet --yes opencv-python && \
 	    $(PIP) install --quiet --no-deps --force-reinstall --constraint constraints.txt opencv-python-headless; fi
 	$(PY) tools/install_detectron2.py
 	@touch $@
 
-demo: $(READY) ## Photographs to detections, with a report in demo/report.html (SIZE=quick|standard|full)
+demo: $(READY) ## Run every step on photographs and write demo/report.html (SIZE=quick|standard|full)
 	$(PY) tools/demo.py --size $(SIZE)
 
-demo-mechanism: $(READY) ## What shuffled batch norm and the momentum do, as curves
+demo-mechanism: $(READY) ## Plot the effect of shuffled batch norm and of the momentum
 	$(PY) tools/demo.py --mechanism
 
 test: $(READY) ## Run all tests
@@ -41,10 +41,10 @@ test: $(READY) ## Run all tests
 
 test-d2-main: $(READY) ## Run the transfer tests on a checkout of detectron2's main branch (D2=FOLDER)
 	@test -f "$(D2)/detectron2/__init__.py" || \
-	    { echo 'error: give a checkout of detectron2: make test-d2-main D2=FOLDER' >&2; exit 2; }
+	    { echo 'error: D2 is not a checkout of detectron2: use make test-d2-main D2=FOLDER' >&2; exit 2; }
 	PYTHONPATH="$(abspath $(D2))" $(PYTEST) $(TRANSFER_TESTS)
 
-test-libraries: $(READY) ## Convert networks that timm, transformers and lightly build and save (installs them)
+test-libraries: $(READY) ## Convert networks built and saved by timm, transformers and lightly (installs them)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[libraries]'
 	$(PY) -m pytest tests/transfer/convert/test_libraries.py
 
@@ -53,10 +53,10 @@ lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-docs: $(READY) ## Build the site of docs/ in site/ (no network); a broken link is an error
+docs: $(READY) ## Build the site of docs/ in site/ without a network; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
-	@echo "site/index.html; to search in it too: $(PY) -m http.server --directory site"
+	@echo "Open site/index.html; for search, run $(PY) -m http.server --directory site"
 
-clean: ## Remove .venv, caches and build leftovers; data sets and results stay
+clean: ## Remove .venv, caches and build files; keep data sets and results
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

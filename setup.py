@@ -1,11 +1,11 @@
-"""Package metadata. detectron2 is not on PyPI, so it comes from tools/install_detectron2.py instead."""
+"""Package metadata. detectron2 is not on PyPI, so tools/install_detectron2.py installs it."""
 
 from setuptools import setup
 
-# Lower bounds only, so that an environment that already has torch and detectron2 keeps them; the versions
-# tested together are in constraints.txt.
+# Only lower bounds, so that an environment that already has torch and detectron2 keeps them. The versions that
+# were tested together are in constraints.txt.
 REQUIREMENTS = [
-    "torch>=2.6",  # the first whose weights_only loading keeps what it promises
+    "torch>=2.6",  # the first version whose weights_only loading is safe
     "torchvision>=0.21",
     "numpy>=1.23",
     "Pillow>=9.1",
@@ -19,30 +19,30 @@ REQUIREMENTS = [
     "safetensors>=0.4",
     "scipy>=1.9",
 ]
-# What detectron2 imports: its own list cannot be used, since it pins tools such as black.
+# What detectron2 imports. Its own list cannot be used because it pins tools such as black.
 DETECTRON2_REQUIREMENTS = [
     "iopath>=0.1.7",
     "omegaconf>=2.1",
     "hydra-core>=1.1",
     "yacs>=0.1.8",
     "cloudpickle",
-    "tabulate",
+    "tabulate>=0.10",
     "termcolor>=1.1",
     "packaging",
     "tensorboard>=2.9",
 ]
-# Evaluation on LVIS and Cityscapes, the faster evaluation of COCO.
+# For evaluation on LVIS and Cityscapes, and for faster evaluation on COCO.
 DATA_REQUIREMENTS = [
     "lvis>=0.5.3",
     "cityscapesscripts>=2.2",
     "faster-coco-eval>=1.6",
     "shapely>=2",
 ]
-# What builds real networks of other projects for `make test-libraries`.
+# Libraries that build real networks of other projects for `make test-libraries`.
 LIBRARIES_REQUIREMENTS = ["timm>=1", "transformers>=4.40", "lightly>=1.5"]
-# Photographs for the demo where Debian's packages are not to be had.
+# Photographs for the demo where Debian's packages are not available.
 DEMO_REQUIREMENTS = ["scikit-image>=0.20", "scikit-learn>=1.2"]
-# The site of docs/ (`make docs`).
+# For the site of docs/ (`make docs`).
 DOCS_REQUIREMENTS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
@@ -97,7 +97,7 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "submitit>=1.5",
-            "webdataset>=0.2",  # tests: shards as others write and read them
+            "webdataset>=0.2",  # tests: shards as other programs write and read them
             *DEMO_REQUIREMENTS,
             *DATA_REQUIREMENTS,
             *DOCS_REQUIREMENTS,
