@@ -1,4 +1,4 @@
-"""From a config to the model and the optimizer of a run."""
+"""Build the model and the optimizer of a run from its config."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,13 @@ from pretrain.model.moco import MoCo
 def build(
     cfg: CfgNode, device: torch.device, *, images: int, decide: bool
 ) -> tuple[Contrast, torch.optim.SGD, str]:
-    """Model, optimizer, and the decision about bf16 (empty unless it is to be taken).
+    """Return the model, the optimizer and the choice of precision (empty if `decide` is False).
 
     Args:
-        images: in the data set; a memory bank has a vector for each.
+        images: number of images in the data set; a memory bank stores one vector for each.
+        decide: whether to choose the precision (SOLVER.AMP); this may time a few steps.
     Raises:
-        UserError: its keys would not fit into the memory of this machine or GPU.
+        UserError: the queue or the bank would not fit in the memory of this machine or GPU.
     """
     _check_memory(cfg, device, images)
     make = encoder_maker(cfg, device)
@@ -42,44 +43,45 @@ def build(
     )
     torch.manual_seed(cfg.SEED)
     model = mechanism(cfg, make, images=images).to(device)
-    if device.type == "cuda":  # as the images come: else each convolution would reorder its weights
+    if device.type == "cuda":  # as the images are; otherwise each convolution would reorder its weights
         model.to(memory_format=torch.channels_last)
-    for encoder in model.children():  # drawn from the same seed, but machines may differ in the last bit
+    for encoder in model.children():  # the seed is the same, but machines may differ in the last bit
         distributed.copy_from_main(encoder.state_dict().values())
     if cfg.MODEL.COMPILE:
         for encoder in model.children():
-            encoder.compile()  # in place: the names of weights stay
+            encoder.compile()  # in place, so that the weights keep their names
     optimizer = torch.optim.SGD(
         model.trained(),
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        fused=True,  # the same bits as without, in fewer passes over memory; no wait for a GradScaler
+        fused=True,  # bit-identical results in fewer passes over memory, and no wait for a GradScaler
     )
-    for parameter in model.trained():  # a fused first step that is left out would make momenta of raw memory
+    # If the first step is skipped (found_inf), the fused optimizer would leave momentum buffers uninitialised.
+    for parameter in model.trained():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return model, optimizer, decision
 
 
 def _check_memory(cfg: CfgNode, device: torch.device, images: int) -> None:
-    """Raise `UserError` where the vectors of queue or bank are larger than the memory that is to hold them."""
+    """Raise `UserError` if the vectors of the queue or the bank do not fit in memory."""
     vectors = {} if cfg.MOCO.MECHANISM == "endtoend" else {"MOCO.K": cfg.MOCO.K}
     if cfg.MOCO.MECHANISM == "memorybank":
         vectors["DATA.TRAIN, images:"] = images
-    memory = machine_bytes()  # drawn there first, also for a GPU
+    memory = machine_bytes()  # they are drawn there first, even for a GPU
     if device.type == "cuda":
         memory = min(memory, torch.cuda.get_device_properties(device).total_memory)
     for name, number in vectors.items():
         needed = 4 * number * cfg.MODEL.DIM
         if needed > memory:
             raise UserError(
-                f"{name} {number}: so many vectors of MODEL.DIM {cfg.MODEL.DIM} take {needed / 1e9:.0f} GB, and the "
-                f"memory has {memory / 1e9:.0f} GB: use fewer, or a smaller MODEL.DIM"
+                f"{name} {number}: this many vectors of MODEL.DIM {cfg.MODEL.DIM} take {needed / 1e9:.0f} GB, but "
+                f"there are only {memory / 1e9:.0f} GB of memory: use fewer, or a smaller MODEL.DIM"
             )
 
 
 def mechanism(cfg: CfgNode, make: Callable[[], nn.Module], *, images: int) -> Contrast:
-    """MOCO.MECHANISM with encoders from `make`, for a data set of so many `images`."""
+    """Return the model of MOCO.MECHANISM, with encoders from `make`, for a data set of `images` images."""
     if cfg.MOCO.MECHANISM == "endtoend":
         return EndToEnd(make, temperature=cfg.MOCO.T)
     if cfg.MOCO.MECHANISM == "memorybank":
@@ -91,7 +93,7 @@ def mechanism(cfg: CfgNode, make: Callable[[], nn.Module], *, images: int) -> Co
 
 
 def encoder_maker(cfg: CfgNode, device: torch.device) -> Callable[[], ResNet]:
-    """What makes the config's encoder, projection head included, with newly drawn weights."""
+    """Return a function that makes the config's encoder, projection head included, with newly drawn weights."""
     architecture = encoders.architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
     layer = norm.norm_layer(cfg, device)
 

@@ -1,8 +1,8 @@
-"""What the three contrastive mechanisms share (He et al. 2020, Figure 2): queries, keys and InfoNCE's logits.
+"""What the three contrastive mechanisms share (He et al. 2020, Figure 2): queries, keys and the logits of InfoNCE.
 
-They differ in where keys and negatives come from, in which encoders have gradients, and in what is updated
-after the step. `pretrain.train.step` carries a step out: `before_step`, `keys`, `encode_queries` and `logits`, the
-optimizer's step on `trained()`, `after_step`.
+The mechanisms differ in where keys and negatives come from, in which encoders have gradients, and in what is updated
+after a step. `pretrain.train.step` runs a step: `before_step`, `keys`, `encode_queries` and `logits`, the optimizer's
+step on `trained()`, then `after_step`.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,34 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class Keys(NamedTuple):
-    """What the queries of one step are compared with; every vector has unit length.
+class KeyInputs(NamedTuple):
+    """What a mechanism needs to make the keys of one step.
 
     Attributes:
-        positive: (B, dim), the key of each image of the total batch, in its order.
+        views: (N, H, W, 3) uint8, the key views of this process.
+        pixels: turns views into the input of an encoder.
+        order: permutation of the total key batch; None: the keys are not shuffled.
+        images: (N,) int64, index of each image of this process in the data set; only a memory bank needs it.
+        iteration: from 0; random choices depend on it.
+    """
+
+    views: torch.Tensor
+    pixels: Callable[[torch.Tensor], torch.Tensor]
+    order: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    iteration: int = 0
+
+
+class Keys(NamedTuple):
+    """The vectors that the queries of one step are compared with; each has unit length.
+
+    Attributes:
+        positive: (B, dim), the key of each image of the total batch, in the order of the batch.
         negative: (dim, K), shared by all queries.
-        own: (B, K) bool, the negatives that are of the query's own image and do not count; None: none is.
-        encoded: (N, dim), what this process encoded, in the shuffled order, where the key encoder is trained:
-            `positive` is then a leaf, and its gradient goes on through `encoded`. None: keys have no gradient.
+        own: (B, K) bool, True where a negative comes from the query's own image and is not counted; None: nowhere.
+        encoded: (N, dim), the output of this process's key encoder, in shuffled order, if that encoder is trained:
+            `positive` is then a leaf whose gradient must be passed back through `encoded`. None: keys have no
+            gradient.
     """
 
     positive: torch.Tensor
@@ -31,7 +50,7 @@ class Keys(NamedTuple):
 
 
 class Contrast(nn.Module):
-    """A query encoder and a temperature; the base of `MoCo`, `EndToEnd` and `MemoryBank`.
+    """Base of `MoCo`, `EndToEnd` and `MemoryBank`: a query encoder and a temperature.
 
     Args:
         make_encoder: makes an encoder, (N, 3, H, W) -> (N, dim), head included.
@@ -44,41 +63,25 @@ class Contrast(nn.Module):
         self.encoder_q = make_encoder()
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer moves."""
+        """Return the parameters that the optimizer updates."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def before_step(self) -> None:
-        """What comes before the keys."""
+        """Do what has to happen before the keys are made."""
 
-    def keys(
-        self,
-        views: torch.Tensor,
-        *,
-        pixels: Callable[[torch.Tensor], torch.Tensor],
-        order: torch.Tensor | None = None,
-        images: torch.Tensor | None = None,
-        iteration: int = 0,
-    ) -> Keys:
-        """The keys of a step; every process must call this.
-
-        Args:
-            views: (N, H, W, 3) uint8, this process's key views.
-            pixels: makes an encoder's input of them.
-            order: permutation of the total key batch; None: the keys are not shuffled.
-            images: (N,) int64, the numbers of this process's images in the data set.
-            iteration: from 0; random choices depend on it.
-        """
+    def keys(self, inputs: KeyInputs) -> Keys:
+        """Return the keys of a step. Every process must call this."""
         raise NotImplementedError
 
     def encode_queries(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, dim) of unit length."""
+        """Return the queries, (N, 3, H, W) -> (N, dim), scaled to unit length."""
         return F.normalize(self.encoder_q(images).float(), dim=1)
 
     def logits(self, queries: torch.Tensor, keys: Keys, places: torch.Tensor) -> torch.Tensor:
-        """Cosines over the temperature, (N, dim) -> (N, 1 + K); the positive is class 0 (Eqn. 1 of the paper).
+        """Return cosines over the temperature, (N, dim) -> (N, 1 + K); class 0 is the positive (Eqn. 1 of the paper).
 
         Args:
-            places: (N,) int64, the places of the queries' images in the total batch.
+            places: (N,) int64, the position of each query's image in the total batch.
         """
         positive = (queries * keys.positive[places]).sum(1, keepdim=True)  # (N, 1)
         negative = queries @ keys.negative  # (N, K)
@@ -87,9 +90,9 @@ class Contrast(nn.Module):
         return torch.cat([positive, negative], dim=1) / self.temperature
 
     def after_step(self, keys: Keys, queries: torch.Tensor, images: torch.Tensor | None) -> None:
-        """Remember what later steps need; every process must call this.
+        """Store what later steps need. Every process must call this.
 
         Args:
-            queries: (N, dim), this process's, without gradient.
-            images: (N,) int64, their images' numbers.
+            queries: (N, dim), the queries of this process, without gradient.
+            images: (N,) int64, index of each query's image in the data set.
         """

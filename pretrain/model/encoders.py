@@ -13,14 +13,14 @@ from pretrain.model.norm import GroupBatchNorm2d, in_groups
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one ResNet from another.
+    """The shape of a ResNet.
 
     Attributes:
-        depth: number of layers in the name (50 in ResNet-50).
-        blocks: residual blocks in each of the four stages.
-        bottleneck: bottleneck blocks (ResNet-50 and deeper) or basic ones (18, 34).
+        depth: the number in the name (50 for ResNet-50).
+        blocks: number of residual blocks in each of the four stages.
+        bottleneck: whether blocks are bottlenecks (ResNet-50 and deeper) or basic ones (18, 34).
         groups: groups of the 3x3 convolutions (32 in ResNeXt-50 32x8d).
-        width_per_group: channels of one such group in the first stage, before `width`.
+        width_per_group: channels of one such group in the first stage, before `width` is applied.
         width: multiplies every channel count, stem included (4 in the paper's R50w4x).
     """
 
@@ -37,7 +37,7 @@ class Architecture:
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the last stage: the size of the pooled feature."""
+        """Number of channels of the last stage, the size of the pooled feature."""
         return self.stem_channels * 8 * (4 if self.bottleneck else 1)
 
 
@@ -55,12 +55,12 @@ ARCHITECTURES = {
 class ResNet(resnet.ResNet):
     """torchvision's ResNet with every channel count multiplied by `architecture.width`.
 
-    At width 1 it has torchvision's parameters, names, initialisation and forward pass. The constructor is
-    written anew because torchvision's hard-codes 64 channels in the stem and in the first stage.
+    At width 1, parameters, names, initialisation and forward pass are torchvision's. Only the constructor is
+    rewritten, because torchvision's has a fixed number of 64 channels in the stem and in the first stage.
 
     Args:
         architecture: which ResNet.
-        head: the module in the place of the classifier, `fc`: (N, feature_channels) -> (N, anything).
+        head: replaces the classifier `fc`: (N, feature_channels) -> (N, any size). None: the identity.
         norm_layer: makes a normalisation layer from its number of channels.
     """
 
@@ -86,18 +86,18 @@ class ResNet(resnet.ResNet):
             setattr(self, f"layer{stage + 1}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # BN starts at weight 1 and bias 0 by itself
+            if isinstance(module, nn.Conv2d):  # nn.BatchNorm2d initialises itself
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Identity() if head is None else head
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> the head's output; in training image j is in batch-norm group j mod (groups in N)."""
+        """Return the head's output for (N, 3, H, W). In training image j is in batch-norm group j mod (groups in N)."""
         if self.training and isinstance(self.bn1, GroupBatchNorm2d):
             return in_groups(self._forward_impl, images, self.bn1.group_size)
         return self._forward_impl(images)
 
     def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Feature maps by detectron2's names: (N, 3, H, W) -> `res2` ... `res5` at strides 4 ... 32."""
+        """Return feature maps under detectron2's names: (N, 3, H, W) -> `res2` ... `res5`, strides 4 ... 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = {}
         for stage in range(1, 5):
@@ -107,19 +107,19 @@ class ResNet(resnet.ResNet):
 
 
 def architecture(name: str, width: float = 1.0) -> Architecture:
-    """Look an architecture up by name. Raises `UserError` that lists the names."""
+    """Return an architecture by name. Raises `UserError` for an unknown name or a width that leaves no channel."""
     if name not in ARCHITECTURES:
-        raise UserError(f"MODEL.ARCH {name}: unknown; choose one of {', '.join(ARCHITECTURES)}")
+        raise UserError(f"MODEL.ARCH {name}: unknown architecture; choose one of {', '.join(ARCHITECTURES)}")
     if round(64 * width) < 1:
         raise UserError(f"MODEL.WIDTH {width}: must be positive")
     return Architecture(**{**ARCHITECTURES[name].__dict__, "width": width})
 
 
 def projection_head(kind: str, features: int, dim: int) -> nn.Module:
-    """The head in the place of `fc`: (N, features) -> (N, dim).
+    """Return the projection head that replaces `fc`: (N, features) -> (N, dim). Raises `UserError` for another `kind`.
 
-    `linear` is MoCo v1's single layer (He et al. Sec. 3.3); `mlp` is v2's two layers with a hidden layer as
-    wide as the feature (2048 for ResNet-50; Chen et al. Sec. 3).
+    `linear` is MoCo v1's single layer (He et al. Sec. 3.3); `mlp` is v2's two-layer MLP, whose hidden layer
+    is as wide as the feature (2048 for ResNet-50; Chen et al. Sec. 3).
     """
     if kind == "linear":
         return nn.Linear(features, dim)

@@ -1,7 +1,7 @@
 """Fitting a training step into the memory of a machine without a GPU, with unchanged results.
 
-ShuffleBN's groups go one after the other (`pretrain.model.norm.parts`). Batch norm over the whole batch needs all
-images at once: there, residual blocks are computed a second time instead of being kept.
+ShuffleBN's groups can be processed one after another (`pretrain.model.norm.parts`). Batch norm over the whole batch
+needs all images at once: there, residual blocks are recomputed in the backward pass instead of being stored.
 """
 
 import contextlib
@@ -22,40 +22,40 @@ from pretrain.model.contrast import Contrast
 from pretrain.model.encoders import ResNet
 from pretrain.model.mechanisms import EndToEnd
 
-_SHARE = 0.6  # of the machine's memory that activations may take
+_SHARE = 0.6  # share of the machine's memory that activations may take
 
 
 def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
-    """Make the trained encoders recompute their blocks where a step on this CPU would not fit otherwise; say so."""
+    """Make the trained encoders recompute their blocks if a step would not fit on this CPU otherwise; print a note."""
     if device.type != "cpu":
         return
     query, images = cast(ResNet, model.encoder_q), cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
     encoders = [query]
-    if isinstance(model, EndToEnd):  # its keys have gradients, and wait for all queries
+    if isinstance(model, EndToEnd):  # its keys have gradients too, and are kept until all queries are done
         encoders.append(cast(ResNet, model.encoder_k))
         images += cfg.SOLVER.IMS_PER_BATCH
     needed = images * activation_bytes(query, cfg.INPUT.SIZE)
     memory = machine_bytes()
     if needed <= _SHARE * memory:
         return
-    sizes = f"a step keeps about {needed / 1e9:.0f} GB of activations, this machine has {memory / 1e9:.0f} GB"
-    if distributed.world_size() == 1:  # processes that decided differently would wait for each other for ever
+    sizes = f"a step stores about {needed / 1e9:.0f} GB of activations, and this machine has {memory / 1e9:.0f} GB"
+    if distributed.world_size() == 1:  # several could decide differently, then wait for each other forever
         for encoder in encoders:
             recompute_blocks(encoder)
-        say(f"note: {sizes}: blocks are computed twice to save most of it (a third slower, same results)")
+        say(f"note: {sizes}: blocks are computed twice to save most of that (a third slower, same results)")
     else:
-        say(f"note: {sizes}; if they do not suffice, use a smaller SOLVER.IMS_PER_BATCH or one process")
+        say(f"note: {sizes}; if that is not enough, use a smaller SOLVER.IMS_PER_BATCH or one process")
 
 
 def machine_bytes() -> float:
-    """Of this machine's memory; infinitely many where the system does not say."""
+    """Return the size of this machine's memory, infinity if the system does not report it."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return float("inf")
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def recompute_blocks(encoder: ResNet) -> None:
-    """From now on keep only the inputs of the residual blocks for the backward pass, in place."""
+    """Make `encoder`, in place, store only the inputs of its residual blocks for the backward pass."""
     for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
         for block in stage:
             contexts = functools.partial(_contexts, block)
@@ -72,7 +72,7 @@ def _contexts(
 
 @contextlib.contextmanager
 def _buffers_unchanged(block: nn.Module) -> Iterator[None]:
-    """Undo what a second forward pass does to running statistics."""
+    """Restore the running statistics after a second forward pass."""
     before = [buffer.clone() for buffer in block.buffers()]
     try:
         yield
@@ -82,7 +82,7 @@ def _buffers_unchanged(block: nn.Module) -> Iterator[None]:
 
 
 def activation_bytes(encoder: ResNet, size: int) -> int:
-    """What a forward pass keeps for the backward pass, in bytes for each image of `size` x `size` pixels."""
+    """Return the bytes that a forward pass stores for the backward pass, per image of `size` x `size` pixels."""
     parameters = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
     kept: dict[int, int] = {}
 
@@ -93,7 +93,7 @@ def activation_bytes(encoder: ResNet, size: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # not compiled (MODEL.COMPILE); evaluation leaves running statistics alone
+        # `forward` is not compiled (MODEL.COMPILE), and evaluation does not change running statistics
         output = encoder.eval().forward(torch.zeros(1, 3, size, size))
     encoder.train()
     del output

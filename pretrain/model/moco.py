@@ -10,16 +10,16 @@ from torch import nn
 
 from pretrain.common import distributed, rng
 from pretrain.model import norm
-from pretrain.model.contrast import Contrast, Keys
+from pretrain.model.contrast import Contrast, KeyInputs, Keys
 
 
 class MoCo(Contrast):
-    """Query encoder, key encoder and queue.
+    """Query encoder, key encoder (a momentum encoder) and queue of keys (Sec. 3.2 of the paper).
 
     Args:
         make_encoder: makes an encoder, (N, 3, H, W) -> (N, dim), head included.
         dim: size of a key.
-        queue_length: keys in the queue (K).
+        queue_length: number of keys in the queue (K).
         momentum: of the key encoder (m): k <- m * k + (1 - m) * q.
         temperature: divides the cosines (tau).
     """
@@ -39,46 +39,42 @@ class MoCo(Contrast):
         super().__init__(make_encoder, temperature=temperature)
         self.momentum = momentum
         self.encoder_k = make_encoder()
-        self.encoder_k.load_state_dict(self.encoder_q.state_dict())  # both start alike, head included
+        self.encoder_k.load_state_dict(self.encoder_q.state_dict())  # both start equal, head included
         self.encoder_k.requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(dim, queue_length), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def before_step(self) -> None:
-        """Move the key encoder: before the keys, which is after the optimizer's step of the iteration before."""
+        """Update the key encoder. This is the update that Algorithm 1 makes at the end of the previous iteration."""
         self.update_key_encoder()
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
-        """Move the key encoder's parameters towards the query's. Its running statistics are its own."""
+        """Apply the momentum update (Eqn. 2) to the key encoder's parameters, but not to its running statistics."""
         slow: list[torch.Tensor] = list(self.encoder_k.parameters())
         fast: list[torch.Tensor] = list(self.encoder_q.parameters())
         torch._foreach_lerp_(slow, fast, 1 - self.momentum)
 
     @torch.no_grad()
     def encode_keys(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, dim) of unit length; no gradient."""
+        """Return the keys, (N, 3, H, W) -> (N, dim), scaled to unit length and without gradient."""
         return F.normalize(self.encoder_k(images).float(), dim=1)
 
-    def keys(
-        self,
-        views: torch.Tensor,
-        *,
-        pixels: Callable[[torch.Tensor], torch.Tensor],
-        order: torch.Tensor | None = None,
-        images: torch.Tensor | None = None,
-        iteration: int = 0,
-    ) -> Keys:
-        """Positives from the key encoder, negatives from the queue."""
-        return Keys(unshuffle(self.encode_keys(pixels(shuffle(views, order))), order), self.queue)
+    def keys(self, inputs: KeyInputs) -> Keys:
+        """Return positives from the key encoder and negatives from the queue."""
+        encoded = self.encode_keys(inputs.pixels(shuffle(inputs.views, inputs.order)))
+        return Keys(unshuffle(encoded, inputs.order), self.queue)
 
     def after_step(self, keys: Keys, queries: torch.Tensor, images: torch.Tensor | None) -> None:
-        """Put the keys of the total batch into the queue."""
+        """Add the keys of the total batch to the queue."""
         self.enqueue(keys.positive)
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor) -> None:
-        """Overwrite the oldest keys by the (B, dim) of the total batch, in order; any B, also above K."""
+        """Replace the oldest keys of the queue (Sec. 3.1) by the (B, dim) of the total batch, in order.
+
+        B may be any number, even more than the queue's length.
+        """
         length = self.queue.shape[1]
         skipped = max(len(keys) - length, 0)  # these would be overwritten within the same call
         slots = (self.queue_ptr + torch.arange(skipped, len(keys), device=keys.device)) % length
@@ -87,9 +83,9 @@ class MoCo(Contrast):
 
 
 def key_order(cfg: CfgNode, iteration: int) -> torch.Tensor | None:
-    """The permutation of an iteration's keys (Sec. 3.3 of the paper); None where they are not shuffled.
+    """Return the permutation that shuffles an iteration's keys (shuffling BN, Sec. 3.3); None: no shuffling.
 
-    A memory bank needs none: its keys come from other steps, with other statistics.
+    A memory bank needs no shuffling: its keys come from other steps, with other batch statistics.
     """
     shuffles = cfg.MOCO.SHUFFLE and cfg.MOCO.MECHANISM != "memorybank"
     if cfg.MODEL.NORM != "ShuffleBN" or not shuffles:
@@ -98,10 +94,10 @@ def key_order(cfg: CfgNode, iteration: int) -> torch.Tensor | None:
 
 
 def permutation(images: int, *, groups: int, seed: int, step: int) -> torch.Tensor:
-    """The order in which the key encoder sees the total batch: position p holds image `permutation[p]`.
+    """Return the order in which the key encoder sees the total batch: position p holds image `permutation[p]`.
 
-    A pure function of (seed, step). Position p is in batch-norm group p mod `groups`, as image p is for the
-    queries; orders in which a key group holds the same images as a query group are drawn again.
+    The result depends on (seed, step) alone. Position p belongs to batch-norm group p mod `groups`, as image p does
+    for the queries. Orders in which a key group holds the same images as a query group are rejected and redrawn.
     """
     random = rng.generator("shuffle", seed, step)
     while True:
@@ -112,22 +108,22 @@ def permutation(images: int, *, groups: int, seed: int, step: int) -> torch.Tens
 
 
 def on_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Numbers that the CPU drew, on the device; from ordinary memory the copy would make the CPU wait for the GPU."""
+    """Copy numbers drawn on the CPU to the device, from pinned memory so that the CPU does not wait for the GPU."""
     return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def shuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """This process's share of the permuted total batch, (N, ...) -> (N, ...). None leaves it as it is."""
+    """Return this process's share of the permuted total batch, (N, ...) -> (N, ...); `order` None: `local` itself."""
     return local if order is None else shuffled_part(distributed.all_gather_interleaved(local), order)
 
 
 def shuffled_part(total: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """Of a total batch, (B, ...), the share that this process has after `shuffle`, (N, ...)."""
+    """Return the share of a total batch, (B, ...), that this process has after `shuffle`, (N, ...)."""
     return distributed.local_part(total if order is None else total[order])
 
 
 def unshuffle(local: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """The total batch in its own order, (N, dim) -> (B, dim): what `shuffle` did is undone."""
+    """Undo `shuffle`: return the total batch in its original order, (N, dim) -> (B, dim)."""
     total = distributed.all_gather_interleaved(local)
     if order is None:
         return total

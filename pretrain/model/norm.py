@@ -1,8 +1,8 @@
-"""Batch normalisation over groups of images, or over all processes, on CPUs as well as on GPUs.
+"""Batch normalisation over groups of images or over all processes, on CPUs as well as on GPUs.
 
-MoCo's batch norm works on the images of one GPU: 256 / 8 = 32 in the paper. Here a group is a number of
-images, whatever the number of processes. Image i of the total batch belongs to group i mod (number of
-groups); with images dealt to processes like cards (`pretrain.common.distributed`) the same holds inside each process.
+In the paper, batch norm works on the images of one GPU: 256 / 8 = 32. Here the size of a group does not depend on the
+number of processes. Image i of the total batch belongs to group i mod (number of groups). Since images are dealt to
+the processes like cards (`pretrain.common.distributed`), the same holds inside each process.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from pretrain.common import distributed
 
 
 def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[[int], nn.Module]:
-    """What makes a normalisation layer from its number of channels, after MODEL.NORM and BN_GROUP_SIZE.
+    """Return a function that makes the layer of MODEL.NORM and MODEL.BN_GROUP_SIZE from its number of channels.
 
-    Every process must call this, at the same point: it may form groups of processes.
+    Every process must call this at the same point, because it may create process groups.
     """
     kind, size, processes = cfg.MODEL.NORM, cfg.MODEL.BN_GROUP_SIZE, distributed.world_size()
     local = cfg.SOLVER.IMS_PER_BATCH // processes
@@ -35,22 +35,22 @@ def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[[int], nn.Module]
 
 
 def groups_of(cfg: CfgNode) -> int:
-    """Number of ShuffleBN groups in the total batch."""
+    """Return the number of ShuffleBN groups in the total batch."""
     return cfg.SOLVER.IMS_PER_BATCH // cfg.MODEL.BN_GROUP_SIZE
 
 
 def local_groups(cfg: CfgNode) -> int:
-    """Number of groups that one process normalises on its own, 1 for every kind but ShuffleBN."""
+    """Return the number of groups that one process normalises separately; 1 unless MODEL.NORM is ShuffleBN."""
     if cfg.MODEL.NORM != "ShuffleBN":
         return 1
     return max(cfg.SOLVER.IMS_PER_BATCH // distributed.world_size() // cfg.MODEL.BN_GROUP_SIZE, 1)
 
 
 def parts(cfg: CfgNode, device: torch.device) -> int:
-    """Into how many pieces a step may cut its queries to save memory, without any change of the result.
+    """Return the number of pieces into which a step can cut its queries to save memory without changing the result.
 
-    Groups are independent of each other. On a CPU, where activations are the larger part of what a machine
-    has, a piece is one group, or as many as hold no more pixels than 32 images of 224 x 224.
+    Groups are independent of each other. On a CPU, where activations would fill a large part of the memory, a piece
+    is one group, or as many groups as have no more pixels than 32 images of 224 x 224.
     """
     groups = local_groups(cfg) if device.type == "cpu" else 1
     at_once = 32 * 224**2 / (cfg.MODEL.BN_GROUP_SIZE * cfg.INPUT.SIZE**2)  # groups in a piece
@@ -58,18 +58,18 @@ def parts(cfg: CfgNode, device: torch.device) -> int:
 
 
 def _process_group(members: int) -> Any:
-    """The processes that share a group of images with this one: ranks r, r + G, r + 2G, ... of G groups."""
+    """Return the processes that share a group of images with this one: ranks r, r + G, r + 2G, ... for G groups."""
     groups = distributed.world_size() // members
     made = [td.new_group(list(range(first, distributed.world_size(), groups))) for first in range(groups)]
     return made[distributed.rank() % groups]
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm in which every `group_size` consecutive images are normalised on their own.
+    """Batch norm that normalises each group of `group_size` consecutive images separately.
 
-    An encoder arranges its images so (`in_groups`). Evaluation is the usual one. The running statistics follow
-    the mean over the groups of their batch means and (unbiased) variances. The authors' code keeps those of the
-    first GPU: the same in expectation, with more noise.
+    The encoder puts the images of a group next to each other (`in_groups`). Evaluation is that of plain batch norm.
+    Running statistics are updated with the mean over the groups of batch means and (unbiased) variances. The authors'
+    code keeps those of the first GPU, which are the same in expectation but noisier.
     """
 
     def __init__(self, channels: int, *, group_size: int) -> None:
@@ -77,17 +77,19 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         self.group_size = group_size
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the same shape, in any memory format; N is a multiple of the group size in training."""
+        """Normalise (N, C, H, W), in any memory format; in training, N is a multiple of the group size."""
         images, channels = input.shape[:2]
         groups = images // self.group_size
         if not self.training or groups <= 1:
             return super().forward(input)
-        assert groups * self.group_size == images, f"{images} images are no groups of {self.group_size}"
+        assert groups * self.group_size == images, (
+            f"{images} images do not divide into groups of {self.group_size}"
+        )
         means, variances = self.weight.new_zeros(2, groups, channels).unbind()
+        # With momentum 1, `mean` and `var` become those of the group.
         outputs = [
             F.batch_norm(
-                group, mean, var, self.weight, self.bias,
-                training=True, momentum=1.0, eps=self.eps,  # momentum 1: mean and var become the batch's own
+                group, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps,
             )
             for group, mean, var in zip(input.chunk(groups), means, variances, strict=True)
         ]  # fmt: skip
@@ -98,11 +100,11 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 def in_groups(
     network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, group_size: int
 ) -> torch.Tensor:
-    """Run a network whose batch norm takes consecutive images on a batch dealt out to groups like cards.
+    """Run a network whose batch norm groups consecutive images on a batch that is dealt to its groups like cards.
 
-    Image j of (N, ...) is in group j mod (N / group_size). The network sees one group after the other, and its
-    output, (N, dim), is in the order of the images again. To arrange the input once is cheaper than to pick
-    the images of each group in each layer, and leaves the memory format alone.
+    Image j of (N, ...) is in group j mod (N / group_size). The network sees one group after another; its output,
+    (N, dim), is put back into the order of `images`. Reordering the input once is cheaper than selecting the images
+    of each group in each layer, and does not change the memory format.
     """
     groups = max(len(images) // group_size, 1)
     if groups == 1:
@@ -112,13 +114,12 @@ def in_groups(
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the images of all processes, on any backend; the processes may hold unequal numbers.
+    """Batch norm over the images of all processes, on any backend; each may hold a different number of images.
 
-    torch's own exists only on GPUs and refuses to run elsewhere. With one process, and in evaluation, this is
-    plain batch norm.
+    torch's own `SyncBatchNorm` refuses to run on CPUs. With one process, and in evaluation, this is plain batch norm.
 
     Args:
-        process_group: the processes that share statistics; None: all of them.
+        process_group: the processes that share statistics; None: all.
     """
 
     def __init__(self, channels: int, *, process_group: Any = None, **options: Any) -> None:
@@ -126,7 +127,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         self.process_group = process_group
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the same shape."""
+        """Normalise (N, C, H, W)."""
         alone = distributed.world_size() == 1 or td.get_world_size(self.process_group) == 1
         if alone or not (self.training or self.running_mean is None):
             return super().forward(input)
@@ -140,7 +141,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def _update_running(layer: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor) -> None:
-    """Move the running statistics towards those of a batch, as `nn.BatchNorm2d` does."""
+    """Update the running statistics with those of a batch, as `nn.BatchNorm2d` does."""
     assert layer.running_mean is not None and layer.running_var is not None
     assert layer.momentum is not None, "a cumulative average (momentum None) is not supported"
     layer.running_mean.lerp_(mean, layer.momentum)
@@ -150,7 +151,7 @@ def _update_running(layer: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor
 
 
 class _SyncedNorm(torch.autograd.Function):
-    """The normalisation itself: statistics of all processes, and a gradient that flows through them."""
+    """Normalise with the statistics of all processes, with a gradient that flows through these statistics."""
 
     @staticmethod
     def forward(
@@ -170,7 +171,7 @@ class _SyncedNorm(torch.autograd.Function):
         centred = x.to(mean.dtype) - mean[:, None, None]
         grad_sum = grad.sum((0, 2, 3), dtype=mean.dtype)
         grad_dot = (grad * centred).sum((0, 2, 3), dtype=mean.dtype)
-        grad_weight = grad_dot * scale  # this process's part: gradients are averaged over processes later
+        grad_weight = grad_dot * scale  # of this process alone: gradients are averaged over processes later
         both = torch.cat([grad_sum, grad_dot])
         td.all_reduce(both, group=ctx.group)
         total_sum, total_dot = both.chunk(2)
@@ -184,9 +185,10 @@ class _SyncedNorm(torch.autograd.Function):
 
 
 def _global_statistics(x: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, biased variance (C,) and count (1,) over all processes, by pooling means and squared deviations.
+    """Return mean (C,), biased variance (C,) and count (1,) over all processes.
 
-    Sums of squares would cancel for channels whose mean is large beside their spread.
+    They are pooled from the means and squared deviations of each process. Plain sums of squares would lose all
+    precision in channels whose mean is large compared with their spread.
     """
     axes, values = (0, 2, 3), x.numel() // x.shape[1]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -204,7 +206,7 @@ def _global_statistics(x: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Replace every `torch.nn.SyncBatchNorm` inside `model` by ours, in place; returns the model.
+    """Replace every `torch.nn.SyncBatchNorm` inside `model` by ours, in place, and return the model.
 
     The new modules hold the same parameter and buffer objects, so that optimizers and state dicts stay valid.
     """

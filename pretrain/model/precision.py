@@ -1,6 +1,6 @@
-"""How the encoders compute: in which precision, and in which order a batch lies in memory.
+"""The precision in which encoders compute, and the memory format of a batch.
 
-Whether bfloat16 is worth it on a processor only a timed step tells: some are ten times slower with it.
+Whether bfloat16 is worth using on a CPU can only be found by timing a step: some are ten times slower with it.
 """
 
 import time
@@ -27,27 +27,26 @@ def decide(
     device: torch.device,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> str:
-    """SOLVER.AMP -> "bf16", "fp16" or "off", and why, in one line that every process agrees on.
+    """Return "bf16", "fp16" or "off" for SOLVER.AMP, followed by the reason: one line, the same in every process.
 
-    `auto` takes bf16 on a GPU that has it. On a CPU it times training steps of a throw-away encoder in both
-    precisions, on `size` x `size` images in this `layout`; their number is made of whole batch-norm groups of
-    `group_size`.
+    `auto` chooses bf16 on a GPU that supports it. On a CPU it times training steps of a temporary encoder in both
+    precisions, on `size` x `size` images in this `layout`, as many as fill whole batch-norm groups of `group_size`.
 
     Raises:
         UserError: fp16 without a GPU.
     """
     if setting == "fp16" and device.type != "cuda":
         raise UserError(
-            "SOLVER.AMP fp16: float16 is for GPUs; use SOLVER.AMP auto (bf16 where it is faster) or off"
+            "SOLVER.AMP fp16: float16 needs a GPU; use SOLVER.AMP auto (bf16 if it is faster) or off"
         )
     if setting != "auto":
         return f"{setting} (SOLVER.AMP)"
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16 (this GPU has it)" if native else "off (this GPU has no bf16)"
-    say("timing a bf16 step against a float32 one ...")
+        return "bf16 (this GPU supports it)" if native else "off (this GPU does not support bf16)"
+    say("timing a bf16 step and a float32 step ...")
     encoder = make_encoder().to(device)
-    count = _IMAGES // group_size * group_size or _IMAGES  # a part of one larger group is a group
+    count = _IMAGES // group_size * group_size or _IMAGES  # fewer images than a group still make one group
     images = torch.randn(count, 3, size, size, device=device).contiguous(memory_format=layout)
     full, half = _seconds(encoder, images)
     ratio = torch.tensor([full / half], device=device)
@@ -57,17 +56,17 @@ def decide(
 
 
 def channels_last(cfg: CfgNode, device: torch.device) -> bool:
-    """Whether batches lie channels last: the order that tensor cores and a CPU's large convolutions want.
+    """Return whether batches are stored channels last, the format that tensor cores and large CPU convolutions prefer.
 
-    On CPUs as measured with oneDNN on an AVX-512 one, forward and backward: 12 to 15 % less time at 128 and
-    224 pixels, 28 % less for the demo's narrow ResNet-50, but up to 20 % more for ResNet-18 at 64 pixels,
-    where the weights that are brought into that order outweigh the images.
+    Measured on an AVX-512 CPU with oneDNN, forward and backward pass: 12 to 15 % less time at 128 and 224 pixels,
+    28 % less for the demo's narrow ResNet-50, but up to 20 % more for ResNet-18 at 64 pixels, where converting the
+    weights to that format costs more than the images gain.
     """
     return device.type == "cuda" or cfg.INPUT.SIZE >= 128 or cfg.MODEL.WIDTH < 1
 
 
 def _seconds(encoder: nn.Module, images: torch.Tensor) -> tuple[float, float]:
-    """Shortest times of a float32 and of a bf16 step, taken in turn: a busy moment hits both alike."""
+    """Return the shortest times of a float32 and of a bf16 step, run alternately so that other load affects both."""
     best, begin = [float("inf")] * 2, time.perf_counter()
     for attempt in range(6):
         for bf16 in (False, True):
@@ -78,9 +77,8 @@ def _seconds(encoder: nn.Module, images: torch.Tensor) -> tuple[float, float]:
             if attempt:  # the first steps warm up
                 best[bf16] = min(best[bf16], time.perf_counter() - start)
         spent = torch.tensor([time.perf_counter() - begin], device=images.device)
-        distributed.mean_over_processes(
-            [spent]
-        )  # steps may wait for each other (SyncBN): all must stop together
+        # Steps of different processes may wait for each other (SyncBN), so all must stop together.
+        distributed.mean_over_processes([spent])
         if attempt and spent.item() > 10:
             break
     return best[0], best[1]

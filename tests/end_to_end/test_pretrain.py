@@ -169,7 +169,7 @@ def test_settings_that_change_the_result_are_noted(
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["MOCO.K", "100000000000"], r"^MOCO\.K 100000000000: so many vectors of MODEL\.DIM 16 take 6400 GB"),
+        (["MOCO.K", "100000000000"], r"^MOCO\.K 100000000000: this many vectors of MODEL\.DIM 16 take 6400 GB"),
         (["MOCO.K", "100000000000", "MOCO.MECHANISM", "memorybank"], r"^MOCO\.K 100000000000: "),
         (["MODEL.DIM", "100000000000", "MOCO.MECHANISM", "memorybank"], r"^MOCO\.K 100: .*a smaller MODEL\.DIM$"),
     ],

@@ -14,7 +14,7 @@ def test_equals_torchvision_bit_for_bit(name: str) -> None:
     shape = architecture(name)
     ours = ResNet(shape, head=nn.Linear(shape.feature_channels, 1000))
     theirs = torchvision.models.get_model("resnext50_32x4d" if "resnext" in name else name)
-    if "resnext" in name:  # torchvision has no 50_32x8d: its own class builds one
+    if "resnext" in name:  # torchvision has no model of this name, but its class can build it
         theirs = torchvision.models.resnet.ResNet(
             torchvision.models.resnet.Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8
         )
@@ -39,7 +39,7 @@ def test_names_and_shapes_are_torchvisions(name: str) -> None:
 
 
 def count(shape: Architecture) -> int:
-    """Parameters of the backbone, added up by hand: convolutions without bias, two numbers a BN channel."""
+    """Count the backbone's parameters by hand: convolutions have no bias, batch norm has two numbers per channel."""
     stem, total = shape.stem_channels, 0
 
     def conv_bn(inputs: int, outputs: int, kernel: int, groups: int = 1) -> int:
@@ -73,7 +73,7 @@ def test_parameters_at_any_width(name: str, width: float) -> None:
 
 
 def test_paper_sizes() -> None:
-    """He et al. Table 1: R50 24, R50w2x 94, R50w4x 375, RX50 46 million; backbones, see test_pretrain_recipes."""
+    """He et al. Table 1, backbones only (see test_recipes.py): R50 24, R50w2x 94, R50w4x 375, RX50 46 million."""
     for name, width, millions in [
         ("resnet50", 1, 24), ("resnet50", 2, 94), ("resnet50", 4, 375), ("resnext50_32x8d", 1, 46),
     ]:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Loss, gradients and memory of the three mechanisms (He et al. Figure 2), against loops by hand."""
+"""Loss, gradients and memory of the three mechanisms (He et al. Figure 2), compared with hand-written loops."""
 
 import multiprocessing
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pretrain.common import distributed
 from pretrain.model import moco
-from pretrain.model.contrast import Contrast, Keys
+from pretrain.model.contrast import Contrast, KeyInputs, Keys
 from pretrain.model.mechanisms import EndToEnd, MemoryBank
 from pretrain.model.moco import MoCo
 from pretrain.train.step import METRICS
@@ -32,7 +32,7 @@ ORDER = moco.permutation(8, groups=2, seed=0, step=0)
 
 
 def by_hand(kind: str, model: Contrast, iteration: int = 0) -> tuple[torch.Tensor, ...]:
-    """Loss, queries and positives of a step on 8 images, written out; gradients as the mechanism has them."""
+    """Return loss, queries and positives of a step on 8 images, with the gradients that the mechanism should have."""
     query, key = (PIXELS(view) for view in random_views(8, iteration))
     numbers = random_numbers(8, iteration).tolist()
     queries = F.normalize(model.encoder_q(query), dim=1)
@@ -81,7 +81,7 @@ def test_loss_and_gradients_equal_a_loop(kind: str) -> None:
 
 
 def test_negative_cosine_counts_what_the_loss_counts() -> None:
-    """The mean over the others in end-to-end training, over the images that are not the query's in a bank."""
+    """End-to-end: the mean over the other keys. Bank: the mean over the drawn vectors of other images."""
     for kind in ("endtoend", "memorybank"):
         model = resnet_model(kind)
         metrics = dict(zip(METRICS, step(model, sgd(model), order=ORDER), strict=True))
@@ -112,11 +112,11 @@ def test_logits_equal_a_loop() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shuffling_is_undone(kind: str) -> None:
-    """Every key is what its image gives among the images of its shuffled group; a bank's knows no order."""
+    """Every key is its image encoded within its shuffled group; a bank's keys do not depend on the order."""
     model = resnet_model(kind)
     _, views = random_views(8)
     numbers = random_numbers(8)
-    keys = model.keys(views, pixels=PIXELS, order=ORDER, images=numbers)
+    keys = model.keys(KeyInputs(views, PIXELS, ORDER, numbers))
     if kind == "memorybank":
         assert torch.equal(keys.positive, model.memory_bank[numbers])
         return
@@ -144,7 +144,7 @@ def test_bank_moves_the_seen_images_only() -> None:
 
 
 def test_bank_momentum_and_double_images() -> None:
-    """An image that is in a batch twice, in the place of an unreadable one, ends as its last query says."""
+    """An image that is in a batch twice, because it replaces an unreadable one, takes its last query."""
     bank = MemoryBank(tiny_encoder, images=5, dim=4, negatives=3, momentum=0.8)
     before = bank.memory_bank.clone()
     queries = F.normalize(torch.randn(4, 4), dim=1)
@@ -173,7 +173,8 @@ def test_key_views_of_a_bank_are_not_looked_at() -> None:
     for seed in (0, 1):
         model = resnet_model("memorybank")
         query, _ = random_views(8)
-        keys = model.keys(random_views(8, seed)[1], pixels=PIXELS, images=random_numbers(8), iteration=2)
+        _, views = random_views(8, seed)
+        keys = model.keys(KeyInputs(views, PIXELS, images=random_numbers(8), iteration=2))
         states.append((model.logits(model.encode_queries(PIXELS(query)), keys, torch.arange(8)), model))
     assert torch.equal(states[0][0], states[1][0])
     assert [name for name, _ in states[0][1].named_children()] == ["encoder_q"]

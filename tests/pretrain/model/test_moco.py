@@ -1,4 +1,4 @@
-"""Queue, momentum encoder and shuffling, against hand-written loops and closed forms."""
+"""Queue, momentum encoder and shuffling, compared with hand-written loops and closed forms."""
 
 import itertools
 import random
@@ -10,6 +10,7 @@ from torch import nn
 
 from pretrain import config
 from pretrain.model import moco
+from pretrain.model.contrast import KeyInputs
 from pretrain.model.encoders import ResNet
 from pretrain.model.moco import MoCo
 from pretrain.train.step import METRICS, train_step
@@ -42,7 +43,7 @@ def test_queue_is_circular_for_any_batch(queue_length: int, batch: int) -> None:
     for iteration in range(7):
         keys = torch.randn(batch, 4, generator=torch.Generator().manual_seed(iteration))
         model.enqueue(keys)
-        for key in keys:  # one by one, as a ring is defined
+        for key in keys:  # one at a time, as in the definition of a ring buffer
             slots[place] = key
             place = (place + 1) % queue_length
         assert torch.equal(model.queue, torch.stack(slots, dim=1))
@@ -116,7 +117,7 @@ def test_unshuffle_restores_the_order() -> None:
 
 
 def test_keys_are_shuffled_where_it_matters() -> None:
-    """He et al. Sec. 3.3: MoCo and the end-to-end mechanism shuffle, a memory bank has no need to."""
+    """He et al. Sec. 3.3: MoCo and the end-to-end mechanism shuffle, a memory bank does not need to."""
     for recipe, shuffles in [("moco_v1_R50", True), ("endtoend_R50", True), ("memorybank_R50", False)]:
         order = moco.key_order(config.load(f"pretrain/{recipe}.yaml"), 5)
         assert (order is not None) == shuffles
@@ -158,8 +159,8 @@ def test_no_gradient_reaches_the_key_encoder() -> None:
 
 
 def test_shuffled_views_alone_change_the_keys() -> None:
-    """The key of an image depends on its group's images, the query of it does not know the order."""
+    """The key of an image depends on the other images of its group, and thus on the order."""
     _, views = random_views(8)
     order = moco.permutation(8, groups=2, seed=0, step=0)
-    one, two = (resnet_model().keys(views, pixels=PIXELS, order=o).positive for o in (None, order))
+    one, two = (resnet_model().keys(KeyInputs(views, PIXELS, o)).positive for o in (None, order))
     assert (one - two).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""Batch norm over groups and over processes, against plain batch norm on the same images."""
+"""Batch norm over groups and over processes, compared with plain batch norm on the same images."""
 
 import itertools
 import re
@@ -63,7 +63,7 @@ def test_groups_keep_the_memory_format() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_encoder_normalises_every_kth_image_together(channels_last: bool) -> None:
-    """Images 0, 2, 4 and 1, 3, 5: what the others show changes nothing in a group, and what its own do does."""
+    """Images 0, 2, 4 and 1, 3, 5 are the groups: each depends on its own images and not on the other group's."""
     cfg = config.load("pretrain/moco_v2_R50.yaml", [
         "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "SOLVER.IMS_PER_BATCH", "6", "MODEL.BN_GROUP_SIZE", "3",
     ])  # fmt: skip
@@ -97,11 +97,12 @@ def test_sync_with_one_process_is_plain() -> None:
     assert torch.equal(ours.running_mean, plain.running_mean)
 
 
-SHARES = ((0, 4, 8), (0, 1, 7))  # first images of both processes, and the end: two batches, the last uneven
+# For each of two batches: the first image of either process, and the end. The second batch is split unevenly.
+SHARES = ((0, 4, 8), (0, 1, 7))
 
 
 def images_with_offset(step: int) -> torch.Tensor:
-    """Channels whose mean is far larger than their spread, which plain sums of squares get wrong."""
+    """Return images with channel means far larger than their spread, where plain sums of squares fail."""
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(SHARES[step][-1], 4, 3, 3, generator=generator)
     return images + torch.tensor([0.0, 10.0, 300.0, -1000.0])[:, None, None]
@@ -221,7 +222,7 @@ def test_a_group_may_span_processes(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_choices_that_make_no_sense(kind: str, batch: int, size: int, processes: int, advice: str) -> None:
-    """Each is refused by what to use, and what is advised is taken."""
+    """The error of each names settings to use, and these settings are accepted."""
     keys = ["MODEL.NORM", kind, "SOLVER.IMS_PER_BATCH", str(batch), "MODEL.BN_GROUP_SIZE", str(size)]
     with pytest.raises(UserError, match=advice) as caught:
         config.load("pretrain/moco_v2_R50.yaml", keys, processes=processes)

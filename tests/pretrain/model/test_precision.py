@@ -1,4 +1,4 @@
-"""The decision about bf16 comes from timed steps of the real encoder, whatever its batch-norm groups."""
+"""The choice of bf16 is based on timed steps of the real encoder, for any size of its batch-norm groups."""
 
 import pytest
 import torch
@@ -10,10 +10,10 @@ from pretrain.model import build, precision
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("size", ["2", "6", "32", "128"])  # fewer images than the probe takes, and more
+@pytest.mark.parametrize("size", ["2", "6", "32", "128"])  # below and above the number of timed images
 def test_probe_takes_any_group_size(size: str) -> None:
     tiny = ["MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.BN_GROUP_SIZE", size]
-    tiny += ["SOLVER.IMS_PER_BATCH", "768"]  # all of them divide it
+    tiny += ["SOLVER.IMS_PER_BATCH", "768"]  # divisible by every size
     cfg = config.load("pretrain/moco_v2_R50.yaml", tiny)
     decision = precision.decide(
         "auto", build.encoder_maker(cfg, CPU), size=32, group_size=cfg.MODEL.BN_GROUP_SIZE, device=CPU
@@ -43,9 +43,9 @@ def test_a_gpu_is_asked_not_timed(monkeypatch: pytest.MonkeyPatch, native: bool,
 
 
 def test_float16_is_for_gpus() -> None:
-    """Taken as it is where there is one; no GPU is touched by the decision."""
+    """It is refused on a CPU and accepted for a GPU; the decision itself does not use the GPU."""
     never = torch.nn.Identity
-    with pytest.raises(UserError, match=r"SOLVER\.AMP fp16: float16 is for GPUs; use SOLVER\.AMP auto"):
+    with pytest.raises(UserError, match=r"SOLVER\.AMP fp16: float16 needs a GPU; use SOLVER\.AMP auto"):
         precision.decide("fp16", never, size=8, group_size=4, device=CPU)
     gpu = precision.decide("fp16", never, size=8, group_size=4, device=torch.device("cuda"))
     assert gpu == "fp16 (SOLVER.AMP)"

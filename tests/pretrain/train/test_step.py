@@ -250,6 +250,6 @@ def test_image_numbers_are_only_for_a_bank() -> None:
     small = tuple(views[:, :2, :2] for views in random_views(8))
     train_step(model, sgd(model), small, pixels=PIXELS)
     bank = resnet_model("memorybank")
-    with pytest.raises(AssertionError, match="numbers of the images"):
+    with pytest.raises(AssertionError, match="indices of the images"):
         train_step(bank, sgd(bank), random_views(8), pixels=PIXELS)
     train_step(bank, sgd(bank), random_views(8), pixels=PIXELS, images=random_numbers(8))
