@@ -70,6 +70,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its _BASE_ leads back to itself") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
         reason = " ".join(str(error).split())
+        if "python/" in reason:  # detectron2's RetinaNet configs compute their anchor sizes so
+            reason = f"its !!python tag would run code; write the value out ({reason})"
         raise UserError(f"{path}: not a YAML mapping of config keys: {reason}") from None
 
 

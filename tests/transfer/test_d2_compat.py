@@ -13,11 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-from tests.support.scripts import ROOT
-from transfer import d2_compat  # isort: split
-
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import (
@@ -35,8 +30,11 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 
 from pretrain.common.errors import UserError
+from tests.support.scripts import ROOT
+from transfer import d2_compat
 
 IS_MAIN = hasattr(comm, "create_local_process_group")
 HAS_C = d2_compat.describe()["has_C"]

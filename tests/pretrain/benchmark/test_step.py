@@ -56,8 +56,8 @@ def test_every_mechanism(mechanism: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_steps_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights after the same steps, with and without the clock."""
     kept = []
+    set_up = step.set_up
     monkeypatch.setattr(step, "set_up", lambda *a, **k: kept.append(set_up(*a, **k)) or kept[-1])
-    set_up = step.train.set_up
     cfg = config.load("pretrain/moco_v2_R50.yaml", TINY)
     step.run(cfg, iterations=2)
     monkeypatch.setattr(step, "_measure", lambda run: _plain(run) or [dict.fromkeys(PHASES, 1.0)] * 9)
@@ -69,10 +69,10 @@ def test_the_steps_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def _plain(run: step.Run) -> None:
-    batches = step.data.train_loader(run.files, run.cfg, start=0, stop=run.total, device=run.device)
+    batches = step.make_train_loader(run.files, run.cfg, start=0, stop=run.total, device=run.device)
     for iteration, batch in enumerate(batches):
-        views, images = step.train.to_device(batch, run)
-        step.train.step(run, views, images, iteration)
+        views, images = step.loop.to_device(batch, run)
+        step.loop.step(run, views, images, iteration)
 
 
 @pytest.mark.slow

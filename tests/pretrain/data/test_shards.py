@@ -17,7 +17,6 @@ import torch
 import webdataset
 
 from pretrain import config
-from pretrain.common import files as common_files
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
 from pretrain.data import shards, sources, tar_index
@@ -192,7 +191,7 @@ def test_index_goes_where_it_may_be_written(tmp_path: Path, monkeypatch: pytest.
             raise UserError("no permission")
         write(target, how)
 
-    monkeypatch.setattr(common_files, "write_atomic", guarded)
+    monkeypatch.setattr(tar_index, "write_atomic", guarded)
     writable = False
     assert contents(str(path)) == [b"one"] and not list(tmp_path.rglob("*.index"))
     writable = True

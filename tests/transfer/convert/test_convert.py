@@ -124,7 +124,7 @@ def test_a_refusal_leaves_the_old_output_and_nothing_else(tmp_path: Path) -> Non
 def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reversed_mean = Input(mean=IMAGENET.mean[::-1])
     monkeypatch.setattr(
-        "transfer.convert.preprocessing.preprocessing", lambda kind, *_: preprocessing(kind, reversed_mean)
+        "transfer.convert.convert.preprocessing", lambda kind, *_: preprocessing(kind, reversed_mean)
     )
     with pytest.raises(UserError, match="proof failed"):
         convert(moco_file(tmp_path / "a.pth.tar", SMALL), tmp_path / "out" / "a.pkl")

@@ -326,7 +326,7 @@ def test_intervals_by_hand():
     # 1, 2, 4: mean 7/3, squared deviations 16/9 + 1/9 + 25/9 = 42/9, variance 7/3, standard error sqrt(7)/3
     mean, half = mean_interval([1, 2, 4])
     assert mean == pytest.approx(7 / 3)
-    assert half == pytest.approx(4.303 * math.sqrt(7) / 3)
+    assert half == pytest.approx(4.302653 * math.sqrt(7) / 3)
     assert mean_interval([5.0]) == (5.0, None)
     assert mean_interval([1.0, None]) == mean_interval([1.0, math.nan]) == (None, None)
     assert paired_difference([3, 5, 9], [2, 3, 5]) == mean_interval([1, 2, 4])

@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_backbone, build_model
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pretrain.common import configs, distributed
@@ -16,13 +21,6 @@ from transfer.convert import convert
 from transfer.convert.convert import read_weights
 from transfer.models import init_weights, paper_heads
 from transfer.train import precise_bn
-
-# isort: split
-from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_backbone, build_model
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
-from detectron2.utils.events import EventStorage
 
 CONFIGS = sorted(p.stem for p in (configs.CONFIG_ROOT / "transfer").glob("*.yaml"))
 # One of each kind of detector; the other configs differ in schedule, data and class count.
