@@ -13,8 +13,12 @@ import torch
 from PIL import Image
 
 import transfer  # noqa: F401 (its import hook comes before any test imports detectron2)
+from tests.support import scripts
 
 torch.set_num_threads(1)
+# `distributed.spawn` starts fresh interpreters; forked ones save each process some four seconds of imports. The
+# tests in end_to_end/ start the tools as users do.
+torch.multiprocessing.spawn = scripts.spawn
 
 
 @pytest.fixture

@@ -17,20 +17,22 @@ import runpy
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.support.scripts import start_script
+
 TINY = [
     "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MODEL.BN_GROUP_SIZE", "4", "MOCO.K", "100",
     "MOCO.M", "0.9", "INPUT.SIZE", "32", "DATA.NUM_WORKERS", "1", "SOLVER.BASE_LR", "0.01", "SOLVER.IMS_PER_BATCH",
@@ -40,6 +42,7 @@ TINY = [
 ]  # fmt: skip
 # Calls of a save, in their order, at which a run can kill itself; `write` leaves half a file.
 CALLS = ("write", "fsync", "replace", "link", "unlink")
+MOMENTS = ("time", "line", "line", *CALLS)
 
 
 @dataclass
@@ -58,7 +61,7 @@ def kill_runs(
 
     Raises `AssertionError` with the output of a run that ends by itself in another way than by success.
     """
-    chance, summary = random.Random(seed), Summary()
+    chance, summary, moments = random.Random(seed), Summary(), list[str]()
     arguments = [*TINY, "DATA.TRAIN", str(_images(folder / "images")), *(settings or [])]
     began = time.monotonic()
     _session(folder / "whole", arguments, processes, None, chance)
@@ -67,7 +70,9 @@ def kill_runs(
         run = folder / f"run{summary.runs}"
         while True:
             last_kill = sum(summary.kills.values()) >= kills
-            plan = None if last_kill else _plan(chance, seconds)
+            if not moments:  # each comes up, however few kills there are
+                moments = chance.sample(MOMENTS, len(MOMENTS))
+            plan = None if last_kill else _plan(moments.pop(), chance, seconds)
             if not _session(run, arguments, processes, plan, chance):
                 break
             assert plan
@@ -122,9 +127,8 @@ def _images(folder: Path, count: int = 100) -> Path:
     return folder
 
 
-def _plan(chance: random.Random, seconds: float) -> tuple[str, float]:
+def _plan(moment: str, chance: random.Random, seconds: float) -> tuple[str, float]:
     """A moment and its number: seconds from the start, log lines, or calls of a function."""
-    moment = chance.choice(("time", "line", "line", *CALLS))
     if moment == "time":
         return moment, chance.uniform(0, seconds)
     return moment, chance.randint(1, {"write": 400, "line": 10, "unlink": 2, "link": 2}.get(moment, 12))
@@ -140,36 +144,30 @@ def _session(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
     output = run.with_suffix(".output")
-    with open(output, "w") as file:
-        started = [
-            subprocess.Popen(
-                [sys.executable, *(inside if rank == 0 else tool)], cwd=ROOT, stdout=file, stderr=file,
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True,
-            )
-            for rank in range(processes)
-        ]  # fmt: skip
+    output.unlink(missing_ok=True)
+    started = []
+    for rank in range(processes):
+        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        started.append(start_script(inside if rank == 0 else tool, output, output, environment=own))
     if plan and plan[0] not in CALLS:
         _kill_from_outside(started, run, plan, chance)
-    while all(process.poll() is None for process in started):
+    while all(process.exitcode is None for process in started):
         time.sleep(0.005)
-    killed = any(process.poll() == -signal.SIGKILL for process in started)
-    if (
-        killed and chance.random() < 0.7
-    ):  # as a machine that goes down; else as torchrun ends them, after a while
+    killed = any(process.exitcode == -signal.SIGKILL for process in started)
+    # The other processes die at once, as with their machine, or later, as when torchrun ends them.
+    if killed and chance.random() < 0.7:
         _kill(started)
     for process in started:
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:  # it waits for the other to start
+        process.join(20)
+        if process.exitcode is None:  # it waits for the other to start
             assert killed, output.read_text()
             _kill([process])
-            process.wait()
-    assert killed or all(process.returncode == 0 for process in started), output.read_text()
+    assert killed or all(process.exitcode == 0 for process in started), output.read_text()
     return killed
 
 
 def _kill_from_outside(
-    started: list[subprocess.Popen[bytes]], run: Path, plan: tuple[str, float], chance: random.Random
+    started: list[ForkServerProcess], run: Path, plan: tuple[str, float], chance: random.Random
 ) -> None:
     moment, number = plan
     began, before = time.monotonic(), _count_lines(run)
@@ -180,18 +178,20 @@ def _kill_from_outside(
         return _count_lines(run) >= before + number
 
     while not reached():
-        if any(process.poll() is not None for process in started):
+        if any(process.exitcode is not None for process in started):
             return
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.03))
     _kill(started if chance.random() < 0.7 else [chance.choice(started)])
 
 
-def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Each with its loader workers."""
+def _kill(processes: list[ForkServerProcess]) -> None:
+    """Each with its loader workers, which outlive a process that killed itself."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.join()
 
 
 def _count_lines(run: Path) -> int:

@@ -5,17 +5,27 @@ script, so that hundreds of wrong command lines can be tested.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["transfer.d2_compat", "detectron2.engine", "torchvision", "cv2"])
+_SERVER.set_forkserver_preload(
+    ["transfer.d2_compat", "detectron2.engine", "torchvision", "cv2", "pytest", "torch.utils.tensorboard"]
+)
 
 
 def run_script(script: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -23,23 +33,70 @@ def run_script(script: str, *arguments: str, timeout: float = 600) -> subprocess
     command = [script, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-        process = _SERVER.Process(target=_run, args=(command, dict(os.environ), files))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+        process = start_script(command, *files)
+        try:
+            process.join(timeout)
+        finally:
+            timed_out = process.exitcode is None
+            kill_script(process)
+        if timed_out:
             raise subprocess.TimeoutExpired(command, timeout)
-        said = [Path(file).read_text(encoding="utf-8") for file in files]
-        return subprocess.CompletedProcess(command, process.exitcode, *said)
+        outputs = [Path(file).read_text(encoding="utf-8") for file in files]
+        return subprocess.CompletedProcess(command, process.exitcode, *outputs)
+
+
+def start_script(
+    command: Sequence[str],
+    stdout: str | Path,
+    stderr: str | Path,
+    *,
+    environment: dict[str, str] | None = None,
+) -> ForkServerProcess:
+    """Start a script in its own process group. `stdout` and `stderr` are files, and may be the same one."""
+    files = [str(stdout), str(stderr)]
+    process = _SERVER.Process(target=_run, args=([*command], environment or dict(os.environ), files))
+    process.start()
+    with contextlib.suppress(ProcessLookupError):
+        while process.exitcode is None and os.getpgid(process.pid) != process.pid:
+            time.sleep(0.002)
+    return process
+
+
+def kill_script(process: ForkServerProcess) -> None:
+    """Kill a script and its loader workers by SIGKILL, unless it has ended."""
+    if process.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def spawn(
+    function: Callable[..., None], args: tuple[Any, ...] = (), nprocs: int = 1, join: bool = True
+) -> torch.multiprocessing.ProcessContext | None:
+    """Replace `torch.multiprocessing.spawn` in the tests: the same processes, forked from the server."""
+    arguments = (dict(os.environ), function, args)
+    return torch.multiprocessing.start_processes(
+        _in_environment, arguments, nprocs, join, start_method="forkserver"
+    )
+
+
+def _in_environment(
+    index: int, environment: dict[str, str], function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(index, *args)
 
 
 def _run(command: list[str], environment: dict[str, str], files: list[str]) -> None:
+    os.setsid()
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
+    if threads := environment.get("OMP_NUM_THREADS"):  # which torch read when the server loaded it
+        torch.set_num_threads(int(threads))
     for number, name in enumerate([os.devnull, *files]):
-        file = os.open(name, os.O_RDWR | os.O_CREAT)
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     script = ROOT / command[0]
