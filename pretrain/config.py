@@ -1,4 +1,4 @@
-"""The config keys of pre-training with their defaults, and how a config is loaded."""
+"""The config keys of pre-training with their defaults, and loading and checking a config."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from pretrain.model.encoders import architecture, projection_head
 
 
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
-    """The frozen pre-training config of a YAML file and `KEY VALUE` pairs.
+    """Return the frozen pre-training config of a YAML file and `KEY VALUE` pairs.
 
-    Raises `UserError` for everything that cannot work, here with `processes` processes.
+    Raises `UserError` for any setting that cannot work with this number of processes.
     """
     cfg = defaults()
     merge(cfg, find_config(name), overrides)
@@ -25,7 +25,7 @@ def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Cfg
 
 
 def defaults() -> CfgNode:
-    """Every key of pre-training with its default: MoCo v2's values (Chen et al. 2020; He et al. Sec. 4)."""
+    """Return every key of pre-training with its default, the value of MoCo v2 (Chen et al. 2020; He et al. Sec. 4)."""
     return CfgNode(
         {
             "MODEL": {
@@ -34,30 +34,30 @@ def defaults() -> CfgNode:
                 "DIM": 128,  # size of the query and key vectors
                 "HEAD": "mlp",  # linear (v1) | mlp (v2: hidden layer as wide as the feature, ReLU)
                 "NORM": "ShuffleBN",  # ShuffleBN | SyncBN | BN
-                "BN_GROUP_SIZE": 32,  # images normalised together; 256 / 8 GPUs in the paper
-                "COMPILE": False,  # torch.compile
+                "BN_GROUP_SIZE": 32,  # number of images normalised together; 256 / 8 GPUs in the paper
+                "COMPILE": False,  # whether to use torch.compile
             },
             "MOCO": {
                 "MECHANISM": "moco",  # moco | endtoend | memorybank (He et al. Figure 2)
-                "K": 65536,  # keys in the queue; negatives drawn from the memory bank
+                "K": 65536,  # number of keys in the queue, or of negatives drawn from the memory bank
                 "M": 0.999,  # momentum of the key encoder
                 "T": 0.2,  # temperature; 0.07 in v1
                 "BANK_M": 0.5,  # momentum of the memory bank's features (Wu et al. 2018)
-                "SHUFFLE": True,  # False only to see the leak that shuffling prevents (Figure A.1)
+                "SHUFFLE": True,  # set False only to show the leak that shuffling prevents (Figure A.1)
             },
             "INPUT": {
-                "SIZE": 224,  # pixels, of the square views
+                "SIZE": 224,  # pixels; views are square
                 "AUG": "v2",  # v1 | v2
                 "WITHOUT": [],  # parts of AUG to leave out: crop flip jitter gray blur
-                "VIEWS": "cpu",  # cpu | gpu: where colours are changed and views blurred
-                "MIN_SCALE": 0.2,  # smallest share of the image that a crop may cover
+                "VIEWS": "cpu",  # cpu | gpu: where to change colours and to blur
+                "MIN_SCALE": 0.2,  # smallest share of the image area that a crop may cover
                 "MEAN": [0.485, 0.456, 0.406],  # of RGB in [0, 1]
                 "STD": [0.229, 0.224, 0.225],
             },
             "DATA": {
                 "TRAIN": ["datasets/imagenet/train"],  # folders, text lists, tar shards; labels are not used
-                "NUM_WORKERS": 4,  # loader processes of each training process
-                "MAX_BROKEN": 0.01,  # stop when more than this share of the images cannot be read
+                "NUM_WORKERS": 4,  # loader workers of each training process
+                "MAX_BROKEN": 0.01,  # stop if more than this share of the images cannot be read
             },
             "SOLVER": {
                 "BASE_LR": 0.03,
@@ -66,28 +66,28 @@ def defaults() -> CfgNode:
                 "WEIGHT_DECAY": 1e-4,
                 "SCHEDULE": "cosine",  # cosine | step | exponential
                 "STEPS": [120, 160],  # epochs at which `step` multiplies the rate by 0.1
-                "GAMMA": 0.9,  # `exponential` multiplies the rate by it
-                "GAMMA_PERIOD": 62500,  # every so many iterations
+                "GAMMA": 0.9,  # `exponential` multiplies the rate by this
+                "GAMMA_PERIOD": 62500,  # iterations between these multiplications
                 "MAX_EPOCH": 200,
-                "MAX_ITER": 0,  # stop after so many iterations; 0: only MAX_EPOCH counts
-                "AMP": "auto",  # auto (bf16 on GPUs that have it; on CPUs a timed step tells) | bf16 | fp16 | off
-                "CHECKPOINT_PERIOD": 10,  # epochs; the checkpoint of every so manieth one stays for good
-                "KEEP_LAST": 3,  # checkpoints of the last epochs that stay besides; 0 keeps all
-                "SAVE_MINUTES": 15.0,  # save inside an epoch too, so often; 0: only at its end
-                "SAVE_ERRORS": "stop",  # stop | continue, when a checkpoint cannot be written
+                "MAX_ITER": 0,  # stop after this many iterations; 0: only MAX_EPOCH counts
+                "AMP": "auto",  # auto (bf16 if the GPU has it, or if it is timed faster on a CPU) | bf16 | fp16 | off
+                "CHECKPOINT_PERIOD": 10,  # keep the checkpoint of every Nth epoch permanently
+                "KEEP_LAST": 3,  # also keep the checkpoints of the last N epochs; 0: keep all
+                "SAVE_MINUTES": 15.0,  # also save during an epoch, at this interval; 0: only at its end
+                "SAVE_ERRORS": "stop",  # stop | continue: what to do if a checkpoint cannot be written
                 "LOG_PERIOD": 20,  # iterations
             },
             "KNN": {
-                "TRAIN": "",  # folder of class folders; empty: DATA.TRAIN's own, if it has them
+                "TRAIN": "",  # folder of class folders; empty: those of DATA.TRAIN, if it has any
                 "VAL": "",  # folder of class folders; empty: leave-one-out on TRAIN
                 "K": 20,
                 "T": 0.07,
-                "PERIOD": 10,  # epochs; the last epoch is always measured; 0: no monitor
-                "MAX_IMAGES": 5000,  # of each folder, evenly spread; and one of each class that this leaves out
+                "PERIOD": 10,  # measure every Nth epoch, and after the last one; 0: never
+                "MAX_IMAGES": 5000,  # from each folder, evenly spaced, plus one of each class missed by that
             },
             "LOG": {
                 "TENSORBOARD": True,
-                "WANDB": "",  # project; empty: none
+                "WANDB": "",  # name of a project; empty: none
             },
             "OUTPUT_DIR": "output/pretrain",
             "SEED": 0,
@@ -131,7 +131,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # both ends included
 
 
 def validate(cfg: CfgNode, *, processes: int = 1) -> None:
-    """Raise `UserError` for the first value that cannot work with this number of processes."""
+    """Raise `UserError` if a value cannot work with this number of processes."""
     for key, choices in _CHOICES.items():
         if get(cfg, key) not in choices:
             raise UserError(f"{key} {get(cfg, key)}: choose {' or '.join(choices)}")
@@ -143,20 +143,21 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
             raise UserError(f"{key} {get(cfg, key)}: must be between {low:g} and {high:g}")
     for part in cfg.INPUT.WITHOUT:
         if part not in PARTS:
-            raise UserError(f"INPUT.WITHOUT {part}: choose among {' '.join(PARTS)}")
+            raise UserError(f"INPUT.WITHOUT {part}: choose from {' '.join(PARTS)}")
     _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
     _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
     projection_head(cfg.MODEL.HEAD, 1, 1)
     if cfg.KNN.VAL and not cfg.KNN.TRAIN:
-        raise UserError("KNN.VAL needs KNN.TRAIN: a folder of class folders to look for neighbours in")
+        raise UserError(
+            "KNN.VAL needs KNN.TRAIN: set it to a folder of class folders, in which neighbours are searched"
+        )
     _check_batch(cfg, processes)
 
 
 def _check_width(name: str, width: float) -> None:
     shape = architecture(name, width)
-    narrowest = -(
-        -64 // shape.width_per_group
-    )  # stem channels that leave a group of convolutions one channel
+    # Number of stem channels at which each group of a convolution still has one channel, rounded up.
+    narrowest = -(-64 // shape.width_per_group)
     if shape.stem_channels < narrowest:
         raise UserError(f"MODEL.WIDTH {width}: {name} needs {narrowest / 64:g} or more")
 
@@ -175,14 +176,14 @@ def _check_batch(cfg: CfgNode, processes: int) -> None:
         whole = max(batch // processes, 2 if cfg.MODEL.NORM == "BN" else 1) * processes
         use = _batch_for_groups(whole, size, processes) if cfg.MODEL.NORM == "ShuffleBN" else whole
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {batch} does not divide into {processes} processes: use "
+            f"SOLVER.IMS_PER_BATCH {batch} does not divide evenly into {processes} processes: use "
             f"SOLVER.IMS_PER_BATCH {use}"
         )
     if cfg.MODEL.NORM == "ShuffleBN":
         _check_groups(batch, size, processes)
     elif cfg.MODEL.NORM == "BN" and batch // processes < 2:
         raise UserError(
-            f"MODEL.NORM BN: normalises over the images of each process, here {batch // processes}: use "
+            f"MODEL.NORM BN normalises over the images of each process, here {batch // processes}: use "
             f"SOLVER.IMS_PER_BATCH {2 * processes} or more, or MODEL.NORM SyncBN"
         )
     elif batch < 2:
@@ -197,8 +198,8 @@ def _check_groups(batch: int, size: int, processes: int) -> None:
         return
     if not fitting:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {batch} on {processes} process(es) does not divide into groups, two or more "
-            f"of 2 or more images: use SOLVER.IMS_PER_BATCH {_batch_for_groups(batch, size, processes)}, or "
+            f"SOLVER.IMS_PER_BATCH {batch} on {processes} process(es) does not divide into groups (at least two, each "
+            f"of 2 or more images): use SOLVER.IMS_PER_BATCH {_batch_for_groups(batch, size, processes)}, or "
             "MODEL.NORM SyncBN"
         )
     use = f"use MODEL.BN_GROUP_SIZE {_nearest(fitting, size)}"
@@ -216,13 +217,13 @@ def _check_groups(batch: int, size: int, processes: int) -> None:
 
 
 def _batch_for_groups(batch: int, size: int, processes: int) -> str:
-    """The first batch from this one on, a multiple of `processes`, that makes groups; and their size."""
+    """Return advice: the first usable batch size of `batch`, `batch` + `processes`, ..., and a group size for it."""
     usable = next(n for n in itertools.count(batch, processes) if _group_sizes(n, processes))
     return f"{usable} with MODEL.BN_GROUP_SIZE {_nearest(_group_sizes(usable, processes), size)}"
 
 
 def _group_sizes(batch: int, processes: int) -> list[int]:
-    """Sizes of two or more equal groups that fill processes, or that whole processes fill."""
+    """Return the sizes of two or more equal groups that do not cross processes, or that consist of whole processes."""
     local = batch // processes
     sizes = [n for n in range(2, batch // 2 + 1) if not batch % n]
     return [n for n in sizes if not local % n or not n % local]

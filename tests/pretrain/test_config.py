@@ -1,4 +1,4 @@
-"""Configs: every YAML loads, mistakes are named with a remedy, values that cannot work are refused."""
+"""Configs: every YAML file loads, and errors name the mistake and its remedy."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
         (["DATA.TRAIN", "[1, 2]"], "DATA.TRAIN: [1, 2] is no list of texts"),
         (["DATA.TRAIN", '["a", 3]'], "DATA.TRAIN: ['a', 3] is no list of texts"),
         (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [['a']] is no list of texts"),
-        (["INPUT.WITHOUT", "[1]"], "INPUT.WITHOUT 1: choose among"),
+        (["INPUT.WITHOUT", "[1]"], "INPUT.WITHOUT 1: choose from"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], expected: str) -> None:
@@ -91,7 +91,7 @@ def test_mistakes_are_named(overrides: list[str], expected: str) -> None:
 
 def test_batches_that_do_not_fit_the_processes() -> None:
     assert "use SOLVER.IMS_PER_BATCH 255" in refusal(processes=3)
-    # 16 processes of 16 images: groups of 32 span two of them, groups of 64 span four, 24 fits nothing
+    # 16 processes of 16 images: groups of 32 span two of them, groups of 64 span four, groups of 24 do not fit
     assert config.load("pretrain/moco_v2_R50.yaml", processes=16)
     assert "MODEL.BN_GROUP_SIZE" in refusal("MODEL.BN_GROUP_SIZE", "24", processes=16)
     assert config.load("pretrain/moco_v2_R50.yaml", ["MODEL.BN_GROUP_SIZE", "64"], processes=16)

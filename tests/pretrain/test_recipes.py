@@ -1,4 +1,4 @@
-"""Every pre-training recipe against a table written from the papers, and a real step of each."""
+"""Every pre-training recipe compared with a table written from the papers, and a real step of each."""
 
 import re
 
@@ -17,8 +17,8 @@ FOLDER = ROOT / "configs/pretrain"
 RECIPES = sorted(p.stem for p in FOLDER.glob("*.yaml") if not p.name.startswith("base_"))
 
 # He et al. 2020, Sec. 3.3 (128-d, temperature 0.07, ShuffleBN, one layer after the pooling, 224-pixel crops), Sec. 4
-# (SGD of weight decay 1e-4 and momentum 0.9, 256 images on 8 GPUs, rate 0.03, 200 epochs, x 0.1 at 120 and 160),
-# Sec. 4.1 (K 65536, m 0.999). Group size: images of one GPU. Scale of the crops: the authors' published script.
+# (SGD with weight decay 1e-4 and momentum 0.9, 256 images on 8 GPUs, rate 0.03, 200 epochs, x 0.1 at 120 and 160),
+# Sec. 4.1 (K 65536, m 0.999). Group size: the images of one GPU. Scale of crops: the authors' published script.
 V1 = {
     "MODEL.ARCH": "resnet50", "MODEL.WIDTH": 1.0, "MODEL.DIM": 128, "MODEL.HEAD": "linear",
     "MODEL.NORM": "ShuffleBN", "MODEL.BN_GROUP_SIZE": 256 // 8, "MODEL.COMPILE": False,
@@ -37,7 +37,7 @@ TABLE = {
     "moco_v1_RX50": {**V1, "MODEL.ARCH": "resnext50_32x8d"},
     "moco_v1_R50w2x": {**V1, "MODEL.WIDTH": 2.0},
     "moco_v1_R50w4x": {**V1, "MODEL.WIDTH": 4.0},
-    # Sec. 4.1 and Figure 3: 1024 images on 8 GPUs, rate in proportion
+    # Sec. 4.1 and Figure 3: 1024 images on 8 GPUs, learning rate scaled in proportion
     "endtoend_R50": {
         **V1, "MOCO.MECHANISM": "endtoend", "SOLVER.IMS_PER_BATCH": 1024, "SOLVER.BASE_LR": 0.03 * 1024 / 256,
         "MODEL.BN_GROUP_SIZE": 1024 // 8,
@@ -77,7 +77,7 @@ def test_settings_are_the_papers(name: str) -> None:
     assert {key: get(cfg, key) for key in TABLE[name]} == TABLE[name]
     assert name == cfg.OUTPUT_DIR.removeprefix("output/")
     others = config.load("pretrain/moco_v2_R50.yaml")
-    for key in ("KNN", "LOG", "SEED", "DEVICE"):  # no recipe changes what is not its subject
+    for key in ("KNN", "LOG", "SEED", "DEVICE"):  # recipes do not change these
         assert cfg[key] == others[key]
 
 
@@ -98,7 +98,7 @@ def test_first_comment_names_paper_number_and_hours(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_takes_a_step(name: str) -> None:
-    """At a small width and on few images: mechanism, head, normalisation and optimizer are the recipe's."""
+    """The width is small and images are few, but mechanism, head, normalisation and optimizer are the recipe's."""
     width = config.load(f"pretrain/{name}.yaml").MODEL.WIDTH
     small = ["SOLVER.IMS_PER_BATCH", "4", "MODEL.BN_GROUP_SIZE", "2", "MOCO.K", "16"]
     cfg = config.load(f"pretrain/{name}.yaml", [*small, "MODEL.WIDTH", str(width / 8)])
@@ -134,12 +134,12 @@ def test_size_is_torchvisions_plus_the_head(name: str, head: int) -> None:
     ],
 )  # fmt: skip
 def test_sizes_of_table_1(name: str, printed: int | None, backbone: float, with_layer: float) -> None:
-    """He et al. Table 1, "#params (M)", is the size of the backbone: 24, 46, 94, 375. It has no plain ResNet-101.
+    """He et al. Table 1, "#params (M)", gives the size of the backbone: 24, 46, 94, 375. It omits plain ResNet-101.
 
     Counted: weights and biases of one encoder's convolutions and batch norms (scale and shift). Not counted:
     running statistics, the second encoder, the queue, the 1000-way classifier of the linear protocol, and the
-    128-d layer after the pooling. With that layer all stay within 1 M of the table but R50w4x, whose layer alone
-    has 1.05 M: 376.4.
+    128-d layer after the pooling. With that layer, all stay within 1 M of the table except R50w4x, whose layer
+    alone has 1.05 M: 376.4.
     """
     with torch.device("meta"):
         encoder = build.encoder_maker(config.load(f"pretrain/{name}.yaml"), CPU)()
@@ -153,7 +153,7 @@ def test_sizes_of_table_1(name: str, printed: int | None, backbone: float, with_
 
 
 def test_a_stream_of_any_length_ends_after_its_iterations() -> None:
-    """MAX_EPOCH of the IG-1B recipe cuts no data set of more than two steps an epoch."""
+    """MAX_EPOCH of the IG-1B recipe is never reached before MAX_ITER if an epoch has two steps or more."""
     solver = config.load("pretrain/ig1b_style_R50.yaml").SOLVER
     for images in (2 * 1024, 1_281_167, 940_000_000):
         assert solver.MAX_EPOCH * (images // solver.IMS_PER_BATCH) >= solver.MAX_ITER

@@ -129,7 +129,7 @@ def test_without_crop_the_view_is_resize_and_centre_crop() -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(UserError, match=r"INPUT\.WITHOUT colour: choose among crop flip jitter gray blur"):
+    with pytest.raises(UserError, match=r"INPUT\.WITHOUT colour: choose from crop flip jitter gray blur"):
         config.load("pretrain/moco_v2_R50.yaml", ["INPUT.WITHOUT", "['gray','colour']"])
 
 
