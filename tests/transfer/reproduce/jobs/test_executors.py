@@ -1,9 +1,8 @@
-"""Where jobs run: each GPU has one job at a time, whoever starts it, and SLURM's queue holds each job once."""
+"""Where jobs run: a GPU has one job at a time, whichever program starts it, and SLURM's queue has each job once."""
 
 import argparse
 import contextlib
 import os
-import runpy
 import signal
 import stat
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from pretrain.common.errors import UserError
 from tests.support.graph_jobs import diamond, is_alive, python, runs, until
 from transfer.reproduce import command, progress
+from transfer.reproduce.arguments import parse
 from transfer.reproduce.jobs import scheduler, worker
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.jobs.local import Local, visible_gpus
@@ -32,7 +32,7 @@ SEEN = "(f / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
         (None, 2, ["0", "1"]),
         ("4,5", 2, ["4", "5"]),
         ("GPU-8932f937,GPU-0b1c", 2, ["GPU-8932f937", "GPU-0b1c"]),
-        ("4,-1,5", 1, ["4"]),  # CUDA stops at the first that it does not know
+        ("4,-1,5", 1, ["4"]),  # CUDA stops at the first unknown GPU
         ("", 0, []),
     ],
 )
@@ -79,7 +79,7 @@ def test_two_programs_with_fewer_jobs_than_gpus_share_them(tmp_path: Path) -> No
 def test_a_gpu_whose_job_outlived_its_program_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Program, worker: killed outright. The command still saves, and its GPU is not free before it has ended."""
+    """Program and worker are killed. The command still saves, and its GPU is not free before it has ended."""
     code = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), sys.exit(75)))\n"
     code += "(f / 'pids').write_text(f'{os.getppid()} {os.getpid()}')\ntime.sleep(60)"
     old, locks = python("old", code), tmp_path / "locks"
@@ -96,7 +96,7 @@ def test_a_gpu_whose_job_outlived_its_program_is_left_alone(
     try:
         assert scheduler.run(jobs, tmp_path, Local(["0", "1"], locks=locks), wait=0.05) == {}
         assert {(job.folder(tmp_path) / "gpus").read_text() for job in jobs} == {"1"}
-        assert "GPU 0: a job that this program did not start has it" in capsys.readouterr().out
+        assert "GPU 0: in use by a job that this program did not start" in capsys.readouterr().out
         os.kill(theirs, signal.SIGKILL)
         late = Local(["0"], locks=locks)
         assert late.start([jobs[0].folder(tmp_path)]) == [] and is_alive(its)
@@ -139,7 +139,7 @@ def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_contradict(monkeypatch: pytest.MonkeyPatch, options: list[str], message: str) -> None:
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "--table", "voc_C4", "--dry-run", *options])
     with pytest.raises(UserError, match=message) as caught:
-        command.run(runpy.run_path(str(worker.ROOT / "tools" / "reproduce.py"))["_parse"]())
+        command.run(parse(None))
     assert "\n" not in str(caught.value)
 
 
@@ -178,7 +178,7 @@ def test_each_job_has_its_own_rendezvous(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("partition=gpu", "add time=MINUTES"),
-        ("time=24:00:00", "time=24:00:00: give the minutes"),
+        ("time=24:00:00", "time=24:00:00: give the time limit in minutes"),
         ("time=60,foo", "--slurm foo: write K=V"),
         ("time=60,nodes=2", "--launcher"),
         ("time=60,tasks_per_node=8", "one node"),
@@ -189,7 +189,7 @@ def test_slurm_parameters_that_cannot_work(text: str, message: str) -> None:
         slurm_parameters(text, 8)
 
 
-# A cluster of one machine. `sbatch` runs a script at once if told to, else it leaves it in the queue.
+# A cluster of one machine. `sbatch` runs a script at once if the file `run` exists, else leaves it in the queue.
 FAKE = {
     "sbatch": """#!/bin/bash
 n=$(($(ls "$QUEUE" | grep -c script) + 1)); cp "$1" "$QUEUE/script$n"; echo "Submitted batch job $n"
@@ -207,7 +207,7 @@ for a in $(seq 0 9); do echo "${n}_$a|PENDING|"; done; done""",
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder that holds what was submitted."""
+    """The folder with the submitted scripts."""
     pytest.importorskip("submitit")
     tools, queue = tmp_path / "bin", tmp_path / "queue"
     tools.mkdir()
@@ -238,7 +238,7 @@ def test_jobs_limits_what_is_submitted(tmp_path: Path, queue: Path) -> None:
 
 
 def test_a_queue_that_is_nearly_full_gets_what_it_takes(tmp_path: Path, queue: Path) -> None:
-    """At most two jobs at a time here; the others go when there is room, and what runs is not left alone."""
+    """The queue accepts two jobs at a time. The others are submitted later, and running jobs are still watched."""
     full = """#!/bin/bash
 array=$(grep -o -- '--array=0-[0-9]*' "$1" | grep -o '[0-9]*$'); there=$(ls "$QUEUE" | grep -c script)
 [ "$there" -gt 0 ] || [ "${array:-0}" -gt 1 ] && { echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }
@@ -252,7 +252,7 @@ array=$(grep -o -- '--array=0-[0-9]*' "$1" | grep -o '[0-9]*$'); there=$(ls "$QU
     assert cluster.start(folders) == folders[:2]
     assert cluster.start(folders[2:]) == [] and cluster.not_before > time.monotonic()
     assert len(submitted(queue)) == 1 and set(cluster.running) == set(folders[:2])
-    again = slurm(tmp_path)  # another program finds those, and is not ended by the rest
+    again = slurm(tmp_path)  # another program finds those, and the refused rest does not end it
     assert again.start(folders) == folders[:2]
 
 
@@ -270,7 +270,7 @@ def test_another_programs_queued_job_is_not_cancelled(tmp_path: Path, queue: Pat
 
 
 class Killed(Exception):
-    """Stands for SIGKILL: nothing of ours runs after it."""
+    """Simulates SIGKILL: none of our code runs after it."""
 
 
 def killed_after(looks: int) -> Any:
@@ -332,7 +332,7 @@ def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_jobs_through_submitit(tmp_path: Path) -> None:
-    """By its local executor, which runs the same pickled call in a process of its own."""
+    """With submitit's local executor, which runs the same pickled call in a separate process."""
     pytest.importorskip("submitit")
     local = Slurm(tmp_path / "logs", {}, cluster="local")
     bad = python("bad", "sys.exit('no memory')")
@@ -343,7 +343,7 @@ def test_jobs_through_submitit(tmp_path: Path) -> None:
 
 
 def test_a_preempted_job_saves_and_goes_on(tmp_path: Path) -> None:
-    """SLURM's warning reaches every process: submitit's lets the tool save, and the next turn finds it saved."""
+    """SLURM's warning reaches every process; submitit lets the tool save, and the next run finds the saved state."""
     pytest.importorskip("submitit")
     code = "import signal\nif (f / 'saved').exists(): (f / 'went on').touch()\nelse:\n"
     code += "    save = lambda *_: (time.sleep(0.5), (f / 'saved').touch(), sys.exit(75))\n"
