@@ -1,9 +1,9 @@
-"""Why two runs have different numbers: metrics, settings, weights, versions, data, seed and hardware side by side.
+"""Show why two runs have different numbers: metrics, settings, weights, versions, data, seed, hardware.
 
 python tools/compare_runs.py output/a/results.json output/b/results.json
 python tools/compare_runs.py results/runs/finetune-A results/runs/finetune-B    # folders of runs
 
-Shows what differs, by how likely it explains the difference; settings are read from config.yaml beside each file.
+Lists what differs, the likeliest reasons first. Settings are read from the config.yaml next to each results.json.
 """
 
 import argparse
@@ -19,8 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("a", type=Path, help="results.json, or the folder of a run")
-    parser.add_argument("b", type=Path, help="another one")
+    parser.add_argument("a", type=Path, help="a results.json, or the folder of a run")
+    parser.add_argument("b", type=Path, help="the run to compare it with")
     args = parser.parse_args()
     from transfer.reproduce.results import compare_runs
 

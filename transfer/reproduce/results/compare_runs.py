@@ -1,6 +1,6 @@
-"""Why two runs have different numbers: everything that their results.json and config.yaml say otherwise.
+"""Why two runs have different numbers: everything in which their results.json and config.yaml differ.
 
-Sorted by how likely it matters: the schedule before the augmentation, the weights before the versions.
+Sorted by how likely it is to matter: the schedule before the augmentation, the weights before the versions.
 """
 
 import json
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tabulate import tabulate
 
 from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
 from transfer import results
 from transfer.linear import config
 
-_WIDEST = 44  # characters of a value
-_LISTED = ("top1", "top5", "loss")  # metrics of the linear probe, which stand at the top of its file
+_WIDEST = 44  # characters of a value that are printed
+_LISTED = ("top1", "top5", "loss")  # the linear probe writes these at the top level of its file
 _BY_CLASS = ("AP-", "IoU-", "ACC-")
 ABSENT = "(absent)"
 
-# Groups of config keys, the likeliest reasons first: title -> what a key of it begins with.
+# Groups of config keys, the likeliest reasons first: title -> prefixes of the keys.
 _CONFIG = {
     "schedule": ("SOLVER.MAX_", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP", "SOLVER.LR_SCHEDULER"),
     "learning rate": ("SOLVER.BASE_LR", "SOLVER.BIAS_LR", "SOLVER.OPTIMIZER", "SWEEP"),
@@ -31,7 +32,7 @@ _CONFIG = {
     "other settings": ("",),
 }
 _BOOKKEEPING = (*results.IRRELEVANT, *config.IRRELEVANT, "VERSION", "VIS_PERIOD")
-# Parts of results.json after the config: title -> its keys.
+# Parts of results.json, listed after the config: title -> keys.
 _PARTS = {
     "weights": ("init", "weights"),
     "versions": ("versions", "evaluators"),
@@ -45,7 +46,7 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One side. `settings` are flat, None where the run has left no config."""
+    """One of the two runs. `settings` are flattened; None if the run has no config.yaml."""
 
     path: Path
     results: dict[str, Any]
@@ -53,7 +54,7 @@ class Run:
 
 
 def read(path: Path) -> Run:
-    """A results.json, or the folder of a run. Raises `UserError` where it is none."""
+    """Read a run from its results.json or its folder. Raise `UserError` if there is no valid results.json."""
     file = path / "results.json" if path.is_dir() else path
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -66,14 +67,17 @@ def read(path: Path) -> Run:
             f"{file}: not JSON; name a results.json or the OUTPUT_DIR of a finished run"
         ) from None
     if not isinstance(content, dict) or not (isinstance(content.get("metrics"), dict) or "top1" in content):
-        raise UserError(f"{file}: no results.json of train_net.py or linear_eval.py: it has no metrics")
+        raise UserError(
+            f"{file}: it has no metrics; name a results.json that train_net.py or linear_eval.py wrote"
+        )
     return Run(file, content, settings(file.with_name("config.yaml"), content))
 
 
 def settings(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
-    """A run's settings, flat: of its results.json (`content`), where the linear probe writes them, or of config.yaml.
+    """Return a run's settings, flattened, from its results.json (`content`) or else from config.yaml at `path`.
 
-    None where there is no config.yaml. Raises `UserError` where that is damaged.
+    The linear probe writes its settings to results.json. Returns None if there is no config.yaml either; raises
+    `UserError` if it is damaged.
     """
     tree = content.get("config")
     if not isinstance(tree, dict):
@@ -89,7 +93,7 @@ def settings(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def differences(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
-    """Title of a group -> (what, in A, in B) of all that differs; the groups in order, without empty ones."""
+    """Return everything that differs: title of a group -> (name, value in A, value in B). Empty groups are left out."""
     found = dict(_config(a, b))
     for title, keys in _PARTS.items():
         found[title] = _unequal(*({key: run.results.get(key) for key in keys} for run in (a, b)))
@@ -106,7 +110,7 @@ def _config(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
     for row in _unequal(a.settings, b.settings):
         key = row[0]
         title = next(title for title, starts in _CONFIG.items() if key.startswith(starts))
-        if key != "SEED":  # results.json has it
+        if key != "SEED":  # it is listed from results.json
             groups["bookkeeping" if key.startswith(_BOOKKEEPING) else title].append(row)
     return groups
 
@@ -115,13 +119,12 @@ def _unequal(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]
     a, b = flatten(a), flatten(b)
     keys = sorted({*a, *b})
     rows = [(key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in keys]
-    return [
-        row for row in rows if row[1] != row[2] and not (row[1] != row[1] and row[2] != row[2])
-    ]  # NaN is NaN
+    # Two NaNs count as equal.
+    return [row for row in rows if row[1] != row[2] and not (row[1] != row[1] and row[2] != row[2])]
 
 
 def metrics(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
-    """(name, in A, in B) of every metric but those of classes, of which only the one that differs most."""
+    """Return (name, value in A, value in B) of every metric; of the per-class ones, only the one that differs most."""
     found = [_metrics(run) for run in (a, b)]
     rows = [
         (key, *(values.get(key, ABSENT) for values in found)) for key in dict.fromkeys((*found[0], *found[1]))
@@ -147,16 +150,14 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def table(a: Run, b: Run) -> list[str]:
-    """Lines to print."""
+    """Return the comparison as lines to print."""
     groups = differences(a, b)
     rows = [("metrics", "A", "B", "B - A")]
     rows += [(f"  {name}", _text(x), _text(y), _gap(x, y)) for name, x, y in metrics(a, b)]
     for title, found in groups.items():
         rows += [(title, "", "", ""), *((f"  {name}", _text(x), _text(y), "") for name, x, y in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [f"A  {a.path}", f"B  {b.path}", ""]
-    lines += ["  ".join((*map(str.ljust, row, widths), row[3])).rstrip() for row in rows]
-    return [*lines, "", _summary(a, b, groups)]
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
+    return [f"A  {a.path}", f"B  {b.path}", "", *text.splitlines(), "", _summary(a, b, groups)]
 
 
 def _summary(a: Run, b: Run, groups: dict[str, Any]) -> str:
@@ -167,21 +168,21 @@ def _summary(a: Run, b: Run, groups: dict[str, Any]) -> str:
         rest = f"; {first}" if set(matters) - {"seed"} else ""
         return f"no {' and '.join(without)}: settings are not compared; {_digests(a, b)}{rest}"
     if not matters:
-        return "the same settings, weights, data, versions and seed: what is left is the hardware's own variation"
+        return "the same settings, weights, data, versions and seed: only variation of the hardware is left"
     if matters == ["seed"]:
-        return "only the seed differs: this is the noise between runs, and no setting explains it"
+        return "only the seed differs: the difference is noise between runs, and no setting explains it"
     return first
 
 
 def _digests(a: Run, b: Run) -> str:
     found = [run.results.get("config_sha256") for run in (a, b)]
     if None in found:
-        return "no digest tells whether they are equal"
+        return "a digest is missing, so nothing shows whether they are equal"
     return f"their digests are {'equal' if found[0] == found[1] else 'different'}"
 
 
 def _number(value: Any) -> float | None:
-    """One that can be subtracted; None for others, NaN and integers beyond a float among them."""
+    """Return `value` if it can be subtracted; None for anything else, NaN and huge integers included."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
     return value if usable else None
 
@@ -192,7 +193,7 @@ def _gap(a: Any, b: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """On one line, short: digests by their first characters, and no character that a terminal would obey."""
+    """Return a value on one short line: digests are cut, and control characters become question marks."""
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, default=str)

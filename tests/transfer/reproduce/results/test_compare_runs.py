@@ -1,4 +1,4 @@
-"""tools/compare_runs.py on pairs of runs made by hand."""
+"""Comparing two runs: tools/compare_runs.py on hand-made pairs."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ RESULTS: dict[str, Any] = {
 
 
 def run(folder: Path, *, config: dict[str, Any] | None = None, **results: Any) -> Path:
-    """A run's folder: the standard one, with these settings (dotted keys) and parts of results.json changed."""
+    """Write the standard run with these settings (dotted keys) and these parts of results.json changed."""
     tree = copy.deepcopy(CONFIG)
     for key, value in (config or {}).items():
         *parents, leaf = key.split(".")
@@ -134,13 +134,12 @@ def test_without_a_config_the_digests_are_compared(tmp_path: Path) -> None:
 def test_what_is_known_without_a_config_is_said(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a"), run(tmp_path / "b", versions={"torch": "2.7.0"}, config_sha256=None)
     (b / "config.yaml").unlink()
-    unknown = "settings are not compared; no digest tells whether they are equal"
+    unknown = "settings are not compared; a digest is missing, so nothing shows whether they are equal"
     assert compare(a, b)[-1] == f"no {b}/config.yaml: {unknown}; look first at: versions"
     for folder in (a, b):
         (folder / "results.json").write_text(json.dumps({"metrics": {"x": {"bbox": {"AP": 1.0}}}}))
-    assert compare(a, b)[-1].endswith(
-        "no digest tells whether they are equal"
-    )  # two that are absent are not equal
+    # Two missing digests do not count as equal.
+    assert compare(a, b)[-1].endswith("nothing shows whether they are equal")
 
 
 def test_odd_numbers_are_no_difference_and_no_error(tmp_path: Path) -> None:
