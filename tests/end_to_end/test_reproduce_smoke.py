@@ -1,4 +1,4 @@
-"""`tools/reproduce.py --smoke`: every data set in miniature, and a whole table through the real commands."""
+"""`tools/reproduce.py --smoke`: all data sets in miniature, and a whole table run with the real commands."""
 
 import json
 import re
@@ -117,7 +117,7 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
     (record,) = (json.loads(path.read_text()) for path in runs.glob("convert-moco_v1_R50-*/record.json"))
     assert record["record"]["source"] == "moco" and max(record["record"]["proof"].values()) < 1e-9
 
-    again = run_script("tools/reproduce.py", *command, "--only", "moco_v1_ig1b")  # in place of --inits
+    again = run_script("tools/reproduce.py", *command, "--only", "moco_v1_ig1b")  # overrides --inits
     assert again.returncode == 0 and "started" not in again.stdout
     kept = json.loads((folder / "table.json").read_text())
     assert kept["rows"] == table["rows"] and "not run yet" in str(table["rows"])
@@ -125,7 +125,7 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
 
 @pytest.mark.slow
 def test_a_smoke_run_in_two_processes(output: Path) -> None:
-    """`--num-gpus 2` without a GPU: torchrun and every command under it can be tried on any machine."""
+    """`--num-gpus 2` without a GPU: torchrun and the commands that it starts can be tried on any machine."""
     command = ["--table", "voc_C4", "--smoke", "--num-gpus", "2", "--inits", "random", "--seeds", "5"]
     result = run_script("tools/reproduce.py", *command, "--output", str(output))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,1 +1,1 @@
-"""One command for each table of the papers: what has to run, in which order, and what came out."""
+"""Reproduces a table of the papers with one command: plans the jobs, runs them, and collects their results."""

@@ -1,4 +1,4 @@
-"""What `tools/reproduce.py` does, from the parsed command line to the written table."""
+"""What `tools/reproduce.py` does, from the parsed command line to the finished table."""
 
 import argparse
 import shlex
@@ -22,10 +22,10 @@ from transfer.reproduce.results import collect, text_tables
 
 
 def listing() -> list[str]:
-    """One line for each table: name, title, what it costs."""
+    """Return two lines for each table: its name and title, then the rows that can run and what they cost."""
     book = tables.read()
     lines = [
-        "table, rows that can run, hours on 8 V100 and GB of disk for one trial without and with --fetch",
+        "table: rows that can run; hours on 8 V100 and GB of disk for one trial without --fetch; with --fetch",
         "",
     ]
     for table in book.tables.values():
@@ -48,7 +48,7 @@ def listing() -> list[str]:
 
 
 def _cost(table: tables.Table, book: tables.Book, *, fetch: bool) -> str:
-    """Hours of all rows that can run; `+ ?` where nobody reports those of a part."""
+    """Return the hours of all rows that can run, with `+ ?` if no hours are published for some of them."""
     total, unknown = 0.0, False
     for row in table.rows:
         init = row.init
@@ -63,11 +63,12 @@ def _cost(table: tables.Table, book: tables.Book, *, fetch: bool) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything but --list. Returns the exit status: 0, or 1 where a job failed."""
+    """Do everything except --list. Return the exit status: 0, or 1 if a job failed."""
     book = tables.read()
     if not args.table:
-        raise UserError("give --table NAME, or --list to see the tables")
-    args.output, args.root = args.output.absolute(), args.root.absolute()  # workers run elsewhere
+        raise UserError("give --table NAME; --list shows the tables")
+    # Absolute, because workers have another working directory.
+    args.output, args.root = args.output.absolute(), args.root.absolute()
     table, options = book.table(args.table), _options(args)
     name = "-".join([table.name, *_variant(options)])
     runs, folder = args.output / ("smoke-runs" if options.smoke else "runs"), args.output / name
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     shown = plan.plan(table, replace(options, inits=())) if options.inits else cells
     try:
         failed = scheduler.run(wanted, runs, executor, tick=watch.look)
-    except UserError:  # nothing could be started
+    except UserError:  # not even the first job could be started
         raise
     except BaseException:
         _write(table, shown, options, runs=runs, folder=folder, failed={})
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _variant(options: Options) -> list[str]:
-    """What keeps the table of another protocol from replacing the full one."""
+    """Return suffixes of the table's folder, so that another protocol never overwrites the full table."""
     parts = ["smoke"] if options.smoke else []
     parts += [f"schedule{options.schedule:g}"] if options.schedule != 1 else []
     return parts + ([f"sweep-{options.sweep[0]}"] if options.sweep else [])
@@ -123,7 +124,7 @@ def _write(
 
 
 def _check(jobs: Sequence[Job]) -> None:
-    """Refuse before anything starts what cannot run: data that are missing."""
+    """Raise `UserError` if data are missing, before any job starts."""
     missing = list(dict.fromkeys(reason for job in jobs if (reason := job.missing)))
     if missing:
         raise UserError("; ".join(missing))
@@ -140,7 +141,7 @@ def _options(args: argparse.Namespace) -> Options:
         if not (name and path):
             raise UserError(f"--init {text}: write NAME=FILE")
         if name in extra:
-            raise UserError(f"--init {name}: given twice; choose another name")
+            raise UserError(f"--init {name}: this name is given twice; choose another one")
         extra[name] = Path(path)
     smoke_root = args.output / "smoke-data"
     return Options(
@@ -167,7 +168,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _seeds(text: str, trials: int | None) -> tuple[int, ...]:
-    """Of `--seeds`, or 0, 1, ... of `--trials`. Each is one run: the same run twice is no second trial."""
+    """Return the seeds of `--seeds`, or else 0, 1, ... for `--trials`. Each seed is one run and may occur only once."""
     if not text:
         return tuple(range(trials or 1))
     try:
@@ -175,22 +176,24 @@ def _seeds(text: str, trials: int | None) -> tuple[int, ...]:
     except ValueError:
         raise UserError(f"--seeds {text}: write numbers, such as 0,1,2") from None
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text}: give each seed once; a run repeated is no second trial")
+        raise UserError(f"--seeds {text}: give each seed once; repeating a run does not make a second trial")
     if trials is not None and trials != len(seeds):
-        raise UserError(f"--trials {trials} --seeds {text}: that are {len(seeds)} seeds; leave --trials out")
+        raise UserError(
+            f"--trials {trials} --seeds {text}: this lists {len(seeds)} seed(s); leave --trials out"
+        )
     return seeds
 
 
 def _launcher(text: str, gpus: int) -> tuple[str, ...]:
-    """What stands before the tool in a command."""
+    """Return the parts of a command that come before the tool."""
     if text:
         try:
             parts = tuple(shlex.split(text))
         except ValueError as error:
-            raise UserError(f"--launcher {text}: {error}; close every quote") from None
+            raise UserError(f"--launcher {text}: {error}; close every quotation mark") from None
         if not parts:
             raise UserError(
-                "--launcher: it is empty; write a command, such as 'srun torchrun', or leave it out"
+                "--launcher is empty: give a command, such as 'srun torchrun', or leave the flag out"
             )
         return parts
     several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus))
@@ -198,19 +201,19 @@ def _launcher(text: str, gpus: int) -> tuple[str, ...]:
 
 
 def _on_cpu(args: argparse.Namespace) -> bool:
-    """Whether a smoke run tries on this machine's processor what several GPUs are to run."""
+    """Return whether a smoke run uses the CPU because this machine has fewer GPUs than one job asks for."""
     here = not (args.slurm or args.launcher)
     return bool(args.smoke and here and len(visible_gpus()) < args.num_gpus > 1)
 
 
 def _executor(args: argparse.Namespace) -> Executor:
-    """Raises `UserError` where this machine has not the GPUs of one job, or SLURM is not here."""
+    """Return what starts the jobs. Raise `UserError` if there are too few GPUs for one job, or SLURM is missing."""
     if args.slurm:
         return Slurm(args.output / "slurm", slurm_parameters(args.slurm, args.num_gpus), jobs=args.jobs)
     gpus = [] if _on_cpu(args) else visible_gpus()
     if not gpus and args.num_gpus > 1 and not (args.smoke or args.launcher):
         raise UserError(
-            f"--num-gpus {args.num_gpus}: this machine has no GPU that PyTorch sees; "
-            "leave it out to run on the CPU, or add --smoke"
+            f"--num-gpus {args.num_gpus}: this machine has no GPU that PyTorch can use; "
+            "leave the flag out to run on the CPU, or add --smoke"
         )
     return Local(gpus, each=args.num_gpus, jobs=args.jobs)

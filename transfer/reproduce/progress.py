@@ -1,4 +1,4 @@
-"""How far a table is: what --dry-run and --status print, and a line now and then while it runs."""
+"""Progress of a table: what --dry-run and --status print, and a line every minute while it runs."""
 
 import contextlib
 import re
@@ -15,14 +15,14 @@ from transfer.report.run_files import read_log
 from transfer.reproduce.jobs import lock, worker
 from transfer.reproduce.jobs.job import Job
 
-_EVERY = 60.0  # seconds between two lines about a job
+_EVERY = 60.0  # seconds between two lines about the same job
 _FIGURE = re.compile(r"(?:^|/)(?:AP|mIoU|top1|knn)$")
-_QUIET = 4 * lock.BEAT  # seconds without a sign of life that are worth a word
+_QUIET = 4 * lock.BEAT  # seconds without a heartbeat after which --status says so
 
 
 def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
-    """Every command in order, with what is there already."""
-    lines = [f"{len(jobs)} jobs, {sum(_state(job, runs) == 'done' for job in jobs)} of them done, in {runs}:"]
+    """Return every command in order, with the state of its job, and then what data are missing."""
+    lines = [f"{len(jobs)} jobs in {runs}, {sum(_state(job, runs) == 'done' for job in jobs)} of them done:"]
     for job in jobs:
         lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {shlex.join(worker.command(job, runs))}"]
         lines += [f"    ({job.note})"] if job.note else []
@@ -31,19 +31,19 @@ def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
 
 
 def status(jobs: Sequence[Job], runs: Path) -> list[str]:
-    """One line for each job: state, time, progress."""
+    """Return one line for each job: state, time, progress."""
     width = max(map(len, (job.name for job in jobs)), default=0)
     return [f"{job.name:<{width}}  {_line(job, runs)}".rstrip() for job in jobs]
 
 
 class Watch:
-    """Says every minute how far the running jobs are."""
+    """Prints the progress of the running jobs every minute."""
 
     def __init__(self, jobs: Sequence[Job], runs: Path) -> None:
         self.jobs, self.runs, self.next = jobs, runs, time.monotonic() + _EVERY
 
     def look(self) -> None:
-        """Call it often."""
+        """Print the progress if a minute has passed. Call this often."""
         if time.monotonic() < self.next:
             return
         self.next = time.monotonic() + _EVERY
@@ -60,8 +60,9 @@ def _state(job: Job, runs: Path) -> str:
         return "done"
     known = str(worker.state(folder).get("state", "waiting"))
     if known == "running" and not lock.holder(folder / worker.LOCK):
-        return "stopped"  # its worker died and left no word
-    return known if known != "done" else "removed"  # made again only where something needs it
+        return "stopped"  # the worker died without writing its state
+    # A removed product is made again only if another job needs it.
+    return known if known != "done" else "removed"
 
 
 def _line(job: Job, runs: Path) -> str:
@@ -74,19 +75,19 @@ def _line(job: Job, runs: Path) -> str:
         last = worker.last_line(folder)
         quiet = lock.silence(folder / worker.LOCK) or 0
         if quiet > _QUIET:
-            return f"no sign of life for {quiet:.0f} s, was running on {known['host']}  {last}"
+            return f"no sign of life for {quiet:.0f} s, last seen on {known['host']}  {last}"
         return "  ".join(
             filter(None, (f"running for {duration(seconds)} on {known['host']}", _tested(folder), last))
         )
     if state == "failed":
         return f"failed: {worker.reason(folder)}"
-    with contextlib.suppress(OSError):  # it ends, and the file with it
+    with contextlib.suppress(OSError):  # the job may end meanwhile, which removes the file
         return f"{state}, submitted to SLURM as {(folder / worker.SUBMITTED).read_text().strip()}"
     return state
 
 
 def _tested(folder: Path) -> str:
-    """The last test's figures of a run that goes on: AP, mIoU, top-1, kNN."""
+    """Return the figures of a running job's last evaluation: AP, mIoU, top-1, kNN; or an empty string."""
     for line in reversed(_log(folder)):
         figures = [
             (key, value) for key, value in line.items() if _FIGURE.search(key) and isinstance(value, float)
@@ -100,12 +101,12 @@ def _tested(folder: Path) -> str:
 def _log(folder: Path) -> list[dict[str, Any]]:
     try:
         return [line for line in read_log(folder / "metrics.json") if isinstance(line, dict)]
-    except (UserError, ValueError, RecursionError):  # nothing yet, or damaged
+    except (UserError, ValueError, RecursionError):  # not written yet, or damaged
         return []
 
 
 def _last_ap(folder: Path) -> str:
-    """The main figures of results.json, if there are any."""
+    """Return the main figures of results.json, or an empty string."""
     results = read_json(folder / "results.json")
     if "top1" in results:
         return f"top-1 {results['top1']:.1f}"

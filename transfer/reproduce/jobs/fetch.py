@@ -1,4 +1,4 @@
-"""Download a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST]`."""
+"""Downloads a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST]`."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,12 @@ from transfer.prepare.sets import download
 
 
 def fetch(url: str, path: Path, digest: str) -> str:
-    """Download `url` to `path`, whole or not at all, hold it against `digest`, and read it. Returns its SHA-256.
+    """Download `url` to `path`, whole or not at all, verify it against `digest`, and read it. Return its SHA-256.
 
     Args:
-        digest: "md5 b251726a" or "sha256 ...": the first characters, as their owners publish them; may be empty.
+        digest: "md5 b251726a" or "sha256 ...": the first characters, as the owners publish them; may be empty.
     Raises:
-        UserError: no network, another digest, or no weights (a login page); the file is not kept then.
+        UserError: no network, a different digest, or a file without weights (a login page); the file is then removed.
     """
     download.fetch(url, path)
     kind, _, wanted = digest.partition(" ")
@@ -24,13 +24,15 @@ def fetch(url: str, path: Path, digest: str) -> str:
         if not found.startswith(wanted):
             path.unlink()
             raise UserError(
-                f"{url}: its {kind} is {found} and should begin with {wanted}: not the released file"
+                f"{url}: this is not the released file: its {kind} is {found}, but should begin with {wanted}"
             )
     try:
         read_source(path)
     except UserError as error:
         path.unlink()
-        raise UserError(f"{url}: what came is not kept, since it holds no weights: {error}") from None
+        raise UserError(
+            f"{url}: the downloaded file was removed because it holds no weights: {error}"
+        ) from None
     return file_digest(path)
 
 

@@ -1,4 +1,4 @@
-"""A job: one command in a folder of its own, whose name says everything that its result depends on."""
+"""A job: one command with its own folder, whose name identifies everything that the result depends on."""
 
 import hashlib
 import json
@@ -12,26 +12,26 @@ from pretrain import __version__
 from pretrain.common.configs import ROOT
 
 _LIBRARIES = ("torch", "torchvision", "detectron2")
-_PLACE = re.compile(r"\{(folder|\d+)\}", re.ASCII)  # begins a part of a command
+_PLACE = re.compile(r"\{(folder|\d+)\}", re.ASCII)  # placeholder at the start of a part of a command
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command of one of the tools. Equal keys mean an equal result, so a finished job is never run again.
+    """One command of one of the tools. Equal keys mean equal results, so a finished job is never run again.
 
     Attributes:
-        name: readable, with slashes: kind, config, weights, seed. It is the same in every table: the weights' name
-            is that of their recipe or file, not the row's.
-        command: run from the repository's root; `python` is the one that runs this. At the beginning of a part
-            `{folder}` stands for the job's own folder, `{0}`, `{1}`, ... for the products of `needs`.
-        settings: text of everything that the result depends on and that `needs` does not hold: the effective
-            config, the data, the seed.
-        product: the file in the folder whose presence proves that the command has finished.
+        name: readable, with slashes: kind, config, weights, seed. It is the same in every table, since weights are
+            named after their recipe or file, not after the row.
+        command: run from the repository's root, where `python` is the current interpreter. At the start of a part
+            `{folder}` stands for the job's own folder, and `{0}`, `{1}`, ... for the products of `needs`.
+        settings: everything that the result depends on apart from `needs`, as text: the effective config, the data,
+            the seed.
+        product: the file in the folder that exists once the command has finished.
         needs: jobs whose products the command reads.
-        resumable: an interrupted run goes on with `--resume`, which begins anew where nothing is saved.
-        missing: why it cannot run here: the data that are not there, and where they come from.
-        changes: settings that are otherwise than in the paper's recipe.
-        note: what a reader of the table must know of it: where a file comes from, and its licence.
+        resumable: an interrupted run resumes with `--resume`, which starts from the beginning if nothing was saved.
+        missing: why the job cannot run here: which data are missing, and where they come from.
+        changes: settings that differ from the paper's recipe.
+        note: what a reader of the table must know about the job: where a file comes from, and its licence.
     """
 
     name: str
@@ -46,23 +46,23 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the settings, of the keys of all that is needed, and of this project's version.
+        """SHA-256 of the name, the settings, the keys of all needed jobs, and this project's version.
 
-        Not of its sources: a changed comment must not cost 53 hours. `made_by` tells them apart.
+        The sources are not part of it, since a changed comment must not cost 53 hours; `made_by` records them.
         """
         text = json.dumps([self.name, self.settings, __version__, *(job.key for job in self.needs)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def folder(self, root: Path) -> Path:
-        """Where the job works, below the folder of all runs."""
+        """Return the job's folder, below the folder of all runs."""
         return root / f"{self.name.replace('/', '-')}-{self.key[:8]}"
 
     def output(self, root: Path) -> Path:
-        """The product's path."""
+        """Return the product's path."""
         return self.folder(root) / self.product
 
     def filled(self, root: Path) -> list[str]:
-        """The command with the paths in place."""
+        """Return the command with the placeholders replaced by paths."""
         paths = [str(job.output(root)) for job in self.needs]
         places = {"folder": str(self.folder(root)), **{str(n): path for n, path in enumerate(paths)}}
         command = [
@@ -73,7 +73,7 @@ class Job:
 
 
 def in_order(jobs: list[Job]) -> list[Job]:
-    """These jobs and all that they need, each once and after what it needs."""
+    """Return these jobs and all jobs that they need, each once and after those it needs."""
     ordered: dict[str, Job] = {}
 
     def add(job: Job) -> None:
@@ -88,7 +88,7 @@ def in_order(jobs: list[Job]) -> list[Job]:
 
 @cache
 def made_by() -> dict[str, str]:
-    """What a job's key leaves out: a digest of this project's sources, and the versions of what computes."""
+    """Return what a job's key leaves out: a digest of this project's sources, and the versions of the libraries."""
     digest = hashlib.sha256()
     for package in ("pretrain", "transfer"):
         for path in sorted((ROOT / package).rglob("*.py")):

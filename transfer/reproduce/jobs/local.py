@@ -1,4 +1,4 @@
-"""Where workers run: on this machine, one on each GPU slot, or in the jobs of a SLURM cluster."""
+"""Runs workers on this machine, one for each group of GPUs, and defines what any executor must do."""
 
 import contextlib
 import fcntl
@@ -15,28 +15,26 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 
 COMMAND = (sys.executable, "-m", "transfer.reproduce.jobs.worker")
-LATER = 60.0  # seconds until a queue that takes no more is asked again
-LIGHT = (
-    "fetch-",
-    "convert-",
-)  # jobs that need no GPU, and often a network that nodes of a cluster do not have
+LATER = 60.0  # seconds until jobs are submitted again to a queue that was full
+# Jobs that need no GPU, but often a network connection, which the nodes of a cluster may not have.
+LIGHT = ("fetch-", "convert-")
 
 
 class Executor(Protocol):
-    """Starts workers and says when they have ended."""
+    """Starts workers and reports when they have ended."""
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
-        """Start workers for jobs' folders, as many as there are free places; returns the folders of those."""
+        """Start a worker for each job's folder while there are free slots. Return the folders of those started."""
 
     def ended(self) -> list[tuple[Path, int]]:
-        """Folders of workers that have ended since the last call, with their exit status."""
+        """Return the folders of workers that have ended since the last call, with their exit status."""
 
     def stop(self) -> None:
-        """Let all workers save and end, and wait for them."""
+        """Let all workers save and exit, and wait for them."""
 
 
 def visible_gpus() -> list[str]:
-    """This machine's GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them: numbers or UUIDs."""
+    """Return the GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them: numbers or UUIDs."""
     import torch
 
     count = torch.cuda.device_count()
@@ -45,18 +43,18 @@ def visible_gpus() -> list[str]:
 
 
 class Local:
-    """This machine: so many workers at a time, each with its own GPUs.
+    """This machine: a limited number of workers at a time, each with its own GPUs.
 
-    A GPU is locked (flock) by all processes of the job that uses it, and the system frees it when the last of them is
-    gone. So a job that outlives the program that started it keeps its GPUs to itself.
+    A GPU is locked (flock) by all processes of the job that uses it, and the system releases the lock when the last of
+    them ends. A job that outlives the program that started it therefore keeps its GPUs to itself.
 
     Args:
-        gpus: what CUDA_VISIBLE_DEVICES may hold, see `visible_gpus`; empty: the CPU.
-        each: GPUs of one job.
-        jobs: workers at a time at most; 0: as many as the GPUs allow, one on the CPU.
+        gpus: values for CUDA_VISIBLE_DEVICES, see `visible_gpus`; empty means the CPU.
+        each: number of GPUs per job.
+        jobs: maximum number of workers at a time; 0 means as many as the GPUs allow, or one on the CPU.
         locks: folder of the GPUs' lock files, on this machine's own disk.
     Raises:
-        UserError: there are fewer GPUs than one job is to have.
+        UserError: there are fewer GPUs than one job needs.
     """
 
     def __init__(
@@ -72,14 +70,14 @@ class Local:
         self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
         self.running: dict[Path, tuple[subprocess.Popen[bytes], tuple[str, ...]]] = {}
         self.locks = locks or Path(tempfile.gettempdir()) / f"reproduce-gpus-{os.getuid()}"
-        self._told: set[tuple[str, ...]] = set()
+        self._reported: set[tuple[str, ...]] = set()
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
         started: list[Path] = []
-        for slot in list(self.free):  # any of them: other programs may have the first ones
+        for slot in list(self.free):  # not just the first ones: other programs may have them
             if len(started) == len(folders) or len(self.running) == self.jobs:
                 break
-            with contextlib.ExitStack() as stack:  # the worker has its own handle: ours can be closed
+            with contextlib.ExitStack() as stack:  # the worker inherits its own handle, so ours can be closed
                 held = self._lock(slot, stack)
                 if held is None:
                     continue
@@ -90,7 +88,7 @@ class Local:
         return started
 
     def _lock(self, slot: tuple[str, ...], stack: contextlib.ExitStack) -> list[int] | None:
-        """Handles of the locked files of a slot's GPUs; None: a job of another program has one of them."""
+        """Lock the GPUs of a slot and return the file handles; None if a job of another program has one of them."""
         held = []
         for gpu in slot:
             self.locks.mkdir(parents=True, exist_ok=True)
@@ -98,9 +96,11 @@ class Local:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if slot not in self._told:
-                    say(f"GPU {','.join(slot)}: a job that this program did not start has it; waiting for it")
-                self._told.add(slot)
+                if slot not in self._reported:
+                    say(
+                        f"GPU {','.join(slot)}: in use by a job that this program did not start; waiting for it"
+                    )
+                self._reported.add(slot)
                 return None
             held.append(file.fileno())
         return held

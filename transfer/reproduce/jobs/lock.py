@@ -1,8 +1,8 @@
-"""A lock on a folder that survives the death of its holder, on network disks too.
+"""A lock on a folder that can be taken over when its holder dies, and that also works on network disks.
 
 The lock is a file that only one process can create (O_EXCL). Its holder writes a new number into it every few
-seconds. Who waits watches it with its own clock: the machines' clocks need not agree. A lock that has not
-changed for `STALE` seconds belongs to a dead process and is taken over, by one of those who wait.
+seconds. A waiting process watches the file with its own clock, so the machines' clocks need not agree. A lock that
+has not changed for `STALE` seconds belongs to a dead process, and one of the waiting processes takes it over.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ import uuid
 from pathlib import Path
 
 BEAT = 5.0  # seconds between the holder's signs of life
-STALE = 150.0  # network disks may show a file's content a minute late, and a command takes its time to save and end
+STALE = 150.0  # network disks may show a change a minute late, and a command needs time to save and exit
 
 
 class Lost(Exception):
-    """Another process took the lock over: it believed that this one was dead."""
+    """Raised when another process took the lock over because it believed that this one was dead."""
 
 
 class Lock:
-    """Take it by `acquire`; while it is held a thread shows that its holder lives.
+    """Call `acquire` to take the lock; while it is held, a thread shows that its holder is alive.
 
     Args:
         path: the lock file.
-        beat, stale: seconds, see above.
+        beat, stale: seconds, see `BEAT` and `STALE`.
     """
 
     def __init__(self, path: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
@@ -40,7 +40,7 @@ class Lock:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> bool:
-        """Take the lock if nobody alive holds it. Returns at once where it is free, else within `stale` seconds."""
+        """Take the lock unless a living process holds it. This takes up to `stale` seconds if the lock is not free."""
         if not self._create():
             dead = self._dead_holder()
             if dead is None or not self._take_over(*dead):
@@ -50,18 +50,18 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
+        """Release the lock if it is still ours."""
         self._stop.set()
         if self._thread:
             self._thread.join()
-        with contextlib.suppress(OSError):  # it is there where a beat failed half-way
+        with contextlib.suppress(OSError):  # left over if a heartbeat failed half-way
             self._temporary.unlink()
         if self.is_ours():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
 
     def is_ours(self) -> bool:
-        """By what the file says now: a process that was halted for long may not know yet that it has lost its lock."""
+        """Return whether the file still names us: a process that was suspended for long may have lost its lock."""
         return not self.lost.is_set() and holder(self.path) == self.token
 
     def _create(self) -> bool:
@@ -80,14 +80,14 @@ class Lock:
             try:
                 ours = self._show(number)
                 last = time.monotonic()
-            except OSError:  # a full disk, a file server that restarts: others wait for `stale` seconds
+            except OSError:  # a full disk or a restarting file server: others wait for `stale` seconds
                 ours = time.monotonic() - last < self.stale / 2
             if not ours:
                 self.lost.set()
                 return
 
     def _show(self, number: int) -> bool:
-        """Write a sign of life. Returns whether the lock is still ours."""
+        """Write a heartbeat. Return whether the lock is still ours."""
         try:
             if self.path.read_text().partition("\n")[0] != self.token:
                 return False
@@ -98,7 +98,7 @@ class Lock:
         return True
 
     def _dead_holder(self) -> tuple[str, list[Path]] | None:
-        """The token in a lock that does not change for `stale` seconds, and the claims on it, which do not either."""
+        """Return the token of a lock that does not change for `stale` seconds, and the claims on it; else None."""
         before, until = (_read(self.path), self._claims()), time.monotonic() + self.stale
         while time.monotonic() < until:
             time.sleep(min(self.beat, self.stale) / 4)
@@ -110,9 +110,11 @@ class Lock:
         return sorted(self.path.parent.glob(f"{self.path.name}.claim-*"))
 
     def _take_over(self, dead: str, claims: list[Path]) -> bool:
-        """Only one of those who found the holder dead may replace its lock: the one that makes the next claim.
+        """Replace the lock of a dead holder. Return whether this process did.
 
-        Claims that are there already did not change for as long as the lock: their makers died, too.
+        Several processes may find the holder dead at the same moment. Only the one that creates the next claim file may
+        replace the lock; otherwise one could delete the new lock of another. Older claims have not changed for as long
+        as the lock, so the processes that made them died, too.
         """
         claim = self.path.with_name(f"{self.path.name}.claim-{len(claims):03}")
         try:
@@ -120,7 +122,7 @@ class Lock:
         except FileExistsError:
             return False
         taken = False
-        if holder(self.path) == dead:  # else another was faster, and has removed its claim already
+        if holder(self.path) == dead:  # else another process was faster and has already removed its claim
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
             taken = self._create()
@@ -130,15 +132,15 @@ class Lock:
 
 
 def holder(path: Path) -> str:
-    """Host, process and number of who holds a lock; empty: nobody."""
+    """Return host, process id and unique number of a lock's holder; empty if the lock is free."""
     return _read(path).partition("\n")[0]
 
 
 def silence(path: Path) -> float | None:
-    """Seconds since a lock's holder last showed that it lives; None: nobody holds it.
+    """Return the seconds since the last heartbeat of a lock's holder; None if the lock is free.
 
-    Both times are the disk's own, so the machines' clocks need not agree. A look from outside, which may be late by
-    what a network disk is late: only `Lock.acquire` takes a lock over.
+    Both times come from the disk, so the machines' clocks need not agree. On a network disk the answer may be out of
+    date; only `Lock.acquire` decides whether a lock can be taken over.
     """
     try:
         last = path.stat().st_mtime
@@ -147,7 +149,7 @@ def silence(path: Path) -> float | None:
     try:
         with tempfile.TemporaryFile(dir=path.parent) as file:
             now = os.fstat(file.fileno()).st_mtime
-    except OSError:  # a folder that one may only read
+    except OSError:  # a read-only folder
         now = time.time()
     return max(0.0, now - last)
 

@@ -1,4 +1,4 @@
-"""Running a graph of jobs to its end: what is ready runs, what is done stays done, what fails is left behind."""
+"""Runs a graph of jobs: starts jobs that are ready, never repeats finished ones, and continues without failed ones."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.jobs.local import Executor
 
 _ATTEMPTS = 2  # a failed job is tried once more
-_WAIT = 1.0  # seconds between two looks
+_WAIT = 1.0  # seconds between two checks of all jobs
 _LATER = 60.0  # seconds until jobs that could not be started are tried again
-_ELSEWHERE = 15.0  # seconds until the next look at a job that another program works on
+_ELSEWHERE = 15.0  # seconds between two checks of a job that another program runs
 
 
 def run(
@@ -25,17 +25,18 @@ def run(
     wait: float = _WAIT,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
-    """Run the jobs and what they need. Several programs may do so on one folder at the same time.
+    """Run the jobs and those they need. Several programs may do so on one folder at the same time.
 
     Args:
-        jobs: those whose results are wanted. What they need is run first, where it is needed: of a job that is done
-            it is not, whether its files are still there or not.
+        jobs: jobs whose results are wanted. The jobs that they need are run first, except those that only a finished
+            job needs, whether or not their files still exist.
         root: folder of all jobs.
-        tick: called at every look, for lines about the progress.
+        wait: seconds between two checks of all jobs.
+        tick: called at every check, to print the progress.
     Returns:
-        Key -> reason, of the jobs that did not finish: they failed twice, or what they need did.
+        Key -> reason, for the jobs that did not finish because they, or a job that they need, failed twice.
     Raises:
-        KeyboardInterrupt: passed on after all workers have saved and ended.
+        KeyboardInterrupt: passed on after all workers have saved and exited.
         UserError: not even the first job could be started.
     """
     graph = _Graph(unfinished(jobs, root), root, executor)
@@ -44,14 +45,14 @@ def run(
             tick()
             time.sleep(wait)
     except KeyboardInterrupt:
-        say("stopping: the jobs under way save what they have")
+        say("stopping: the running jobs save their state")
         executor.stop()
         raise
     return graph.failed
 
 
 def unfinished(jobs: Sequence[Job], root: Path) -> list[Job]:
-    """Those of the jobs that are not done, each after what it needs and what is not done either."""
+    """Return the jobs that are not done, each after those it needs that are not done either."""
     found: dict[str, Job] = {}
 
     def add(job: Job) -> None:
@@ -67,19 +68,19 @@ def unfinished(jobs: Sequence[Job], root: Path) -> list[Job]:
 
 
 class _Graph:
-    """What is to be done, what is being done, and what has failed."""
+    """The jobs that are still to be done, those that are running, and those that have failed."""
 
     def __init__(self, jobs: list[Job], root: Path, executor: Executor) -> None:
         self.todo, self.root, self.executor = {job.key: job for job in jobs}, root, executor
         self.by_folder = {job.folder(root): job for job in jobs}
         self.attempts: dict[str, int] = {}
         self.running: set[str] = set()
-        self.began = False  # whether any job could be started: what hinders the first is the user's to mend
+        self.began = False  # whether any job was started; an error before that is for the user to fix
         self.not_before: dict[str, float] = {}
         self.failed: dict[str, str] = {}
 
     def advance(self) -> bool:
-        """Note what has ended, start what can start. Returns whether anything is left to do."""
+        """Record the jobs that have ended and start those that are ready. Return whether any are left."""
         for folder, status in self.executor.ended():
             self._note_end(self.by_folder[folder], status)
         ready = []
@@ -104,7 +105,7 @@ class _Graph:
         return done and time.monotonic() >= self.not_before.get(job.key, 0)
 
     def _is_held(self, job: Job) -> bool:
-        """Whether a worker that lives is at it: starting another would take a place, or a turn in SLURM's queue."""
+        """Return whether a living worker has the job; another one would waste a slot or a place in SLURM's queue."""
         quiet = lock.silence(job.folder(self.root) / worker.LOCK)
         held = quiet is not None and quiet < lock.STALE
         if held:
@@ -112,9 +113,9 @@ class _Graph:
         return held
 
     def _leave(self, job: Job) -> None:
-        """To another program, for a while."""
+        """Leave the job to another program for a while."""
         if job.key not in self.not_before:
-            say(f"== {job.name}: another program works on it")
+            say(f"== {job.name}: another program is running it")
         self.not_before[job.key] = time.monotonic() + _ELSEWHERE
 
     def _start(self, ready: Sequence[Job]) -> None:
@@ -122,7 +123,7 @@ class _Graph:
             for job in ready:
                 worker.prepare(job, self.root)
             started = self.executor.start([job.folder(self.root) for job in ready]) if ready else []
-        except (UserError, OSError) as error:  # a full disk, or queue: for now, perhaps
+        except (UserError, OSError) as error:  # a full disk or queue, which may be temporary
             if not self.began:
                 raise
             say(f"{error}; trying again in {duration(_LATER)}")
@@ -143,12 +144,12 @@ class _Graph:
         if worker.is_done(folder, job.product):
             say(f"== {job.name}: done in {duration(worker.state(folder)['seconds'])}")
             return
-        if status == STOPPED:  # somebody asked it to stop, not us: it goes on
+        if status == STOPPED:  # it was stopped from outside this program: it is started again and resumes
             return
         self.attempts[job.key] = self.attempts.get(job.key, 0) + 1
         reason = f"exit status {status}, see {folder / worker.LOG}: {worker.reason(folder)}"
         if self.attempts[job.key] < _ATTEMPTS:
             say(f"== {job.name}: {reason}; trying once more")
         else:
-            say(f"== {job.name}: failed again, the table goes on without it: {reason}")
+            say(f"== {job.name}: failed again, the table continues without it: {reason}")
             self.failed[job.key] = reason

@@ -1,4 +1,4 @@
-"""Jobs through SLURM, by submitit: submitted, watched, queued again after a time limit."""
+"""Runs jobs through SLURM with submitit: submits them, watches them, and requeues them at the time limit."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ from transfer.reproduce.jobs.worker import SUBMITTED
 
 
 def slurm_parameters(text: str, gpus: int) -> dict[str, Any]:
-    """`--slurm`'s K=V,K=V as parameters of submitit. Raises `UserError` for what cannot work."""
+    """Return the parameters of submitit for `--slurm K=V,K=V`. Raise `UserError` for values that cannot work."""
     given: dict[str, Any] = {}
     for part in text.split(","):
         key, _, value = part.partition("=")
@@ -27,32 +27,32 @@ def slurm_parameters(text: str, gpus: int) -> dict[str, Any]:
     time_limit = given.get("time")
     if not (isinstance(time_limit, int) and time_limit > 0):
         raise UserError(
-            f"--slurm: time={time_limit}: give the minutes of one turn, such as time=1440 for a day"
+            f"--slurm: time={time_limit}: give the time limit in minutes, such as time=1440 for a day"
             if "time" in given
-            else "--slurm: add time=MINUTES, such as time=1440 for a day; a job goes on in its next turn"
+            else "--slurm: add time=MINUTES, such as time=1440 for a day; a job that needs longer is requeued"
         )
     for key in ("nodes", "tasks_per_node", "ntasks_per_node"):
         if given.get(key, 1) != 1:
             raise UserError(
-                f"--slurm {key}={given[key]}: a job runs on one node and starts its processes itself; for several "
-                "nodes leave --slurm out and start them with --launcher 'srun -N 2 torchrun ...'"
+                f"--slurm {key}={given[key]}: a job runs on one node and starts its processes itself; to use several "
+                "nodes, leave --slurm out and give --launcher 'srun -N 2 torchrun ...'"
             )
-    # submitit's 90 seconds are short for a step to end and a checkpoint to be written
+    # submitit's default of 90 seconds is short for finishing a step and writing a checkpoint.
     return {"gpus_per_node": gpus, "signal_delay_s": 180, **given}
 
 
 class Slurm:
-    """A SLURM cluster, through submitit. A job that SLURM requeues goes on from its last checkpoint.
+    """A SLURM cluster, used through submitit. A job that SLURM requeues resumes from its last checkpoint.
 
-    Jobs without a GPU (downloads, conversions) run on this machine.
+    Jobs that need no GPU (downloads, conversions) run on this machine.
 
     Args:
         logs: folder for submitit's files; every node must see it.
-        parameters: of submitit's executor, see `slurm_parameters`.
-        jobs: in the queue and running at a time at most; 0: all that are ready.
-        cluster: of submitit; "local" is for tests.
+        parameters: parameters of submitit's executor, see `slurm_parameters`.
+        jobs: maximum number of jobs queued or running at a time; 0 means all that are ready.
+        cluster: submitit's name of the cluster; "local" is for tests.
     Raises:
-        UserError: submitit or SLURM is not here, or there is no such parameter.
+        UserError: submitit or SLURM is not installed, or a parameter is unknown.
     """
 
     def __init__(
@@ -61,25 +61,23 @@ class Slurm:
         try:
             import submitit
         except ImportError:
-            raise UserError(
-                "--slurm: submitit is not installed: pip install -e '.[slurm]' installs it"
-            ) from None
+            raise UserError("--slurm: submitit is not installed: run pip install -e '.[slurm]'") from None
         try:
-            # a run of many turns is meant: submitit would give up after three
+            # A long run may be requeued many times; by default submitit gives up after three.
             self.executor = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=10_000)
             self.executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
         except (NameError, AssertionError) as error:
             raise UserError(f"--slurm: {str(error).splitlines()[0]}") from None
         except RuntimeError:
             raise UserError(
-                "--slurm: there is no srun here: start this on a node that can submit jobs"
+                "--slurm: there is no srun here: run this command on a node that can submit jobs"
             ) from None
         self.job = submitit.SlurmJob if cluster == "slurm" else submitit.LocalJob
         self.refused = submitit.core.utils.FailedJobError
         self.logs, self.jobs = logs, jobs
         self.running: dict[Path, Any] = {}
-        self.own: set[Path] = set()  # those that this program has submitted
-        self.not_before = 0.0  # when the queue may be asked again
+        self.own: set[Path] = set()  # jobs submitted by this program
+        self.not_before = 0.0  # no job is submitted before this time
         self.here = Local([])
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
@@ -89,7 +87,7 @@ class Slurm:
             if folder.name.startswith(LIGHT):
                 continue
             known = self._submitted(folder)
-            if known:  # by a program that has ended; it waits in the queue or runs
+            if known:  # submitted by a program that has ended; it is queued or running
                 self.running[folder] = known
                 started.append(folder)
             else:
@@ -100,14 +98,15 @@ class Slurm:
         try:
             return [*started, *self._submit(new)]
         except UserError as error:
-            if not (started or self.running):  # nothing is under way: the user's mistake
+            # If no job has been accepted yet, the mistake is probably the user's.
+            if not (started or self.running):
                 raise
             say(f"{error}; trying again in {LATER:.0f} s")
             self.not_before = time.monotonic() + LATER
             return started
 
     def _submitted(self, folder: Path) -> Any:
-        """SLURM's job of a folder if there is one that has not ended, else None."""
+        """Return the SLURM job of a folder if there is one that has not ended, else None."""
         try:
             job = self.job(folder=self.logs, job_id=(folder / SUBMITTED).read_text().strip())
         except OSError:
@@ -115,9 +114,9 @@ class Slurm:
         return None if job.done(force_check=True) else job
 
     def _submit(self, folders: Sequence[Path]) -> Sequence[Path]:
-        """Submit jobs, several as one array, or as many of them as the queue takes; returns those.
+        """Submit jobs, several as one array, or as many as the queue accepts. Return the folders of those.
 
-        Raises `UserError` with what sbatch says where it takes none.
+        Raises `UserError` with the message of sbatch if it accepts none.
         """
         if not folders:
             return folders
@@ -132,9 +131,8 @@ class Slurm:
         for folder, job in zip(folders, jobs, strict=True):
             self.running[folder] = job
             self.own.add(folder)
-            with contextlib.suppress(
-                OSError
-            ):  # a program after this one would submit it once more, to find it locked
+            # Without this file a later program would submit the job again, which then finds it locked and ends.
+            with contextlib.suppress(OSError):
                 (folder / SUBMITTED).write_text(f"{job.job_id}\n")
         return folders
 
@@ -149,23 +147,23 @@ class Slurm:
         return result
 
     def stop(self) -> None:
-        """Not of jobs that another program has submitted. SLURM gives a running one its KillWait to save and end."""
+        """Cancel the jobs that this program submitted. SLURM gives a running one its KillWait to save and exit."""
         for folder in self.own:
             self.running[folder].cancel(check=False)
         self.here.stop()
 
 
 class Requeued:
-    """What submitit calls on a node, and again after SLURM has taken the node away."""
+    """Called by submitit on a node, and again on the next one after SLURM has taken the first away."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.status: int | None = None
 
     def __call__(self, folder: str) -> int:
-        """Work in a process of its own, which handles signals itself; its exit status."""
+        """Run the worker in a separate process, which handles signals itself. Return its exit status."""
         self.process = subprocess.Popen([*COMMAND, folder], cwd=ROOT, preexec_fn=_leave_it_to_submitit)
-        # `checkpoint` interrupts this thread anywhere, so that it must hold no lock, as Popen.wait does
+        # `checkpoint` may interrupt this thread anywhere, so it must not hold a lock, as Popen.wait would.
         threading.Thread(target=self._wait, daemon=True).start()
         return self._ended()
 
@@ -179,7 +177,7 @@ class Requeued:
         return self.status
 
     def checkpoint(self, folder: str) -> Any:
-        """Asked for by submitit before the time is up: let the tool save and end; the same call goes on from there."""
+        """Let the tool save and exit. submitit calls this before the time limit; the next call resumes."""
         import submitit
 
         if self.process:
@@ -189,5 +187,5 @@ class Requeued:
 
 
 def _leave_it_to_submitit() -> None:
-    """SLURM sends its warning to every process of a job: only submitit acts on it, and sends the worker SIGTERM."""
+    """Ignore SLURM's warning signal, which every process of a job gets; submitit then sends the worker SIGTERM."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""What works on one job: it holds the job's lock, runs the command, and notes how that ended.
+"""Runs one job: holds the job's lock, runs the command, and records how it ended.
 
-It is a process of its own, so that a job outlives the program that started it: the next one finds the lock held,
-waits, and takes the result. `python -m transfer.reproduce.jobs.worker FOLDER` works on the job of a folder.
+A worker is a separate process, so that a job survives the program that started it: the next program finds the lock
+held, waits, and uses the result. `python -m transfer.reproduce.jobs.worker FOLDER` runs the job of a folder.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from transfer.reproduce.jobs.job import Job, made_by
 from transfer.reproduce.jobs.lock import Lock
 
 JOB, STATE, LOCK, LOG = "job.json", "state.json", "lock", "log.txt"
-SUBMITTED = "slurm"  # file in a job's folder: its number in SLURM's queue
-TAKEN = 76  # another worker is at it
-_PATIENCE = 120  # seconds that a command may take to save and end
-_TAIL = 65536  # bytes of a log that are looked at
+SUBMITTED = "slurm"  # file in a job's folder that holds its SLURM job id
+TAKEN = 76  # exit status if another worker has the job
+_PATIENCE = 120  # seconds that a command may take to save and exit
+_TAIL = 65536  # bytes at the end of a log that are searched
 _PROGRESS = re.compile(r"\bETA\b|\beta: ")
 _ERROR = re.compile(r"^(?:\[?\w*rank\w*\]?: ?)?error: ", re.IGNORECASE)  # of our tools
 _EXCEPTION = re.compile(r"^(?:\[?\w*rank\w*\]?: ?)?[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b")
 
 
 def prepare(job: Job, root: Path) -> None:
-    """Write what a worker is to do, where it is not there yet: `name`, `key`, `command`, `product`."""
+    """Write job.json for the worker unless it is up to date: `name`, `key`, `command`, `product`."""
     folder, known = job.folder(root), {"name": job.name, "key": job.key, "product": job.product}
     content = {**known, "command": command(job, root)}
     if read_json(folder / JOB) != content:
@@ -42,10 +42,10 @@ def prepare(job: Job, root: Path) -> None:
 
 
 def command(job: Job, root: Path) -> list[str]:
-    """A job's command, with `{port}` and `{id}` of a launcher filled in: two jobs never meet.
+    """Return a job's command, with `{port}` and `{id}` of a launcher filled in so that jobs do not collide.
 
-    Ports are from 20000 to 29999, where no system takes ports of its own accord. Only what stands before the tool is
-    changed.
+    Ports are from 20000 to 29999, a range from which systems do not assign ports by themselves. Only the parts before
+    the tool are changed.
     """
     parts = job.filled(root)
     end = next((n for n, part in enumerate(parts) if part.startswith("tools/")), 0)
@@ -55,12 +55,12 @@ def command(job: Job, root: Path) -> list[str]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What is known of a folder's job: `state` (running, done, failed, stopped), `seconds`, `host`; or nothing."""
+    """Return what is known about a folder's job: `state` (running, done, failed, stopped), `seconds`, `host`, ..."""
     return read_json(folder / STATE)
 
 
 def made_by_all(folder: Path) -> list[dict[str, str]]:
-    """`made_by` of each time that the job was started, the last one's at the end."""
+    """Return `made_by` of each start of the job, the last one at the end."""
     known = state(folder)
     earlier = known.get("earlier")
     found = [*(earlier if isinstance(earlier, list) else []), known.get("made_by")]
@@ -68,18 +68,18 @@ def made_by_all(folder: Path) -> list[dict[str, str]]:
 
 
 def is_done(folder: Path, product: str) -> bool:
-    """Whether the job has finished and its product is there."""
+    """Return whether the job has finished and its product is there."""
     return state(folder).get("state") == "done" and (folder / product).exists()
 
 
 def last_line(folder: Path) -> str:
-    """The last line of the log that says how far the command is, or else the last one; or nothing."""
+    """Return the last line of the log that shows progress, or else the last line; empty without a log."""
     lines = _lines(folder)
     return next((line for line in reversed(lines) if _PROGRESS.search(line)), lines[-1] if lines else "")
 
 
 def reason(folder: Path) -> str:
-    """Why the command has failed, as its log says it: torchrun's own words, which come last, say nothing of it."""
+    """Return why the command failed, from its log; torchrun's own message at the end does not say why."""
     lines = _lines(folder)
     for pattern in (_ERROR, _EXCEPTION):
         found = [line for line in lines if pattern.search(line) and "ChildFailedError" not in line]
@@ -89,7 +89,7 @@ def reason(folder: Path) -> str:
 
 
 def _lines(folder: Path) -> list[str]:
-    """The last ones that the command has printed since it was started last, blank ones left out."""
+    """Return the last lines that the command printed since its last start, without blank ones."""
     try:
         with open(folder / LOG, "rb") as file:
             file.seek(max(int(state(folder).get("log", 0)), os.fstat(file.fileno()).st_size - _TAIL))
@@ -100,10 +100,10 @@ def _lines(folder: Path) -> list[str]:
 
 
 def work(folder: Path, *, beat: float | None = None, stale: float | None = None) -> int:
-    """Run the job of a folder unless it is done or another worker is at it.
+    """Run the job of a folder unless it is done or another worker has it.
 
-    Returns the command's exit status; 0 for a job that is done, `TAKEN` where another worker is at it,
-    `STOPPED` after SIGTERM or SIGUSR1.
+    Returns the command's exit status; 0 if the job was already done, `TAKEN` if another worker has it, `STOPPED` after
+    SIGTERM or SIGUSR1.
     """
     times = {name: value for name, value in (("beat", beat), ("stale", stale)) if value is not None}
     lock, job = Lock(folder / LOCK, **times), read_json(folder / JOB)
@@ -128,7 +128,7 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
         process = subprocess.Popen(
             _program(job["command"]), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_die_with_the_worker, env=dict(os.environ, PYTHONUNBUFFERED="1"),
-            close_fds=False,  # the locks of its GPUs (executors.Local): free when the command has ended, too
+            close_fds=False,  # the command keeps the locks on its GPUs (local.Local) until it has ended
         )  # fmt: skip
         while process.poll() is None and not signals.requested and not lock.lost.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -136,7 +136,7 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
         stopped = process.poll() is None
         if stopped:
             _stop(process)
-    if not lock.is_ours():  # its folder is another's now
+    if not lock.is_ours():  # the folder belongs to another worker now
         return TAKEN
     seconds = before + time.monotonic() - began
     code = STOPPED if stopped or process.returncode == STOPPED else process.returncode
@@ -152,7 +152,7 @@ def _program(command: list[str]) -> list[str]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Let the command save and end, then force it."""
+    """Ask the command to save and exit; kill it if it does not."""
     for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -162,7 +162,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _die_with_the_worker() -> None:
-    """Linux: SIGTERM when the worker dies, even by SIGKILL, so that nobody works in a folder without its lock."""
+    """On Linux, send the command SIGTERM when the worker dies, so that none runs without holding the lock."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 

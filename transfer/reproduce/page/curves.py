@@ -1,4 +1,4 @@
-"""Learning curves of a table's runs: one small chart for each column and value, a line for each init."""
+"""Learning curves of a table's runs: small charts for each column, with a line for each init."""
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
@@ -8,13 +8,13 @@ from typing import Any
 from transfer.report.charts import Chart, Line, chart, points
 from transfer.reproduce.page.runs import Shown, read_log
 
-_MOST = 150  # points of a line: a phone's screen shows no more
+_MOST = 150  # points of a line; the screen of a phone cannot show more
 
 Points = list[tuple[float, float]]
 
 
 def charts(runs: Sequence[Shown]) -> list[Chart]:
-    """The loss and, where a run was tested on its way, the first metric; then the loss of pre-training."""
+    """Return charts of the loss, of the first metric if it was measured during training, and of pre-training."""
     drawn = []
     for column in dict.fromkeys(each.column for each in runs):
         group = [each for each in runs if each.column == column]
@@ -36,14 +36,14 @@ def charts(runs: Sequence[Shown]) -> list[Chart]:
 
 
 def mean(curves: Sequence[Points]) -> Points:
-    """The mean at each x that all curves have."""
+    """Return the mean of the curves at each x that all of them have."""
     common = set.intersection(*(({x for x, _ in curve}) for curve in curves)) if curves else set()
     values = [dict(curve) for curve in curves]
     return [(x, sum(curve[x] for curve in values) / len(values)) for x in sorted(common)]
 
 
 def thinned(curve: Points) -> Points:
-    """At most `_MOST` points, each the mean of its neighbours; the last one where the curve ends."""
+    """Return at most `_MOST` points, each the mean of a group of neighbours; the last one is at the curve's end."""
     if len(curve) <= _MOST:
         return curve
     edges = [round(i * len(curve) / _MOST) for i in range(_MOST + 1)]
@@ -52,19 +52,19 @@ def thinned(curve: Points) -> Points:
 
 
 def _lines(each: Shown, curves: Sequence[Points]) -> list[Line]:
-    """The seeds as thin lines, and their mean over them."""
+    """Return the seeds as thin lines, and their mean on top."""
     curves = [curve for curve in curves if curve]
     seeds = [Line(each.title, thinned(curve), each.style, thin=True) for curve in curves]
     return [*(seeds if len(seeds) > 1 else []), Line(each.title, thinned(mean(curves)), each.style)]
 
 
 def _of_best_rate(log: list[dict[str, Any]], results: dict[str, Any]) -> list[dict[str, Any]]:
-    """A linear probe may train many rates at once: the lines of the one that its numbers are of."""
+    """Return the log lines of the learning rate that the results are of; a linear probe may train several at once."""
     return [line for line in log if "base_lr" not in line or line["base_lr"] == results.get("lr")]
 
 
 def _pretraining(runs: Sequence[Shown]) -> list[Line]:
-    """One line for each pre-training run, however many columns and seeds used it."""
+    """Return one line for each pre-training run, even if several columns and seeds used it."""
     lines: dict[str, Line] = {}
     for each in runs:
         for job in each.runs[0].get("needs", ()):

@@ -1,4 +1,4 @@
-"""What stands below a table: AP of each class, proofs of the conversion, digests, versions, hardware, cost."""
+"""The facts below a table: AP of each class, checks of the conversion, digests, versions, hardware, cost."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ _MACHINES = re.compile(r"--nnodes[= ](\d+)")
 
 
 def classes(runs: Sequence[Shown]) -> list[dict[str, Any]]:
-    """One table for each column and task: `title`, `inits`, `rows` of (class, mean over seeds or None for each)."""
+    """Return one table per column and task: `title`, `inits`, `rows` of (class, mean over seeds or None per init)."""
     tables = []
     for column in dict.fromkeys(each.column for each in runs):
         group = [each for each in runs if each.column == column]
@@ -28,7 +28,7 @@ def classes(runs: Sequence[Shown]) -> list[dict[str, Any]]:
 
 
 def _by_class(each: Shown) -> dict[tuple[str, str], float | None]:
-    """(`bbox AP`, class) -> mean over seeds; None where a seed has none."""
+    """Return (`bbox AP`, class) -> mean over seeds; None if a seed has no value."""
     seeds = []
     for results in each.results:
         values = {}
@@ -48,7 +48,7 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 
 def proofs(runs: Sequence[Shown]) -> list[dict[str, Any]]:
-    """What each init's weights come from: `source`, `branch`, digests, `levels` of (map, difference), `worst`."""
+    """Return the origin of each init's weights: `source`, `branch`, digests, `levels` of (map, difference), `worst`."""
     found: dict[str, dict[str, Any]] = {}
     for each in runs:
         weights, record = below(each.results[0], "weights"), _conversion(each)
@@ -68,7 +68,7 @@ def proofs(runs: Sequence[Shown]) -> list[dict[str, Any]]:
 
 
 def _conversion(each: Shown) -> dict[str, Any]:
-    """The converter's record: of results.json, or of the job that converted."""
+    """Return the converter's record from results.json, or else from the job that converted the weights."""
     record = below(each.results[0], "weights", "record")
     for job in each.runs[0].get("needs", ()):
         if not record and job["name"].startswith("convert/"):
@@ -77,7 +77,7 @@ def _conversion(each: Shown) -> dict[str, Any]:
 
 
 def digests(runs: Sequence[Shown]) -> list[tuple[str, str]]:
-    """(what, SHA-256): each recipe's and each data set's, once."""
+    """Return (name, SHA-256) of each recipe and each data set, once."""
     found = {}
     for each in runs:
         for results in each.results:
@@ -89,7 +89,7 @@ def digests(runs: Sequence[Shown]) -> list[tuple[str, str]]:
 
 
 def environment(runs: Sequence[Shown], part: str) -> list[tuple[str, list[str]]]:
-    """(name, values) of `versions` or `hardware`; of several values each with the number of runs that had it."""
+    """Return (name, values) of `versions` or `hardware`; several values each come with their number of runs."""
     counts: dict[str, Counter[str]] = {}
     for results in (results for each in runs for results in each.results):
         for name, value in below(results, part).items():
@@ -104,10 +104,10 @@ def environment(runs: Sequence[Shown], part: str) -> list[tuple[str, list[str]]]
 
 
 def cost(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`jobs`, each with `processes` and `gpu_hours`; the sums `seconds` and `gpu_hours`.
+    """Return `jobs`, each with `processes` and `gpu_hours` added, and the sums `seconds` and `gpu_hours`.
 
-    GPU hours are processes times time. Jobs that record no hardware are taken to have run on GPUs if those that
-    record it did; conversions and downloads use none. None where there was no GPU.
+    GPU hours are processes times time, or None without a GPU. Jobs that record no hardware are assumed to have run on
+    GPUs if the other jobs did; conversions and downloads use none.
     """
     hardware = {
         job["folder"]: below(read_json(Path(job["folder"]) / "results.json"), "hardware") for job in jobs
@@ -132,7 +132,7 @@ def cost(jobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _processes(command: str) -> int:
-    """As the launcher's options say."""
+    """Return the number of processes according to the launcher's options."""
     counts = [
         int(found[1]) if (found := pattern.search(command)) else 1 for pattern in (_PROCESSES, _MACHINES)
     ]

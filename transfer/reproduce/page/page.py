@@ -1,4 +1,4 @@
-"""`report.html`: a collected table with all that its runs left, in one file that needs nothing else."""
+"""Writes `report.html`: a collected table and everything its runs produced, in one self-contained file."""
 
 import json
 from functools import partial
@@ -8,39 +8,39 @@ from typing import IO, Any
 from pretrain.common.files import write_atomic
 from transfer.report.html import render
 from transfer.reproduce.page import curves, facts, pictures
-from transfer.reproduce.page import runs as page_runs
-from transfer.reproduce.page import table as page_table
+from transfer.reproduce.page.runs import STYLES, jobs, shown
+from transfer.reproduce.page.table import conclusions, rows, signed, sweeps, tests, trials, whole
 from transfer.reproduce.results import text_tables
 
 
 def write(path: Path, table: dict[str, Any]) -> None:
-    """Write the page of `collect.collect`'s dict; what it names of the runs' folders may be missing."""
-    content = render("reproduce.html", _context(table), signed=page_table.signed)
+    """Write the page for the dict of `collect.collect`. The folders of the runs that it names may be missing."""
+    content = render("reproduce.html", _context(table), signed=signed)
     write_atomic(path, partial(_put, content))
 
 
 def _put(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode("utf-8", errors="replace"))  # a name of a foreign file may be no text
+    file.write(text.encode("utf-8", errors="replace"))  # a file name may not be valid text
 
 
 def _context(table: dict[str, Any]) -> dict[str, Any]:
-    table = json.loads(json.dumps(table))  # as in table.json: a page can be made from that, too
-    runs = page_runs.shown(table)
+    table = json.loads(json.dumps(table))  # as read from table.json, which a page can be made from, too
+    runs = shown(table)
     return {
         "table": table,
-        "whole": page_table.whole(table),
+        "whole": whole(table),
         "protocol": text_tables.protocol(table),
-        "rows": page_table.rows(table),
-        "tests": page_table.tests(table),
-        "trials": page_table.trials(table),
-        "conclusions": page_table.conclusions(table),
-        "sweeps": page_table.sweeps(table),
+        "rows": rows(table),
+        "tests": tests(table),
+        "trials": trials(table),
+        "conclusions": conclusions(table),
+        "sweeps": sweeps(table),
         "charts": curves.charts(runs),
         "classes": facts.classes(runs),
         "pictures": pictures.pictures(runs),
         "proofs": facts.proofs(runs),
         "digests": facts.digests(runs),
         "environment": {part: facts.environment(runs, part) for part in ("versions", "hardware")},
-        "cost": facts.cost(page_runs.jobs(table)),
-        "styles": {row["init"]: number % page_runs.STYLES for number, row in enumerate(table["rows"])},
+        "cost": facts.cost(jobs(table)),
+        "styles": {row["init"]: number % STYLES for number, row in enumerate(table["rows"])},
     }

@@ -10,16 +10,16 @@ from pretrain.common.errors import UserError
 from transfer.report.run_files import halves, jpeg_uri
 from transfer.reproduce.page.runs import Shown
 
-_ROWS = 4  # images of a column
+_ROWS = 4  # images per column of the table
 _WIDTH = 320  # pixels of one picture
 _BUDGET = 5_000_000  # characters of all pictures together
 
 
 def pictures(runs: Sequence[Shown]) -> list[dict[str, Any]]:
-    """One group for each column: `title`, `inits`, and `rows` of (file name, truth, a picture or "" for each init).
+    """Return one group per column: `title`, `inits`, and `rows` with `name`, `truth` and, for each init, `found`.
 
-    Of each init the first run's pictures. Runs draw images spread evenly over the test set, by number, so equal
-    names are equal images. Without text of any foreign file but the names.
+    The pictures are those of each init's first run. Runs choose images that are evenly spread over the test set, by
+    number, so equal names are equal images. Apart from the names, no text of the runs' files is used.
     """
     groups, left = [], _BUDGET
     for column in dict.fromkeys(each.column for each in runs):
@@ -40,7 +40,7 @@ def pictures(runs: Sequence[Shown]) -> list[dict[str, Any]]:
 
 
 def _files(each: Shown) -> dict[str, Path]:
-    """Name -> file of the first run's pictures; what lies outside of the run's folder is left out."""
+    """Return name -> file of the first run's pictures; files outside the run's folder are left out."""
     listed = each.results[0].get("pictures")
     folder = Path(each.runs[0]["folder"]).resolve()
     paths = [(folder / name).resolve() for name in listed if isinstance(name, str) and "\0" not in name] if isinstance(
@@ -49,7 +49,7 @@ def _files(each: Shown) -> dict[str, Path]:
 
 
 def _row(name: str, files: Sequence[Path | None]) -> dict[str, Any]:
-    """The annotated image once, and what each init found in it."""
+    """Return the annotated image once, and the predictions of each init on it."""
     truth, found = "", []
     for path in files:
         try:
@@ -73,6 +73,6 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:
-    """At most `count`, spread evenly."""
+    """Return at most `count` names, evenly spread."""
     step = max(len(names) / count, 1)
     return [names[int(i * step)] for i in range(min(count, len(names)))]

@@ -1,7 +1,7 @@
-"""The runs that a table's numbers are of, with what they left in their folders: input of the page.
+"""The runs behind a table's numbers and the files in their folders: the input of the page.
 
-A folder may have been copied from elsewhere, so nothing about a file's content is taken for granted: what cannot
-be read counts as absent, and the page shows what is left.
+A folder may have been copied from elsewhere, so no file's content is trusted: anything that cannot be read counts as
+absent, and the page shows the rest.
 """
 
 import json
@@ -12,17 +12,17 @@ from typing import Any
 from pretrain.common.files import read_json
 from transfer.reproduce.jobs.worker import state
 
-STYLES = 8  # of lines and dots in the page's style sheet; further rows begin again
+STYLES = 8  # line and dot styles in the page's style sheet; further rows reuse them from the first on
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One row under one column, where there are numbers.
+    """One row under one column that has numbers.
 
     Attributes:
-        style: colour and dashes, the same for a row everywhere.
-        column: its title; empty where the table has one column.
-        runs: of `collect`, those that have numbers; `results` is the content of each one's results.json.
+        style: number of the colour and dash pattern, the same for a row in every chart.
+        column: title of the column; empty if the table has only one.
+        runs: those runs of `collect` that have numbers; `results` is the content of each run's results.json.
     """
 
     init: str
@@ -39,7 +39,7 @@ class Shown:
 
 
 def shown(table: dict[str, Any]) -> list[Shown]:
-    """Row by row; of a sweep the best value's runs, as in the table."""
+    """Return the runs that the table shows, row by row; for a sweep, those of the best value."""
     found = []
     several = len(table["columns"]) > 1
     for number, row in enumerate(table["rows"]):
@@ -55,8 +55,10 @@ def shown(table: dict[str, Any]) -> list[Shown]:
 
 
 def jobs(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every job that has worked for the table, each once, what is needed first: as `collect` records it, and
-    `host` of its state."""
+    """Return every job that has run for the table, once, after the jobs it needs.
+
+    Each is as `collect` records it, with the `host` of its state added.
+    """
     found: dict[str, dict[str, Any]] = {}
     for row in table["rows"]:
         for cell in row["cells"]:
@@ -70,7 +72,7 @@ def jobs(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.json that can be read and have an iteration."""
+    """Return the lines of a run's metrics.json that can be read and have an iteration."""
     try:
         text = (folder / "metrics.json").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -87,12 +89,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number that can be drawn and printed."""
+    """Return whether `value` is a number that can be drawn and printed."""
     return isinstance(value, int | float) and abs(value) < 1e15
 
 
 def below(tree: Any, *keys: str) -> dict[str, Any]:
-    """The mapping at nested keys; empty where there is none."""
+    """Return the mapping at nested keys, or an empty one."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}

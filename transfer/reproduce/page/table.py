@@ -1,4 +1,4 @@
-"""A collected table as the page shows it: cells with verdicts, notes below each row, and what may be concluded."""
+"""A collected table as the page shows it: cells with verdicts, notes below each row, and conclusions."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from transfer.reproduce.plan.recipe_changes import is_recipes
 from transfer.reproduce.results import text_tables
 from transfer.reproduce.results.collect import NOT_COMPARABLE
 
-# Verdict -> sign, and class of the page's style sheet: never told apart by colour alone.
+# Verdict -> sign, and class of the page's style sheet: colour alone never distinguishes two verdicts.
 SIGNS = {
     "above": ("▲", "above"),
     "below": ("▼", "below"),
@@ -20,28 +20,28 @@ SIGNS = {
 
 
 def whole(table: dict[str, Any]) -> bool:
-    """Whether the runs have the paper's length: no number of a smoke run or a shortened one is comparable."""
+    """Return whether the runs have the paper's schedule; smoke runs and shortened runs are never comparable."""
     return not table["smoke"] and table["schedule"] == 1
 
 
 def tests(table: dict[str, Any]) -> list[str]:
-    """The tests that were made, in the order of the footnotes' numbers."""
+    """Return the statistical tests that were used, in the order of their footnotes."""
     made = [number.get("test") for row in table["rows"] for _, number in text_tables.numbers(row)]
     return list(dict.fromkeys(test for test in made if test))
 
 
 def trials(table: dict[str, Any]) -> str:
-    """Of how many trials the paper's numbers are means: it may say so of some columns only."""
+    """Return how many trials the paper's numbers are means of; it may say so for some columns only."""
     several = [column for column in table["columns"] if column.get("trials", table["trials"]) > 1]
     if not several:
-        return "The paper’s numbers: it names no number of trials."
+        return "The paper does not say how many trials its numbers are means of."
     titles = ", ".join(column["title"] for column in several)
     of = f" under {titles}" if len(several) < len(table["columns"]) else ""
     return f"The paper’s numbers{of} are means of {table['trials']} trials."
 
 
 def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """`title`, `cells` of every number, each with its column's `head`, `notes` of (kind, text) below them."""
+    """Return for each row its `title`, its `cells` (one per number, with the column's `head`), and its `notes`."""
     known, heads = tests(table), text_tables.heads(table)
     return [
         {
@@ -57,7 +57,7 @@ def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cell(number: dict[str, Any], known: list[str]) -> dict[str, Any]:
-    """One number, ready to be printed."""
+    """Return one number, ready to be printed."""
     verdict, test = number.get("verdict") or "", number.get("test")
     sign, style = SIGNS.get(verdict, ("", ""))
     return {
@@ -74,7 +74,7 @@ def _cell(number: dict[str, Any], known: list[str]) -> dict[str, Any]:
 
 
 def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
-    """`kind`, `text` and a list of `settings`: why there is no number, settings other than the paper's, sweeps."""
+    """Return notes with `kind`, `text` and `settings`: missing numbers, settings other than the paper's, sweeps."""
     found: list[dict[str, Any]] = []
     reasons = [_reason(cell) for cell in row["cells"]]
     for column, cell, why in zip(table["columns"], row["cells"], reasons, strict=True):
@@ -96,15 +96,15 @@ def _reason(cell: dict[str, Any]) -> str:
 
 
 def signed(value: float) -> str:
-    """`+0.4`, `−1.2`, and 0.0 without a sign."""
+    """Return `+0.4` or `−1.2`, and 0.0 without a sign."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def conclusions(table: dict[str, Any]) -> list[str]:
-    """What the verdicts say, and no more."""
+    """Return sentences that say what the verdicts say, and nothing else."""
     if table["smoke"]:
-        return ["A smoke run shows that everything runs. It shows nothing about the methods."]
+        return ["A smoke run shows that everything runs. It says nothing about the methods."]
     if not whole(table):
         return [f"With {table['schedule']:g} of the schedule, nothing can be said about the paper’s numbers."]
     found: list[str] = []
@@ -118,24 +118,24 @@ def conclusions(table: dict[str, Any]) -> list[str]:
                 said.setdefault(verdict, []).append(head)
         parts = [f"{_WORDS[verdict]} in {', '.join(heads)}" for verdict, heads in said.items()]
         found += [f"{row['title']}: {'; '.join(parts)}."] if parts else []
-    return found or ["No number stands beside a published one yet, so nothing can be concluded."]
+    return found or ["No number can be compared with a published one yet, so nothing can be concluded."]
 
 
 _WORDS = {
     "above": "above the paper",
     "below": "below the paper",
-    "within noise": "not told apart from the paper",
-    "too few trials": "too few trials to say anything",
-    "no spread between runs": "not to be told, as equal runs show no spread,",
+    "within noise": "not distinguishable from the paper",
+    "too few trials": "too few trials for a verdict",
+    "no spread between runs": "no verdict, since the runs are equal and show no spread,",
     NOT_COMPARABLE: "not comparable with the paper",
 }
 
 
 def sweeps(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry for each cell with several values: `label`, `metrics`, `rows` of (value, means, runs, mark), `gain`.
+    """Return one entry for each cell with several values: `title`, `column`, `metrics`, `rows` and `gain`.
 
-    `mark` is "best", "recipe" or both; `gain` is the best value's first metric less that of the recipe's, None
-    where the recipe's own value was not tried.
+    A row has `value`, `means`, `runs` and `marks` ("best", "recipe" or both). `gain` is the first metric of the best
+    value minus that of the recipe's own value; None if the latter was not tried.
     """
     found = []
     for row in table["rows"]:

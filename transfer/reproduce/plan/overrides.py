@@ -1,4 +1,4 @@
-"""A schedule shortened in proportion: `--schedule 0.1`."""
+"""Overrides for a shorter schedule (`--schedule 0.1`) and for smoke runs (`--smoke`)."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
 
-STAND_IN = "stand_in.pth"  # a quarter-width ResNet-50 of random numbers, in the place of downloaded weights
+STAND_IN = "stand_in.pth"  # a random quarter-width ResNet-50 that replaces downloaded weights
 _WIDTH = 0.25
 # A quarter-width network and few proposals: the same modules, at a fraction of the cost.
 _NARROW = ("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
@@ -20,7 +20,7 @@ _FINETUNE = (
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.PICTURES", "4", "LOG.TENSORBOARD", "False",
 )  # fmt: skip
-# Long enough for running statistics to leave their start, from which features grow from layer to layer to 1e30.
+# Long enough for the running statistics to leave their initial values, with which features grow to 1e30.
 _PRETRAIN = (
     "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "0.001", "SOLVER.AMP", "off", "SOLVER.LOG_PERIOD", "5", "MOCO.K", "32",
     "INPUT.SIZE", "32", "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
@@ -31,15 +31,15 @@ _COUNTS = ("MAX_ITER", "WARMUP_ITERS", "MAX_EPOCH", "GAMMA_PERIOD", "CHECKPOINT_
 
 
 def shorter(cfg: Any, share: float) -> tuple[str, ...]:
-    """KEY VALUE pairs that make a config's schedule as long as `share` of it; none for 1.
+    """Return KEY, VALUE, ... that shorten a config's schedule to the fraction `share`; nothing for 1.
 
     Args:
-        cfg: of any of the tools that train.
+        cfg: config of any of the training tools.
     Raises:
-        UserError: a share that is not above 0 and up to 1.
+        UserError: `share` is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
-        raise UserError(f"--schedule {share:g}: give a number above 0 and up to 1")
+        raise UserError(f"--schedule {share:g}: give a number above 0, at most 1")
     if share == 1:
         return ()
     solver = cfg.SOLVER
@@ -53,7 +53,7 @@ def shorter(cfg: Any, share: float) -> tuple[str, ...]:
 
 
 def smoke_finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> tuple[str, ...]:
-    """KEY VALUE pairs for `tools/train_net.py`; converted weights bring their width along, random ones do not."""
+    """Return KEY, VALUE, ... for `tools/train_net.py`; only random weights need the width to be set."""
     crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
     batch = ("SOLVER.IMS_PER_BATCH", str(max(2, processes)))
     return (
@@ -66,7 +66,7 @@ def smoke_finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> 
 
 
 def smoke_pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...]:
-    """KEY VALUE pairs for `tools/pretrain.py`."""
+    """Return KEY, VALUE, ... for `tools/pretrain.py`."""
     width = ("MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
     return (
         *_PRETRAIN,
@@ -79,11 +79,11 @@ def smoke_pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...
 
 
 def smoke_linear(*, processes: int, cpu: bool) -> tuple[str, ...]:
-    """KEY VALUE pairs for `tools/linear_eval.py`."""
+    """Return KEY, VALUE, ... for `tools/linear_eval.py`."""
     return ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[1]", "INPUT.SIZE", "32", "SOLVER.BASE_LR", "0.01",
             "DATA.NUM_WORKERS", "0", *_batch(processes), *(("DEVICE", "cpu") if cpu else ()))  # fmt: skip
 
 
 def _batch(processes: int) -> tuple[str, str]:
-    """Groups of 4 and an equal share for each process; the miniature has 16 images."""
+    """Return a batch size of groups of 4, divisible by `processes`; the miniature set has 16 images."""
     return "SOLVER.IMS_PER_BATCH", str(max(8, math.lcm(4, processes)))

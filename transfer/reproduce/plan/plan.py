@@ -1,4 +1,4 @@
-"""From a table to the jobs that fill it."""
+"""Turns a table into the jobs that compute its numbers."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from transfer.reproduce.plan.recipe_changes import changes
 from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
 
-# Where a pre-training run reads and how it is watched does not change what it learns.
+# Settings that do not change what a pre-training run learns: where it reads its data, and how it logs and saves.
 _IRRELEVANT = ("OUTPUT_DIR", "DATA.TRAIN", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD",
                "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
 
@@ -34,22 +34,22 @@ _HERE = ("OUTPUT_DIR", "{folder}")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """The options of the command line.
 
     Attributes:
-        inits: names of the rows to run; empty: all.
-        extra: further rows, name -> checkpoint of any kind that the converter takes.
-        seeds: one run of each row for each.
-        sweep: key -> values, tried for every init alike in the columns of fine-tuning, or in those of the linear
-            probe where a table has no others; empty: the recipe's.
-        schedule: share of all iterations and epochs.
-        smoke: the demo's pictures, tiny sizes and a few iterations.
-        fetch: take released files instead of pre-training, where there are some.
-        launcher: what starts a tool: `python`, or torchrun on several GPUs or machines.
-        processes: that it starts, among which batches are divided; 1 where only the launcher knows.
-        cpu: with `smoke`, all of them on the processor, for want of GPUs.
+        inits: names of the rows to run; empty means all.
+        extra: further rows: name -> a checkpoint in any format that the converter accepts.
+        seeds: each row is run once with each seed.
+        sweep: (key, values) that are tried for every init, in the columns of fine-tuning, or in those of the linear
+            probe if a table has no others; None means the value of the recipe.
+        schedule: fraction of all iterations and epochs.
+        smoke: use painted pictures, tiny sizes and a few iterations.
+        fetch: use released files, where they exist, instead of pre-training.
+        launcher: what starts a tool: `python`, or torchrun for several GPUs or machines.
+        processes: number of processes that the launcher starts, which share a batch; 1 if only the launcher knows.
+        cpu: with `smoke`, run all processes on the CPU because there are too few GPUs.
         root: folder of the data sets.
-        cache: file that keeps the digests of large folders; None: they are made anew.
+        cache: file with the digests of large folders; None means that they are computed each time.
     """
 
     inits: tuple[str, ...] = ()
@@ -71,8 +71,8 @@ class Cell:
     """One row under one column.
 
     Attributes:
-        runs: sweep value ("" without a sweep) -> one job a seed.
-        why_not: the reason where nothing can be run.
+        runs: sweep value ("" without a sweep) -> one job per seed.
+        why_not: the reason if nothing can be run.
     """
 
     row: Row
@@ -82,9 +82,9 @@ class Cell:
 
 
 def plan(table: Table, options: Options) -> list[Cell]:
-    """The cells of a table, row by row. Raises `UserError` for names that are not in it, or must not be given."""
+    """Return the cells of a table, row by row. Raise `UserError` for unknown names and names already in use."""
     if options.sweep and options.sweep[0] == "SEED":
-        raise UserError("--sweep SEED: the best seed is no setting; give --seeds 0,1,2")
+        raise UserError("--sweep SEED: a seed is not a setting to tune; give --seeds 0,1,2 instead")
     rows = _rows(table, options)
     known = [row.init.name for row in rows]
     for name in options.inits:
@@ -103,20 +103,20 @@ def plan(table: Table, options: Options) -> list[Cell]:
 
 
 def _rows(table: Table, options: Options) -> list[Row]:
-    """The table's rows, those that nobody released by the files of --init; then all others of --init."""
+    """Return the table's rows, with --init files for unreleased weights, then the other rows of --init."""
     own = {name: Init(name, name, file=path) for name, path in options.extra.items()}
     for row in table.rows:
         if row.init.name in own and not row.init.needs:
             raise UserError(
-                f"--init {row.init.name}=...: {table.name} has a row of its own of this name; "
-                f"take another, such as my_{row.init.name}"
+                f"--init {row.init.name}=...: {table.name} already has a row of this name; "
+                f"choose another name, such as my_{row.init.name}"
             )
     rows = [replace(row, init=own.pop(row.init.name)) if row.init.name in own else row for row in table.rows]
     return [*rows, *map(Row, own.values())]
 
 
 def _swept(table: Table) -> list[Column]:
-    """The columns that --sweep is for: one key cannot mean the same in fine-tuning and in the linear probe."""
+    """Return the columns that --sweep applies to: a key means different things in fine-tuning and linear probes."""
     detection = [column for column in table.columns if column.config.startswith("transfer/")]
     return detection or [column for column in table.columns if column.config]
 
@@ -141,7 +141,7 @@ def _missing(init: Init) -> str:
 
 
 def _weights(init: Init, options: Options) -> Job | None:
-    """The job whose product a detector starts from; None for random weights."""
+    """Return the job whose product a detector starts from; None for random weights."""
     if init.random:
         return None
     released = init.file if isinstance(init.file, Released) else init.released if options.fetch else None
@@ -157,7 +157,7 @@ def _weights(init: Init, options: Options) -> Job | None:
 
 
 def _recognised(name: str, path: Path) -> str:
-    """The digest of one's own file, which the converter must be able to take."""
+    """Return the digest of the user's own file. Raise `UserError` unless the converter can read it."""
     if not path.is_file():
         raise UserError(f"--init {name}: {path}: no such checkpoint")
     try:
@@ -198,7 +198,7 @@ def _fetch(released: Released) -> Job:
 
 
 def _recipe_name(init: Init) -> str:
-    """Of its config and what it changes: rows that are the same training have one name, and one run."""
+    """Return a name made of the config and its overrides: rows with the same pre-training share it, and one run."""
     pairs = zip(init.overrides[::2], init.overrides[1::2], strict=True)
     changes = [f"{key.split('.')[-1]}{re.sub('[^A-Za-z0-9.]', '', value)}" for key, value in pairs]
     return "_".join([Path(init.pretrain).stem, *changes])
@@ -215,7 +215,7 @@ def _pretrain(init: Init, options: Options) -> Job:
     cfg = pretrain_config.load(init.pretrain, overrides)
     data, missing = _images([folder], options)
     settings = json.dumps([_without(cfg, _IRRELEVANT), data])
-    # --resume on another number of GPUs sees the same images; only the order of additions is another
+    # --resume with another number of GPUs sees the same images; only the order of additions changes.
     tool = ("tools/pretrain.py", "--config", init.pretrain, "--other-processes")
     command = (*options.launcher, *tool, *overrides, *_HERE)
     return Job(
@@ -235,7 +235,7 @@ def _check_share(name: str, cfg: CfgNode, options: Options) -> None:
 
 
 def _without(cfg: CfgNode, keys: Sequence[str]) -> dict[str, Any]:
-    """The settings but those that cannot change a result."""
+    """Return the settings without `keys`, which cannot change a result."""
     tree: dict[str, Any] = json.loads(json.dumps(cfg))
     for key in keys:
         *parents, leaf = key.split(".")
@@ -275,21 +275,23 @@ def _finetune(
 
 
 def _not_sized(swept: tuple[str, ...], small: Sequence[str]) -> tuple[str, ...]:
-    """What a smoke run takes of a sweep: rates and the like, not lengths and sizes, which are its own."""
+    """Return the sweep's override unless it sets a length or size, which a smoke run sets itself."""
     return () if set(swept[:1]) & (set(small[::2]) - {"SOLVER.BASE_LR"}) else swept
 
 
 def _images(folders: Sequence[Path], options: Options) -> tuple[list[str], str]:
-    """Digests of ImageNet's folders, and what is missing of them: then the digests are those of the last look."""
+    """Return the digests of ImageNet's folders, and what is missing; then the digests are the last known ones."""
     gone = [folder for folder in folders if not folder.is_dir()]
     missing = (
-        f"{gone[0]}: no such folder; python tools/prepare_data.py imagenet says how to get it" if gone else ""
+        f"{gone[0]}: no such folder; python tools/prepare_data.py imagenet shows how to get it"
+        if gone
+        else ""
     )
     return [names_digest(folder, options.cache) for folder in folders], missing
 
 
 def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
-    """Digests of a config's data sets, and what is missing of them: then the digests are those of the last look."""
+    """Return the digests of a config's data sets, and what is missing; then the digests are the last known ones."""
     catalog.register_builtin(Path(cfg.DATASETS.ROOT))
     place = json.dumps([cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST])
     try:
@@ -328,7 +330,7 @@ def _linear(
 
 
 def _linear_config(name: str, overrides: Sequence[str]) -> CfgNode:
-    """Without the check of folders, which may not be there yet."""
+    """Return the config without checking its folders, which may not exist yet."""
     cfg = config.defaults()
     merge(cfg, find_config(name), overrides)
     return cfg

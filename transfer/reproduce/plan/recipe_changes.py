@@ -1,4 +1,4 @@
-"""Whether a run's settings are those of the paper's recipe: every one that its numbers may depend on."""
+"""Compares a run's settings with the paper's recipe: all settings that its numbers may depend on."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -13,27 +13,27 @@ from transfer import results
 from transfer.config.load import read_config
 from transfer.linear import config
 
-# A row of a table is an init, and every row is run under several seeds: neither is a setting of the recipe.
+# A row of a table is an init, and each row runs with several seeds: neither belongs to the recipe.
 _IRRELEVANT = (*results.IRRELEVANT, *config.IRRELEVANT, "SEED", "MODEL.INIT", "VERSION", "VIS_PERIOD")
-# What the paper's supervised network (MSRA's R-50) was fed, and where it strides: its row cannot have other values.
+# Input format and stride of the paper's supervised network (MSRA's R-50): its row cannot have other values.
 _MSRA: dict[str, Any] = {
     "INPUT.FORMAT": "BGR",
     "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
     "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
     "MODEL.RESNETS.STRIDE_IN_1X1": True,
 }
-
-
-_ROUNDED = 1e-6  # relative: a number in a text is read back a little rounded
+_ROUNDED = 1e-6  # relative tolerance: numbers written as text are slightly rounded
 
 
 def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[str, ...]:
-    """`KEY is A, in the recipe B` for every setting that differs from a shipped config's; lists and tuples are alike.
+    """Return `KEY is A, in the recipe B` for every setting that differs from a shipped config.
+
+    A list and a tuple with the same items count as equal.
 
     Args:
-        name: of the shipped config, such as `transfer/voc_R50_C4_24k.yaml`.
-        settings: all of a run's, nested.
-        overrides: KEY, VALUE, ... that are part of the recipe, too.
+        name: the shipped config, such as `transfer/voc_R50_C4_24k.yaml`.
+        settings: all settings of a run, nested.
+        overrides: KEY, VALUE, ... that also belong to the recipe.
     """
     found, recipe = flatten(dict(settings)), _recipe(name, tuple(overrides))
     if all(equal(found.get(key), value, tolerance=_ROUNDED) for key, value in _MSRA.items()):
@@ -43,7 +43,7 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
 
 
 def recipe_value(name: str, key: str) -> Any:
-    """What a shipped config sets for a key; None where that cannot be told."""
+    """Return the value that a shipped config has for a key; None if it cannot be read."""
     try:
         value = flatten(_read(name, ())).get(key)
     except UserError:
@@ -52,9 +52,9 @@ def recipe_value(name: str, key: str) -> Any:
 
 
 def is_recipes(name: str, key: str, text: str) -> bool:
-    """Whether a value as `--sweep` has it, such as 1e-4, is what a shipped config sets for the key."""
+    """Return whether a value written as in `--sweep`, such as 1e-4, is what a shipped config has for the key."""
     try:
-        value: Any = ast.literal_eval(text)  # as the run's config reads it; YAML takes 1e-4 for a text
+        value: Any = ast.literal_eval(text)  # as the run's config reads it; YAML reads 1e-4 as a string
     except (ValueError, SyntaxError):
         value = yaml.safe_load(text)
     recipe = recipe_value(name, key)
@@ -71,6 +71,6 @@ def _recipe(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
 def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not name.startswith("linear/"):
         return dict(read_config(name, overrides))
-    cfg = config.defaults()  # its own `load` asks for the images
+    cfg = config.defaults()  # `config.load` would require the images
     merge(cfg, find_config(name), overrides)
     return dict(cfg)

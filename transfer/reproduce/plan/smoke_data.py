@@ -1,7 +1,7 @@
-"""Every data set of the tables in miniature, for `--smoke`: a few painted pictures in the true layouts.
+"""Miniature versions of all data sets of the tables, for `--smoke`: a few painted pictures in the real layouts.
 
-Nothing is downloaded. The objects take classes of the set that is imitated. So the smoke run reads its data by the
-same code as the real one. The numbers mean nothing.
+Nothing is downloaded. The objects have classes of the imitated set, so that a smoke run reads its data with the same
+code as a real one. Its numbers mean nothing.
 """
 
 import shutil
@@ -27,10 +27,10 @@ from transfer.reproduce.plan.overrides import STAND_IN
 
 IMAGES = {"train": 6, "val": 4}
 _SIZE = (240, 320)  # height and width
-_EACH = 8  # pictures of each of ImageNet's two classes here
-_VOC = ("cat", "bird", "dog", "horse")  # of VOC's classes, one for each kind of object
+_EACH = 8  # pictures of each of the two ImageNet classes used here
+_VOC = ("cat", "bird", "dog", "horse")  # a VOC class for each kind of object
 _CITY = (("person", 24, 11), ("car", 26, 13), ("bicycle", 33, 18), ("rider", 25, 12))  # name, id, training id
-_POINTS = 17  # of COCO's persons
+_POINTS = 17  # keypoints of a person in COCO
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Picture:
     """One painted picture.
 
     Attributes:
-        objects: (class 0..3, box x y w h, mask (H, W) of bool).
+        objects: tuples of class 0..3, box (x, y, w, h), and mask, bool (H, W).
     """
 
     path: Path
@@ -48,15 +48,15 @@ class Picture:
 
 
 def build(root: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
-    """Make all sets below `root` unless they are there. Takes seconds; who comes second waits for the first.
+    """Make all sets below `root` unless they exist. Takes seconds; a second process waits for the first.
 
     Args:
-        beat, stale: of the lock.
+        beat, stale: times of the lock, in seconds.
     """
     root.mkdir(parents=True, exist_ok=True)
     lock = Lock(root / "lock", beat=beat, stale=stale)
     while not (root / MINIATURE).exists():
-        if not lock.acquire():  # another program makes them
+        if not lock.acquire():  # another program is making them
             time.sleep(beat / 10)
             continue
         try:
@@ -81,7 +81,7 @@ def _build(root: Path) -> None:
 
 
 def _pictures(folder: Path, split: str) -> list[Picture]:
-    """Ground and two objects each: an ellipse and a box of plain colours, of kinds that take turns."""
+    """Paint pictures with a background and two objects of plain colours, a box and an ellipse, of varying kinds."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         _picture(folder / f"{split}_{n}.jpg", n + (0 if split == "train" else 100))
@@ -113,7 +113,7 @@ def _place(picture: Picture, path: Path) -> None:
 
 
 def _imagenet(folder: Path, *, first: int) -> None:
-    """Two class folders; no picture is in both splits, which the linear probe refuses."""
+    """Write two class folders. No picture is in both splits, since the linear probe refuses that."""
     for kind in range(2):
         place = folder / f"n{kind:08}"
         place.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _imagenet(folder: Path, *, first: int) -> None:
 
 
 def _coco(folder: Path, pictures: dict[str, list[Picture]]) -> None:
-    """Instances with COCO's categories, and persons with keypoints along their diagonal."""
+    """Write instances with COCO's categories, and persons with keypoints along their diagonal."""
     categories = [c for c in builtin_meta.COCO_CATEGORIES if c["isthing"]]
     plain = [{"id": c["id"], "name": c["name"], "supercategory": ""} for c in categories]
     person = [{**plain[0], "keypoints": list(builtin_meta.COCO_PERSON_KEYPOINT_NAMES), "skeleton": []}]
@@ -164,7 +164,7 @@ def _write(path: Path, base: dict[str, Any], annotations: list[Any], categories:
 
 
 def _lvis(root: Path, pictures: dict[str, list[Picture]]) -> None:
-    """LVIS v0.5 with all its categories, on the pictures of `_coco`."""
+    """Write LVIS v0.5 annotations with all categories, on the pictures of `_coco`."""
     names = get_lvis_instances_meta("lvis_v0.5_train")["thing_classes"]
     categories = [
         {"id": n, "name": name, "synonyms": [name], "synset": f"{n}.n.01", "def": "", "frequency": "fcr"[n % 3],
@@ -188,7 +188,7 @@ def _lvis(root: Path, pictures: dict[str, list[Picture]]) -> None:
 
 
 def _voc(root: Path, pictures: dict[str, list[Picture]]) -> None:
-    """VOC2007 and 2012 with boxes, and the labels per pixel of 2012."""
+    """Write VOC 2007 and 2012 with boxes, and the per-pixel labels of 2012."""
     for year, split, part in (
         ("2007", "trainval", "train"),
         ("2007", "test", "val"),
@@ -224,7 +224,7 @@ def _voc_xml(picture: Picture) -> str:
 
 
 def _cityscapes(folder: Path, pictures: dict[str, list[Picture]]) -> None:
-    """Polygons, and labels per pixel by Cityscapes' ids; the ground is road."""
+    """Write polygons and per-pixel labels with Cityscapes' ids; the background is road."""
     for split, found in pictures.items():
         for number, picture in enumerate(found):
             stem = f"ulm_{number:06}_000019"
@@ -265,6 +265,6 @@ def _text(path: Path, text: str) -> None:
 
 
 def _stand_in(path: Path) -> None:
-    """A quarter-width ResNet-50 of random numbers by torchvision's names, for rows whose weights are downloaded."""
+    """Save a random quarter-width ResNet-50 with torchvision's names, for rows whose weights are downloaded."""
     torch.manual_seed(0)
     checkpoint.save(path, dict(ResNet(Architecture(50, (3, 4, 6, 3), width=0.25)).state_dict()))

@@ -1,4 +1,4 @@
-"""The tables that can be reproduced, as `tables.yaml` describes them."""
+"""The tables that can be reproduced, read from `tables.yaml`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ FILE = Path(__file__).with_name("tables.yaml")
 
 @dataclass(frozen=True)
 class Released:
-    """A file that others released.
+    """A released checkpoint.
 
     Attributes:
-        name: of the file among `released`.
-        digest: "md5 b251726a" or "sha256 ...": the first characters that its owners published; may be empty.
+        name: its key under `released`.
+        digest: "md5 b251726a" or "sha256 ...": the first characters, as its owners published them; may be empty.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Released:
 
 @dataclass(frozen=True)
 class Init:
-    """Where the weights of a row come from; one of `random`, `file`, `pretrain`, `needs` and `cited` is set.
+    """Where the weights of a row come from; exactly one of `random`, `file`, `pretrain`, `needs` and `cited` is set.
 
     Attributes:
-        pretrain: config of a recipe to be trained, with `overrides` (KEY, VALUE, ...).
-        file: a released file that is converted, or the path of one's own (`--init NAME=FILE`).
-        released: a released file that can stand in for the pre-training (`--fetch`).
-        needs: why nobody has the weights; `--init NAME=FILE` gives them.
+        pretrain: config of a pre-training recipe, which is run with `overrides` (KEY, VALUE, ...).
+        file: a released file that is converted, or the path of the user's own file (`--init NAME=FILE`).
+        released: a released file that can replace the pre-training (`--fetch`).
+        needs: why the weights are not available; the user can provide them with `--init NAME=FILE`.
         cited: why the row is only quoted.
     """
 
@@ -53,12 +53,12 @@ class Init:
 
 @dataclass(frozen=True)
 class Column:
-    """One config, and what is read from its results.
+    """One config, and the metrics that are read from its results.
 
     Attributes:
-        config: of `tools/train_net.py` (transfer/...) or `tools/linear_eval.py` (linear/...).
-        metrics: "bbox.AP50" is task and name in results.json; of the linear probe the name alone.
-        cited: why nothing can be run for it.
+        config: config of `tools/train_net.py` (transfer/...) or `tools/linear_eval.py` (linear/...).
+        metrics: task and name in results.json, such as "bbox.AP50"; for the linear probe just the name.
+        cited: why nothing can be run for this column.
     """
 
     metrics: tuple[str, ...]
@@ -70,12 +70,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One init, and the published number of each metric of each column (empty: none is published).
+    """One init, and the published number of each metric of each column.
 
     Attributes:
-        config: in the place of every column's, where the paper used another for this row.
-        std: published standard deviation of each metric over the table's trials; empty: not published.
-        cited: config of a column -> why this row is only quoted there.
+        paper: the published numbers; empty if there are none.
+        config: replaces the config of every column if the paper used another one for this row.
+        std: published standard deviation of each metric over the table's trials; empty if not published.
+        cited: config of a column -> why this row is only quoted in that column.
     """
 
     init: Init
@@ -87,10 +88,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper, or one of our own.
+    """A table of a paper, or one of this project.
 
     Attributes:
-        trials: runs that the paper's numbers are means of; 1 where it does not say.
+        trials: number of runs that the paper's numbers are means of; 1 if it does not say.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Table:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Of all columns, in order: as many as `Row.paper` has numbers."""
+        """The metrics of all columns, in the order of the numbers in `Row.paper`."""
         return tuple(metric for column in self.columns for metric in column.metrics)
 
 
@@ -112,8 +113,8 @@ class Book:
     """Everything in `tables.yaml`.
 
     Attributes:
-        hours: config -> hours on 8 V100 GPUs, None where nobody reports them.
-        disk: data set, config of a recipe, or `run` (of fine-tuning) -> gigabytes.
+        hours: config -> hours on 8 V100 GPUs; None if no hours are published.
+        disk: data set, config of a recipe, or `run` (a fine-tuning run) -> gigabytes.
     """
 
     tables: dict[str, Table]
@@ -123,7 +124,7 @@ class Book:
     disk: dict[str, float] = field(default_factory=dict)
 
     def gigabytes(self, table: Table, *, fetch: bool) -> float:
-        """Disk for one trial of all rows that can run: data sets, checkpoints, results."""
+        """Return the disk space for one trial of all rows that can run: data sets, checkpoints, results."""
         sets, recipes, runs = set(), set(), 0
         for row in table.rows:
             configs = [
@@ -140,7 +141,7 @@ class Book:
         return sum(self.disk[name] for name in sets) + made
 
     def table(self, name: str) -> Table:
-        """Raises `UserError` that names the nearest table."""
+        """Return a table by name. Raise `UserError` with the most similar name if there is none."""
         if name not in self.tables:
             raise UserError(
                 f"--table {name}: unknown{nearest(name, list(self.tables))}; --list shows them all"
@@ -149,7 +150,7 @@ class Book:
 
 
 def read() -> Book:
-    """The tables that this project ships."""
+    """Read the tables that come with this project."""
     tree = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     released = {name: Released(name, **entry) for name, entry in tree["released"].items()}
     inits = {name: _init(name, entry, released) for name, entry in tree["inits"].items()}
@@ -158,7 +159,7 @@ def read() -> Book:
 
 
 def _data_set(config: str) -> str:
-    """Which images a config of fine-tuning or of the linear probe needs."""
+    """Return which images a config of fine-tuning or of the linear probe needs."""
     if config.startswith("linear/"):
         return "imagenet"
     return next((name for name in ("voc", "cityscapes") if name in config), "coco")

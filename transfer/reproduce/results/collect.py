@@ -1,4 +1,4 @@
-"""What the jobs of a table have left, beside the paper's numbers: one dict, which all outputs are made from."""
+"""Collects the results of a table's jobs, and the paper's numbers, in one dict that all outputs are made from."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from transfer.reproduce.results import compare_runs
 from transfer.reproduce.results.verdict import compare
 
 NOT_COMPARABLE = "not comparable"
-_LARGEST = 1e15  # what can be a metric: neither NaN nor what has no place in a float
+_LARGEST = 1e15  # larger numbers and NaN are not accepted as metrics
 
 
 def collect(
     table: Table, cells: Sequence[Cell], options: Options, *, runs: Path, failed: dict[str, str]
 ) -> dict[str, Any]:
-    """The content of `table.json`.
+    """Return the content of `table.json`.
 
     Args:
-        cells: of `plan`.
+        cells: as returned by `plan`.
         runs: folder of all jobs.
-        failed: key of a job -> reason, from the scheduler.
+        failed: key of a job -> reason, as returned by the scheduler.
     """
     rows: dict[str, dict[str, Any]] = {}
     jobs = in_order([job for cell in cells for found in cell.runs.values() for job in found])
@@ -60,7 +60,7 @@ def collect(
 
 
 def _made_by(jobs: Sequence[Job], runs: Path) -> str:
-    """A line where finished jobs were made by different sources or libraries, or by others than the present ones."""
+    """Return a note if finished jobs were made with different sources or libraries, or not with the current ones."""
     folders = [job.folder(runs) for job in jobs if worker.is_done(job.folder(runs), job.product)]
     notes = [made for folder in folders for made in worker.made_by_all(folder)]
 
@@ -69,29 +69,32 @@ def _made_by(jobs: Sequence[Job], runs: Path) -> str:
         return ", ".join(name for name in names if len({str(made.get(name)) for made in notes}) > 1)
 
     if several := differ(notes):
-        return f"its jobs were made by different {several}: see state.json of each"
+        return f"its jobs were made with different versions of {several}: see state.json of each job"
     if notes and (other := differ([notes[0], made_by()])):
-        return f"its finished jobs were made by other {other} than are here now: see state.json of each"
+        return (
+            f"its finished jobs were made with other versions of {other} than the current ones: "
+            "see state.json of each job"
+        )
     return ""
 
 
 def finished(runs: Sequence[dict[str, Any]]) -> bool:
-    """Whether all runs of a sweep's value have the metric that the best is chosen by: only then it may win."""
+    """Return whether all runs of a sweep value have the metric that decides: only such a value can be the best."""
     return bool(runs) and all(run["numbers"] and run["numbers"][0] is not None for run in runs)
 
 
 def without_verdict(number: dict[str, Any]) -> dict[str, Any]:
-    """A number beside the paper's that must not be held against it."""
+    """Return a number without its comparison, for a number that must not be compared with the paper's."""
     if not number.get("verdict"):
         return number
     return number | {"difference": None, "p": None, "verdict": NOT_COMPARABLE, "test": ""}
 
 
 def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
-    """One row under one column.
+    """Return the content of one row under one column.
 
-    `tried` has every value of a sweep, `numbers` are those of the best; `untuned` is the same for the recipe's own
-    value, None where a sweep has not tried it or there is none.
+    `tried` has every value of a sweep, `numbers` has the results of the best one. `untuned` has those of the recipe's
+    own value; it is None if there is no sweep, or if it did not try that value.
     """
     name = _config(cell)
     tried = {value: [_run(cell, job, runs, failed) for job in jobs] for value, jobs in cell.runs.items()}
@@ -114,7 +117,7 @@ def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[s
 
 
 def _kind(cell: Cell, runs: Path, failed: dict[str, str]) -> str:
-    """Why a cell may be empty, in a word or two."""
+    """Return in a word or two why a cell may be empty."""
     if cell.why_not:
         return "needs --init" if cell.why_not.startswith("needs --init") else "cited only"
     jobs = [job for found in cell.runs.values() for job in found]
@@ -127,7 +130,7 @@ def _kind(cell: Cell, runs: Path, failed: dict[str, str]) -> str:
 def _measured(
     table: Table, cell: Cell, options: Options, tried: dict[str, list[dict[str, Any]]], value: str
 ) -> dict[str, Any]:
-    """`numbers` of one value's runs, and `changes`: their settings that are not the recipe's."""
+    """Return `numbers`, the results of one sweep value, and `changes`, the settings that differ from the recipe."""
     runs = tried.get(value, [])
     done = [run for run in runs if run["numbers"]]
     found = dict.fromkeys(change for run in done or runs for change in run["changes"])
@@ -148,26 +151,26 @@ def _measured(
 
 
 def _published(table: Table, column: Column, values: Sequence[float | None]) -> list[float | None]:
-    """Those of a column, of what the table has for each metric: the paper's numbers, or their deviations."""
+    """Return a column's part of `values`, which has one entry for each metric of the table."""
     before = table.columns[: table.columns.index(column)]
     first = sum(len(each.metrics) for each in before)
     return list((values or [None] * len(table.metrics))[first : first + len(column.metrics)])
 
 
 def _trials(table: Table, column: Column) -> int:
-    """Runs behind the paper's numbers of a column; 1 where the paper gives a spread for other columns only."""
+    """Return how many runs the paper's numbers in a column are means of; 1 if only other columns have a spread."""
     known = any(any(row.std) for row in table.rows)
     own = any(any(_published(table, column, row.std)) for row in table.rows)
     return 1 if known and not own else table.trials
 
 
 def _score(found: list[dict[str, Any]]) -> float:
-    """Mean of the first metric over the runs of one sweep value: what the best is chosen by."""
+    """Return the mean of the first metric over the runs of one sweep value; the best value is chosen by it."""
     return sum(run["numbers"][0] for run in found) / len(found)
 
 
 def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
-    """One run: its numbers in the order of the column's metrics, None for one that it lacks; or why it has none."""
+    """Return one run: its numbers in the order of the column's metrics (None if missing), or why it has none."""
     needs = [_record(needed, runs) for needed in in_order([job])[:-1]]
     run: dict[str, Any] = {**_record(job, runs), "needs": needs, "numbers": [], "why_not": ""}
     run["changes"] = list(job.changes)
@@ -178,9 +181,8 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
     if not results:
         return run | {"why_not": f"{path} is damaged; remove its folder and run the table again"}
     metrics = cell.column.metrics
-    numbers = [
-        number_of(results.get("metrics", results), metric) for metric in metrics
-    ]  # a probe's are at the top
+    # The linear probe writes its metrics at the top level.
+    numbers = [number_of(results.get("metrics", results), metric) for metric in metrics]
     absent = [metric for metric, number in zip(metrics, numbers, strict=True) if number is None]
     return run | {
         "numbers": numbers if len(absent) < len(numbers) else [],
@@ -190,7 +192,10 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
 
 
 def _changes(cell: Cell, job: Job, path: Path, results: dict[str, Any]) -> list[str]:
-    """Of the settings that the run has had: its weights may have brought others than were planned."""
+    """Return the differences between the settings that the run really used and the recipe.
+
+    The weights may have changed some of the planned settings.
+    """
     try:
         settings = compare_runs.settings(path.with_name("config.yaml"), results)
     except UserError as error:
@@ -205,7 +210,7 @@ def _config(cell: Cell) -> str:
 
 
 def _record(job: Job, runs: Path) -> dict[str, Any]:
-    """What a job is, where, and how long it has worked so far."""
+    """Return what a job is, where it is, and how long it has run so far."""
     folder = job.folder(runs)
     seconds = worker.state(folder).get("seconds", 0)
     return {
@@ -217,9 +222,9 @@ def _record(job: Job, runs: Path) -> dict[str, Any]:
 
 
 def number_of(metrics: Any, name: str) -> float | None:
-    """A metric of results.json by its name: `bbox.AP50` of the only data set, or `top1`.
+    """Return a metric of results.json by its name: `bbox.AP50` of the only data set, or `top1`.
 
-    None where it is absent, undefined (as AP is where nothing was detected), or no finite number.
+    None if it is absent, undefined (such as AP if nothing was detected), or not a finite number.
     """
     task, _, leaf = name.rpartition(".")
     if not isinstance(metrics, dict):

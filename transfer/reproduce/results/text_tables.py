@@ -1,4 +1,4 @@
-"""A collected table as Markdown, CSV, LaTeX and JSON; all say the same."""
+"""Writes a collected table as Markdown, CSV, LaTeX and JSON, all with the same content."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ _DAGGER = "$^\\dagger$"
 _TEX = {
     **{letter: f"\\{letter}" for letter in "%&_#${}"},
     "\\": "\\textbackslash{}",
-    "[": "{[}",  # at the beginning of a row it would be an option of the line before
+    "[": "{[}",  # at the start of a row LaTeX would read it as an option of the previous line
     "~": "\\textasciitilde{}",
     "^": "\\textasciicircum{}",
     "±": "$\\pm$",
@@ -23,7 +23,7 @@ _TEX = {
 
 
 def write(folder: Path, table: dict[str, Any]) -> list[Path]:
-    """Write `table.{json,md,csv,tex}` of `collect.collect`; returns their paths."""
+    """Write `table.{json,md,csv,tex}` from the dict of `collect.collect`. Return their paths."""
     write_json(folder / "table.json", table)
     texts = {"table.md": markdown(table), "table.csv": as_csv(table), "table.tex": latex(table)}
     for name, text in texts.items():
@@ -32,11 +32,11 @@ def write(folder: Path, table: dict[str, Any]) -> list[Path]:
 
 
 def _put(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode("utf-8", errors="replace"))  # a name of a foreign file may be no text
+    file.write(text.encode("utf-8", errors="replace"))  # a file name may not be valid text
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """In the paper's layout: a line for each init, ours beside the paper's in each cell; notes below."""
+    """Return Markdown in the paper's layout: a line per init, our number and the paper's in each cell, then notes."""
     lines = [f"# {table['title']}", "", f"{table['source']}. {protocol(table)}", ""]
     lines += _pipes(["init", *heads(table)])
     lines += _pipes(["---"] * (1 + len(heads(table))))
@@ -52,7 +52,7 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def as_csv(table: dict[str, Any]) -> str:
-    """One line for each number; `runs` are ours, of `planned`."""
+    """Return CSV with one line for each number; `runs` are our results, `planned` how many there should be."""
     file = io.StringIO()
     fields = (
         "mean", "std", "low", "high", "paper", "difference", "p", "verdict", "runs", "why_not", "planned", "sweep",
@@ -79,9 +79,10 @@ def as_csv(table: dict[str, Any]) -> str:
 
 
 def latex(table: dict[str, Any]) -> str:
-    """A booktabs table: ours, with the paper's number, interval and verdict in small print; notes below."""
+    """Return a booktabs table: our number, then the paper's, interval and verdict in small print; notes below."""
     columns = heads(table)
-    head = " ".join(f"{table['source']}. {protocol(table)}".split())  # a line's end would end the comment
+    # On one line: a line break would end the comment.
+    head = " ".join(f"{table['source']}. {protocol(table)}".split())
     lines = [f"% {head}", f"\\begin{{tabular}}{{l{'c' * len(columns)}}}", "\\toprule"]
     lines.append(" & ".join(["init", *map(_tex, columns)]) + " \\\\ \\midrule")
     for row in rows(table):
@@ -96,7 +97,7 @@ def latex(table: dict[str, Any]) -> str:
 
 
 def rows(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Row by row; below one of a sweep the same with the recipe's own value, where that was tried."""
+    """Yield the rows; after a swept row also the same row with the recipe's own value, if that was tried."""
     for row in table["rows"]:
         yield row
         if any(cell.get("untuned") for cell in row["cells"]):
@@ -106,7 +107,7 @@ def rows(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _untuned(cell: dict[str, Any]) -> dict[str, Any]:
     found = cell.get("untuned")
-    if not any(cell["tried"]):  # nothing was swept here: another column's sweep, or a row that is only quoted
+    if not any(cell["tried"]):  # not swept: the sweep is for another column, or the row is only quoted
         return cell
     if found is None:
         numbers = [{"metric": n["metric"], "paper": n["paper"], "ours": []} for n in cell["numbers"]]
@@ -121,7 +122,7 @@ def _untuned(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def heads(table: dict[str, Any]) -> list[str]:
-    """The metrics' names, with the column's title where there are several columns."""
+    """Return the names of the metrics, prefixed with the column's title if there are several columns."""
     several = len(table["columns"]) > 1
     return [
         f"{column['title']} {metric}" if several else metric
@@ -131,14 +132,14 @@ def heads(table: dict[str, Any]) -> list[str]:
 
 
 def numbers(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(cell, number) of a row, in the order of `heads`."""
+    """Yield (cell, number) for each number of a row, in the order of `heads`."""
     for cell in row["cells"]:
         for number in cell["numbers"]:
             yield cell, number
 
 
 def protocol(table: dict[str, Any]) -> str:
-    """What keeps the numbers from being comparable with the paper's, first."""
+    """Return a sentence on the schedule: above all, whether it makes the numbers incomparable with the paper's."""
     if table["smoke"]:
         return "SMOKE RUN: tiny pictures and a few iterations; no number here means anything."
     if table["schedule"] != 1:
@@ -147,7 +148,7 @@ def protocol(table: dict[str, Any]) -> str:
 
 
 def notes(table: dict[str, Any]) -> list[str]:
-    """What a reader must know: the table's own note, tests, settings other than the paper's, gaps."""
+    """Return notes for the reader: the table's own note, gaps, settings other than the paper's, and tests."""
     found = [table["note"]] if table["note"] else []
     for row in table["rows"]:
         for cell in row["cells"]:
@@ -163,7 +164,7 @@ def notes(table: dict[str, Any]) -> list[str]:
 
 
 def gap(cell: dict[str, Any]) -> str:
-    """What stands before a cell's `why_not`: that runs are missing beside those that it has; or nothing."""
+    """Return the prefix of a cell's `why_not`: how many runs are missing, if it has some; else an empty string."""
     if not any(number["ours"] for number in cell["numbers"]):
         return ""
     missing = sum(not run["numbers"] for runs in cell["tried"].values() for run in runs)
@@ -173,14 +174,14 @@ def gap(cell: dict[str, Any]) -> str:
 
 
 def choice(cell: dict[str, Any]) -> str:
-    """Among how many values of a sweep the best was chosen: `3 values`, or `2 finished, of 3 values`."""
+    """Return how many values of a sweep the best was chosen from: `3 values`, or `2 finished, of 3 values`."""
     done = sum(map(finished, cell["tried"].values()))
     several = f"{len(cell['tried'])} values"
     return several if done == len(cell["tried"]) else f"{done} finished, of {several}"
 
 
 def ours(number: dict[str, Any]) -> str:
-    """`55.9 ± 0.2 [55.7, 56.1]`, with `n = 2 of 3` where runs are missing; or nothing."""
+    """Return `55.9 ± 0.2 [55.7, 56.1]`, with `n = 2 of 3` if runs are missing; empty if there are none."""
     if not number["ours"]:
         return ""
     text = f"{number['mean']:.1f}"
@@ -190,7 +191,7 @@ def ours(number: dict[str, Any]) -> str:
 
 
 def count(number: dict[str, Any]) -> str:
-    """`n = 2 of 3` where runs are missing; or nothing."""
+    """Return `n = 2 of 3` if runs are missing, else an empty string."""
     have, planned = len(number["ours"]), number.get("planned", len(number["ours"]))
     return f"n = {have} of {planned}" if have < planned else ""
 

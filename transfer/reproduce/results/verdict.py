@@ -1,4 +1,4 @@
-"""Our runs beside a published number: interval, difference, and whether noise explains it."""
+"""Compares our runs with a published number: interval, difference, and whether noise explains it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from scipy import stats
 
 ALPHA = 0.05  # two-sided
 _ROUNDING = 0.05  # papers print one decimal
-_SAME = 1e-9  # of the mean: a smaller spread is only that of adding up equal numbers
+_SAME = 1e-9  # relative to the mean: a smaller spread is only rounding of equal numbers
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be said about a few runs and a published number.
+    """Result of comparing a few runs with a published number.
 
     Attributes:
         mean, std: of our runs; std (n - 1 in the denominator) is None for one run.
         interval: 95 % confidence interval of the mean by Student's t; None for one run.
-        difference: our mean minus the published number; None where there is none.
-        p: of the test; None where none can be made.
-        verdict: "within noise", "above", "below", "too few trials", "no spread between runs" where the paper gives
-            no spread either, or "" where nothing is published.
-        test: the test that was made.
+        difference: our mean minus the published number; None if nothing is published.
+        p: p-value of the test; None if no test is possible.
+        verdict: "within noise", "above", "below", "too few trials", "no spread between runs" if the paper gives
+            no spread either, or "" if nothing is published.
+        test: description of the test that was used.
     """
 
     mean: float
@@ -37,15 +37,15 @@ class Comparison:
 def compare(
     runs: Sequence[float], published: float | None, *, std: float | None = None, trials: int = 1
 ) -> Comparison:
-    """Compare at least one run, all finite, with a published mean.
+    """Compare at least one run, all of them finite, with a published mean.
 
     Args:
-        std: published standard deviation; None or 0: not published.
-        trials: runs that the published number is a mean of.
+        std: published standard deviation; None or 0 if it is not published.
+        trials: number of runs that the published number is the mean of.
 
-    With its standard deviation the test is Welch's, or for a single run of ours a t test of whether it is one more
-    draw from the paper's runs. Without it, the paper's runs are taken to spread as ours do: a t test with
-    n - 1 degrees of freedom, since only ours are known; and one run tells nothing.
+    If the standard deviation is published, several runs get Welch's test, and a single run gets a t test of whether
+    it could be one more draw from the paper's runs. Otherwise the paper's runs are assumed to have the spread of ours,
+    and the t test has n - 1 degrees of freedom, since only our runs are known; a single run allows no test.
     """
     values = np.asarray(runs, dtype=float)
     mean, spread = float(values.mean()), _spread(values) if len(values) > 1 else None
@@ -67,7 +67,7 @@ def compare(
 
 
 def _spread(values: np.ndarray) -> float:
-    """Standard deviation (n - 1 in the denominator); 0 for runs that are equal."""
+    """Return the standard deviation (n - 1 in the denominator); 0 for equal runs."""
     found = float(values.std(ddof=1))
     return 0.0 if found < _SAME * abs(float(values.mean())) else found
 
@@ -89,6 +89,6 @@ def _test(
         t = (values.mean() - published) / (own * (1 / len(values) + 1 / trials) ** 0.5)
         runs = "one run" if trials == 1 else f"a mean of {trials} runs"
         return float(2 * stats.t.sf(abs(t), len(values) - 1)), (
-            f"t test; the paper's number is taken for {runs} that spread as ours do, since no spread is published"
+            f"t test; the paper gives no spread, so its number is treated as {runs} with the spread of ours"
         )
     return None, ""

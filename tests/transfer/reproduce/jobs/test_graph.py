@@ -1,4 +1,4 @@
-"""The graph of jobs: no job is lost and none runs twice, whatever dies and whoever else works on the folder."""
+"""The graph of jobs: no job is lost or runs twice, whatever dies and however many programs use the folder."""
 
 import os
 import signal
@@ -58,11 +58,11 @@ def test_a_failed_job_is_tried_twice_and_left_behind(
     failed = run([b, c], tmp_path)
     assert set(failed) == {a.key, b.key} and "no memory" in failed[a.key] and "needs a" in failed[b.key]
     assert runs(a, tmp_path) == 2 and runs(b, tmp_path) == 0 and runs(c, tmp_path) == 1
-    assert "the table goes on without it" in capsys.readouterr().out
+    assert "the table continues without it" in capsys.readouterr().out
 
 
 def test_the_reason_of_a_failure_is_the_commands_own(tmp_path: Path) -> None:
-    """torchrun's own report comes after it, and ends in a line of =."""
+    """torchrun prints its own report after it, which ends with a line of =."""
     script = tmp_path / "x.py"
     torchrun = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script))
     said = "error: DATA.TRAIN: no such folder"
@@ -91,7 +91,7 @@ def test_an_earlier_attempts_error_is_not_the_reason(tmp_path: Path) -> None:
 def test_what_cannot_be_started_for_a_while_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A queue that takes no more jobs, a full disk: what runs goes on. Before the first job it is a mistake."""
+    """With a full queue or disk, running jobs continue. Before the first job it counts as a mistake of the user."""
     monkeypatch.setattr(scheduler, "_LATER", 0.05)
     full = [False]
 
@@ -162,7 +162,7 @@ def test_a_killed_worker_is_taken_over(tmp_path: Path, alive: list[subprocess.Po
     child = int((folder / "pid").read_text())
     first.kill()
     first.wait()
-    until(lambda: not is_alive(child))  # nobody goes on in the folder without its lock
+    until(lambda: not is_alive(child))  # no process continues in the folder without the lock
     assert holder(folder / worker.LOCK) and not worker.is_done(folder, "product")
     alive.append(second := start_worker(job, tmp_path))
     assert second.wait(60) == 0 and worker.is_done(folder, "product") and runs(job, tmp_path) == 2
@@ -216,7 +216,7 @@ def test_who_lost_the_lock_notices(tmp_path: Path) -> None:
     assert lock.lost.wait(5)
     lock.release()
     assert holder(path) == "another 2 one"
-    halted = Lock(tmp_path / "other", beat=60)  # it sleeps while another takes over, and wakes up at its end
+    halted = Lock(tmp_path / "other", beat=60)  # suspended while another takes over
     assert halted.acquire() and halted.is_ours()
     halted.path.write_text("another 2 one\n0")
     assert not halted.is_ours()
@@ -264,10 +264,10 @@ def test_a_lock_outlives_a_full_disk_but_not_for_long(
     time.sleep(0.2)
     full.clear()
     before = (tmp_path / "lock").read_text()
-    until(lambda: (tmp_path / "lock").read_text() != before)  # its signs of life go on
+    until(lambda: (tmp_path / "lock").read_text() != before)  # its heartbeats continue
     assert not held.lost.is_set()
     full.set()
-    assert held.lost.wait(held.stale)  # before another may take it over
+    assert held.lost.wait(held.stale)  # before another process may take it over
     held.release()
     assert (tmp_path / "lock").exists()
 
@@ -326,7 +326,7 @@ def test_what_only_finished_jobs_need_is_not_made_again(tmp_path: Path) -> None:
 
 
 class Pretended:
-    """An executor whose jobs live on when the scheduler dies, and end one look after they have started."""
+    """An executor whose jobs survive the scheduler, and end one check after they have started."""
 
     def __init__(self, root: Path, starts: list[str]) -> None:
         self.root, self.starts, self.running = root, starts, []
@@ -375,7 +375,7 @@ def test_a_scheduler_killed_at_any_change_loses_and_repeats_nothing(
         if finishes:  # before the next start
             first.ended()
 
-    def later() -> None:  # while the next one waits for them
+    def later() -> None:  # while the next scheduler waits for them
         first.ended()
 
     assert scheduler.run([jobs[3]], tmp_path, Pretended(tmp_path, starts), wait=0.001, tick=later) == {}

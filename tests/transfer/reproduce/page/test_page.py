@@ -1,4 +1,4 @@
-"""The page of a reproduced table: its content as data, and how it behaves in a real browser."""
+"""The page of a reproduced table: its content, and its behaviour in a real browser."""
 
 import base64
 import csv
@@ -21,7 +21,7 @@ from transfer.linear import config as linear_config
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.page import curves, facts, page
-from transfer.reproduce.page import table as page_table
+from transfer.reproduce.page.table import trials
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.recipe_changes import recipe_value
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
@@ -73,7 +73,7 @@ class Page(HTMLParser):
             self.text += f" {' '.join(data.split())}"
 
     def row(self, name: str, *, after: int = 0) -> list[str]:
-        """The first row with this head, or the one `after` it."""
+        """Return the first row with this head, or the one `after` rows below it."""
         return self.rows[next(i for i, row in enumerate(self.rows) if row and row[0] == name) + after]
 
 
@@ -83,7 +83,7 @@ def write(folder: Path, table: dict[str, Any]) -> Page:
 
 
 def full(folder: Path, **more: Any) -> dict[str, Any]:
-    """Three seeds each of two rows, a row of other settings, and one that cannot run."""
+    """Return a table: two rows with three seeds each, a row with other settings, and one that cannot run."""
     groups = {
         name: [
             reproduce_runs.run(
@@ -132,7 +132,7 @@ def test_cells_have_numbers_verdicts_and_reasons(tmp_path: Path) -> None:
     assert found.row("IG-1B", after=1)[0] == "No number: needs --init ig1b=FILE: never released"
     assert "Welch's t test against the paper's mean" in found.text
     assert (
-        "random init: not told apart from the paper in bbox.AP50; above the paper in bbox.AP (+2.0)"
+        "random init: not distinguishable from the paper in bbox.AP50; above the paper in bbox.AP (+2.0)"
         in found.text
     )
     assert "other recipe: not comparable" in found.text and "IG-1B: above" not in found.text
@@ -148,7 +148,7 @@ def test_smoke_and_shortened_runs_are_never_compared(
     found = write(tmp_path, full(tmp_path, **changed))
     assert words in found.text and 'class="banner"' in found.source
     assert all("not comparable" in cell for cell in found.row("random init")[1:])
-    assert not re.search("within noise|▲|▼|told apart", found.text)
+    assert not re.search("within noise|▲|▼|distinguishable", found.text)
     assert "nothing" in found.text.partition("What follows")[2][:200]
 
 
@@ -267,10 +267,9 @@ def test_curves_are_means_of_the_seeds() -> None:
 def test_curves_show_seeds_behind_means(tmp_path: Path) -> None:
     found = write(tmp_path, full(tmp_path))
     loss, tests = re.findall(r'<figure class="chart">.*?</figure>', found.source, re.DOTALL)
-    assert (
-        loss.count('class="s0 thin"') == 3 and len(re.findall(r'class="s0" points', loss)) == 2
-    )  # and the legend
-    assert "random init: from 2 to 1.1." in loss  # seeds 0, 1, 2 are 0, 0.1 and 0.2 above 1.9 and 1.0
+    assert loss.count('class="s0 thin"') == 3
+    assert len(re.findall(r'class="s0" points', loss)) == 2  # the mean and the legend
+    assert "random init: from 2 to 1.1." in loss  # seeds 0, 1, 2 add 0, 0.1 and 0.2 to 1.9 and 1.0
     assert "bbox.AP50 on the test images" in tests
 
 
@@ -280,7 +279,7 @@ def test_processes_are_read_from_the_command() -> None:
 
 
 def test_collected_runs_become_a_page(tmp_path: Path) -> None:
-    """Through `collect`: jobs in their folders, a linear probe's flat results, an undefined metric, what is needed."""
+    """A page made through `collect`: job folders, flat results of a linear probe, an undefined metric, needed jobs."""
     convert = Job("convert/moco", ("python", "x"), "", "weights.pkl")
     probe = Job("linear/moco/seed0", ("python", "y", "{0}"), "", "results.json", (convert,))
     empty = Job("linear/other/seed0", ("python", "y"), "", "results.json")
@@ -317,7 +316,7 @@ PLAIN = ["MODEL.INIT", "random"]
 
 
 def job(name: str, runs: Path, content: str | dict[str, Any] | None, *, settings: str = "") -> Job:
-    """A job that is done, with this results.json and config.yaml; without content one that is not."""
+    """Return a finished job with this results.json and config.yaml; without content, an unfinished one."""
     made = Job(name, ("python", "y"), "", "results.json")
     if content is not None:
         folder = made.folder(runs)
@@ -334,7 +333,7 @@ def boxes(ap: float | None, **others: float | None) -> dict[str, Any]:
 
 
 def gathered(runs: Path, tried: dict[str, list[Job]], *, config: str = VOC, **options: Any) -> dict[str, Any]:
-    """A table of one row, whose published numbers are those of MoCo v1."""
+    """Collect a table with one row, whose published numbers are those of MoCo v1."""
     metrics = ("bbox.AP50", "bbox.AP", "bbox.AP75") if config == VOC else ("top1",)
     row = Row(Init("moco", "MoCo"), (81.5, 55.9, 62.6) if config == VOC else (60.6,))
     column = Column(metrics, config=config)
@@ -350,7 +349,7 @@ def only(table: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("runs", "verdict"),
     [
-        ([57.3] * 3, "no spread between runs"),  # numpy's deviation of these is 8.7e-15
+        ([57.3] * 3, "no spread between runs"),  # numpy gives 8.7e-15 as their standard deviation
         ([55.1] * 5, "no spread between runs"),
         ([57.3], "too few trials"),
         ([57.3, 57.3001, 57.2999], "above"),
@@ -360,13 +359,12 @@ def test_equal_runs_have_no_spread(runs: list[float], verdict: str) -> None:
     found = compare(runs, 55.3)
     assert (found.verdict, found.p is None) == (verdict, verdict != "above")
     assert found.std in (None, 0.0) or verdict == "above"
-    assert compare([57.3] * 3, 55.3, std=0.2, trials=5).p == pytest.approx(
-        2.3e-5, rel=0.05
-    )  # 2 / (0.2 / 5**0.5), 4 degrees
+    # t = 2 / (0.2 / 5**0.5) with 4 degrees of freedom
+    assert compare([57.3] * 3, 55.3, std=0.2, trials=5).p == pytest.approx(2.3e-5, rel=0.05)
 
 
 def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
-    """What weights bring along (`--follow-weights`) is in config.yaml only, and no plan knows of it."""
+    """Settings that come with the weights (`--follow-weights`) are only in config.yaml, not in the plan."""
     msra = ["INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]", "MODEL.PIXEL_STD",
             "[1.0, 1.0, 1.0]", "MODEL.RESNETS.STRIDE_IN_1X1", "True"]  # fmt: skip
     cases: dict[str, tuple[list[str], list[str]]] = {
@@ -514,7 +512,7 @@ def test_trials_are_said_of_the_columns_that_have_them() -> None:
     table = Table("t", "Both", "somewhere", columns, rows, trials=5)
     cells = [Cell(rows[0], column, {}, "no") for column in columns]
     found = collect.collect(table, cells, Options(), runs=Path(), failed={})
-    assert page_table.trials(found) == "The paper’s numbers under VOC are means of 5 trials."
+    assert trials(found) == "The paper’s numbers under VOC are means of 5 trials."
 
 
 needs_browser = pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
@@ -528,7 +526,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with everything: a sweep, two columns, long names, a hostile one."""
+    """A page with everything: a sweep, two columns, long names, and a hostile name."""
     folder = tmp_path_factory.mktemp("page")
     table = full(folder)
     for row in table["rows"]:
@@ -563,7 +561,7 @@ def test_tables_sort_in_a_browser(chromium: Browser, tmp_path: Path) -> None:
     click = "document.querySelectorAll('.main thead button')[{}].click()"
     paper = ["random init", "MoCo v1", "other recipe", "IG-1B"]
     assert chromium.value(heads) == paper
-    chromium.value(click.format(1))  # AP50, the best first; what has no number stays last
+    chromium.value(click.format(1))  # AP50, best first; rows without a number stay last
     assert chromium.value(heads) == ["MoCo v1", "other recipe", "random init", "IG-1B"]
     assert chromium.value("document.querySelector('.main [aria-sort]').ariaSort") == "descending"
     chromium.value(click.format(1))

@@ -1,4 +1,4 @@
-"""The tables as data, the plans made of them, and what is said of their numbers."""
+"""The tables as data, the plans made from them, the verdicts on their numbers, and the command."""
 
 import json
 import math
@@ -49,9 +49,8 @@ def test_every_row_has_a_number_for_each_metric_and_every_config_is_there(name: 
     for column in table.columns:
         assert bool(column.config) != bool(column.cited)
         assert not column.config or (find_config(column.config) and column.config in BOOK.hours)
-    assert len({row.init.name for row in table.rows}) == len(
-        table.rows
-    )  # a collected row has its init's name
+    # A collected row is named after its init.
+    assert len({row.init.name for row in table.rows}) == len(table.rows)
 
 
 def test_every_init_says_where_its_weights_come_from() -> None:
@@ -62,7 +61,7 @@ def test_every_init_says_where_its_weights_come_from() -> None:
 
 
 def test_the_numbers_are_those_of_the_documentation() -> None:
-    """docs/recipes.md was typed from the papers by another hand: random / supervised / MoCo v1 of each config."""
+    """docs/recipes.md was copied from the papers independently: random / supervised / MoCo v1 of each config."""
     names = {
         "voc_R50_C4_24k": "voc_C4", "voc_R50_DC5_24k": "voc_DC5", "voc07_R50_C4_9k": "voc07_C4",
         "coco_R50_FPN": "coco_FPN_1x", "coco_R50_FPN_2x": "coco_FPN_2x", "coco_R50_C4_1x": "coco_C4_1x",
@@ -83,7 +82,7 @@ def test_the_numbers_are_those_of_the_documentation() -> None:
                 places = (0, 3) if "box AP / mask AP" in cells[2] else range(len(printed))
                 assert printed == [rows[init][n] for n in places], (config, init)
                 seen += 1
-    assert seen == 3 * len(names) - 1  # the paper has no random row of Table 4
+    assert seen == 3 * len(names) - 1  # Table 4 of the paper has no random row
 
 
 def test_the_published_spread_stands_at_the_rows_that_it_is_of() -> None:
@@ -106,7 +105,7 @@ def test_the_published_spread_stands_at_the_rows_that_it_is_of() -> None:
 
 
 def test_other_methods_are_quoted() -> None:
-    """He et al. Table 1 has 16, Table 4 has 10 rows of others, App. A.4 one with BN frozen; Chen Table 3 has 3."""
+    """Quoted rows: He et al. Table 1 has 16, Table 4 has 10, App. A.4 has 1 (BN frozen); Chen et al. Table 3 has 3."""
     quoted = {name: [row for row in t.rows if row.init.cited] for name, t in BOOK.tables.items()}
     count = {"linear": 16, "voc07_C4": 10, "lvis_tuned": 1, "v2_table3": 3, "v2_table2": 3}
     assert {name: len(rows) for name, rows in quoted.items() if rows} == count
@@ -116,7 +115,7 @@ def test_other_methods_are_quoted() -> None:
 
 
 def test_disk_of_a_table_by_hand() -> None:
-    """Three cells, ImageNet and VOC, and the 24 checkpoints of one pre-training."""
+    """Three cells, ImageNet and VOC, and the 24 checkpoints of one pre-training run."""
     table = BOOK.tables["voc_C4"]
     assert BOOK.gigabytes(table, fetch=False) == 155 + 3 + 10 + 3 * 0.5
     assert BOOK.gigabytes(table, fetch=True) == 3 + 3 * 0.5
@@ -138,7 +137,7 @@ def test_every_table_can_be_planned(name: str, options: Options) -> None:
         assert bool(cell.runs) != bool(cell.why_not)
         for job in (job for jobs in cell.runs.values() for job in jobs):
             assert not job.changes or cell.column.overrides, job.changes
-            assert job.missing  # there are no data here, and it says which
+            assert job.missing  # there are no data here, and the job says which are missing
             assert "{" not in " ".join(job.filled(Path("runs")))
 
 
@@ -175,7 +174,7 @@ def test_released_files_stand_in_for_pre_training(options: Options) -> None:
 
 
 def test_the_same_training_runs_once_whatever_its_row_is_called(options: Options) -> None:
-    """Folders are shared between tables: equal settings must have one name, and equal released files."""
+    """Tables share folders, so equal settings and equal released files must have equal names."""
     jobs: dict[tuple[str, ...], set[str]] = {}
     for name in BOOK.tables:
         for job in jobs_of(options, name).values():
@@ -222,17 +221,17 @@ def test_images_count_by_their_names_not_by_their_place(options: Options, tmp_pa
         return {job.key for job in found.values()}
 
     before = keys("here")
-    assert before == keys("there") == keys("here")  # the second time from the cache
+    assert before == keys("there") == keys("here")  # the second time, digests come from the cache
     (tmp_path / "here/imagenet/train/n02/d.jpg").touch()
     assert not before & keys("here") and keys("there") == before
     (tmp_path / "here/imagenet/train/n02/d.jpg").unlink()
     assert keys("here") == before
     (tmp_path / "out/digests.json").write_text("[")
     assert keys("here") == before
-    (tmp_path / "here/imagenet/train/.DS_Store").touch()  # what file managers leave
+    (tmp_path / "here/imagenet/train/.DS_Store").touch()  # files that file managers create
     (tmp_path / "here/imagenet/train/n02/Thumbs.db").touch()
     assert keys("here") == before
-    shutil.rmtree(tmp_path / "here")  # 155 GB that finished jobs need no more
+    shutil.rmtree(tmp_path / "here")  # finished jobs no longer need these 155 GB
     found = jobs_of(replace(options, root=tmp_path / "here", cache=tmp_path / "out/digests.json"), "linear")
     assert {job.key for job in found.values()} == before and any(job.missing for job in found.values())
 
@@ -287,7 +286,7 @@ def test_ones_own_checkpoint_does_not_replace_a_row_that_runs(
     options: Options, tmp_path: Path, name: str
 ) -> None:
     path = plain_file(tmp_path / "mine.pth", small_network().state_dict())
-    with pytest.raises(UserError, match=f"--init {name}=...: voc_C4 has a row .* such as my_{name}"):
+    with pytest.raises(UserError, match=f"--init {name}=...: voc_C4 already has a row .* such as my_{name}"):
         plan(BOOK.tables["voc_C4"], replace(options, extra={name: path}))
 
 
@@ -311,7 +310,7 @@ def test_a_sweep_is_for_fine_tuning_where_a_table_has_both(options: Options) -> 
     for key, values in (("SOLVER.BASE_LR", ("0.01", "0.02")), ("SOLVER.WARMUP_ITERS", ("50", "100"))):
         cells = plan(BOOK.tables["v2_table1"], replace(options, inits=("moco_v1",), sweep=(key, values)))
         assert [list(cell.runs) for cell in cells] == [[""], list(values)]
-        assert not cells[0].runs[""][0].changes  # the probe keeps its rate of 30
+        assert not cells[0].runs[""][0].changes  # the probe keeps its learning rate of 30
     (cell,) = plan(
         BOOK.tables["linear"], replace(options, inits=("moco_v1",), sweep=("SOLVER.BASE_LR", ("10",)))
     )
@@ -377,7 +376,7 @@ def test_several_runs_against_a_bare_number() -> None:
 
 @pytest.mark.parametrize(("ours", "theirs"), [(5, 1), (3, 5)])
 def test_noise_alone_is_called_a_difference_in_one_of_twenty(ours: int, theirs: int) -> None:
-    """Where no spread is published, too. The spread is so large that the rounding of printed numbers does not show."""
+    """Also if no spread is published. The spread here is large compared with the rounding of printed numbers."""
     random = np.random.default_rng(0)
     runs, papers = random.normal(1000, 10, (2000, ours)), random.normal(1000, 10, (2000, theirs)).mean(1)
     verdicts = [
@@ -413,9 +412,8 @@ def test_a_table_with_gaps(options: Options, tmp_path: Path) -> None:
     assert rows["random"][
         "kind"
     ] == "not run" and "| random init | not run (paper 60.2)" in text_tables.markdown(table)
-    finish(
-        jobs["finetune/voc_R50_C4_24k/random/seed0"], runs, AP50=None, AP=None, AP75=None
-    )  # nothing detected
+    # Nothing was detected.
+    finish(jobs["finetune/voc_R50_C4_24k/random/seed0"], runs, AP50=None, AP=None, AP75=None)
     assert "| random init | no number (paper 60.2)" in text_tables.markdown(collected(options, runs))
     assert rows["random"]["why_not"] == "not run yet" and rows["random"]["numbers"][1]["ours"] == []
     assert "never released" in rows["moco_v1_ig1b"]["why_not"]
@@ -439,16 +437,20 @@ def test_a_table_says_that_its_jobs_were_made_by_different_code(options: Options
         state = {"state": "done", "seconds": 1.0, "made_by": {**made_by(), "torch": torch_version}}
         (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
         note = collected(replace(options, seeds=(0, 1)), tmp_path)["note"]
-        assert note == ("its jobs were made by different torch: see state.json of each" if seed else "")
-    state["earlier"] = [{**made_by(), "sources": "0"}]  # what had begun it before it was interrupted
+        assert note == (
+            "its jobs were made with different versions of torch: see state.json of each job" if seed else ""
+        )
+    state["earlier"] = [{**made_by(), "sources": "0"}]  # the code that started the job before an interruption
     (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
-    assert "different sources, torch" in collected(replace(options, seeds=(0, 1)), tmp_path)["note"]
+    assert (
+        "different versions of sources, torch" in collected(replace(options, seeds=(0, 1)), tmp_path)["note"]
+    )
     alone = collected(replace(options, seeds=(1,)), tmp_path)["note"]
-    assert alone.startswith("its jobs were made by different sources")
+    assert alone.startswith("its jobs were made with different versions of sources")
     del state["earlier"]
     (job.folder(tmp_path) / worker.STATE).write_text(json.dumps(state))
     alone = collected(replace(options, seeds=(1,)), tmp_path)["note"]
-    assert alone.startswith("its finished jobs were made by other torch than are here now")
+    assert alone.startswith("its finished jobs were made with other versions of torch than the current ones")
     assert len(made_by()["sources"]) == 64 and made_by()["torch"] == metadata.version("torch")
 
 
@@ -471,7 +473,7 @@ def test_the_best_of_a_sweep_is_said_to_be_that(options: Options, tmp_path: Path
 
 
 def test_sweeps_know_the_recipes_own_value_however_it_is_written(options: Options, tmp_path: Path) -> None:
-    """And leave alone what they do not sweep: the probe's column, and rows that are only quoted."""
+    """Sweeps leave the other cells alone: the column of the probe, and rows that are only quoted."""
     options = replace(
         options, sweep=("SOLVER.WEIGHT_DECAY", ("1e-4", "1e-3")), inits=("supervised", "moco_v2")
     )
@@ -503,7 +505,7 @@ def test_a_smoke_run_has_images_for_every_process(options: Options, name: str, p
     assert len(trained) > 2
     for job in trained:
         batch = int(re.findall(r"SOLVER.IMS_PER_BATCH (\d+)", " ".join(job.command))[-1])
-        assert batch % processes == 0 and batch <= 16  # of the miniature
+        assert batch % processes == 0 and batch <= 16  # images of the miniature set
         assert "DEVICE cpu" in " ".join(job.command)
 
 
@@ -514,13 +516,13 @@ def test_a_smoke_run_sweeps_too(options: Options) -> None:
     assert len({job.key for (job,) in cell.runs.values()}) == 2
     assert [re.findall(r"SOLVER.BASE_LR (\S+)", text)[-1] for text in commands] == ["0.01", "0.02"]
     (cell,) = plan(BOOK.tables["voc_C4"], replace(smoke, sweep=("SOLVER.MAX_ITER", ("24000", "48000"))))
-    ((job,), _) = cell.runs.values()  # it stays small
+    ((job,), _) = cell.runs.values()  # the smoke run stays short
     assert re.findall(r"SOLVER.MAX_ITER (\d+)", " ".join(job.command)) == ["3"]
 
 
 @pytest.mark.parametrize("name", BOOK.tables)
 def test_every_tables_dry_run_can_be_typed(options: Options, tmp_path: Path, name: str) -> None:
-    """Each command names a tool and a config that are there, no place is left open, and what it needs comes before."""
+    """Each command names an existing tool and config, has no open placeholder, and comes after those it needs."""
     jobs = in_order(
         [job for cell in plan(BOOK.tables[name], options) for found in cell.runs.values() for job in found]
     )
@@ -554,7 +556,7 @@ def test_the_list_says_what_each_row_needs() -> None:
     ("arguments", "message"),
     [
         (["--table", "voc_c4"], "--table voc_c4: unknown; did you mean voc_C4?"),
-        ([], "give --table NAME, or --list"),
+        ([], "give --table NAME; --list"),
         (
             ["--table", "voc_C4", "--inits", "moco"],
             "--inits moco: voc_C4 has no such row; did you mean moco_v1?",
