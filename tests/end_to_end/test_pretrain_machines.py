@@ -1,6 +1,7 @@
 """Pre-training under signals, torchrun on one machine and on two, and the SLURM template."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from pretrain.tensor_files import checkpoint
 from pretrain.train.checkpoints import LAST
 from tests.support import kill_runs
 from tests.support.pretrain_runs import MakeFolder, log_lines, overrides
-from tests.support.scripts import ROOT
+from tests.support.scripts import ROOT, kill_script, start_script
 
 CONFIG = ["tools/pretrain.py", "--config", "pretrain/moco_v2_R50.yaml"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -45,10 +46,10 @@ def started(command: list[str], **environment: str) -> Iterator[subprocess.Popen
         run.communicate()
 
 
-def wait_for(what: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+def wait_for(what: Callable[[], bool], has_ended: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 240
     while not what():
-        assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline and not has_ended()
         time.sleep(0.02)
 
 
@@ -61,6 +62,12 @@ def finish(*command: str, **environment: str) -> str:
         out, _ = run.communicate(timeout=300)
     assert run.returncode == 0, out
     return out
+
+
+def two_processes(output: Path, arguments: list[str]) -> str:
+    """Train to the end in two processes of one machine, started without torchrun. Return what they print."""
+    kill_runs._session(output, arguments, 2, None, random.Random(0))
+    return output.with_suffix(".output").read_text()
 
 
 def last(output: Path) -> dict[str, Any]:
@@ -79,13 +86,17 @@ def test_a_signal_saves_the_state(
     image_folder: MakeFolder, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """It comes to every process of the job, loader workers too; nothing has been saved before."""
-    images, output = image_folder(100), tmp_path / "run"
+    images, output, log = image_folder(100), tmp_path / "run", tmp_path / "log"
     arguments = overrides(images, output, *LONG, "SOLVER.SAVE_MINUTES", "0")
-    with started([sys.executable, *CONFIG, *arguments]) as run:
-        wait_for(lines_of(output, 2), run)
-        os.killpg(run.pid, number)
-        out, _ = run.communicate(timeout=180)
-    assert run.returncode == code and "--resume" in out and "Traceback" not in out, out
+    process = start_script([*CONFIG, *arguments], log, log)
+    try:
+        wait_for(lines_of(output, 2), lambda: process.exitcode is not None)
+        os.killpg(process.pid, number)
+        process.join(180)
+    finally:
+        kill_script(process)
+    out = log.read_text()
+    assert process.exitcode == code and "--resume" in out and "Traceback" not in out, out
     assert last(output)["iteration"] == log_lines(output)[-1]["iteration"]
 
 
@@ -94,23 +105,32 @@ def test_torchrun_passes_a_signal_on(image_folder: MakeFolder, tmp_path: Path) -
     images, output = image_folder(100), tmp_path / "run"
     launcher = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *CONFIG]
     with started([*launcher, *overrides(images, output, *LONG)]) as run:
-        wait_for(lines_of(output, 2), run)
+        wait_for(lines_of(output, 2), lambda: run.poll() is not None)
         run.send_signal(signal.SIGTERM)
         out, _ = run.communicate(timeout=180)
     assert run.returncode != 0 and out.count("everything is saved") == 1, out
     saved = last(output)["iteration"]
     assert saved == log_lines(output)[-1]["iteration"]
-    end = ["SOLVER.MAX_ITER", str(saved + 2)]
-    out = finish(*launcher, *overrides(images, output, *LONG, *end), "--resume")
+    settings = [*LONG, "SOLVER.MAX_ITER", str(saved + 2)]
+    out = two_processes(output, overrides(images, output, *settings))
     assert out.count("finished: ") == 1 and "2 process(es)" in out
-    finish(*launcher, *overrides(images, tmp_path / "whole", *LONG, *end))
+    two_processes(tmp_path / "whole", overrides(images, tmp_path / "whole", *settings))
     assert equal(tmp_path / "whole", output)
 
 
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Images, and the end of a run in two processes of one machine."""
+    folder = tmp_path_factory.mktemp("one")
+    images = kill_runs._images(folder / "images")
+    two_processes(folder / "run", overrides(images, folder / "run", *SMALLER, "SOLVER.MAX_ITER", "5"))
+    return images, folder / "run"
+
+
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
-def test_two_machines(image_folder: MakeFolder, tmp_path: Path, rendezvous: str) -> None:
+def test_two_machines(one_node: tuple[Path, Path], tmp_path: Path, rendezvous: str) -> None:
     """Two torchruns, as on two nodes, with one process each; as two processes on one node, to the bit."""
-    images, more = image_folder(100), [*SMALLER, "SOLVER.MAX_ITER", "5"]
+    (images, one), output = one_node, tmp_path / "nodes"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,23 +139,15 @@ def test_two_machines(image_folder: MakeFolder, tmp_path: Path, rendezvous: str)
     else:
         address = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7"]
     node = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", *address]
-    arguments = [*CONFIG, *overrides(images, tmp_path / "nodes", *more)]
+    arguments = [*CONFIG, *overrides(images, output, *SMALLER, "SOLVER.MAX_ITER", "5")]
     with (
-        started([*node, "--node-rank", "0", *arguments]) as one,
-        started([*node, "--node-rank", "1", *arguments]) as two,
+        started([*node, "--node-rank", "0", *arguments]) as first,
+        started([*node, "--node-rank", "1", *arguments]) as second,
     ):
-        outs = [run.communicate(timeout=240)[0] for run in (one, two)]
-    assert (one.returncode, two.returncode) == (0, 0), outs
+        outs = [run.communicate(timeout=240)[0] for run in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outs
     assert sum(out.count("finished: ") for out in outs) == 1
-    finish(
-        *TORCHRUN,
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *CONFIG,
-        *overrides(images, tmp_path / "one", *more),
-    )
-    assert equal(tmp_path / "one", tmp_path / "nodes")
+    assert equal(one, output)
 
 
 # What SLURM's commands do for one node: srun starts the task in a session of its own, scancel signals it.
@@ -158,7 +170,7 @@ def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_pat
                    "SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "40"}  # fmt: skip
     job = ["bash", "tools/slurm/job.sbatch", *CONFIG]
     with started([*job, *overrides(images, output, *LONG)], **environment) as run:
-        wait_for(lines_of(output, 2), run)
+        wait_for(lines_of(output, 2), lambda: run.poll() is not None)
         run.send_signal(signal.SIGUSR1)  # to the batch shell alone
         out, _ = run.communicate(timeout=180)
     assert run.returncode == 0 and "everything is saved" in out, out

@@ -22,10 +22,8 @@ from pretrain.model import build
 from pretrain.tensor_files import checkpoint
 from pretrain.train.log import METRICS_FILE
 from pretrain.train.loop import train
+from tests.support.scripts import ROOT, run_script
 
-ROOT = (
-    Path(__file__).resolve().parents[2]
-)  # conftest, which has it, would take each process seconds to import
 MakeFolder = Callable[..., Path]
 SMALL = [
     "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MOCO.K", "100", "MOCO.M", "0.9",
@@ -106,7 +104,7 @@ def test_runs_do_not_depend_on_the_number_of_processes(image_folder: MakeFolder,
     def runs(folder: str, *names: str) -> list[list[str]]:
         return [arguments(images, labelled, tmp_path / folder / name, *NORMS[name]) for name in names]
 
-    alone = multiprocessing.get_context("spawn").Process(target=in_float64, args=(runs("1", *NORMS),))
+    alone = multiprocessing.get_context("forkserver").Process(target=in_float64, args=(runs("1", *NORMS),))
     alone.start()
     distributed.spawn(in_float64, 2, (runs("2", *NORMS),))
     alone.join()
@@ -131,12 +129,12 @@ def test_the_tool_under_torchrun_equals_the_tool_alone(image_folder: MakeFolder,
     """As users run it, in float32; at a low rate rounding grows slowly."""
     images, labelled = image_folder(64), image_folder(3, classes=("a", "b", "c"))
     more = ["MODEL.BN_GROUP_SIZE", "8", "SOLVER.BASE_LR", "0.0001"]
+    alone = run_script("tools/pretrain.py", *CONFIG, *arguments(images, labelled, tmp_path / "one", *more))
+    assert alone.returncode == 0, alone.stderr
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, command in (("one", [sys.executable]), ("two", launcher)):
-        done = subprocess.run(
-            [*command, "tools/pretrain.py", *CONFIG, *arguments(images, labelled, tmp_path / name, *more)],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [*launcher, "tools/pretrain.py", *CONFIG, *arguments(images, labelled, tmp_path / "two", *more)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert_equal(tmp_path / "one", tmp_path / "two", tolerance=1e-4)

@@ -90,6 +90,8 @@ def _in_environment(
 
 def _run(command: list[str], environment: dict[str, str], files: list[str]) -> None:
     os.setsid()
+    # Loader workers start as they do in a fresh interpreter, not as this process did.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)

@@ -24,6 +24,7 @@ SMALL = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
     "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16",
 ]  # fmt: skip
+COMPILED = ["MODEL.RESNETS.DEPTH", "18", "MODEL.COMPILE"]  # fewer layers take less time to trace
 
 
 class Fake(nn.Module):
@@ -143,7 +144,7 @@ def test_compiled_backbone_keeps_names_and_numbers(tmp_path: Path, monkeypatch: 
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     names, features = [], []
     for value in ("False", "True"):
-        cfg = _config(tmp_path, "MODEL.COMPILE", value)
+        cfg = _config(tmp_path, *COMPILED, value)
         model, _ = build.build(cfg)
         names.append(list(model.state_dict()))
         with torch.no_grad():
@@ -160,7 +161,7 @@ def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **options: compile_module(self, **options, backend=broken)
     )
-    cfg = _config(tmp_path, "MODEL.COMPILE", "True")
+    cfg = _config(tmp_path, *COMPILED, "True")
     model, _ = build.build(cfg)
     with (
         pytest.raises(UserError, match=r"MODEL\.COMPILE True.*no C\+\+ compiler was found.*leave it False"),
