@@ -1,4 +1,4 @@
-"""Alarms about a run that learns nothing, or learns the wrong thing: functions of what it logs, nothing else."""
+"""Alarms about a run that learns nothing or the wrong thing. They depend on its log lines alone."""
 
 import math
 from collections.abc import Callable
@@ -6,25 +6,25 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-EASY = 0.95  # accuracy; the paper's run without ShuffleBN is above it almost at once (Figure A.1)
-COLLAPSED = 0.1  # feature_std; the cosine between two images is 0.99 in the mean then
-FLAT = 0.01  # relative distance from the loss of chance
-# A leak is early in the first epochs, or in the first tenth of the run if that is longer; the patience with a run that
-# stands still is the same, or a tenth of the run if that is shorter.
+EASY = 0.95  # accuracy; the paper's run without ShuffleBN exceeds it almost at once (Figure A.1)
+COLLAPSED = 0.1  # feature_std; the mean cosine between two images is then 0.99
+FLAT = 0.01  # relative distance from the chance loss
+# A leak counts as early within the first epochs, or the first tenth of the run if that is longer. The patience with a
+# run that makes no progress is the same, or a tenth of the run if that is shorter.
 _EPOCHS = 5
-# That patience in iterations, at least and at most: a healthy run looked collapsed for the first 64, and an epoch
-# of a billion images never ends; five epochs of ImageNet are 25,000.
+# Limits of that patience in iterations: a healthy run looked collapsed for its first 64 iterations, and an epoch of a
+# billion images hardly ends; five epochs of ImageNet are 25,000.
 _PATIENCE = 500, 25_000
 
 
 class Alarms:
-    """Looks at the log lines of a run in their order and names what looks wrong, each thing once.
+    """Reads the log lines of a run in order and reports what looks wrong, each problem once.
 
-    Lines before every key in the queue is an encoder's, and not the noise that it starts with, do not count.
+    Lines do not count while the queue still holds some of the noise that it starts with.
 
     Args:
         per_epoch, total: iterations of an epoch and of the run.
-        images: of the data set.
+        images: number of images in the data set.
     """
 
     def __init__(self, cfg: CfgNode, *, per_epoch: int, total: int, images: int) -> None:
@@ -35,11 +35,13 @@ class Alarms:
         self.young = young_steps(cfg, per_epoch=per_epoch)
         self.chance = chance_loss(cfg, images=images)
         self.raised: set[str] = set()
-        self.previous = 0  # iteration of the line before
-        self.since: dict[str, int] = {}  # iteration of the first of the lines in a row that show a fault
+        self.previous = 0  # iteration of the previous line
+        self.since: dict[
+            str, int
+        ] = {}  # problem -> iteration of the first line of an unbroken series that shows it
 
     def see(self, line: dict[str, Any]) -> list[tuple[str, str]]:
-        """Name and sentence of each alarm that this line raises; lines without a loss raise none."""
+        """Return name and text of each alarm that this line raises; a line without a loss raises none."""
         if "loss" not in line:
             return []
         mature, self.previous = self.previous >= self.young, line["iteration"]
@@ -54,14 +56,14 @@ class Alarms:
         return new
 
     def _leak(self, line: dict[str, Any]) -> str:
-        if self.cfg.MOCO.MECHANISM == "memorybank":  # its keys come from other steps than the query
+        if self.cfg.MOCO.MECHANISM == "memorybank":  # its keys come from earlier steps than the query
             return ""
         lasted = self._lasted("leak", line["accuracy"] > EASY, line["iteration"])
         if not lasted or line["iteration"] > self.young + self.early:
             return ""
         return (
-            f"the key is found among the negatives in {100 * line['accuracy']:.1f} % of the cases, too early for "
-            f"good features (inside the batch: {100 * line['in_batch_accuracy']:.1f} %). {_easy_advice(self.cfg)}"
+            f"queries pick the right key in {100 * line['accuracy']:.1f} % of cases, too early for good features "
+            f"(within the batch: {100 * line['in_batch_accuracy']:.1f} %). {_easy_advice(self.cfg)}"
         )
 
     def _collapse(self, line: dict[str, Any]) -> str:
@@ -69,10 +71,9 @@ class Alarms:
         if lasted < self.patience:
             return ""
         return (
-            f"all images have nearly the same feature (std {line['feature_std']:.3f}; 1 is evenly spread, 0 none) for "
-            f"{lasted} iterations. "
-            f"Try a lower SOLVER.BASE_LR than {self.cfg.SOLVER.BASE_LR:g}{_momentum_advice(self.cfg)}; look at "
-            "views.jpg: are the images different?"
+            f"all images have had nearly the same feature for {lasted} iterations (std {line['feature_std']:.3f}; 1 is "
+            f"evenly spread, 0 is constant). Try a SOLVER.BASE_LR below {self.cfg.SOLVER.BASE_LR:g}"
+            f"{_momentum_advice(self.cfg)}, and check in views.jpg that the images differ"
         )
 
     def _flat_loss(self, line: dict[str, Any]) -> str:
@@ -82,26 +83,28 @@ class Alarms:
             return ""
         return (
             f"the loss has stayed within {FLAT:.0%} of {self.chance:.2f}, which is chance, for {lasted} iterations: "
-            f"nothing is learnt. Try another SOLVER.BASE_LR than {self.cfg.SOLVER.BASE_LR:g}"
-            f"{_momentum_advice(self.cfg)}, a lower MOCO.T; are the objects still in the views (views.jpg)?"
+            f"the model learns nothing. Try a SOLVER.BASE_LR other than {self.cfg.SOLVER.BASE_LR:g}"
+            f"{_momentum_advice(self.cfg)} or a lower MOCO.T, and check in views.jpg that the views show the objects"
         )
 
     def _lasted(self, name: str, shows: bool, iteration: int) -> int:
-        """For how many iterations lines have shown this without a break; 0 at the first one."""
+        """Return for how many iterations all lines have shown a problem; 0 at the first one."""
         if not shows:
             self.since.pop(name, None)
         return iteration - self.since.setdefault(name, iteration) if shows else 0
 
 
 def young_steps(cfg: CfgNode, *, per_epoch: int) -> int:
-    """Iterations until the negatives are all an encoder's: a queue is full then, a bank has seen every image."""
+    """Return the iteration from which all negatives come from an encoder: the queue is full, or the bank has seen
+    every image.
+    """
     if cfg.MOCO.MECHANISM == "moco":
         return -(-int(cfg.MOCO.K) // int(cfg.SOLVER.IMS_PER_BATCH))
     return per_epoch if cfg.MOCO.MECHANISM == "memorybank" else 0
 
 
 def negatives(cfg: CfgNode, *, images: int) -> int:
-    """How many negatives a query has, in the mean: a memory bank's draws may hit the query's own image."""
+    """Return the mean number of negatives of a query: a memory bank may draw the query's own image."""
     if cfg.MOCO.MECHANISM == "endtoend":
         return int(cfg.SOLVER.IMS_PER_BATCH) - 1
     own = cfg.MOCO.K / images if cfg.MOCO.MECHANISM == "memorybank" else 0
@@ -109,14 +112,14 @@ def negatives(cfg: CfgNode, *, images: int) -> int:
 
 
 def chance_loss(cfg: CfgNode, *, images: int) -> float:
-    """InfoNCE of equal logits, ln(negatives + 1): a constant feature has it, and chance is near it."""
+    """Return the InfoNCE loss of equal logits, ln(negatives + 1): that of a constant feature, and close to chance."""
     return math.log(negatives(cfg, images=images) + 1)
 
 
 def _easy_advice(cfg: CfgNode) -> str:
     if cfg.MODEL.NORM == "BN" or (cfg.MODEL.NORM == "ShuffleBN" and not cfg.MOCO.SHUFFLE):
         return (
-            "Batch norm tells which key belongs to the query (Figure A.1): set MODEL.NORM ShuffleBN and "
+            "Batch norm gives away which key belongs to the query (Figure A.1): set MODEL.NORM ShuffleBN and "
             "MOCO.SHUFFLE True"
         )
     norm = (
@@ -124,16 +127,14 @@ def _easy_advice(cfg: CfgNode) -> str:
         else "another MODEL.BN_GROUP_SIZE"
     )  # fmt: skip
     if cfg.MOCO.MECHANISM == "endtoend":
-        return f"The batch may be easy to tell apart: use more images a step; if features are poor, {norm}"
+        return (
+            f"The batch may be too easy to tell apart: use a larger batch; if the features are poor, {norm}"
+        )
     return (
-        f"Old keys may be easy to tell from new ones: try a higher MOCO.M than {cfg.MOCO.M:g}, or a lower "
-        f"SOLVER.BASE_LR; negatives may be few: a larger MOCO.K than {cfg.MOCO.K}; if features are poor, {norm}"
+        f"Old keys may be easy to tell from new ones: try a MOCO.M above {cfg.MOCO.M:g} or a lower SOLVER.BASE_LR; "
+        f"negatives may be too few: try a MOCO.K above {cfg.MOCO.K}; if the features are poor, {norm}"
     )
 
 
 def _momentum_advice(cfg: CfgNode) -> str:
-    return (
-        f", a higher MOCO.M than {cfg.MOCO.M:g}"
-        if cfg.MOCO.MECHANISM == "moco" and cfg.MOCO.M < 0.999
-        else ""
-    )
+    return f", a MOCO.M above {cfg.MOCO.M:g}" if cfg.MOCO.MECHANISM == "moco" and cfg.MOCO.M < 0.999 else ""

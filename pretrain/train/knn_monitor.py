@@ -1,4 +1,4 @@
-"""kNN monitor: how well neighbours in feature space share a class, while no label is used for training."""
+"""The kNN monitor: how often neighbours in feature space share a class. Training itself uses no labels."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ _BATCH = 64
 
 
 def bank_folder(cfg: CfgNode) -> tuple[str, str]:
-    """Key and folder of the images among which neighbours are sought; an empty folder means no monitor.
+    """Return key and folder of the images among which neighbours are searched; an empty folder means no monitor.
 
-    It is KNN.TRAIN; where that is empty, the one folder of DATA.TRAIN if two or more class folders make it up.
-    With KNN.PERIOD 0 there is none.
+    That is KNN.TRAIN or, if empty, the only folder of DATA.TRAIN provided it holds two or more class folders. With
+    KNN.PERIOD 0 there is no monitor.
     """
     if not cfg.KNN.PERIOD:
         return "KNN.TRAIN", ""
@@ -33,8 +33,8 @@ def bank_folder(cfg: CfgNode) -> tuple[str, str]:
 class Probe:
     """Weighted kNN on the pooled feature of the query encoder, without the head (Wu et al. 2018).
 
-    The classes of the K nearest neighbours by cosine vote with weights exp(cosine / T). With no KNN.VAL each
-    image of the bank (`bank_folder`) is classified by all others.
+    The classes of the K nearest neighbours by cosine vote with weights exp(cosine / T). Without KNN.VAL each image
+    of the bank (`bank_folder`) is classified by all the others.
     """
 
     def __init__(self, cfg: CfgNode, pixels: Pixels, *, device: torch.device) -> None:
@@ -51,13 +51,13 @@ class Probe:
 
     @property
     def chance(self) -> float:
-        """Share of the images that the most frequent class answers rightly, in percent."""
+        """The accuracy, in percent, of always answering the most frequent class."""
         labels = (self.val or self.train).labels
         return 100 * max(labels.count(name) for name in set(labels)) / len(labels)
 
     @torch.no_grad()
     def measure(self, encoder: ResNet, *, bf16: bool) -> float:
-        """Accuracy in percent. Every process calls this; the encoder comes back in training mode."""
+        """Return the accuracy in percent. Every process calls this; it leaves the encoder in training mode."""
         encoder.eval()
         bank, labels = self._features(encoder, self.train, bf16)
         queries, answers = self._features(encoder, self.val, bf16) if self.val else (bank, labels)
@@ -69,7 +69,7 @@ class Probe:
     def _features(
         self, encoder: ResNet, images: SpreadImages, bf16: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit features (N, C) and class numbers (N,) of the readable images; each process does its share."""
+        """Return unit features (N, C) and class numbers (N,) of the readable images. Each process does its share."""
         processes, count = distributed.world_size(), len(images.files)
         mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
         batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
@@ -85,7 +85,7 @@ class Probe:
         good = distributed.all_gather_interleaved(torch.cat(readable))[:count]
         if not good.any():
             raise UserError(
-                f"{images.name}: none of the {count} images chosen for kNN can be read; mend them"
+                f"{images.name}: none of the {count} images chosen for kNN can be read: replace or remove them"
             )
         labels = torch.tensor([self.number[name] for name in images.labels], device=self.device)
         return total[good > 0], labels[good > 0]
@@ -100,9 +100,9 @@ def knn(
     temperature: float,
     leave_one_out: bool = False,
 ) -> torch.Tensor:
-    """Class numbers (Q,) of unit features (Q, C) from those (N, C) with `labels` (N,).
+    """Return class numbers (Q,) for unit features (Q, C), given a bank (N, C) with `labels` (N,).
 
-    With `leave_one_out`, queries and bank are the same and an image is no neighbour of its own.
+    With `leave_one_out`, queries and bank are the same and an image is not a neighbour of itself.
     """
     k, classes = min(k, len(bank) - leave_one_out), int(labels.max()) + 1
     answers = []
@@ -113,7 +113,7 @@ def knn(
             similarity[rows, start + rows] = -torch.inf
         nearest, places = similarity.topk(k, dim=1)
         votes = torch.zeros(len(similarity), classes, device=bank.device)
-        # the largest weight of each row becomes 1: exp(1 / T) would overflow for a small T
+        # Scaled so that the largest weight of a row is 1: exp(1 / T) would overflow for a small T.
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         answers.append(votes.scatter_add_(1, labels[places], weights).argmax(1))
     return torch.cat(answers)

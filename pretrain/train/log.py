@@ -1,4 +1,4 @@
-"""What a run says while it goes: one line every n steps, and the same values in `metrics.json` and the loggers."""
+"""The log of a run: one line every n steps on the terminal, and the same values in `metrics.json` and the loggers."""
 
 import json
 import time
@@ -20,13 +20,13 @@ _NO_CURVE = ("iteration", "time", "alarm", "text")
 
 
 class Log:
-    """`metrics.json` and what `LOG` asks for; a run that goes on takes back what is after its checkpoint.
+    """Writes `metrics.json` and the loggers of `LOG`. A resumed run drops the lines after its checkpoint.
 
-    Every process makes one; the main one writes. Close it at the end.
+    Every process creates one; the main one writes. Close it at the end.
 
     Args:
-        iteration: of the checkpoint; 0 for a new run, whose `views.jpg` goes to the loggers too.
-        alarms: sees every line; what it raises is printed and written, once in a run.
+        iteration: that of the checkpoint; 0 for a new run, whose `views.jpg` goes to the loggers too.
+        alarms: checks every line; each alarm is printed and written once in a run.
     """
 
     def __init__(self, cfg: CfgNode, *, iteration: int, alarms: Alarms) -> None:
@@ -42,7 +42,7 @@ class Log:
         text = "".join(json.dumps(line) + "\n" for line in self.kept)
         write_text(self.path, text)
         for line in self.kept:
-            alarms.see(line)  # they were said before
+            alarms.see(line)  # their alarms were printed before
         self.loggers = loggers.open_all(cfg, iteration)
         views = self.path.with_name("views.jpg")
         if not iteration and views.is_file():
@@ -50,18 +50,18 @@ class Log:
                 logger.picture("views", np.asarray(Image.open(views).convert("RGB")), 0)
 
     def has(self, name: str, iteration: int) -> bool:
-        """Whether a line of the session before holds this value at this iteration; on the main process."""
+        """Whether the log of earlier sessions holds this value at this iteration; known to the main process only."""
         return any(name in line and line["iteration"] == iteration for line in self.kept)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line, and one for each alarm that it raises, on the main process."""
+        """Append one line, and one for each alarm that it raises, in the main process."""
         if not distributed.is_main():
             return
         loggers.append_line(self.path, values)
         curves = {name: value for name, value in values.items() if name not in _NO_CURVE}
         for logger in self.loggers:
             logger.write(values["iteration"], curves)
-            logger.flush()  # a checkpoint comes next, and the run may be killed right after it
+            logger.flush()  # a checkpoint follows, and the run may be killed right after it
         for name, text in self.alarms.see(values):
             console.say(f"alarm ({name}): {text}")
             loggers.append_line(self.path, {"iteration": values["iteration"], "alarm": name, "text": text})
@@ -79,29 +79,29 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:  # the machine stopped while it was written
+        except json.JSONDecodeError:  # cut off when the machine went down
             continue
     return lines
 
 
 class Clock:
-    """Speed, share of time spent waiting for data, and time to go; measured between two log lines."""
+    """Measures speed, the share of time spent waiting for data, and the time left, between two log lines."""
 
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self.restart()
 
     def restart(self) -> None:
-        """Forget what has been measured: from here on time counts anew."""
+        """Forget what has been measured and start again."""
         self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def step(self, waited: float) -> None:
-        """Note a step whose data took `waited` seconds to come."""
+        """Count a step that waited `waited` seconds for its data."""
         self.steps += 1
         self.waited += waited
 
     def read(self, steps_left: int) -> tuple[float, float, float]:
-        """Images a second, share of waiting in [0, 1], seconds left; then start anew."""
+        """Return images per second, share of waiting in [0, 1] and seconds left; then start again."""
         seconds = max(time.perf_counter() - self.begin, 1e-9)
         result = self.steps * self.images_per_step / seconds, self.waited / seconds, (
             steps_left * seconds / max(self.steps, 1)
@@ -124,22 +124,22 @@ def say_step(values: dict[str, Any], *, total: int, epochs: int, seconds_left: f
 
 
 class Meter:
-    """Sums metrics on the device and brings their means to Python when asked: only then the CPU waits for a GPU."""
+    """Sums metrics on the device. Only `read` brings their means to Python and waits for a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums, self.steps = torch.zeros(len(METRICS), device=device), 0
 
     def add(self, metrics: torch.Tensor) -> None:
-        """Note METRICS of one step, as `pretrain.train.step.train_step` returns them."""
+        """Add METRICS of one step, as `pretrain.train.step.train_step` returns them."""
         self.sums += metrics
         self.steps += 1
 
     def is_finite(self) -> bool:
         """Whether all losses since the last `read` were finite; the same in all processes."""
-        return bool(self.sums[0].isfinite())  # each is a mean over the processes already
+        return bool(self.sums[0].isfinite())  # the loss is already a mean over the processes
 
     def read(self) -> dict[str, float]:
-        """Means of METRICS; then start anew."""
+        """Return the means of METRICS and start again."""
         means = self.sums / self.steps
         distributed.mean_over_processes([means])
         self.sums, self.steps = torch.zeros_like(self.sums), 0

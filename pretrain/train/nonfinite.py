@@ -1,4 +1,4 @@
-"""Which layer an infinite value or NaN comes from, after a loss was not finite."""
+"""Find the layer where an infinite value or NaN first appears, after a loss that was not finite."""
 
 from collections.abc import Callable
 
@@ -17,18 +17,18 @@ def first_bad_layer(
     pixels: Callable[[torch.Tensor], torch.Tensor],
     amp: torch.dtype | None = None,
 ) -> str:
-    """Run a step's images through the encoders once more; the first weight or output that is not finite.
+    """Run a step's images through the encoders again and return the first weight or output that is not finite.
 
-    It is searched for in the order of the computation: images, query encoder, key encoder, then queue or bank. Keys
-    go unshuffled. Running statistics end as they were. Every process must call this; all get the same answer.
+    The search follows the computation: images, query encoder, key encoder, then queue or bank. Keys are not
+    shuffled. Running statistics are restored. Every process must call this; all get the same answer.
 
     Args:
         views: the query and key images of the step.
-        pixels: makes an encoder's input of them.
-        amp: torch.bfloat16 or torch.float16 if the step ran under such autocast.
+        pixels: turns them into an encoder's input.
+        amp: torch.bfloat16 or torch.float16 if the step ran under autocast.
     Returns:
-        Such as "encoder_q.layer1.0.bn1.weight" or "encoder_q.layer3.0.conv2 (its output)"; empty if nothing is
-        found, as after an overflow of the loss alone.
+        For example "encoder_q.layer1.0.bn1.weight" or "encoder_q.layer3.0.conv2 (its output)"; an empty string if
+        nothing is found, as after an overflow of the loss alone.
     """
     names: list[str] = []
     bad: list[torch.Tensor] = []
@@ -62,7 +62,7 @@ def first_bad_layer(
 
 
 def _checker(name: str, note: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:
-    """A hook that notes the weights of a layer and then its output."""
+    """Return a hook that notes the weights of a layer and then its output."""
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         for part, tensor in module.named_parameters(recurse=False):

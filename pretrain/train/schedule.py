@@ -1,4 +1,4 @@
-"""Learning rates: MoCo v1's steps and its exponential for a billion images (He et al. Sec. 4), v2's half cosine."""
+"""Learning-rate schedules: MoCo v1's steps, its exponential for a billion images (He et al. Sec. 4), v2's cosine."""
 
 import math
 
@@ -6,10 +6,10 @@ from fvcore.common.config import CfgNode
 
 
 def learning_rate(solver: CfgNode, epoch: int, iteration: int) -> float:
-    """Learning rate of a step in the zero-based `epoch` and of the zero-based `iteration` of the whole run.
+    """Return the learning rate of a step, given its zero-based epoch and its zero-based iteration in the whole run.
 
-    There is no warm-up. `cosine`: BASE_LR * (1 + cos(pi * epoch / MAX_EPOCH)) / 2. `step`: BASE_LR, x 0.1 at
-    each of the epochs in STEPS. `exponential`: BASE_LR * GAMMA ** floor(iteration / GAMMA_PERIOD).
+    There is no warm-up. `cosine`: BASE_LR * (1 + cos(pi * epoch / MAX_EPOCH)) / 2. `step`: BASE_LR,
+    times 0.1 at each epoch in STEPS. `exponential`: BASE_LR * GAMMA ** floor(iteration / GAMMA_PERIOD).
     """
     if solver.SCHEDULE == "cosine":
         return solver.BASE_LR * 0.5 * (1 + math.cos(math.pi * epoch / solver.MAX_EPOCH))

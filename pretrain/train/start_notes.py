@@ -1,4 +1,4 @@
-"""What a run says before it starts, including what will probably not give the paper's numbers."""
+"""What a run prints before it starts, including settings that will probably not give the paper's numbers."""
 
 import shlex
 import sys
@@ -14,11 +14,11 @@ from pretrain.train import alarms
 
 
 def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device, amp: str) -> None:
-    """Print the set-up in three lines, then one `note:` line for each thing that looks unusual."""
+    """Print the set-up in three lines, then a `note:` line for each setting that looks unusual."""
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, distributed.world_size()
     groups = f", {norm.groups_of(cfg)} groups" if cfg.MODEL.NORM == "ShuffleBN" else ""
     say(
-        f"{images} images, {per_epoch} iterations of {batch} an epoch; {processes} process(es), {device.type}"
+        f"{images} images, {per_epoch} iterations of {batch} per epoch; {processes} process(es), {device.type}"
     )
     say(f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MODEL.NORM}{groups}; bf16: {amp}")
     say(_about_chance(cfg, images))
@@ -27,26 +27,28 @@ def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device
 
 
 def _unused_gpus(device: torch.device) -> list[str]:
-    """A word on the other GPUs of this machine, where one process runs alone: torchrun decides their number."""
+    """Return a note on the idle GPUs of this machine if only one process runs: torchrun starts one per GPU."""
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if gpus < 2 or distributed.world_size() > 1:
         return []
     command = f"torchrun --nproc-per-node {gpus} {shlex.join(sys.argv)}"
-    return [f"1 of the {gpus} GPUs of this machine is used; all of them: {command}"]
+    return [f"1 of the {gpus} GPUs of this machine is used; to use all of them: {command}"]
 
 
 def _about_chance(cfg: CfgNode, images: int) -> str:
-    """What the loss of a run that learns nothing is, so that the log can be read."""
+    """Return a sentence on the loss of a run that learns nothing, so that the log can be read."""
     young = {
-        "moco": "; it is lower at first, while the queue still holds noise",
-        "memorybank": "; it is higher in the first epoch, while the bank still holds noise",
+        "moco": "; the loss is lower at first, while the queue still holds noise",
+        "memorybank": "; the loss is higher in the first epoch, while the bank still holds noise",
     }.get(cfg.MOCO.MECHANISM, "")
     count, chance = alarms.negatives(cfg, images=images), alarms.chance_loss(cfg, images=images)
-    return f"a loss near ln({count} + 1) = {chance:.2f} is chance: no key is told from the others{young}"
+    return (
+        f"a loss near ln({count} + 1) = {chance:.2f} is chance: the model cannot tell the keys apart{young}"
+    )
 
 
 def unreached_steps(steps: Sequence[int], epochs: int) -> list[str]:
-    """A note if the learning rate would fall only after the last epoch, as when a recipe is shortened."""
+    """Return a note if a learning-rate drop comes after the last epoch, as when a recipe is shortened."""
     late = [step for step in steps if step >= epochs]
     if not late:
         return []
@@ -57,10 +59,10 @@ def unreached_steps(steps: Sequence[int], epochs: int) -> list[str]:
 def _notes(cfg: CfgNode, images: int) -> list[str]:
     notes = []
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
-    scaled = 0.03 * batch / 256  # every recipe of the papers has this proportion: 0.12 at 1024 too
+    scaled = 0.03 * batch / 256  # the ratio of every recipe in the papers, also 0.12 at 1024
     if not scaled / 2 < rate < scaled * 2:
         notes.append(
-            f"SOLVER.BASE_LR {rate:g} at {batch} images a step: the paper's 0.03 at 256 is {scaled:.4g} there"
+            f"SOLVER.BASE_LR {rate:g} for a batch of {batch}: the paper's 0.03 for 256 corresponds to {scaled:.4g}"
         )
     notes += unreached_steps(cfg.SOLVER.STEPS if cfg.SOLVER.SCHEDULE == "step" else [], cfg.SOLVER.MAX_EPOCH)
     usable = 2 ** (max(images // 2, 1).bit_length() - 1)
@@ -72,11 +74,11 @@ def _notes(cfg: CfgNode, images: int) -> list[str]:
     if cfg.MOCO.MECHANISM == "memorybank" and images < 2 * cfg.MOCO.K:
         notes.append(
             f"MOCO.K {cfg.MOCO.K} negatives from {images} images: many are drawn more than once in a step; "
-            f"MOCO.K {usable} tells as much"
+            f"MOCO.K {usable} is just as informative"
         )
     if cfg.MODEL.ARCH in ("resnet18", "resnet34") and cfg.MODEL.WIDTH != 1:
         notes.append(
-            f"MODEL.WIDTH {cfg.MODEL.WIDTH:g}: detectron2 builds {cfg.MODEL.ARCH} at width 1 only, so the result "
+            f"MODEL.WIDTH {cfg.MODEL.WIDTH:g}: detectron2 builds {cfg.MODEL.ARCH} only at width 1, so the result "
             "cannot be converted"
         )
     leaks = "batch norm leaks which key belongs to which query (Figure A.1)"

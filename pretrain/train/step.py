@@ -1,4 +1,4 @@
-"""One training step of MoCo or of a mechanism beside it, on this process's share of the total batch."""
+"""One training step of MoCo, or of a mechanism it is compared with, on this process's share of the total batch."""
 
 import math
 from functools import partial
@@ -12,14 +12,14 @@ from pretrain.data.on_device import Pixels
 from pretrain.model import moco
 from pretrain.model.contrast import Contrast, KeyInputs, Keys
 
-# What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than
-# the other keys of the same batch; a young queue holds noise or old keys, and these are as new as the query.
-# `feature_std`: see `spread`.
+# What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than the other
+# keys of the same batch, which are as recent as the query; a young queue holds noise or old keys. `feature_std`: see
+# `spread`.
 METRICS = ("loss", "accuracy", "in_batch_accuracy", "positive_cosine", "negative_cosine", "feature_std")
 
 
 class NonFiniteLoss(Exception):
-    """The loss of a step is infinite or not a number."""
+    """The loss of a step is infinite or NaN."""
 
 
 def train_step(
@@ -35,22 +35,24 @@ def train_step(
     scaler: torch.amp.GradScaler | None = None,
     parts: int = 1,
 ) -> torch.Tensor:
-    """Algorithm 1 of the paper. Returns METRICS, averaged over this process's images (loss and feature_std over all).
+    """Take one step of Algorithm 1 of the paper and return METRICS.
+
+    They are means over this process's images; loss and feature_std are over the total batch.
 
     Args:
         views: query and key images, each (N, H, W, 3) uint8 on the model's device.
-        images: (N,) int64, their numbers in the data set, on the model's device; a memory bank needs them.
-        iteration: from 0; a memory bank's draws depend on it.
-        order: permutation of the total key batch; None: the keys are not shuffled.
+        images: (N,) int64, image numbers in the data set, on the model's device; a memory bank needs them.
+        iteration: zero-based; a memory bank's draws depend on it.
+        order: permutation of the total key batch; None means that the keys are not shuffled.
         bf16: run the encoders under bfloat16 autocast; logits and loss stay in float32.
-        scaler: run them under float16 autocast instead, with the loss scaled by this. Steps whose gradients
-            overflow leave the weights alone, as torch has it.
-        parts: number of pieces whose gradients are summed. Image j is in piece j mod `parts`: each must hold
-            whole batch-norm groups, which makes the sum exact. Only queries come in pieces, keys do not.
+        scaler: run them under float16 autocast instead and scale the loss by this. As always in torch, a step
+            whose gradients overflow leaves the weights unchanged.
+        parts: number of pieces whose gradients are summed. Image j is in piece j mod `parts`. Each piece must
+            hold whole batch-norm groups, which makes the sum exact. Only queries are split, keys are not.
     Raises:
-        NonFiniteLoss: on a CPU, before the optimizer's step and before queue or bank change; MoCo's key encoder,
-            running statistics and gradients have changed already. On a GPU this would cost a wait in every step:
-            there the weights stay as they are after such a loss, and the caller looks at the losses when it logs.
+        NonFiniteLoss: on a CPU, before the optimizer's step and before the queue or bank changes; MoCo's key
+            encoder, running statistics and gradients have changed by then. On a GPU the check would make every
+            step wait: there such a loss leaves the weights unchanged, and the caller checks losses when it logs.
     """
     query_views, key_views = views
     amp = torch.float16 if scaler else torch.bfloat16 if bf16 else None
@@ -91,12 +93,12 @@ def train_step(
 
 
 def _leave_weights_after(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Make the fused step of `optimizer` do nothing if the loss is not finite, without a look at it."""
+    """Make the fused step of `optimizer` do nothing if the loss is not finite, without waiting for its value."""
     optimizer.found_inf = (~loss.isfinite()).float()  # type: ignore[attr-defined]  # what a GradScaler sets
 
 
 def _backward_through_keys(keys: Keys, order: torch.Tensor | None) -> None:
-    """Carry the gradient of all keys, summed over the queries of all processes, on into the key encoder."""
+    """Pass the gradient of all keys, summed over the queries of all processes, on to the key encoder."""
     if keys.encoded is None:
         return
     assert keys.positive.grad is not None
@@ -106,10 +108,10 @@ def _backward_through_keys(keys: Keys, order: torch.Tensor | None) -> None:
 
 
 def spread(moments: torch.Tensor) -> torch.Tensor:
-    """How far unit vectors are spread out: 1 for evenly over the sphere, 0 for all the same (a collapse).
+    """Return how far unit vectors are spread: 1 if evenly over the sphere, 0 if they are all equal (a collapse).
 
-    Their standard deviation over the batch, in the mean over the dimensions, times the root of these (Chen and He
-    2021, SimSiam, Figure 2).
+    This is the standard deviation over the batch, averaged over the dimensions, times the square root of their
+    number (Chen and He 2021, SimSiam, Figure 2).
 
     Args:
         moments: (2, dim), means of the vectors and of their squares over the batch.
@@ -119,7 +121,7 @@ def spread(moments: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_over_processes(model: Contrast, *others: torch.Tensor) -> None:
-    """Average gradients, running statistics and `others`: from here on every process holds the same."""
+    """Average gradients, running statistics and `others`, so that every process holds the same."""
     if distributed.world_size() > 1:
         gradients = [p.grad for p in model.trained() if p.grad is not None]
         running = [buffer for name, buffer in model.named_buffers() if "running_" in name]
@@ -128,7 +130,7 @@ def _mean_over_processes(model: Contrast, *others: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _measure(queries: torch.Tensor, cosines: torch.Tensor, keys: Keys, places: torch.Tensor) -> torch.Tensor:
-    """METRICS of some queries, as sums over them; loss and feature_std are left at 0."""
+    """Return METRICS of some queries, summed over them; loss and feature_std are left at 0."""
     negative = cosines[:, 1:]
     counted = negative != -torch.inf
     return torch.stack(
@@ -144,10 +146,10 @@ def _measure(queries: torch.Tensor, cosines: torch.Tensor, keys: Keys, places: t
 
 
 class _RunningStatistics:
-    """Makes running statistics after several parts what they would be after one pass over all.
+    """Makes running statistics after several parts equal to those after one pass over the whole batch.
 
-    They are linear in the batch statistics, so the mean of the updates that each part makes on the old values
-    is the update that all parts together make.
+    They are linear in the batch statistics, so the update by the whole batch is the mean of the updates that each
+    part would make to the old values.
     """
 
     def __init__(self, encoder: nn.Module, parts: int) -> None:
@@ -159,7 +161,7 @@ class _RunningStatistics:
 
     @torch.no_grad()
     def next_part(self) -> None:
-        """Note what a part did to the buffers and take it back; after the last part leave the mean."""
+        """Record what a part did to the buffers and undo it; after the last part, set the mean."""
         self.done += 1
         for buffer, before, after in zip(self.buffers, self.before, self.after, strict=True):
             after += buffer

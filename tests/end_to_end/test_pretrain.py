@@ -158,7 +158,7 @@ def test_settings_that_change_the_result_are_noted(
     notes = [line for line in capsys.readouterr().out.splitlines() if "not the run it was" in line]
     assert last["iteration"] == 2
     assert notes == [
-        f"note: {key} was {was}, is {now}: not the run it was" for key, (was, now) in changed.items()
+        f"note: {key} was {was} and is {now}: the result will differ" for key, (was, now) in changed.items()
     ]
     pretrain(moved, output, "SOLVER.MAX_ITER", "3", "SOLVER.SCHEDULE", "step", "SOLVER.STEPS", "[2]", *more,
              resume=True)  # fmt: skip
@@ -220,7 +220,7 @@ def test_class_folders_give_a_knn_figure(
     pretrain(images, output, "SOLVER.MAX_ITER", "1")
     assert [line["iteration"] for line in log_lines(output) if "knn" in line] == [0, 1]
     assert (
-        f"KNN.TRAIN is empty: kNN, leave-one-out, among the class folders of {images}"
+        f"KNN.TRAIN is empty: kNN is measured, leave-one-out, on the class folders of {images}"
         in capsys.readouterr().out
     )
 
@@ -273,7 +273,7 @@ def test_narrow_basic_blocks_are_noted(
     image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(image_folder(32), tmp_path / "run", "SOLVER.MAX_ITER", "1")
-    assert "note: MODEL.WIDTH 0.125: detectron2 builds resnet18 at width 1 only" in capsys.readouterr().out
+    assert "note: MODEL.WIDTH 0.125: detectron2 builds resnet18 only at width 1" in capsys.readouterr().out
 
 
 def test_resume_says_where_it_stands(image_folder: MakeFolder, tmp_path: Path) -> None:

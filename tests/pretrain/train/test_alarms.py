@@ -52,8 +52,8 @@ def test_one_easy_line_is_no_leak() -> None:
         (["MODEL.NORM", "BN"], "set MODEL.NORM ShuffleBN and MOCO.SHUFFLE True"),
         (["MOCO.SHUFFLE", False], "set MODEL.NORM ShuffleBN and MOCO.SHUFFLE True"),
         (["MODEL.NORM", "SyncBN"], "a larger batch, or MODEL.NORM ShuffleBN"),
-        (["MOCO.M", 0.5], "a higher MOCO.M than 0.5"),
-        (["MOCO.MECHANISM", "endtoend"], "use more images a step"),
+        (["MOCO.M", 0.5], "a MOCO.M above 0.5"),
+        (["MOCO.MECHANISM", "endtoend"], "use a larger batch"),
     ],
 )
 def test_a_leak_comes_with_advice_that_fits_the_settings(overrides: list[Any], advice: str) -> None:

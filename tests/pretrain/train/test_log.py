@@ -59,7 +59,7 @@ def test_a_run_that_is_taken_up_again_leaves_every_line_point_and_alarm_once(
     assert [line["iteration"] for line in lines if "knn" in line] == [60]
     alarms = [(line["iteration"], line["alarm"]) for line in lines if "alarm" in line]
     assert alarms == [(30, "leak")]  # the first line still holds noise
-    assert capsys.readouterr().out.count("alarm (leak): the key is found") == 1
+    assert capsys.readouterr().out.count("alarm (leak): queries pick the right key") == 1
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (10, 0), (20, 0), (30, 0), (40, 30), (50, 30), (60, 30)
@@ -181,12 +181,12 @@ def test_the_papers_settings_give_no_note(
         (
             IMAGENET,
             ["SOLVER.IMS_PER_BATCH", 512],
-            "BASE_LR 0.03 at 512 images a step: the paper's 0.03 at 256 is 0.06",
+            "BASE_LR 0.03 for a batch of 512: the paper's 0.03 for 256 corresponds to 0.06",
         ),
         (
             IMAGENET,
             ["SOLVER.BASE_LR", 0.3],
-            "BASE_LR 0.3 at 256 images a step: the paper's 0.03 at 256 is 0.03 there",
+            "BASE_LR 0.3 for a batch of 256: the paper's 0.03 for 256 corresponds to 0.03",
         ),
         (131_071, [], "MOCO.K 65536 keys from 131071 images.*MOCO.K 32768 or less"),
         (1_000, ["MOCO.K", 501], "MOCO.K 501 keys from 1000 images.*MOCO.K 256 or less"),
