@@ -155,7 +155,7 @@ def test_settings_that_change_the_result_are_noted(
     capsys.readouterr()
     more = [text for key, (_, now) in changed.items() for text in (key, now)]
     last = pretrain(moved, output, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[1]", *more, resume=True)
-    notes = [line for line in capsys.readouterr().out.splitlines() if "not the run it was" in line]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "the result will differ" in line]
     assert last["iteration"] == 2
     assert notes == [
         f"note: {key} was {was} and is {now}: the result will differ" for key, (was, now) in changed.items()
