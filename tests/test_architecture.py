@@ -17,7 +17,7 @@ ARROWS = {
     "pretrain.model": "pretrain.common",
     "pretrain.config": "pretrain.common pretrain.data pretrain.model",
     "pretrain.train": "pretrain.common pretrain.config pretrain.data pretrain.model pretrain.tensor_files",
-    "pretrain.benchmark": "pretrain.common pretrain.data pretrain.train",
+    "pretrain.benchmark": "pretrain.common pretrain.config pretrain.data pretrain.train",
     "transfer.d2_compat": "",
     "transfer.config": "transfer.d2_compat",
     "transfer.d2_import_hook": "transfer.config.keys",

@@ -1,4 +1,4 @@
-"""Pictures with the statistics of photographs, where there are none at hand."""
+"""Synthetic pictures with the statistics of photographs, for use when there are no photographs."""
 
 import io
 import math
@@ -12,16 +12,16 @@ QUALITY = 92
 
 
 def to_jpeg(picture: Image.Image) -> bytes:
-    """The file's bytes."""
+    """Return the picture as the bytes of a JPEG file."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
 
 
 def fake_photo(number: int) -> Image.Image:
-    """A picture with the statistics of photographs: discs that hide one another (Lee et al. 2001), and grain.
+    """Return a picture with the statistics of photographs: discs that occlude each other (Lee et al. 2001), and grain.
 
-    Their radii r have a density of r^-3, so that edges are found at every scale, as in nature.
+    The radii r of the discs have a density of r^-3, so that there are edges at every scale, as in nature.
     """
     random = np.random.default_rng(number)
     width, height = SIZE

@@ -1,4 +1,4 @@
-"""Where the time of a pre-training step goes: the encoders, and everything else that should cost next to nothing."""
+"""Measure where the time of a pre-training step goes: to the encoders, and to the rest, which should be small."""
 
 import contextlib
 import functools
@@ -21,21 +21,21 @@ from pretrain.data.loader import make_train_loader
 from pretrain.train import loop
 from pretrain.train.setup import Run, set_up
 
-# What each phase holds; "other" are the loss, what is logged, running statistics and pixels made from bytes.
+# "other": the loss, the logged metrics, running statistics, and converting bytes to pixels.
 ENCODERS = ("forward q", "forward k", "backward")
 PHASES = ("data", *ENCODERS, "views", "EMA", "queue", "optimizer", "other")
 _WARM_UP = 3  # steps
 
 
 class Watch:
-    """At any moment one phase is on. On a GPU its own clock is read, without making it wait."""
+    """A clock that assigns every moment to one phase. On a GPU it records events of the GPU, without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.phase = device, "other"
         self.marks: list[tuple[str, Any]] = []
 
     def switch(self, phase: str) -> None:
-        """From now on time counts for `phase`."""
+        """Count the time from now on for `phase`."""
         if self.device.type == "cuda":
             now: Any = torch.cuda.Event(enable_timing=True)
             now.record()
@@ -46,7 +46,7 @@ class Watch:
 
     @contextlib.contextmanager
     def on(self, phase: str) -> Iterator[None]:
-        """Count for `phase`, then again for the phase that was on before."""
+        """Count the time inside the context for `phase`, then switch back to the previous phase."""
         outer = self.phase
         self.switch(phase)
         try:
@@ -55,7 +55,7 @@ class Watch:
             self.switch(outer)
 
     def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counted for `phase`."""
+        """Return `function` with its time counted for `phase`."""
 
         @functools.wraps(function)  # a GradScaler reads the signature of `step`
         def counted(*args: Any, **options: Any) -> Any:
@@ -65,7 +65,7 @@ class Watch:
         return counted
 
     def read(self) -> dict[str, float]:
-        """Seconds of each phase since the last reading."""
+        """Return the seconds of each phase since the last reading."""
         self.switch("other")
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -77,7 +77,7 @@ class Watch:
 
 
 class TimedEncoder(nn.Module):
-    """An encoder whose passes are counted. What the backward pass does before it gets here is the queue's."""
+    """An encoder whose passes are timed. The backward pass before it reaches the encoder counts for the queue."""
 
     def __init__(self, encoder: nn.Module, watch: Watch, phase: str) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class TimedEncoder(nn.Module):
 
 
 def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, list[float]]:
-    """Take real training steps, print the median time of each phase, and the share that the encoders do not have.
+    """Run real training steps; print the median time of each phase, and the share of everything but the encoders.
 
     Args:
-        cfg: by `pretrain.config.load`.
-        folder: of images; empty: pictures made here.
-        iterations: steps that count; some more warm up.
+        cfg: from `pretrain.config.load`.
+        folder: of images; empty: synthetic pictures.
+        iterations: number of measured steps; a few more are run first as a warm-up.
     Returns:
-        Seconds of each of PHASES in each step.
+        The seconds that each of PHASES took, for each step.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -109,7 +109,7 @@ def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, li
         cfg.SOLVER.MAX_ITER = iterations + _WARM_UP
         cfg.SOLVER.MAX_EPOCH = max(cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_ITER)
         cfg.freeze()
-        with contextlib.redirect_stdout(io.StringIO()):  # its notes are about a training that is meant
+        with contextlib.redirect_stdout(io.StringIO()):  # its notes are meant for real training runs
             training = set_up(cfg, resume=False)
         steps = _measure(training)[_WARM_UP:]
     report = {phase: [step[phase] for step in steps] for phase in PHASES}
@@ -119,7 +119,7 @@ def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, li
 
 
 def _write_pictures(folder: Path, batch: int) -> str:
-    """As many JPEGs as a batch needs, of few pictures: their content matters to nobody here."""
+    """Write enough JPEGs for a batch, copies of a few pictures: the content does not matter. Return the folder."""
     folder.mkdir()
     jpegs = [to_jpeg(fake_photo(n)) for n in range(8)]
     for n in range(max(batch, 64)):
@@ -128,7 +128,7 @@ def _write_pictures(folder: Path, batch: int) -> str:
 
 
 def _measure(training: Run) -> list[dict[str, float]]:
-    """Seconds of each phase in each step of a whole run."""
+    """Return the seconds of each phase, for each step of a whole run."""
     watch, model, optimizer = Watch(training.device), training.model, training.optimizer
     for name, phase in (("encoder_q", "forward q"), ("encoder_k", "forward k")):
         if hasattr(model, name):
@@ -147,7 +147,7 @@ def _measure(training: Run) -> list[dict[str, float]]:
         for iteration in range(training.total):
             with watch.on("data"):
                 batch = next(batches)
-            with watch.on("views"):  # to the device, and what INPUT.VIEWS gpu does there
+            with watch.on("views"):  # copy to the device, and the work of INPUT.VIEWS gpu there
                 views, images = loop.to_device(batch, training)
             loop.step(training, views, images, iteration)
             steps.append(watch.read())
@@ -165,7 +165,7 @@ def _backward_counted(watch: Watch) -> Iterator[None]:
 
 
 def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
-    """The table. Shares are of a step without its wait for data, which other processes make meanwhile."""
+    """Return the table. Shares exclude the wait for data, which other processes prepare at the same time."""
     cfg, device = training.cfg, training.device
     medians = {phase: statistics.median(times) for phase, times in report.items()}
     whole = sum(medians.values()) - medians["data"]
@@ -178,6 +178,6 @@ def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
         f"batch {cfg.SOLVER.IMS_PER_BATCH} at {cfg.INPUT.SIZE} pixels; medians of {len(report['data'])} steps:",
         *(f"  {name:<10}{1000 * medians[name]:10.2f} ms {medians[name] / whole:8.2%}" for name in PHASES[1:]),
         f"  {'step':<10}{1000 * whole:10.2f} ms, {cfg.SOLVER.IMS_PER_BATCH / whole:.1f} images/s",
-        f"  {PHASES[0]:<10}{1000 * medians[PHASES[0]]:10.2f} ms of waiting before it",
+        f"  {PHASES[0]:<10}{1000 * medians[PHASES[0]]:10.2f} ms of waiting before the step",
         f"everything but the encoders: {1 - inside / whole:.1%}",
     ]

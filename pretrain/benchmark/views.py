@@ -1,6 +1,6 @@
-"""How fast one core makes view pairs: ours and torchvision's, in turns in one process.
+"""Measure how fast one core makes view pairs, with our code and with torchvision, alternating in one process.
 
-Measured is the processor's time, so that what else runs on the machine takes only what it takes of the caches.
+CPU time is measured, so that other load on the machine affects the result only through the shared caches.
 """
 
 import io
@@ -27,13 +27,11 @@ from pretrain.data.folders import find_images
 from pretrain.data.views import MAX_SIGMA, MIN_SIGMA, RECIPES, Recipe, crop, draw, recolour, two_views
 
 Pipeline = Callable[[bytes], object]
-_BLUR_SIZE = 13  # pixels: the width of our kernel at MAX_SIGMA
-
-
-PICTURES = 32  # of a block
+PICTURES = 32  # in each block
+_BLUR_SIZE = 13  # pixels, the width of our kernel at MAX_SIGMA
 _NAMES = {
     "ours": "ours",
-    "ours_gpu": "ours, INPUT.VIEWS gpu (colours and blur left to it)",
+    "ours_gpu": "ours, INPUT.VIEWS gpu (without colours and blur)",
     "pillow": "torchvision v1 on PIL",
     "tensors": "torchvision v2 on tensors",
     "decode": "decoding alone",
@@ -41,17 +39,17 @@ _NAMES = {
 
 
 def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[str, list[float]]]:
-    """Measure and print pairs a second of every pipeline and microseconds of each stage of ours.
+    """Measure and print the pairs per second of every pipeline, and the microseconds of each stage of ours.
 
-    torchvision's pipelines end in normalised float32 tensors, as they are used; ours end in bytes, which are
-    normalised on the device in the training step.
+    torchvision's pipelines produce normalised float32 tensors, as usual; ours produce bytes, which the training step
+    normalises on the device.
 
     Args:
-        cfg: by `pretrain.config.load`: INPUT.SIZE, MIN_SCALE, MEAN and STD.
-        folder: of images, which are brought to 500 x 375 as JPEGs; empty: pictures made here.
-        rounds: blocks of each pipeline; one more warms up.
+        cfg: from `pretrain.config.load`; INPUT.SIZE, MIN_SCALE, MEAN and STD are used.
+        folder: of images, which are converted to JPEGs of 500 x 375; empty: synthetic pictures.
+        rounds: number of measured blocks of each pipeline; one more is run first as a warm-up.
     Returns:
-        For v1 and v2: pairs a second in each round by pipeline.
+        For v1 and v2, the pairs per second of each pipeline in each round.
     """
     files = jpegs_of(folder) if folder else [to_jpeg(fake_photo(n)) for n in range(PICTURES)]
     threads = cv2.getNumThreads(), torch.get_num_threads()
@@ -60,11 +58,11 @@ def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[st
     try:
         speeds = {}
         kilobytes = sum(map(len, files)) / len(files) / 1000
-        source = folder or "made here"
+        source = folder or "synthetic"
         say(f"{len(files)} JPEGs of {SIZE[0]} x {SIZE[1]}, {kilobytes:.0f} kB each ({source}); views of "
-            f"{cfg.INPUT.SIZE}; one thread; {rounds} rounds in turns")  # fmt: skip
+            f"{cfg.INPUT.SIZE} pixels; one thread; {rounds} alternating rounds")  # fmt: skip
         say(
-            "torchvision's end in normalised float32 tensors, ours in bytes: the training step normalises them"
+            "torchvision's pipelines return normalised float32 tensors; ours return bytes for the training step"
         )
         for name, recipe in RECIPES.items():
             speeds[name] = interleave(_pipelines(recipe, cfg), files, rounds=rounds)
@@ -94,9 +92,9 @@ def _pipelines(recipe: Recipe, cfg: CfgNode) -> dict[str, Pipeline]:
 
 
 def interleave(pipelines: dict[str, Pipeline], files: list[bytes], *, rounds: int) -> dict[str, list[float]]:
-    """Files a second of `rounds` blocks of each pipeline, in turns; what else the machine does hits all."""
+    """Return files per second in `rounds` blocks of each pipeline. They alternate, so that other load affects all."""
     speeds: dict[str, list[float]] = {name: [] for name in pipelines}
-    random.seed(0)  # torchvision's draws
+    random.seed(0)  # used by torchvision, as is torch's generator
     torch.manual_seed(0)
     for number in range(rounds + 1):
         for name, pipeline in pipelines.items():
@@ -109,7 +107,7 @@ def interleave(pipelines: dict[str, Pipeline], files: list[bytes], *, rounds: in
 
 
 def stages(files: list[bytes], recipe: Recipe, cfg: CfgNode, *, rounds: int) -> dict[str, float]:
-    """Mean microseconds that each stage of `views.two_views` takes for a pair."""
+    """Return the mean microseconds that each stage of `views.two_views` takes for a pair."""
     laps = _Laps()
     for number, data in enumerate(files * rounds):
         laps.start()
@@ -132,6 +130,8 @@ def stages(files: list[bytes], recipe: Recipe, cfg: CfgNode, *, rounds: int) -> 
 
 
 class _Laps:
+    """A stopwatch of CPU time that adds up the seconds of each stage."""
+
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
 
@@ -145,7 +145,7 @@ class _Laps:
 
 
 def _table(recipe: str, speeds: dict[str, list[float]]) -> list[str]:
-    """Medians and ranges over the rounds; ratios to torchvision v1 on PIL, round by round."""
+    """Return medians and ranges over the rounds, and of the ratio to torchvision v1 on PIL in the same round."""
     lines = ["", f"{recipe + ' views':55}{'pairs/s':>26}{'ratio to PIL':>24}"]
     for name, values in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(values, speeds["pillow"], strict=True)]
@@ -157,7 +157,7 @@ def _table(recipe: str, speeds: dict[str, list[float]]) -> list[str]:
 def _stage_line(spent: dict[str, float]) -> str:
     whole = sum(spent.values())
     parts = ", ".join(f"{stage} {time:.0f} ({time / whole:.0%})" for stage, time in spent.items())
-    return f"ours, microseconds for a pair: {parts}"
+    return f"ours, microseconds per pair: {parts}"
 
 
 def _spread(values: list[float], form: str) -> str:
@@ -165,7 +165,7 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def jpegs_of(folder: str) -> list[bytes]:
-    """The first images of a folder, brought to SIZE. Raises `UserError` where there are none."""
+    """Return the first images of a folder as JPEGs of SIZE. Raises `UserError` if there are none."""
     found = find_images([folder], key="--images")
     made = []
     for number in range(min(PICTURES, len(found))):
@@ -175,14 +175,14 @@ def jpegs_of(folder: str) -> list[bytes]:
 
 
 class _PillowBlur:
-    """As the published MoCo v2 recipe blurs: Pillow's approximation by three box filters."""
+    """The blur of the published MoCo v2 recipe: Pillow's approximation by three box filters."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(MIN_SIGMA, MAX_SIGMA)))
 
 
 def pillow(recipe: Recipe, cfg: CfgNode) -> Pipeline:
-    """torchvision's first transforms, on `PIL.Image`: bytes -> two normalised tensors."""
+    """Return torchvision's v1 transforms, on `PIL.Image`, as a pipeline: bytes -> two normalised tensors."""
     transform = v1.Compose(
         [
             v1.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0)),
@@ -206,7 +206,7 @@ def pillow(recipe: Recipe, cfg: CfgNode) -> Pipeline:
 
 
 def tensors(recipe: Recipe, cfg: CfgNode) -> Pipeline:
-    """torchvision's second transforms, on uint8 tensors: bytes -> two normalised tensors."""
+    """Return torchvision's v2 transforms, on uint8 tensors, as a pipeline: bytes -> two normalised tensors."""
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0), antialias=True),

@@ -1,4 +1,4 @@
-"""The split of a step: every moment belongs to one phase, and the steps are those of training."""
+"""The phases of a step: every moment belongs to one phase, and the steps are those of training."""
 
 import re
 
@@ -17,7 +17,7 @@ TINY = [
 
 
 def test_every_moment_belongs_to_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that goes on by what the test says."""
+    """The clock is replaced by one that the test advances."""
     now = [0.0]
     monkeypatch.setattr(step.time, "perf_counter", lambda: now[0])
 
@@ -54,7 +54,7 @@ def test_every_mechanism(mechanism: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_steps_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights after the same steps, with and without the clock."""
+    """The weights after the same steps are equal with and without the clock."""
     kept = []
     set_up = step.set_up
     monkeypatch.setattr(step, "set_up", lambda *a, **k: kept.append(set_up(*a, **k)) or kept[-1])

@@ -1,4 +1,4 @@
-"""The comparison of view pipelines: turns, figures and what is compared."""
+"""The comparison of view pipelines: alternation, printed numbers, and the pipelines themselves."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,12 @@ def test_torchvisions_pipelines_end_in_normalised_tensors(make: object) -> None:
 
 
 def test_made_pictures_are_as_photographs_are() -> None:
-    """Neighbouring pixels are alike, with few strong edges, and a JPEG is as large as a photograph's."""
+    """Neighbouring pixels are similar, strong edges are rare, and a JPEG is as large as a photograph's."""
     pixels = np.asarray(fake_photo(0), float)
     assert pixels.shape == (375, 500, 3)
     step = np.diff(pixels, axis=1)
     assert np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1] > 0.9
-    assert (step**4).mean() / (step**2).mean() ** 2 > 6  # 3 in noise
+    assert (step**4).mean() / (step**2).mean() ** 2 > 6  # Gaussian noise has 3
     assert 40_000 < len(to_jpeg(fake_photo(0))) < 130_000
 
 
