@@ -1,4 +1,8 @@
-"""Names of data sets and the folders that they mean, in detectron2's catalogs."""
+"""Data sets by name, in detectron2's catalogs: registering them, counting their records, checking their files.
+
+`register_builtin` and `register_coco` connect names with folders. `check_files` looks for the files of a registered
+data set; the checks of each layout are in `transfer.data.on_disk`.
+"""
 
 import difflib
 import importlib.util
@@ -13,39 +17,31 @@ from detectron2.data.datasets import builtin, register_coco_instances
 
 from pretrain.common.errors import UserError
 from transfer import d2_compat
-from transfer.data.on_disk import (
-    MINIATURE,
-    check_cityscapes,
-    check_coco,
-    check_demo,
-    check_keypoints,
-    check_lvis,
-    check_voc,
-    check_voc_masks,
-    check_voc_semseg,
-)
+from transfer.data import on_disk
 from transfer.data.readers import cityscapes_instances, voc_boxes, voc_labels
 from transfer.data.voc_labels import CLASSES
 
+# metadata that hold paths
 _PATHS = (
     "json_file", "image_root", "image_dir", "gt_dir", "dirname", "panoptic_json", "panoptic_root", "sem_seg_root",
 )  # fmt: skip
-_BUILDERS = {"coco": "coco", "lvis": "lvis", "cityscapes": "cityscapes"}
+# sets that tools/prepare_data.py prepares, by the first word of their names
+_PREPARED = ("coco", "lvis", "cityscapes")
 
-# Train on every public VOC2012 + SBD mask outside VOC2012's segmentation val, test on that val.
+# Train on all public masks of VOC2012 and SBD except those of VOC2012's segmentation val, and test on that val.
 VOC_MASKS = {"voc_2012_masks_train": "train_aug", "voc_2012_masks_val": "val"}
 VOC_LABELS = {"voc_2012_semseg_train": "train_aug", "voc_2012_semseg_val": "val"}
 CUSTOM = {"custom_train": "TRAIN", "custom_test": "TEST"}
 DEMO = re.compile(r"(demo\w*)_(train|val)")
+VOC = re.compile(r"voc_(2007|2012)_(train|val|trainval|test)")
 # What detectron2 registers when it is imported, under the folder that was current then.
 BUILTIN = re.compile(
-    r"(keypoints_)?coco_20(14|17)_.*|voc_20(07|12)_(train|val|trainval|test)|lvis_v(0\.5|1)_.*"
-    r"|cityscapes_fine_.*|ade20k_sem_seg_.*"
+    rf"(keypoints_)?coco_20(14|17)_.*|{VOC.pattern}|lvis_v(0\.5|1)_.*|cityscapes_fine_.*|ade20k_sem_seg_.*"
 )
 
 
 def register_builtin(root: Path) -> None:
-    """detectron2's own data sets and ours of VOC2012, all under `root`."""
+    """Register detectron2's own data sets and our two of VOC2012, all under `root`."""
     for name in list(DatasetCatalog.list()):
         if BUILTIN.fullmatch(name):
             _forget(name)
@@ -57,7 +53,7 @@ def register_builtin(root: Path) -> None:
     builtin.register_all_ade20k(str(root))
     for name in list(DatasetCatalog.list()):
         metadata = MetadataCatalog.get(name)
-        if name.startswith("voc_20") and BUILTIN.fullmatch(name):
+        if VOC.fullmatch(name):
             DatasetCatalog.remove(name)  # see transfer.data.readers
             DatasetCatalog.register(name, partial(voc_boxes, Path(metadata.dirname), metadata.split))
         elif name.startswith("cityscapes_fine_instance_seg_"):
@@ -73,34 +69,32 @@ def register_builtin(root: Path) -> None:
 
 
 def register_coco(name: str, annotations: Path, images: Path, **metadata: Any) -> None:
-    """A COCO-format set, in the place of what had the name before."""
+    """Register a COCO-format set. It replaces a set that already has the name."""
     _forget(name)
     register_coco_instances(name, metadata, str(annotations), str(images))
 
 
 def require(key: str, name: str) -> None:
-    """Raise `UserError` with the nearest names if `name`, given for a config key, is not registered."""
-    known = [
-        *DatasetCatalog.list(),
-        "demo_standard_train",
-        "demo_standard_val",
-        "demo_quick_train",
-        "demo_quick_val",
-    ]
+    """Raise `UserError` with similar names if `name`, the value of a config key, is not registered."""
+    demo = (f"demo_{size}_{split}" for size in ("standard", "quick") for split in ("train", "val"))
+    known = [*DatasetCatalog.list(), *demo]
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=3)
     choices = f"did you mean {' or '.join(near)}?" if near else (
-        "choose one of detectron2's (coco_2017_train, voc_2007_trainval, lvis_v0.5_train, ...),"
+        "choose one of detectron2's (coco_2017_train, voc_2007_trainval, lvis_v0.5_train, ...)."
     )  # fmt: skip
     raise UserError(
-        f"DATASETS.{key}: unknown data set {name}; {choices} For your own data give DATASETS.TRAIN_JSON, "
+        f"DATASETS.{key}: unknown data set {name}; {choices} For your own data, set DATASETS.TRAIN_JSON, "
         "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
     )
 
 
 class Counted:
-    """A registered function that notes how much it returned, so that nothing is read only to be counted."""
+    """A registered function that records how many images and annotations it returned.
+
+    So no data set is read only in order to count it.
+    """
 
     def __init__(self, load: Callable[[], list[dict[str, Any]]]) -> None:
         self.load = load
@@ -113,17 +107,17 @@ class Counted:
 
 
 def count(name: str) -> None:
-    """Note how many images and annotations a registered set has whenever it is loaded."""
+    """Make a registered set record how many images and annotations it has whenever it is loaded."""
     load = DatasetCatalog[name]
     if not isinstance(load, Counted):
-        metadata = MetadataCatalog.get(name)  # removing a set leaves its metadata
+        metadata = MetadataCatalog.get(name)  # removing a set keeps its metadata
         DatasetCatalog.remove(name)
         DatasetCatalog.register(name, Counted(load))
         assert MetadataCatalog.get(name) is metadata
 
 
 def counts(name: str) -> tuple[int, int]:
-    """(images, annotations) of a set that `count` was called for; loads it if nobody has."""
+    """Return (images, annotations) of a set that `count` was called for. Load it if it has not been loaded."""
     load = DatasetCatalog[name]
     if load.counts is None:
         load()
@@ -150,40 +144,40 @@ def _forget(name: str) -> None:
 
 
 def check_files(name: str, root: Path) -> None:
-    """Raise `UserError` that names the first file of a data set which is missing, and where it comes from.
+    """Raise `UserError`, which names the first missing file and how to get it, if a data set is not complete.
 
-    An unknown name passes. Names and counts only: no image is opened. Of the sets that `tools/reproduce.py --smoke`
-    makes only the presence is looked at: their counts are their own.
+    An unknown name passes. Only names and counts are checked; no image is opened. For the tiny sets that
+    `tools/reproduce.py --smoke` makes, which have fewer images, the counts are not checked.
     """
-    if (root / MINIATURE).exists():
+    if (root / on_disk.MINIATURE).exists():
         if name in DatasetCatalog.list():
             _check_paths(name, root)
     elif name in VOC_MASKS:
-        check_voc_masks(root)
+        on_disk.check_voc_masks(root)
     elif name in VOC_LABELS:
-        check_voc_semseg(root, (VOC_LABELS[name],))
-    elif re.fullmatch(r"voc_20(07|12)_(train|val|trainval|test)", name):
-        check_voc(root, years=(name.split("_")[1],))
+        on_disk.check_voc_semseg(root, (VOC_LABELS[name],))
+    elif match := VOC.fullmatch(name):
+        on_disk.check_voc(root, years=(match[1],))
     elif re.fullmatch(r"coco_2017_(train|val)", name):
-        check_coco(root)
+        on_disk.check_coco(root)
     elif re.fullmatch(r"keypoints_coco_2017_(train|val)", name):
-        check_keypoints(root)
+        on_disk.check_keypoints(root)
     elif match := DEMO.fullmatch(name):
-        check_demo(root / match[1])
+        on_disk.check_demo(root / match[1])
     elif match := re.fullmatch(r"lvis_(v0\.5|v1)_(train|val)", name):
         need("lvis", name)
-        check_lvis(root, match[1], (match[2],))
+        on_disk.check_lvis(root, match[1], (match[2],))
     elif match := re.fullmatch(r"cityscapes_fine_(instance|sem)_seg_(train|val)", name):
         need("cityscapesscripts", name)
         if match[1] == "instance":
-            need("shapely", name)  # detectron2 resolves overlapping polygons with it
-        check_cityscapes(root, semantic=match[1] == "sem")
+            need("shapely", name)  # detectron2 uses it for overlapping polygons
+        on_disk.check_cityscapes(root, semantic=match[1] == "sem")
     elif name in DatasetCatalog.list():
         _check_paths(name, root)
 
 
 def need(package: str, name: str) -> None:
-    """Raise `UserError` if a package that a data set is read or measured with is not installed."""
+    """Raise `UserError` if a package that reads or evaluates a data set is not installed."""
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{name} needs the package {package}: pip install {package}")
 
@@ -193,6 +187,6 @@ def _check_paths(name: str, root: Path) -> None:
     for key in _PATHS:
         path = metadata.get(key)
         if path and "://" not in path and not Path(path).exists():
-            builder = _BUILDERS.get(name.split("_")[0])
-            hint = f": run 'python tools/prepare_data.py {builder} --root {root}'" if builder else ""
+            kind = name.split("_")[0]
+            hint = f": {on_disk.prepare_command(kind, root)}" if kind in _PREPARED else ""
             raise UserError(f"{name}: {path} is missing{hint}")

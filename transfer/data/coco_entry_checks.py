@@ -1,4 +1,9 @@
-"""Checks of one COCO-format annotation: its ids, its box, its keypoints. Each yields (text, remedy, mend)."""
+"""Checks of one COCO-format annotation: ids, references, box, mask and keypoints.
+
+Each check yields (text, remedy, repair) for every problem it finds: what is wrong, what a repair does, and the
+function that repairs the annotation. The function returns None to leave the annotation out; it is None if the
+problem cannot be repaired.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,34 +13,43 @@ from pycocotools import mask as coco_mask
 
 Entry = dict[str, Any]
 Found = tuple[str, str, Callable[[Entry], Entry | None] | None]
-SLACK = 1.0  # pixels that a box may stand out: exporters round outwards, and detectron2 clips
+# A box may extend this many pixels beyond the image: exporters round outwards, and detectron2 clips.
+SLACK = 1.0
 
 
 def drop(_: Entry) -> None:
-    """The mend of what cannot be used: leave it out."""
+    """Leave out an entry that cannot be used."""
     return None
 
 
 def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def ids(annotation: Entry, seen: set[Any], free: int) -> Iterator[Found]:
+    """Check the annotation's own id.
+
+    Args:
+        seen: the ids of the annotations before this one; its id is added.
+        free: an id that a repair may use.
+    """
     key = annotation.get("id")
 
     def renumber(entry: Entry) -> Entry:
         return {**entry, "id": free}
 
     if not is_int(key):
-        yield "has no id that is a whole number", "numbered anew", renumber
-    elif key == 0:  # its match would be stored as 0, which pycocotools reads as no match
-        yield "has an id that counts as a miss when testing", "numbered anew", renumber
+        yield "has no id, or one that is not an integer", "renumbered", renumber
+    elif key == 0:  # pycocotools stores the id of the match, and reads 0 as no match
+        yield "has the id 0, which counts as no match in tests", "renumbered", renumber
     elif key in seen:
-        yield "has the id of another annotation", "numbered anew", renumber
+        yield "has the id of another annotation", "renumbered", renumber
     seen.add(hashable(key))
 
 
 def references(annotation: Entry, images: set[Any], categories: dict[Any, int]) -> Iterator[Found]:
+    """Check the ids of image and category, and the flags `ignore` and `iscrowd`."""
     for field, known in (("image_id", images), ("category_id", categories)):
         if annotation.get(field) is None:
             yield f"has no {field}", "left out", drop
@@ -44,11 +58,11 @@ def references(annotation: Entry, images: set[Any], categories: dict[Any, int]) 
     if annotation.get("ignore"):
         yield "has 'ignore', which detectron2 does not support", "left out", drop
     if annotation.get("iscrowd") not in (0, 1):
-        yield "has no iscrowd (0 or 1)", "set to 0", lambda entry: {**entry, "iscrowd": 0}
+        yield "has no iscrowd (0 or 1)", "iscrowd set to 0", lambda entry: {**entry, "iscrowd": 0}
 
 
 def box(annotation: Entry, size: tuple[float, float] | None) -> Iterator[Found]:
-    """`size` is (width, height) of the image, None where it is unknown."""
+    """Check the box and the area. `size` is (width, height) of the image; None if it is unknown."""
     box = annotation.get("bbox")
     if box in (None, []):
         yield "has no bbox", "left out", drop
@@ -58,7 +72,7 @@ def box(annotation: Entry, size: tuple[float, float] | None) -> Iterator[Found]:
         return
     x, y, w, h = box
     if w <= 0 or h <= 0:
-        yield f"has bbox {box} of no size", "left out", drop
+        yield f"has bbox {box} without a positive size", "left out", drop
         return
     if size and (x < -SLACK or y < -SLACK or x + w > size[0] + SLACK or y + h > size[1] + SLACK):
         clipped = _clip(box, size)
@@ -68,7 +82,7 @@ def box(annotation: Entry, size: tuple[float, float] | None) -> Iterator[Found]:
         else:
             yield text, "clipped", lambda entry: {**entry, "bbox": clipped}
     if not is_number(annotation.get("area")):
-        yield "has no area", "set to that of the box", lambda entry: {**entry, "area": w * h}
+        yield "has no area", "area set to that of the box", lambda entry: {**entry, "area": w * h}
 
 
 def _clip(box: list[float], size: tuple[float, float]) -> list[float] | None:
@@ -80,7 +94,7 @@ def _clip(box: list[float], size: tuple[float, float]) -> list[float] | None:
 
 
 def keypoint_counts(content: Entry) -> dict[Any, int]:
-    """Keypoints of each category: as many as it names, else as many as its first annotation has."""
+    """Return category id -> number of keypoints: of names in the category, or else in its first annotation."""
     counts: dict[Any, int] = {}
     for category in content["categories"]:
         if isinstance(category.get("keypoints"), list) and is_id(category.get("id")):
@@ -93,6 +107,7 @@ def keypoint_counts(content: Entry) -> dict[Any, int]:
 
 
 def keypoints(annotation: Entry, counts: dict[Any, int]) -> Iterator[Found]:
+    """Check the keypoints. `counts`: category id -> number of keypoints."""
     wanted = counts.get(hashable(annotation.get("category_id")), 0)
     points = annotation.get("keypoints")
 
@@ -100,61 +115,65 @@ def keypoints(annotation: Entry, counts: dict[Any, int]) -> Iterator[Found]:
         return {**entry, "keypoints": [0] * (3 * wanted), "num_keypoints": 0}
 
     if not wanted:
-        yield "is of a category without keypoints: add MODEL.KEYPOINT_ON False", "", None
+        yield "belongs to a category without keypoints: set MODEL.KEYPOINT_ON False", "", None
     elif not points:
-        yield "has no keypoints", "all set to unseen", blank
+        yield "has no keypoints", "keypoints set to not visible", blank
     elif not isinstance(points, list) or len(points) != 3 * wanted or not all(map(is_number, points)):
-        length = len(points) if isinstance(points, list) else "no list of"
-        yield (
-            f"has {length} keypoint numbers, not {3 * wanted} (x, y, visibility each)",
-            "set to unseen",
-            blank,
+        found = (
+            f"{len(points)} keypoint values" if isinstance(points, list) else "keypoints that are not a list"
         )
+        text = f"has {found}, not {3 * wanted} finite numbers (x, y and visibility of each)"
+        yield text, "keypoints set to not visible", blank
     elif not is_int(annotation.get("num_keypoints")):
         visible = sum(v > 0 for v in points[2::3])
-        yield "has no num_keypoints", "counted", lambda entry: {**entry, "num_keypoints": visible}
+        yield "has no num_keypoints", "keypoints counted", lambda entry: {**entry, "num_keypoints": visible}
 
 
 def is_int(value: Any) -> bool:
+    """Return whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_id(value: Any) -> bool:
+    """Return whether a value can be an id: an integer or a string."""
     return is_int(value) or isinstance(value, str)
 
 
 def hashable(value: Any) -> Any:
+    """Return an id or None as it is, and anything else as a string that can be looked up in a set."""
     return value if value is None or is_id(value) else repr(value)
 
 
 def masks(annotation: Entry, size: tuple[int, int] | None, *, wanted: bool) -> Iterator[Found]:
-    """(text, remedy, mend) of each problem. detectron2 leaves out objects without a valid polygon, in silence.
+    """Check the mask. detectron2 silently leaves out objects without a valid polygon.
 
     Args:
-        size: (width, height) of the image; None where it is unknown.
-        wanted: whether masks are to be learnt; else a mask may be missing, and a bad one costs only the mask.
+        size: (width, height) of the image; None if it is unknown.
+        wanted: whether masks are trained. If not, a mask may be missing, and a repair removes only a bad mask, not
+            its annotation.
     """
     mask = annotation.get("segmentation")
-    remedy, mend = ("left out", drop) if wanted else ("its mask left out", _without_mask)
+    remedy, repair = ("left out", drop) if wanted else ("mask left out", _without_mask)
     if mask in (None, [], "", {}):
         if wanted and annotation.get("iscrowd") == 1 and size and _has_box(annotation):
-            yield "is a crowd without a mask", "its box taken as the mask", _crowd_from_box(size)
+            yield "is a crowd without a mask", "box used as the mask", _crowd_from_box(size)
         elif wanted:
-            yield "has no segmentation: add MODEL.MASK_ON False", remedy, mend
+            yield "has no segmentation: set MODEL.MASK_ON False to train without masks", remedy, repair
     elif isinstance(mask, dict):
         if reason := _bad_rle(mask, size):
-            yield f"has an RLE mask {reason}", remedy, mend
+            yield f"has an RLE mask {reason}", remedy, repair
     elif not isinstance(mask, list):
-        yield f"has a segmentation that is a {type(mask).__name__}", remedy, mend
+        text = f"has a segmentation of type {type(mask).__name__}, not a list of polygons or an RLE"
+        yield text, remedy, repair
     else:
         good = [polygon for polygon in mask if _is_polygon(polygon)]
         if not good:
-            yield "has no polygon of at least 3 points (an even number of numbers, 6 or more)", remedy, mend
+            yield "has no polygon of at least 3 points (an even number of values, 6 or more)", remedy, repair
         elif len(good) < len(mask):
-            text = f"has {len(mask) - len(good)} of {len(mask)} polygons of an odd length or below 3 points"
-            yield text, "these polygons left out", lambda entry: {**entry, "segmentation": good}
+            text = f"has {len(mask) - len(good)} of {len(mask)} polygons with an odd length or fewer than 3 points"
+            yield text, "bad polygons left out", lambda entry: {**entry, "segmentation": good}
         if good and wanted and annotation.get("iscrowd") == 1 and size:
-            yield "is a crowd whose mask is no RLE", "converted", _crowd_to_rle(size)
+            yield "is a crowd whose mask is not an RLE", "mask converted to an RLE", _crowd_to_rle(size)
 
 
 def _without_mask(entry: Entry) -> Entry:
@@ -171,12 +190,12 @@ def _is_polygon(polygon: Any) -> bool:
 
 
 def _bad_rle(mask: Entry, size: tuple[int, int] | None) -> str:
-    """Why an RLE cannot be used, or an empty text. `size` in an RLE is [height, width]."""
+    """Return why an RLE cannot be used; "" if it can. `size` in an RLE is [height, width]."""
     counts, shape = mask.get("counts"), mask.get("size")
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(v, int) for v in shape)):
-        return f"whose size is {shape!r}"
+        return f"with size {shape!r}, not [height, width]"
     if size and shape != [size[1], size[0]]:
-        return f"of size {shape[0]} x {shape[1]} where its image is {size[1]} x {size[0]} (height x width)"
+        return f"of size {shape[0]} x {shape[1]}, but its image is {size[1]} x {size[0]} (height x width)"
     if isinstance(counts, list):
         if not all(isinstance(v, int) and v >= 0 for v in counts) or sum(counts) != shape[0] * shape[1]:
             return f"whose counts do not add up to {shape[0]} x {shape[1]}"
@@ -191,16 +210,16 @@ def _has_box(annotation: Entry) -> bool:
 
 
 def _crowd_from_box(size: tuple[int, int]) -> Callable[[Entry], Entry]:
-    def mend(entry: Entry) -> Entry:
+    def repair(entry: Entry) -> Entry:
         x, y, w, h = entry["bbox"]
         return _crowd_to_rle(size)({**entry, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]})
 
-    return mend
+    return repair
 
 
 def _crowd_to_rle(size: tuple[int, int]) -> Callable[[Entry], Entry]:
-    def mend(entry: Entry) -> Entry:
+    def repair(entry: Entry) -> Entry:
         rle = coco_mask.merge(coco_mask.frPyObjects(entry["segmentation"], size[1], size[0]))
         return {**entry, "segmentation": {"size": [size[1], size[0]], "counts": rle["counts"].decode()}}
 
-    return mend
+    return repair

@@ -1,6 +1,7 @@
-"""What is wrong with a COCO-format annotation file, with ids, before a training stumbles over it; and a mended copy.
+"""Find what is wrong with a COCO-format annotation file before a training run does, and make a repaired copy.
 
-detectron2 asserts, drops objects silently or fails in the middle of an epoch on most of what is found here.
+With most of these problems, detectron2 stops at an assertion, silently drops objects, or fails in the middle of an
+epoch.
 """
 
 import os
@@ -17,9 +18,8 @@ from pretrain.common.errors import UserError
 from transfer.data import coco_entry_checks as checks
 
 _ORIENTATION = 0x0112  # EXIF tag
-_TURNED = (5, 6, 7, 8)  # its values that exchange width and height
-_THREADS = 8  # they wait for the disk
-
+_TURNED = (5, 6, 7, 8)  # its values that swap width and height
+_THREADS = 8  # they mostly wait for the disk
 
 Entry = dict[str, Any]
 
@@ -30,27 +30,27 @@ class Problem:
 
     Attributes:
         text: one line, with the id of the image or annotation.
-        part: `images` or `annotations`, the list that holds the entry; empty where the whole file is meant.
+        part: `images` or `annotations`, the list that holds the entry; "" if the problem concerns the whole file.
         index: of the entry in that list.
-        remedy: what `mend` does, for the report; empty where nothing can be done.
-        mend: the entry -> a mended one, or None to leave it out.
+        remedy: what `repair` does, for the report; "" if the problem cannot be repaired.
+        repair: the entry -> the repaired entry, or None to leave it out.
     """
 
     text: str
     part: str = ""
     index: int = -1
     remedy: str = ""
-    mend: Callable[[Entry], Entry | None] | None = None
+    repair: Callable[[Entry], Entry | None] | None = None
 
 
 def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool) -> list[Problem]:
-    """Everything that detectron2 cannot use in a COCO-format file.
+    """Return everything that detectron2 cannot use in a COCO-format file.
 
     Args:
         content: the parsed json.
-        images: the folder whose files are looked for (not opened); None to leave that out.
-        masks: whether masks are to be learnt.
-        keypoints: whether keypoints are to be learnt.
+        images: the folder with the image files, which must exist but are not opened; None to skip this check.
+        masks: whether masks are trained.
+        keypoints: whether keypoints are trained.
     """
     if broken := _structure(content):
         return broken
@@ -68,25 +68,25 @@ def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool)
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         name = f"annotation {annotation.get('id', f'at position {index}')}"
-        for text, remedy, mend in (
+        for text, remedy, repair in (
             *checks.ids(annotation, seen, max(lowest_free, 1) + index),
             *checks.references(annotation, known, categories),
             *checks.box(annotation, sizes.get(checks.hashable(annotation.get("image_id")))),
             *checks.masks(annotation, sizes.get(checks.hashable(annotation.get("image_id"))), wanted=masks),
             *(checks.keypoints(annotation, categories) if keypoints else ()),
         ):
-            found.append(Problem(f"{name} {text}", "annotations", index, remedy, mend))
+            found.append(Problem(f"{name} {text}", "annotations", index, remedy, repair))
     return found
 
 
 def remarks(content: Entry) -> list[str]:
-    """What is worth a line about a file without problems, but no error."""
+    """Return a line for each thing worth knowing about a file without problems."""
     ids = sorted(category["id"] for category in content["categories"])
     lines = []
     if ids != list(range(1, len(ids) + 1)):
         shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
         lines.append(
-            f"category ids {shown} are not 1 to {len(ids)}: classes are numbered in the order of the ids"
+            f"category ids {shown} are not 1 to {len(ids)}: classes are numbered in the order of their ids"
         )
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
     unused = [str(c["name"]) for c in content["categories"] if not used[c["id"]]]
@@ -97,16 +97,16 @@ def remarks(content: Entry) -> list[str]:
 
 
 def repaired(content: Entry, problems: list[Problem]) -> Entry:
-    """A copy in which each problem is mended; annotations of images that had to go have gone with them.
+    """Return a copy in which each problem is repaired. Annotations of images that are left out are left out too.
 
-    Raises `UserError` on a problem that cannot be mended.
+    Raises `UserError` if a problem cannot be repaired.
     """
     changed: dict[tuple[str, int], Entry | None] = {}
     for problem in problems:
-        if problem.mend is None:
-            raise UserError(f"{problem.text}: DATASETS.REPAIR cannot mend this")
+        if problem.repair is None:
+            raise UserError(f"{problem.text}: DATASETS.REPAIR cannot repair this")
         entry = changed.get((problem.part, problem.index), content[problem.part][problem.index])
-        changed[problem.part, problem.index] = None if entry is None else problem.mend(entry)
+        changed[problem.part, problem.index] = None if entry is None else problem.repair(entry)
     copy = dict(content)
     for part in ("images", "annotations"):
         entries = (changed.get((part, index), entry) for index, entry in enumerate(content[part]))
@@ -118,16 +118,14 @@ def repaired(content: Entry, problems: list[Problem]) -> Entry:
 
 def _structure(content: Any) -> list[Problem]:
     if not isinstance(content, dict):
-        return [Problem("not a COCO json: it holds no object at its top level")]
+        return [Problem("not a COCO json: its top level is not an object")]
     found = []
     for part in ("images", "annotations", "categories"):
         entries = content.get(part)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             found.append(Problem(f"not a COCO json: it has no list {part!r}"))
         elif not entries:
-            found.append(
-                Problem({"annotations": "holds no annotation"}.get(part, f"its list {part!r} is empty"))
-            )
+            found.append(Problem(f"its list {part!r} is empty"))
     return found
 
 
@@ -137,9 +135,8 @@ def _image_problems(images: list[Entry], folder: Path | None) -> Iterator[Proble
     for index, image in enumerate(images):
         label = f"image {image.get('id', f'at position {index}')}"
         if not checks.is_id(image.get("id")):
-            yield Problem(
-                f"{label} has no id that is a number or a text", "images", index, "left out", checks.drop
-            )
+            text = f"{label} has no id, or one that is not an integer or a string"
+            yield Problem(text, "images", index, "left out", checks.drop)
             continue
         if image["id"] in seen:
             yield Problem(
@@ -165,25 +162,25 @@ def _image_problems(images: list[Entry], folder: Path | None) -> Iterator[Proble
             if path is None:
                 yield Problem(text, "images", index, "left out", checks.drop)
             else:
-                yield Problem(text, "images", index, "read from the file", _measure(path))
+                yield Problem(text, "images", index, "size read from the file", _measure(path))
 
 
 def _measure(path: Path) -> Callable[[Entry], Entry]:
-    def mend(image: Entry) -> Entry:
+    def repair(image: Entry) -> Entry:
         try:
             width, height = shown_size(path)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
         return {**image, "width": width, "height": height}
 
-    return mend
+    return repair
 
 
 def _category_problems(categories: list[Entry]) -> list[Problem]:
     found = []
     for index, category in enumerate(categories):
         if not checks.is_int(category.get("id")) or not isinstance(category.get("name"), str):
-            found.append(Problem(f"category at position {index} needs a whole number 'id' and a text 'name'"))
+            found.append(Problem(f"category at position {index} needs an integer 'id' and a string 'name'"))
     counts = Counter(category["id"] for category in categories if checks.is_int(category.get("id")))
     found += [Problem(f"category id {key}: used {n} times") for key, n in counts.items() if n > 1]
     return found
@@ -194,22 +191,22 @@ def _is_size(image: Entry) -> bool:
 
 
 def shown_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as detectron2 shows it to the model, that is, turned as its EXIF data say.
+    """Return (width, height) of an image as detectron2 shows it to the model: rotated as its EXIF data say.
 
-    Only the header is read. Raises ValueError, with the reason, if it is no image that Pillow can read.
+    Only the header is read. Raises ValueError, with the reason, if Pillow cannot read the image.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no readable image: {error}") from None
+        raise ValueError(f"not a readable image: {error}") from None
 
 
 def size_differences(images: Sequence[dict[str, Any]], folder: Path) -> Iterator[tuple[int, str]]:
-    """(index, what is wrong) of each image of a COCO file whose file is broken or of another size.
+    """Yield (index, what is wrong) for each image of a COCO file that is broken or has a different size.
 
-    Entries without a name, a size or a file are passed over: `problems` reports those.
+    Entries without a name, a size or a file are skipped: `problems` reports them.
     """
 
     def difference(image: dict[str, Any]) -> str:

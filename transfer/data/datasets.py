@@ -1,4 +1,4 @@
-"""Data sets by name, registered with detectron2 and checked before a run, and the records that are trained on."""
+"""Prepare the data sets of a run: register and check them by name, and choose the records to train on."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from transfer.data import catalog, own_coco, subset
 
-COCO_KEYPOINTS = 17  # for which pycocotools has the sigmas of the metric
-# meta architecture -> (node of the class count, metadata with the names of the classes)
+COCO_KEYPOINTS = 17  # pycocotools has the sigmas of the metric for this number
+# meta architecture -> pairs of (config node with NUM_CLASSES, metadata with the class names)
 CLASS_COUNTS = {
     "GeneralizedRCNN": (("ROI_HEADS", "thing_classes"),),
     "RetinaNet": (("RETINANET", "thing_classes"),),
@@ -25,15 +25,15 @@ CLASS_COUNTS = {
 def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     """Register the data sets of a config under `DATASETS.ROOT` and check them, before anything is computed.
 
-    Sets `DATASETS.TRAIN`, `DATASETS.TEST` and the class count where `DATASETS.TRAIN_JSON` is given, and the
-    class count of the demo.
+    Sets `DATASETS.TRAIN`, `DATASETS.TEST` and the class count if `DATASETS.TRAIN_JSON` is set, and the class count
+    for the demo sets.
 
     Args:
         cfg: not frozen.
         train: whether the training sets are needed.
     Raises:
-        UserError: an unknown name, a missing file (which one, and where it comes from), an annotation that
-            cannot be used, or a count of classes or keypoints that is not the model's.
+        UserError: an unknown name, a missing file (which one, and how to get it), an annotation that cannot be
+            used, or a number of classes or keypoints that differs from the model's.
     """
     root = Path(cfg.DATASETS.ROOT).expanduser()
     catalog.register_builtin(root)
@@ -41,7 +41,7 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     key = "TRAIN" if train else "TEST"
     if not cfg.DATASETS[key]:
         raise UserError(
-            f"DATASETS.{key} is empty: name a data set, or give your own data by DATASETS.TRAIN_JSON, "
+            f"DATASETS.{key} is empty: name a data set, or for your own data set DATASETS.TRAIN_JSON, "
             "TRAIN_IMAGES, TEST_JSON and TEST_IMAGES"
         )
     wanted = [("TRAIN", name) for name in cfg.DATASETS.TRAIN if train]
@@ -50,7 +50,7 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
         catalog.check_files(name, root)
         if match := catalog.DEMO.fullmatch(name):
             folder, split = root / match[1], match[2]
-            # four of photographs, more where only the fallback's shapes could be had
+            # four if the set shows photographs, more if it had to be made of the fallback's shapes
             classes = own_coco.read(folder / "demo.json")["classes"]
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
             catalog.register_coco(
@@ -68,10 +68,10 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
 
 
 def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The records of `DATASETS.TRAIN` that are trained on: those with usable labels, of them the chosen part.
+    """Return the records of `DATASETS.TRAIN` to train on, and print what was chosen.
 
-    Images without annotations, or without enough keypoints, are left out first, as detectron2 does it; then
-    `DATASETS.FRACTION` and `SHOTS` choose (`transfer.data.subset`). Says what was chosen.
+    Images without annotations, or without enough keypoints, are left out first, as in detectron2. Then
+    `DATASETS.FRACTION` and `SHOTS` choose a part of the rest (`transfer.data.subset`).
     """
     model = cfg.MODEL
     try:
@@ -87,7 +87,9 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     if data.FRACTION == 1 and not data.SHOTS:
         return records
     if data.SHOTS and "annotations" not in records[0]:
-        raise UserError("DATASETS.SHOTS counts objects, and these data have labels per pixel: use FRACTION")
+        raise UserError(
+            "DATASETS.SHOTS counts objects, but this data set has labels per pixel: use DATASETS.FRACTION"
+        )
     classes = [
         [a["category_id"] for a in record.get("annotations", ()) if not a.get("iscrowd")]
         for record in records
@@ -103,18 +105,18 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
     objects = Counter(kind for i in chosen for kind in classes[i])
     if few := sum(number < data.SHOTS for number in objects.values()):
         say(
-            f"note: {few} class(es) have fewer than DATASETS.SHOTS {data.SHOTS} objects: all of theirs are used"
+            f"note: {few} class(es) have fewer than DATASETS.SHOTS {data.SHOTS} objects: all of these are used"
         )
     return [records[i] for i in chosen]
 
 
 def class_names(name: str, kind: str = "thing_classes") -> list[str]:
-    """Names of the classes of a registered data set, in the order of the model's outputs.
+    """Return the class names of a registered data set, in the order of the model's outputs.
 
-    `kind`: thing_classes (objects) or stuff_classes (labels per pixel). Raises `UserError` if it has none.
+    `kind`: thing_classes (objects) or stuff_classes (labels per pixel). Raises `UserError` if the set has none.
     """
     metadata = MetadataCatalog.get(name)
-    if not hasattr(metadata, kind):  # a COCO json names its classes when it is read
+    if not hasattr(metadata, kind):  # the names in a COCO json are known once it is read
         DatasetCatalog.get(name)
     if not hasattr(metadata, kind):
         what = "objects" if kind == "thing_classes" else "labels per pixel"
@@ -125,7 +127,7 @@ def class_names(name: str, kind: str = "thing_classes") -> list[str]:
 
 
 def _check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Refuse a model whose class count is not the data's: detectron2 would fail in the middle of a step."""
+    """Raise `UserError` if the model's class count differs from the data's: detectron2 would fail in a step."""
     for name in names:
         for node, kind in CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE, ()):
             count, expected = cfg.MODEL[node].NUM_CLASSES, len(class_names(name, kind))
@@ -136,7 +138,7 @@ def _check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
 
 
 def _check_keypoints(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Refuse a number of keypoints that is not the data's, and one for which the metric has no sigmas."""
+    """Raise `UserError` if the number of keypoints differs from the data's, or the metric has no sigmas for it."""
     count, sigmas = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
     for name in names:
         points = MetadataCatalog.get(name).get("keypoint_names")
@@ -149,8 +151,8 @@ def _check_keypoints(cfg: CfgNode, names: Iterable[str]) -> None:
             )
     if sigmas != count and (sigmas or count != COCO_KEYPOINTS):
         raise UserError(
-            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} numbers: give {count}, one a keypoint (COCO's go from .025 for "
-            "eyes to .107 for hips; .05 for all is a start)"
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} numbers: give {count}, one for each keypoint (COCO's range from "
+            ".025 for eyes to .107 for hips; .05 for all is a good start)"
         )
 
 

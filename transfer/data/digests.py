@@ -1,4 +1,4 @@
-"""What a run's data were: digests of the annotation files, numbers of images and annotations, the chosen part."""
+"""A record of the data used by a run: digests of the annotation files, counts, and the chosen part."""
 
 import contextlib
 import hashlib
@@ -17,11 +17,13 @@ from transfer.data import catalog
 
 
 def data_record(cfg: CfgNode, *, train: bool = True) -> dict[str, Any]:
-    """The data of a prepared config (`datasets.prepare`), for `results.json`. At once if they were loaded before.
+    """Return the record of the data of a prepared config (`datasets.prepare`), for `results.json`.
+
+    This loads every set that has not been loaded yet.
 
     Returns:
         `sets`: data set -> `images`, `annotations`, `sha256` (see `data_digests`);
-        `subset`: settings of the part that was trained on, None for all of it.
+        `subset`: the settings that chose a part of the training set; None if all of it is used.
     """
     sets = {}
     for name, digest in data_digests(cfg, train=train).items():
@@ -31,16 +33,17 @@ def data_record(cfg: CfgNode, *, train: bool = True) -> dict[str, Any]:
 
 
 def data_digests(cfg: CfgNode, *, train: bool = True) -> dict[str, str | None]:
-    """Data set -> SHA-256 of its annotation file; where it has many, of their names and sizes. Reads no record.
+    """Return data set -> SHA-256 of its annotation file, or of the names and sizes if it has many files.
 
-    None for a data set of which nothing is known. A resumed run must find the same.
+    The value is None if the annotations of a set are not known. No record is loaded. A resumed run must find the
+    same digests.
     """
     names = dict.fromkeys((*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST))
     return {name: _digest(cfg, name) for name in names}
 
 
 def subset(cfg: CfgNode) -> dict[str, Any] | None:
-    """The settings that choose a part of the training set, None where it is used whole."""
+    """Return the settings that choose a part of the training set; None if all of it is used."""
     data = cfg.DATASETS
     if data.FRACTION == 1 and not data.SHOTS:
         return None
@@ -73,7 +76,7 @@ def _of_file(path: Path, _: int) -> str:
 
 
 def _of_files(paths: list[Path], root: Path) -> str:
-    """Of the names and sizes of many small files: reading them all would take longer than it tells."""
+    """Return the digest of the names and sizes of many small files: reading all of them would take too long."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.relative_to(root)} {path.stat().st_size if path.exists() else '-'}\n".encode())
@@ -81,11 +84,11 @@ def _of_files(paths: list[Path], root: Path) -> str:
 
 
 def names_digest(folder: Path, cache: Path | None = None) -> str:
-    """SHA-256 of the images' names in a folder and in its folders; where it lies does not matter.
+    """Return the SHA-256 of the names of the images in a folder and its subfolders; its own path does not matter.
 
     Args:
-        folder: one that is gone has the digest that it had at the last look, or none ("").
-        cache: JSON file that keeps digests, each with the times at which its folders were changed.
+        folder: if it no longer exists, the cached digest is returned, or "" if there is none.
+        cache: a JSON file that stores digests, each with the modification times of its folders.
     """
     found, stamp = recall(cache, str(folder)), _stamp(folder)
     if isinstance(found, list) and len(found) == 2 and (stamp is None or found[0] == stamp):
@@ -95,33 +98,33 @@ def names_digest(folder: Path, cache: Path | None = None) -> str:
     digest = hashlib.sha256()
     for place in _folders(folder):
         names = sorted(name for name in os.listdir(place) if is_image(name) and not name.startswith("."))
-        if names:  # not a folder that some program keeps its own files in
+        if names:  # skips folders in which some program keeps its own files
             digest.update(json.dumps([place.name if place != folder else "", names]).encode())
     remember(cache, str(folder), [stamp, digest.hexdigest()])
     return digest.hexdigest()
 
 
 def recall(cache: Path | None, name: str) -> Any:
-    """What `remember` has kept under this name; None: nothing."""
+    """Return what `remember` stored under this name; None if there is nothing."""
     return read_json(cache).get(name) if cache else None
 
 
 def remember(cache: Path | None, name: str, value: Any) -> None:
-    """Keep it in a JSON file, where that can be written."""
+    """Store a value in a JSON file, if that can be written."""
     if cache and recall(cache, name) != value:
-        with contextlib.suppress(OSError):  # it is made again next time
+        with contextlib.suppress(OSError):  # then the value is computed again next time
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_json(cache, {**read_json(cache), name: value})
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folder itself and those in it, by name."""
+    """Return the folder itself and its subfolders, sorted by name."""
     with os.scandir(folder) as entries:
         return [folder, *(folder / name for name in sorted(e.name for e in entries if e.is_dir()))]
 
 
 def _stamp(folder: Path) -> str | None:
-    """Changes with every file that is added to a class folder, removed or renamed. None: there is no such folder."""
+    """Return a digest that changes if a file is added, removed or renamed; None if the folder does not exist."""
     if not folder.is_dir():
         return None
     times = [[place.name, place.stat().st_mtime_ns] for place in _folders(folder)]

@@ -1,4 +1,4 @@
-"""From a data set's record to the model's input: the one place where a detectron2 `DatasetMapper` is made."""
+"""Turn a data set's record into the model's input. detectron2's `DatasetMapper` is created only here."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,11 +16,11 @@ Record = dict[str, Any]
 
 
 def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[Record], Record]:
-    """What turns a record of detectron2's data set format into an input of its models.
+    """Return the function that turns a record in detectron2's format into an input of its models.
 
-    Boxes, masks, keypoints and labels per pixel are detectron2's `DatasetMapper`'s; `INPUT.SCALE_CROP` takes
-    the place of its resizing in training. All randomness comes from numpy's global generator. The function
-    that is returned can be pickled, and raises `UserError` where a file is not what the record says.
+    detectron2's `DatasetMapper` handles boxes, masks, keypoints and labels per pixel; in training,
+    `INPUT.SCALE_CROP` replaces its resizing. All randomness comes from numpy's global generator. The returned
+    function can be pickled, and raises `UserError` if a file is not what the record says.
     """
     options: dict[str, Any] = {}
     if is_train and cfg.INPUT.SCALE_CROP.ENABLED:
@@ -33,7 +33,7 @@ def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[Record], Record]:
 
 
 def _map(mapper: DatasetMapper, record: Record, *, classes: int, ignored: int) -> Record:
-    """A record as the model takes it. Raises `UserError` that names an image which is broken or not as said."""
+    """Return the record as an input of the model. Raise `UserError` if its image is broken or has another size."""
     try:
         if "sem_seg_file_name" in record:
             _check_label_file(record)
@@ -41,20 +41,20 @@ def _map(mapper: DatasetMapper, record: Record, *, classes: int, ignored: int) -
     except (OSError, SyntaxError, ValueError) as error:  # ValueError: detectron2's SizeMismatchError
         reason = " ".join(str(error).split())
         name = record["file_name"]
-        raise UserError(f"{name}: not a readable image of the size that its json says: {reason}") from None
+        raise UserError(f"{name}: not a readable image of the size given in its json: {reason}") from None
     if "sem_seg" in mapped:
         values = np.unique(mapped["sem_seg"].numpy())
         wrong = values[(values >= classes) & (values != ignored)]
         if len(wrong):
             raise UserError(
-                f"{record['sem_seg_file_name']}: label {wrong[0]}, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: "
-                f"labels are 0..{classes - 1}, and {ignored} where none is known"
+                f"{record['sem_seg_file_name']}: label {wrong[0]}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}: "
+                f"labels must be 0..{classes - 1}, or {ignored} for unknown"
             )
     return mapped
 
 
 def _check_label_file(record: Record) -> None:
-    """Refuse what detectron2 would misread: it turns colours, a palette's too, into their brightness."""
+    """Raise `UserError` for a file that detectron2 would misread: it turns colours and palettes into grey values."""
     path = record["sem_seg_file_name"]
     try:
         with Image.open(path) as label:  # reads the header
@@ -63,11 +63,11 @@ def _check_label_file(record: Record) -> None:
         raise UserError(f"{path}: not a readable label image: {' '.join(str(error).split())}") from None
     if mode != "L":
         raise UserError(
-            f"{path}: an image of mode {mode}: labels are 8-bit grey values (mode L, one number a class); "
-            "tools/prepare_data.py writes them"
+            f"{path}: an image of mode {mode}: labels must be 8-bit grey values (mode L, one number for each class), "
+            "as written by tools/prepare_data.py"
         )
     if size != (record.get("width", size[0]), record.get("height", size[1])):
-        raise UserError(f"{path}: {size[0]}x{size[1]}, and its image is {record['width']}x{record['height']}")
+        raise UserError(f"{path}: {size[0]}x{size[1]}, but its image is {record['width']}x{record['height']}")
 
 
 def _scale_crop_flip(cfg: CfgNode) -> list[T.Augmentation]:
@@ -82,24 +82,24 @@ def _scale_crop_flip(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 class ScaleCrop(T.Augmentation):
-    """A random scale of the whole image, then a random square of it (He et al. App. A.5; DeepLab's order).
+    """Scale the whole image at random, then crop a random square (He et al. App. A.5; the order is DeepLab's).
 
-    The scale is uniform in [low, high] and the same for height and width; image bilinear (Pillow's, which
-    averages when it shrinks), label nearest. The square's corner is uniform over all places, rows and columns
-    independently; where the image is smaller, it is padded at the right and the bottom.
+    The scale is uniform in [low, high] and the same for height and width. Images are scaled bilinearly (Pillow's
+    filter, which averages when it shrinks), labels to the nearest pixel. The corner of the square is uniform over
+    all positions, independently for rows and columns. A smaller image is padded at the right and the bottom.
 
-    detectron2's FixedSizeCrop is not used: it draws one number for rows and columns, so that its crops lie
-    along the diagonal, and in v0.6 it pads labels with 0, a class.
+    detectron2's FixedSizeCrop is not used: it draws one random number for both rows and columns, so its crops lie
+    along the diagonal, and in v0.6 it pads labels with 0, which is a class.
     """
 
     def __init__(self, low: float, high: float, size: int, pad_value: list[float], ignored: int) -> None:
-        """`size` in pixels; `pad_value` a number per channel; `ignored` pads labels."""
+        """Set `size` in pixels, `pad_value` with a number per channel, and `ignored`, which pads labels."""
         super().__init__()
         self.low, self.high, self.size = low, high, size
         self.pad_value, self.ignored = pad_value, ignored
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """For an image (H, W, C)."""
+        """Draw a transform for an image (H, W, C)."""
         old_height, old_width = image.shape[:2]
         scale = np.random.uniform(self.low, self.high)
         height, width = max(1, round(old_height * scale)), max(1, round(old_width * scale))
@@ -116,14 +116,14 @@ class ScaleCrop(T.Augmentation):
 
 
 class _Pad(T.Transform):
-    """Pad at the bottom and the right: images with a value per channel (which fvcore's cannot), labels with one."""
+    """Pad at the bottom and the right; unlike fvcore's, with a value for each channel of the image."""
 
     def __init__(self, rows: int, columns: int, value: list[float], ignored: int) -> None:
         super().__init__()
         self.rows, self.columns, self.value, self.ignored = rows, columns, value, ignored
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """(H, W, C) uint8: the value is rounded to whole numbers."""
+        """Pad an image (H, W, C) uint8; the value is rounded to integers."""
         height, width, channels = img.shape
         padded = np.empty((height + self.rows, width + self.columns, channels), img.dtype)
         padded[:] = np.round(self.value)
@@ -131,7 +131,7 @@ class _Pad(T.Transform):
         return padded
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(H, W)"""
+        """Pad labels (H, W)."""
         return np.pad(segmentation, ((0, self.rows), (0, self.columns)), constant_values=self.ignored)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:

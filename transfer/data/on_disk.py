@@ -1,26 +1,32 @@
-"""Whether a data set lies where detectron2 looks for it; if not, what is missing and where it comes from.
+"""Where each data set is stored under DATASETS.ROOT, and checks that its files are there.
 
-Cheap enough to run before every training: names and counts, no image is opened.
+For every public data set and the demo sets there is a `check_*` function. It returns one line that says that the set
+is in place. Otherwise it raises `UserError`, which names the first missing file and says how to get it. The checks
+compare names and counts and open no image, so they are cheap enough to run before every training run.
+`transfer.data.catalog.check_files` chooses the check for a data set's name; `tools/prepare_data.py` uses the same
+checks, and the addresses, counts and paths of this module.
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
 
-MINIATURE = "miniature.json"  # beside sets of a few pictures, which transfer.reproduce.plan.smoke_data made
-
+# This file marks a root folder of tiny sets, made by transfer.reproduce.plan.smoke_data.
+MINIATURE = "miniature.json"
 
 CITYSCAPES_IMAGES = {"train": 2_975, "val": 500}
-CITYSCAPES_ENDINGS = {  # of the files of one frame, in the archives
+# folder -> the endings of each frame's files, as in the archives
+CITYSCAPES_ENDINGS = {
     "leftImg8bit": ("_leftImg8bit.png",),
     "gtFine": ("_gtFine_polygons.json", "_gtFine_instanceIds.png", "_gtFine_labelIds.png"),
 }
-CITYSCAPES_ARCHIVES = {  # by the folder that each holds; 11 GB and 241 MB
+# folder -> the archive that contains it; 11 GB and 241 MB
+CITYSCAPES_ARCHIVES = {
     "leftImg8bit": "leftImg8bit_trainvaltest.zip",
     "gtFine": "gtFine_trainvaltest.zip",
 }
@@ -44,9 +50,17 @@ LVIS_URL = "https://dl.fbaipublicfiles.com/LVIS"
 
 
 class LvisVersion(NamedTuple):
-    categories: int  # their ids are 1 to this
-    images: dict[str, int]  # per split, at least; v0.5's train split is published as "57k" only
-    folders: dict[str, tuple[str, ...]]  # per split, COCO's folders that its images lie in
+    """What a version of LVIS contains.
+
+    Attributes:
+        categories: how many; their ids are 1 to this number.
+        images: split -> the least number of images. The number for v0.5's train split is published only as "57k".
+        folders: split -> the folders of COCO that hold its images.
+    """
+
+    categories: int
+    images: dict[str, int]
+    folders: dict[str, tuple[str, ...]]
 
 
 LVIS_VERSIONS = {
@@ -62,34 +76,35 @@ LVIS_VERSIONS = {
 
 
 def check_coco(root: Path, *, thorough: bool = False) -> str:
-    """COCO 2017 under ROOT/coco, for `coco_2017_{train,val}`; `thorough` looks for every image by its name."""
+    """Check COCO 2017 in ROOT/coco, for `coco_2017_{train,val}`; `thorough` looks for every image by its name."""
     _check_coco(root, "instances", thorough)
     return f"{root / 'coco'}: COCO 2017 is in place"
 
 
 def check_keypoints(root: Path, *, thorough: bool = False) -> str:
-    """COCO 2017 with its people's joints, for `keypoints_coco_2017_{train,val}`."""
+    """Check COCO 2017 and its keypoints, for `keypoints_coco_2017_{train,val}`; `thorough` as in `check_coco`."""
     _check_coco(root, "person_keypoints", thorough)
     return f"{root / 'coco'}: COCO 2017 keypoints are in place"
 
 
 def check_coco_images(root: Path, split: str) -> None:
-    """The images of `train2017` or `val2017` by their number. Raises UserError."""
-    _demand_images(root / "coco" / split, COCO_IMAGES[split], _coco_source(root, split))
+    """Raise UserError unless the folder of `train2017` or `val2017` holds the right number of images."""
+    _demand_images(root / "coco" / split, COCO_IMAGES[split], _get_coco(root, split))
 
 
 def check_coco_annotations(root: Path, kinds: Sequence[str] = ("instances", "person_keypoints")) -> None:
-    """The annotation files of both splits. Raises UserError."""
+    """Raise UserError unless the annotation files of both splits are there."""
     for kind in kinds:
         for split in COCO_IMAGES:
-            demand(_coco_json(root, kind, split), _coco_source(root, "annotations"))
+            _demand(_coco_json(root, kind, split), _get_coco(root, "annotations"))
 
 
 def _check_coco(root: Path, kind: str, thorough: bool) -> None:
     for split in COCO_IMAGES:
-        demand(_coco_json(root, kind, split), _coco_source(root, "annotations"))
+        annotations = _coco_json(root, kind, split)
+        _demand(annotations, _get_coco(root, "annotations"))
         if thorough:
-            _demand_listed(_coco_json(root, kind, split), root / "coco" / split, _coco_source(root, split))
+            _demand_listed(annotations, root / "coco" / split, _get_coco(root, split))
         check_coco_images(root, split)
 
 
@@ -97,12 +112,12 @@ def _coco_json(root: Path, kind: str, split: str) -> Path:
     return root / "coco" / "annotations" / f"{kind}_{split}.json"
 
 
-def _coco_source(root: Path, part: str) -> str:
-    return f"{COCO_ARCHIVE[part]}, unpacked in {root / 'coco'}; {prepare_command('coco', root)}"
+def _get_coco(root: Path, part: str) -> str:
+    return f"unpack {COCO_ARCHIVE[part]} in {root / 'coco'}, or {prepare_command('coco', root)}"
 
 
 def check_voc(root: Path, years: Sequence[str] = ("2007", "2012")) -> str:
-    """PASCAL VOC under ROOT/VOC2007 and ROOT/VOC2012: the images and annotations that its lists name."""
+    """Check the images and annotations that the lists of PASCAL VOC in ROOT/VOC2007 and ROOT/VOC2012 name."""
     for year, split in VOC_ARCHIVE:
         if year in years:
             check_voc_split(root, year, split)
@@ -110,86 +125,80 @@ def check_voc(root: Path, years: Sequence[str] = ("2007", "2012")) -> str:
 
 
 def check_voc_split(root: Path, year: str, split: str) -> None:
-    """What one of VOC's archives brings for detection. Raises UserError naming the first missing file."""
-    files = {"JPEGImages": ".jpg", "Annotations": ".xml"}
-    _demand_voc(root / f"VOC{year}", f"Main/{split}.txt", files, _voc_source(root, year, split))
+    """Raise UserError unless the images and boxes of one VOC archive are there."""
+    parts = {"JPEGImages": ".jpg", "Annotations": ".xml"}
+    _demand_voc(root / f"VOC{year}", f"Main/{split}.txt", parts, _get_voc(root, year, split))
 
 
 def check_voc_segmentation(root: Path) -> None:
-    """What VOC2012's archive brings for segmentation: its lists' images, masks and boxes. Raises UserError."""
-    folder, where = root / "VOC2012", _voc_source(root, "2012", "trainval")
-    files = {
+    """Raise UserError unless the images, masks and boxes of VOC2012's lists for segmentation are there."""
+    parts = {
         "JPEGImages": ".jpg", "Annotations": ".xml", "SegmentationObject": ".png", "SegmentationClass": ".png",
     }  # fmt: skip
+    remedy = _get_voc(root, "2012", "trainval")
     for split in ("train", "val"):
-        _demand_voc(folder, f"Segmentation/{split}.txt", files, where)
+        _demand_voc(root / "VOC2012", f"Segmentation/{split}.txt", parts, remedy)
 
 
 def check_voc_masks(root: Path) -> str:
-    """COCO files of VOC 2012's instance masks, for `voc_2012_masks_{train,val}`, and the images they name."""
-    folder, where = root / "VOC2012", _voc_source(root, "2012", "trainval")
+    """Check the COCO files of VOC2012's instance masks, for `voc_2012_masks_{train,val}`, and their images."""
+    folder, remedy = root / "VOC2012", _get_voc(root, "2012", "trainval")
     if not names_in(folder / "JPEGImages"):
-        raise UserError(f"{folder / 'JPEGImages'} is missing: it comes from {where}")
+        raise _missing(folder / "JPEGImages", remedy)
     for split in MASK_SPLITS:
         file = folder / "annotations_masks" / f"instances_{split}.json"
-        if not file.is_file():
-            raise UserError(f"{file} is missing: {prepare_command('voc-masks', root)}")
-        _demand_listed(file, folder / "JPEGImages", where)
+        _demand(file, prepare_command("voc-masks", root))
+        _demand_listed(file, folder / "JPEGImages", remedy)
     return f"{folder}: instance masks are in place"
 
 
 def check_voc_semseg(root: Path, splits: Sequence[str] = MASK_SPLITS) -> str:
-    """Labels per pixel, for `voc_2012_semseg_{train,val}`: those that the lists `semseg/SPLIT.txt` name."""
-    folder, where = root / "VOC2012", _voc_source(root, "2012", "trainval")
-    images, made = names_in(folder / "JPEGImages"), f"{prepare_command('voc-masks', root)}"
+    """Check the label images that `semseg/SPLIT.txt` lists, for `voc_2012_semseg_{train,val}`, and their images."""
+    folder, draw = root / "VOC2012", prepare_command("voc-masks", root)
     for split in splits:
-        names, labels = folder / "semseg" / f"{split}.txt", folder / "semseg" / split
-        if not names.is_file():
-            raise UserError(f"{names} is missing: {made}")
-        present = names_in(labels)
-        for name in names.read_text().split():
-            if f"{name}.png" not in present:
-                raise UserError(f"{labels / name}.png is missing: {made}")
-            if f"{name}.jpg" not in images:
-                raise UserError(f"{folder / 'JPEGImages' / name}.jpg is missing: it comes from {where}")
+        names = folder / "semseg" / f"{split}.txt"
+        _demand(names, draw)
+        _demand_names(
+            names.read_text().split(),
+            (folder / "semseg" / split, ".png", draw),
+            (folder / "JPEGImages", ".jpg", _get_voc(root, "2012", "trainval")),
+        )
     return f"{folder}: labels per pixel are in place"
 
 
-def _demand_voc(folder: Path, listing: str, files: dict[str, str], where: str) -> None:
+def _demand_voc(folder: Path, listing: str, parts: dict[str, str], remedy: str) -> None:
+    """Raise UserError unless each folder of `parts` holds each name of a list, with the ending of that folder."""
     names = folder / "ImageSets" / listing
-    demand(names, where)
-    present = {part: names_in(folder / part) for part in files}
-    for name in names.read_text().split():
-        for part, ending in files.items():
-            if name + ending not in present[part]:
-                raise UserError(f"{folder / part / name}{ending} is missing: it comes from {where}")
+    _demand(names, remedy)
+    places = ((folder / part, ending, remedy) for part, ending in parts.items())
+    _demand_names(names.read_text().split(), *places)
 
 
-def _voc_source(root: Path, year: str, split: str) -> str:
+def _get_voc(root: Path, year: str, split: str) -> str:
     return (
-        f"{VOC_ARCHIVE[year, split]}, unpacked in {root}, with a link {root / f'VOC{year}'} -> VOCdevkit/VOC{year}; "
-        f"{prepare_command('voc', root)}"
+        f"unpack {VOC_ARCHIVE[year, split]} in {root}, and link {root / f'VOC{year}'} to VOCdevkit/VOC{year}, "
+        f"or {prepare_command('voc', root)}"
     )
 
 
 def check_demo(folder: Path) -> str:
-    """A finished demo set with all its images (`prepare_data.py demo --check` looks into each of them)."""
+    """Check that a demo set is complete, with all its images (`prepare_data.py demo --check` opens each of them)."""
     size = folder.name.removeprefix("demo_")
-    again = f"run 'python tools/prepare_data.py demo --root {folder.parent} --size {size}'"
+    remedy = prepare_command(f"demo --size {size}", folder.parent)
     state = read_json(folder / "demo.json")
     if not state.get("complete"):
-        raise UserError(f"{folder} holds no finished demo set: {again}")
+        raise UserError(f"{folder} does not hold a complete demo set: {remedy}")
     for split in ("train", "val"):
-        demand(folder / "annotations" / f"instances_{split}.json", again)
-        _demand_images(folder / split, state["counts"][split], again)
+        _demand(folder / "annotations" / f"instances_{split}.json", remedy)
+        _demand_images(folder / split, state["counts"][split], remedy)
     return f"{folder} is in place"
 
 
 def check_cityscapes(root: Path, *, semantic: bool = True) -> str:
-    """The files of `cityscapes_fine_{instance_seg,sem_seg}_{train,val}`: names and counts only.
+    """Check the files of `cityscapes_fine_{instance_seg,sem_seg}_{train,val}`.
 
     Args:
-        semantic: whether the label images that semantic segmentation is trained on are needed too.
+        semantic: whether the label images for training semantic segmentation are needed too.
     """
     folder = root / "cityscapes"
     for kind, endings in CITYSCAPES_ENDINGS.items():
@@ -198,14 +207,21 @@ def check_cityscapes(root: Path, *, semantic: bool = True) -> str:
         check_cityscapes_files(
             folder, "gtFine", (CITYSCAPES_TRAIN_IDS,), "cityscapesscripts, which draws it from the polygons"
         )
-    _check_strays(folder / "leftImg8bit")
+    _refuse_strays(folder / "leftImg8bit")
     return f"{folder} is in place: " + " and ".join(
         f"{count} {split} images" for split, count in CITYSCAPES_IMAGES.items()
     )
 
 
 def check_cityscapes_files(folder: Path, kind: str, endings: tuple[str, ...], where: str) -> None:
-    """Every frame of which anything is there has its files in ROOT/cityscapes/KIND, and all frames are there."""
+    """Raise UserError unless every frame is there, with all its files in ROOT/cityscapes/KIND.
+
+    Args:
+        folder: ROOT/cityscapes.
+        kind: a key of CITYSCAPES_ENDINGS.
+        endings: of the files of each frame.
+        where: the archive or program that the files come from.
+    """
     again = prepare_command("cityscapes", folder.parent)
     present: dict[Path, set[str]] = {}
     found = dict.fromkeys(CITYSCAPES_IMAGES, 0)
@@ -216,27 +232,32 @@ def check_cityscapes_files(folder: Path, kind: str, endings: tuple[str, ...], wh
         found[split] += 1
         for ending in endings:
             if stem + ending not in present[place]:
-                raise UserError(f"{place / (stem + ending)} is missing: it comes from {where}: {again}")
+                raise _missing(place / (stem + ending), f"it comes from {where}; {again}")
     for split, count in CITYSCAPES_IMAGES.items():
         if found[split] != count:
             raise UserError(
-                f"{folder / kind / split} holds {found[split]} of {count} images; they come from {where}: {again}"
+                f"{folder / kind / split} holds {found[split]} of {count} images; they come from {where}; {again}"
             )
 
 
-def _check_strays(photos: Path) -> None:
-    """detectron2 takes everything in there for a city or an image of one, and stops at anything else."""
+def _refuse_strays(photos: Path) -> None:
+    """Raise UserError for any file that is not part of Cityscapes: detectron2 would take it for a city or an image."""
     for split in CITYSCAPES_IMAGES:
         for city in sorted(names_in(photos / split)):
-            if not (photos / split / city).is_dir():
-                raise UserError(f"{photos / split / city} is no part of Cityscapes: remove it")
-            for name in sorted(names_in(photos / split / city)):
-                if not name.endswith(CITYSCAPES_ENDINGS["leftImg8bit"]):
-                    raise UserError(f"{photos / split / city / name} is no part of Cityscapes: remove it")
+            place = photos / split / city
+            strays = [
+                place / name
+                for name in sorted(names_in(place))
+                if not name.endswith(CITYSCAPES_ENDINGS["leftImg8bit"])
+            ]
+            if not place.is_dir():
+                strays = [place]
+            if strays:
+                raise UserError(f"{strays[0]} is not part of Cityscapes: remove it")
 
 
 def cityscapes_frames(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(split, city, stem of the file names) of each frame that has a photo or polygons."""
+    """Yield (split, city, stem of the file names) of each frame that has a photo or polygons."""
     for split in CITYSCAPES_IMAGES:
         photos, labels = (folder / kind / split for kind in CITYSCAPES_ENDINGS)
         for city in sorted(names_in(photos) | names_in(labels)):
@@ -251,16 +272,12 @@ def cityscapes_frames(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def check_lvis(root: Path, version: str, splits: tuple[str, ...] = ("train", "val")) -> str:
-    """LVIS for `lvis_VERSION_{train,val}`: names and counts only, so cheap enough to run before a training."""
+    """Check the annotations of LVIS, for `lvis_VERSION_{train,val}`, and the number of COCO's images."""
     for split in splits:
         demand(lvis_json(root, version, split), f"{lvis_url(version, split)}: {lvis_again(root, version)}")
         for folder in LVIS_VERSIONS[version].folders[split]:
-            found = sum(name.endswith(".jpg") for name in names_in(root / "coco" / folder))
-            if found < COCO_IMAGES[folder]:
-                raise UserError(
-                    f"{root / 'coco' / folder} holds {found} of COCO's {COCO_IMAGES[folder]} images, "
-                    f"which LVIS {version} {split} needs: {prepare_command('coco', root)}"
-                )
+            remedy = f"LVIS {version} {split} needs COCO's images; {prepare_command('coco', root)}"
+            _demand_images(root / "coco" / folder, COCO_IMAGES[folder], remedy)
     return f"{root / 'lvis'}: LVIS {version} is in place"
 
 
@@ -270,52 +287,69 @@ def lvis_url(version: str, split: str) -> str:
 
 
 def lvis_json(root: Path, version: str, split: str) -> Path:
-    """Return where the annotations of a split lie."""
+    """Return the path of the annotations of a split."""
     return root / "lvis" / f"lvis_{version}_{split}.json"
 
 
 def lvis_again(root: Path, version: str) -> str:
-    """Return what to run to get this version of LVIS."""
+    """Return the advice to run the command that prepares this version of LVIS."""
     return prepare_command(f"lvis --version {version}", root)
 
 
 def prepare_command(name: str, root: Path) -> str:
-    """What to run to get a data set; `name` may have options behind it."""
+    """Return the advice to run the command that prepares a data set; options may follow the name in `name`."""
     return f"run 'python tools/prepare_data.py {name} --root {root}'"
 
 
 def demand(file: Path, where: str) -> None:
-    """Raise UserError if `file` is not there."""
-    if not file.is_file():
-        raise UserError(f"{file} is missing: it comes from {where}")
+    """Raise UserError, which names the source `where`, unless `file` exists."""
+    _demand(file, f"it comes from {where}")
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names of what lies in a folder; of one that does not exist, none."""
+    """Return the names of the files and folders in a folder; none if it does not exist."""
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
-def _demand_images(folder: Path, count: int, where: str) -> None:
+def _missing(path: Path, remedy: str) -> UserError:
+    return UserError(f"{path} is missing: {remedy}")
+
+
+def _demand(file: Path, remedy: str) -> None:
+    if not file.is_file():
+        raise _missing(file, remedy)
+
+
+def _demand_images(folder: Path, count: int, remedy: str) -> None:
+    """Raise UserError unless `folder` holds at least `count` JPEG files."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing: it comes from {where}")
+        raise _missing(folder, remedy)
     found = sum(name.endswith(".jpg") for name in os.listdir(folder))
     if found < count:
-        raise UserError(f"{folder} holds {found} of {count} images: the rest comes from {where}")
+        raise UserError(f"{folder} holds {found} of {count} images: {remedy}")
 
 
-def _demand_listed(file: Path, folder: Path, where: str) -> None:
-    """Every image that a COCO json names lies in `folder`."""
-    present = names_in(folder)
-    for image in _read_json(file)["images"]:
-        if image["file_name"] not in present:
-            raise UserError(f"{folder / image['file_name']} is missing: it comes from {where}")
+def _demand_names(names: Iterable[str], *places: tuple[Path, str, str]) -> None:
+    """Raise UserError unless each folder of `places` (folder, ending, remedy) holds each name with its ending."""
+    present = {folder: names_in(folder) for folder, _, _ in places}
+    for name in names:
+        for folder, ending, remedy in places:
+            if name + ending not in present[folder]:
+                raise _missing(folder / (name + ending), remedy)
 
 
-def _read_json(file: Path) -> dict[str, list[dict[str, str]]]:
+def _demand_listed(file: Path, folder: Path, remedy: str) -> None:
+    """Raise UserError unless `folder` holds every image that a COCO json lists."""
+    _demand_names((image["file_name"] for image in _read_coco(file)["images"]), (folder, "", remedy))
+
+
+def _read_coco(file: Path) -> dict[str, list[dict[str, str]]]:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{file} is no whole JSON file ({error}): remove it, then prepare it again") from None
+        raise UserError(
+            f"{file} is not a complete JSON file ({error}): remove it, then prepare it again"
+        ) from None
     if not isinstance(content, dict) or "images" not in content:
-        raise UserError(f"{file} has no list 'images': it is no COCO annotation file")
+        raise UserError(f"{file} is not a COCO annotation file: it has no list 'images'")
     return content

@@ -1,4 +1,4 @@
-"""One's own COCO-format data: checked before a run, mended on request, with the class count and keypoints it brings."""
+"""The user's own COCO-format data: check it before a run, repair it on request, and set class and keypoint counts."""
 
 import json
 import re
@@ -16,18 +16,18 @@ from pretrain.common.files import write_atomic
 from transfer.data import catalog, coco_problems
 
 KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
-SHOWN = 10  # problems that are printed
+SHOWN = 10  # how many problems are printed
 
 
 @dataclass(frozen=True)
 class Own:
-    """What a config needs to know of one file.
+    """What a config needs to know about one file.
 
     Attributes:
-        path: the file to read: the user's, or the mended copy.
-        ids: of the categories, in order.
-        classes: their names, in the order of the ids.
-        keypoints: names; empty where they are not learnt.
+        path: the file to read: the user's, or the repaired copy.
+        ids: of the categories, sorted.
+        classes: the names of the categories, in the order of their ids.
+        keypoints: names; empty if keypoints are not trained.
     """
 
     path: Path
@@ -37,10 +37,10 @@ class Own:
 
 
 def use(cfg: CfgNode) -> None:
-    """Register `DATASETS.{TRAIN,TEST}_{JSON,IMAGES}`, if given, in the place of DATASETS.TRAIN and TEST.
+    """Register `DATASETS.{TRAIN,TEST}_{JSON,IMAGES}`, if they are set, instead of DATASETS.TRAIN and TEST.
 
-    Sets the class counts and the number of keypoints of `cfg`. Raises `UserError` on files that are missing or
-    cannot be used.
+    Sets the class counts and the number of keypoints in `cfg`. Raises `UserError` if files are missing or cannot be
+    used.
     """
     if not any(cfg.DATASETS[key] for key in KEYS):
         return
@@ -49,17 +49,17 @@ def use(cfg: CfgNode) -> None:
         if not (path.is_dir() if key.endswith("IMAGES") else path.is_file()):
             raise UserError(
                 f"DATASETS.{key} {cfg.DATASETS[key]!r}: no such {'folder' if key.endswith('IMAGES') else 'file'}; "
-                f"own data needs {', '.join(KEYS)} together"
+                f"your own data needs all of {', '.join(KEYS)}"
             )
     train, test = _own(cfg, "TRAIN"), _own(cfg, "TEST")
     if train.classes != test.classes:
         raise UserError(
-            f"DATASETS.TEST_JSON: its categories {list(test.classes)} are not those of TRAIN_JSON, "
-            f"{list(train.classes)}, in the order of their ids"
+            f"DATASETS.TEST_JSON: its categories {list(test.classes)} differ from those of TRAIN_JSON, "
+            f"{list(train.classes)} (in the order of their ids)"
         )
     if train.keypoints != test.keypoints:
         raise UserError(
-            f"DATASETS.TEST_JSON: its keypoints {list(test.keypoints)} are not those of TRAIN_JSON, "
+            f"DATASETS.TEST_JSON: its keypoints {list(test.keypoints)} differ from those of TRAIN_JSON, "
             f"{list(train.keypoints)}"
         )
     for (name, part), own in zip(catalog.CUSTOM.items(), (train, test), strict=True):
@@ -71,7 +71,7 @@ def use(cfg: CfgNode) -> None:
             metadata |= {"keypoint_names": list(own.keypoints), "keypoint_flip_map": _flips(own.keypoints)}
         images = Path(cfg.DATASETS[f"{part}_IMAGES"]).expanduser()
         catalog.register_coco(name, own.path, images, **metadata)
-    cfg.INPUT.MASK_FORMAT = "bitmask"  # reads polygons and RLE alike
+    cfg.INPUT.MASK_FORMAT = "bitmask"  # accepts both polygons and RLE
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(catalog.CUSTOM)[:1], tuple(catalog.CUSTOM)[1:]
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(train.classes)
     if train.keypoints:
@@ -89,7 +89,7 @@ def _own(cfg: CfgNode, part: str) -> Own:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=8)  # a large file is parsed once a process
+@lru_cache(maxsize=8)  # each process parses a large file once
 def _checked(
     label: str, path: Path, images: Path, copy: Path | None, *stamp: int, masks: bool, keypoints: bool
 ) -> Own:
@@ -97,10 +97,10 @@ def _checked(
     found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
     used = path
     if found and copy is not None:
-        content = _mend(label, content, found, images, masks=masks, keypoints=keypoints)
+        content = _repair(label, content, found, images, masks=masks, keypoints=keypoints)
         text = json.dumps(content).encode()
         write_atomic(copy, lambda file: file.write(text))
-        say(f"{label}: the mended copy is {copy}")
+        say(f"{label}: the repaired copy is {copy}")
         used = copy
     elif found:
         _refuse(label, found)
@@ -112,7 +112,7 @@ def _checked(
     return Own(used, ids, classes, names)
 
 
-def _mend(
+def _repair(
     label: str,
     content: Any,
     found: list[coco_problems.Problem],
@@ -122,12 +122,12 @@ def _mend(
     keypoints: bool,
 ) -> Any:
     done: Counter[str] = Counter()
-    for _ in range(3):  # an image whose size was unknown may have boxes outside
+    for _ in range(3):  # once the size of an image is known, its boxes may turn out to lie outside
         try:
             content = coco_problems.repaired(content, found)
         except UserError as error:
             raise UserError(f"{label}: {error}") from None
-        done.update(f"{problem.part} {problem.remedy}" for problem in found)
+        done.update(f"{problem.part}: {problem.remedy}" for problem in found)
         found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
         if not found:
             break
@@ -138,9 +138,9 @@ def _mend(
 
 
 def _refuse(label: str, found: list[coco_problems.Problem]) -> None:
-    """Print the first problems, then raise."""
-    mendable = all(problem.mend for problem in found)
-    advice = "; mend the file, or add DATASETS.REPAIR True" if mendable else ""
+    """Print the first problems, then raise `UserError`."""
+    repairable = all(problem.repair for problem in found)
+    advice = "; fix the file, or set DATASETS.REPAIR True" if repairable else ""
     if len(found) == 1:
         raise UserError(f"{label}: {found[0].text}{advice}")
     for problem in found[:SHOWN]:
@@ -153,19 +153,21 @@ def _refuse(label: str, found: list[coco_problems.Problem]) -> None:
 def _keypoint_names(label: str, content: Any) -> tuple[str, ...]:
     named = {tuple(map(str, c["keypoints"])) for c in content["categories"] if c.get("keypoints")}
     if len(named) > 1:
-        raise UserError(f"{label}: its categories have different keypoints; a model has one set of them")
+        raise UserError(
+            f"{label}: its categories have different keypoints, but a model has only one set of them"
+        )
     if named:
         return named.pop()
     numbers = len(content["annotations"][0]["keypoints"]) // 3
     say(
-        f"{label}: keypoints without names keep their places in mirrored images; if left and right differ, name them "
-        "in the category's 'keypoints' (left_x, right_x), or set INPUT.RANDOM_FLIP none"
+        f"{label}: keypoints have no names, so left and right are not swapped in mirrored images; if they differ, "
+        "name them in the category's 'keypoints' (left_x, right_x), or set INPUT.RANDOM_FLIP none"
     )
     return tuple(f"point{i}" for i in range(1, numbers + 1))
 
 
 def _flips(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Pairs that change places in a mirrored image: names that differ only in left and right."""
+    """Return the pairs that are swapped in a mirrored image: names that differ only in left and right."""
     pairs = []
     for name in names:
         match = re.search("left", name, flags=re.IGNORECASE)
@@ -178,8 +180,8 @@ def _flips(names: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def read(path: Path) -> Any:
-    """The content of a json file. Raises `UserError` if it is not one."""
+    """Return the content of a json file. Raise `UserError` if it cannot be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a whole JSON file: {error}") from None
+        raise UserError(f"{path}: not a complete JSON file: {error}") from None

@@ -1,6 +1,7 @@
-"""PASCAL VOC's boxes and labels per pixel as records in detectron2's format.
+"""Read PASCAL VOC's boxes, labels per pixel and Cityscapes' instances as records in detectron2's format.
 
-detectron2's own `load_voc_instances` fails on a list of exactly one image; this gives the same records else.
+The records of VOC are the same as those of detectron2's `load_voc_instances`, which fails on a list of one image.
+Those of Cityscapes are the same as detectron2's, but are read in several processes.
 """
 
 import os
@@ -20,19 +21,19 @@ from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.data.voc_labels import CLASSES
 
-_CHUNK = 32  # images that a process takes at once
+_CHUNK = 32  # images that a process reads at a time
 
 Record = dict[str, Any]
 
 
 def voc_boxes(folder: Path, split: str) -> list[Record]:
-    """Records of VOC's list `ImageSets/Main/SPLIT.txt`, difficult objects included, as detectron2 and the paper."""
+    """Return the records of `ImageSets/Main/SPLIT.txt`, with difficult objects, as in detectron2 and the paper."""
     names = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
     return [_record(folder, name) for name in names]
 
 
 def voc_labels(folder: Path, split: str) -> list[Record]:
-    """Records of the label images `semseg/SPLIT/*.png` (0 ground, 1 to 20 the classes, 255 to be ignored)."""
+    """Return the records of the label images `semseg/SPLIT/*.png` (0 background, 1 to 20 classes, 255 ignored)."""
     records = []
     for path in sorted((folder / "semseg" / split).glob("*.png")):
         with Image.open(path) as label:
@@ -65,13 +66,13 @@ def _record(folder: Path, name: str) -> Record:
 
 
 def _annotation(element: ElementTree.Element) -> Record:
-    """VOC counts pixels from 1 and names the last one inside: xmin 1, xmax W is the whole width, [0, W]."""
+    """Return a box. VOC counts pixels from 1 and includes the last one: xmin 1, xmax W is the whole width, [0, W]."""
     left, top, right, bottom = (
         float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
     )
     kind = _text(element, "name")
     if kind not in CLASSES:
-        raise ValueError(f"{kind!r} is none of VOC's classes")
+        raise ValueError(f"{kind!r} is not one of VOC's classes")
     box = [left - 1, top - 1, right, bottom]
     return {"category_id": CLASSES.index(kind), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
 
@@ -84,7 +85,7 @@ def _text(element: ElementTree.Element, path: str) -> str:
 
 
 def cityscapes_instances(image_dir: str, gt_dir: str) -> list[Record]:
-    """Records of a split, with polygons from its json files, as detectron2 reads them; classes 0 to 7."""
+    """Return the records of a split, with polygons from its json files, as in detectron2; classes are 0 to 7."""
     from cityscapesscripts.helpers.labels import labels
 
     files = cityscapes._get_cityscapes_files(image_dir, gt_dir)
@@ -103,8 +104,8 @@ def cityscapes_instances(image_dir: str, gt_dir: str) -> list[Record]:
 
 
 def _read_cityscapes(files: tuple[str, ...]) -> Record:
-    """(image, instance ids, label ids, polygons) of one image -> its record, with Cityscapes' own label ids."""
-    d2_compat.alias_cityscapes()  # this may be a new process
+    """Return the record of one image, with Cityscapes' label ids, from (image, instance ids, label ids, polygons)."""
+    d2_compat.alias_cityscapes()  # needed in each new process
     read = partial(cityscapes._cityscapes_files_to_dict, from_json=True, to_polygons=True)
     record: Record = read(files)
     return record

@@ -1,4 +1,4 @@
-"""Reproducible parts of a training set, for few labels: a fraction of its images, or a number of objects a class."""
+"""Choose reproducible subsets of a training set: a fraction of its images, or a number of objects of each class."""
 
 import math
 from collections import Counter
@@ -10,22 +10,22 @@ from pretrain.common.errors import UserError
 
 
 def choose(classes_of_image: Sequence[Iterable[int]], *, fraction: float, shots: int, seed: int) -> list[int]:
-    """Indices of the images to train on. A pure function of its arguments.
+    """Return the indices of the images to train on. This is a pure function of its arguments.
 
-    The images are gone through in the order of one permutation that depends on the seed and their number only:
-    a smaller fraction is a part of a larger one, and fewer shots are a part of more.
+    The images are visited in the order of one permutation, which depends only on the seed and their number. So a
+    smaller fraction is a subset of a larger one, and fewer shots are a subset of more.
 
     Args:
-        classes_of_image: per image, the class of each annotated object (a class is repeated for each object).
-        fraction: in (0, 1]; round(fraction * images) images, at least one.
-        shots: 0 for all; else, of these images, as many as it takes for each class to have `shots` objects: an
-            image is taken if it brings a class that still lacks some. A class with fewer objects in all keeps
-            every image that shows it.
+        classes_of_image: for each image, the class of each annotated object (repeated for each object).
+        fraction: in (0, 1]; round(fraction * images) images are chosen, at least one.
+        shots: 0 for all these images. Otherwise only those needed for each class to have `shots` objects: an image
+            is chosen if it shows a class that still has fewer. A class with fewer objects in total keeps every image
+            that shows it.
         seed: 0 or more.
     Returns:
         Sorted indices into `classes_of_image`.
     Raises:
-        UserError: no image, a value out of range, or a class that has no object in the chosen fraction.
+        UserError: there is no image, a value is out of range, or a class has no object in the chosen fraction.
     """
     if not classes_of_image:
         raise UserError("DATASETS.FRACTION, DATASETS.SHOTS: the training set has no image to choose from")
@@ -42,7 +42,7 @@ def choose(classes_of_image: Sequence[Iterable[int]], *, fraction: float, shots:
 
 
 def _with_shots(counts: list[Counter[int]], order: list[int], shots: int) -> list[int]:
-    """The images of `order` that bring a class which still has fewer than `shots` objects."""
+    """Return the images of `order` that show a class which still has fewer than `shots` objects."""
     classes = set().union(*counts)
     absent = sorted(classes.difference(*(counts[index] for index in order)))
     if absent:

@@ -1,8 +1,8 @@
 """The endless stream of training images, as a pure function of the seed.
 
-detectron2's loader keeps its place in samplers, workers and grouping buffers, which cannot be restored.
-Here the image at position p of the stream, and what augmentation does to it, depend on (seed, p) alone: a
-resumed run, and a run on another number of processes, sees the images that it would have seen.
+detectron2's loader keeps its position in samplers, workers and grouping buffers, which cannot be restored. Here
+the image at position p of the stream, and its augmentation, depend only on (seed, p). So a resumed run, and a run
+with another number of processes, sees exactly the same images as an uninterrupted one.
 """
 
 import random
@@ -22,7 +22,7 @@ from transfer.data.datasets import training_records
 from transfer.data.mapper import build_mapper
 
 Batch = list[dict[str, Any]]
-REFERENCE_GPUS = 8  # the paper's machine: a batch of 16 is eight pairs, each of one orientation
+REFERENCE_GPUS = 8  # on the paper's machine, a batch of 16 is eight pairs, each with one orientation
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,9 @@ class Source:
     """The training images of a config.
 
     Attributes:
-        records: detectron2's, serialised, as detectron2 does: a list of dicts would be copied into the memory
-            of every worker.
-        portrait: (N,) bool: higher than wide.
-        factors: (N,) how many times an epoch holds each image on average, at least 1; None: once.
+        records: serialised as in detectron2: a list of dicts would be copied into the memory of every worker.
+        portrait: (N,) bool; whether each image is higher than wide.
+        factors: (N,) how often an epoch shows each image on average, at least 1; None: once.
     """
 
     records: DatasetFromList
@@ -42,7 +41,7 @@ class Source:
 
 
 def read(cfg: CfgNode) -> Source:
-    """The records of `DATASETS.TRAIN` that are trained on."""
+    """Read the records of `DATASETS.TRAIN` to train on."""
     records = training_records(cfg)
     factors = None
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
@@ -50,13 +49,13 @@ def read(cfg: CfgNode) -> Source:
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, threshold
         ).numpy()
-    # records of label images need not say their size; the grouping is for boxes
+    # records of label images may lack their size; only detectors group images
     portrait = np.array([r.get("height", 0) > r.get("width", 0) for r in records], dtype=bool)
     return Source(DatasetFromList(records, copy=False), portrait, factors)
 
 
 def batches(source: Source, cfg: CfgNode, start: int) -> Iterator[Batch]:
-    """This process's share of each total batch, from iteration `start` on, in detectron2's input format."""
+    """Iterate over this process's share of each total batch from iteration `start` on, in detectron2's input format."""
     loader = torch.utils.data.DataLoader(
         _Mapped(source.records, build_mapper(cfg, is_train=True), cfg.SEED),
         batch_sampler=_Batches(source.portrait, cfg, start, factors=source.factors),
@@ -68,12 +67,12 @@ def batches(source: Source, cfg: CfgNode, start: int) -> Iterator[Batch]:
 
 
 def training_batches(cfg: CfgNode, start: int) -> Iterator[Batch]:
-    """`batches` of `read(cfg)`."""
+    """Return `batches` of `read(cfg)`."""
     return batches(read(cfg), cfg, start)
 
 
 class _Mapped(torch.utils.data.Dataset):
-    """(index, position) -> the mapped record, with numpy's and Python's generators seeded by the position."""
+    """Maps (index, position) to the model's input, with numpy's and Python's generators seeded by the position."""
 
     def __init__(self, records: Any, mapper: Callable[[dict[str, Any]], dict[str, Any]], seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
@@ -110,7 +109,7 @@ class _Batches(torch.utils.data.Sampler):
             iteration += 1
 
     def _groups(self) -> Iterator[list[tuple[int, int]]]:
-        """Groups of images of one orientation, in the order in which they fill up."""
+        """Yield groups of images of one orientation, in the order in which they fill up."""
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         position = epoch = 0
         while True:
@@ -124,10 +123,10 @@ class _Batches(torch.utils.data.Sampler):
             epoch += 1
 
     def _order(self, epoch: int) -> list[int]:
-        """Images of an epoch, shuffled.
+        """Return the shuffled indices of an epoch's images.
 
-        Repeat factors that are not whole are rounded up with the probability of their fraction, anew each epoch
-        (Gupta et al. 2019, App. B.2, as detectron2's sampler).
+        A repeat factor that is not an integer is rounded up with the probability of its fractional part, drawn again
+        in each epoch (Gupta et al. 2019, App. B.2; the same as detectron2's sampler).
         """
         random_numbers = np.random.default_rng([self.seed, epoch])
         indices = np.arange(len(self.portrait))

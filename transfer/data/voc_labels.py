@@ -1,4 +1,4 @@
-"""The labels of PASCAL VOC and of SBD on its images: instance masks, boxes and labels per pixel of one image."""
+"""Read the labels of one image of PASCAL VOC, or of SBD, which labels VOC's images: masks, boxes, labels per pixel."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -13,9 +13,9 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-VOID = 255  # "don't know": a band of about 5 pixels around each of VOC's objects, and difficult ones
+VOID = 255  # "unknown": a band of about 5 pixels around each of VOC's objects, and difficult objects
 HALF_BAND = 2  # pixels of an object that the band hides on each side
-SAME_BOX = 0.5  # least IoU between a mask's box and the box of the same object in the XML file
+SAME_BOX = 0.5  # minimum IoU of a mask's box with the box of the same object in the XML file
 
 
 class Mask(NamedTuple):
@@ -25,16 +25,16 @@ class Mask(NamedTuple):
 
 class Box(NamedTuple):
     category: int  # 1..20
-    xyxy: tuple[float, float, float, float]  # pixel edges counted from 0: right and bottom are outside
+    xyxy: tuple[float, float, float, float]  # pixel edges, counted from 0; right and bottom are exclusive
     difficult: bool
 
 
 def read_palette(file: Path) -> np.ndarray:
-    """The palette's indices of a PNG, which are VOC's labels: uint8 (H, W)."""
+    """Return the palette indices of a PNG, which are VOC's labels: uint8 (H, W)."""
     try:
         with Image.open(file) as image:
             if image.mode not in ("P", "L"):
-                raise UserError(f"{file}: mode {image.mode}, not the palette image that VOC's archive holds")
+                raise UserError(f"{file}: mode {image.mode}, not a palette image as in VOC's archive")
             return np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise UserError(
@@ -43,7 +43,7 @@ def read_palette(file: Path) -> np.ndarray:
 
 
 def voc_masks(objects: np.ndarray, classes: np.ndarray) -> list[Mask]:
-    """Masks from `SegmentationObject` and `SegmentationClass`, both (H, W); void belongs to none."""
+    """Return the masks in `SegmentationObject` and `SegmentationClass`, both (H, W); void belongs to no mask."""
     found = []
     for number in np.unique(objects[(objects > 0) & (objects < VOID)]):
         pixels = objects == number
@@ -54,25 +54,25 @@ def voc_masks(objects: np.ndarray, classes: np.ndarray) -> list[Mask]:
 
 
 def read_sbd(file: Path, part: str) -> Any:
-    """The record `GTinst` or `GTcls` (`part`) of one of SBD's .mat files.
+    """Return the record `part` (`GTinst` or `GTcls`) of one of SBD's .mat files.
 
-    Its `Segmentation` is uint8 (H, W); `GTinst` has `Categories`, the class (1..20) of each instance.
+    Its `Segmentation` is uint8 (H, W). `GTinst` also has `Categories`, the class (1..20) of each instance.
     """
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise UserError("SBD's masks are read with scipy: pip install 'scipy>=1.9'") from None
+        raise UserError("reading SBD's masks needs scipy: pip install 'scipy>=1.9'") from None
     try:
         return loadmat(file, squeeze_me=True, struct_as_record=False)[part]
-    except Exception as error:  # scipy raises whatever the damage leads to
+    except Exception as error:  # scipy raises many kinds of errors for damaged files
         raise UserError(
             f"{file} cannot be read ({type(error).__name__}): remove it, then unpack benchmark.tgz again"
         ) from None
 
 
 def sbd_masks(record: Any) -> list[Mask]:
-    """Masks from `GTinst`: value i of `Segmentation` is the instance whose class is `Categories[i - 1]`."""
-    categories = np.atleast_1d(record.Categories)  # a bare number where there is one instance
+    """Return the masks in `GTinst`: value i of `Segmentation` is the instance with class `Categories[i - 1]`."""
+    categories = np.atleast_1d(record.Categories)  # a single number if there is one instance
     numbers = np.unique(record.Segmentation)
     return [
         Mask(int(categories[i - 1]), record.Segmentation == i)
@@ -82,7 +82,7 @@ def sbd_masks(record: Any) -> list[Mask]:
 
 
 def read_boxes(file: Path) -> list[Box]:
-    """The objects of one of VOC's XML files. VOC counts pixels from 1 and names the last one inside."""
+    """Return the objects of one of VOC's XML files. VOC counts pixels from 1 and includes the last one."""
     try:
         objects = ElementTree.parse(file).getroot().findall("object")
         found = []
@@ -101,7 +101,7 @@ def read_boxes(file: Path) -> list[Box]:
 
 
 def tight_box(pixels: np.ndarray, *, grow: int = 0) -> tuple[float, float, float, float]:
-    """Pixel edges (left, top, right, bottom) around a mask, `grow` further out but inside the image."""
+    """Return the pixel edges (left, top, right, bottom) around a mask, `grow` further out but inside the image."""
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     height, width = pixels.shape
     return (
@@ -113,10 +113,11 @@ def tight_box(pixels: np.ndarray, *, grow: int = 0) -> tuple[float, float, float
 
 
 def match(masks: list[Mask], boxes: list[Box], *, grow: int) -> list[Box]:
-    """The box of each mask: one of `boxes` of the same class, each used once, or the mask's own.
+    """Return a box for each mask: one of `boxes` with the same class, each used at most once, or the mask's own.
 
-    The assignment maximises the sum of the IoUs of the masks' tight boxes, `grow` pixels larger on each side,
-    with the given ones; a pair below SAME_BOX does not count. A mask without a partner keeps that tight box.
+    The assignment maximises the sum of the IoUs between the masks' tight boxes, enlarged by `grow` pixels on each
+    side, and the given boxes; pairs below SAME_BOX do not count. A mask without a partner keeps its enlarged tight
+    box.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -1,4 +1,4 @@
-"""Annotation files that are wrong: each mistake is named with its id, and mended as far as it can be."""
+"""Annotation files with mistakes: each one is reported with its id, and repaired where that is possible."""
 
 import copy
 import json
@@ -37,14 +37,14 @@ def _unset(part: str, index: int, key: str) -> Callable[[Content], None]:
 
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
-# change -> the text that names it; what is left of annotation 2 (index 1) after the repair: None: nothing
+# (change, the text that reports it, what annotation 2 (index 1) contains after the repair; None: it is left out)
 CASES: list[tuple[Callable[[Content], None], str, dict[str, Any] | None]] = [
     (_set("annotations", 1, image_id=99), "annotation 2 has image_id 99, which is not in the file", None),
     (_set("annotations", 1, image_id=[1]), r"annotation 2 has image_id \[1\], which is not", None),
     (_unset("annotations", 1, "image_id"), "annotation 2 has no image_id", None),
     (_set("annotations", 1, category_id=4), "annotation 2 has category_id 4, which is not in the file", None),
     (_set("annotations", 1, id=1), "annotation 1 has the id of another annotation", {"id": 10}),
-    (_set("annotations", 1, id=0), "annotation 0 has an id that counts as a miss", {"id": 10}),
+    (_set("annotations", 1, id=0), "annotation 0 has the id 0, which counts as no match", {"id": 10}),
     (_unset("annotations", 1, "id"), "annotation at position 1 has no id", {"id": 10}),
     (_set("annotations", 1, ignore=1), "annotation 2 has 'ignore'", None),
     (_unset("annotations", 1, "iscrowd"), "annotation 2 has no iscrowd", {"iscrowd": 0}),
@@ -52,24 +52,24 @@ CASES: list[tuple[Callable[[Content], None], str, dict[str, Any] | None]] = [
     (_unset("annotations", 1, "bbox"), "annotation 2 has no bbox", None),
     (_set("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has bbox \[1, 2, 3\], which is not 4", None),
     (_set("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotation 2 has bbox .*nan", None),
-    (_set("annotations", 1, bbox=[1, 2, 0, 4]), "annotation 2 has bbox .* of no size", None),
-    (_set("annotations", 1, bbox=[1, 2, 5, -4]), "annotation 2 has bbox .* of no size", None),
+    (_set("annotations", 1, bbox=[1, 2, 0, 4]), "annotation 2 has bbox .* without a positive size", None),
+    (_set("annotations", 1, bbox=[1, 2, 5, -4]), "annotation 2 has bbox .* without a positive size", None),
     (
         _set("annotations", 1, bbox=[100, -9, 50, 20]), "annotation 2 has bbox .* outside its image of 128 x 96",
         {"bbox": [100, 0, 28, 11]},
     ),
     (_set("annotations", 1, bbox=[200, 5, 50, 20]), "annotation 2 has bbox .* outside its image", None),
-    (_unset("annotations", 1, "segmentation"), r"annotation 2 has no segmentation: add MODEL\.MASK_ON False", None),
+    (_unset("annotations", 1, "segmentation"), r"annotation 2 has no segmentation: set MODEL\.MASK_ON False", None),
     (_set("annotations", 1, segmentation=[[1, 2, 3, 4]]), "annotation 2 has no polygon of at least 3 points", None),
     (_set("annotations", 1, segmentation=[SQUARE[:7]]), "annotation 2 has no polygon", None),
     (_set("annotations", 1, segmentation=[[1, 2, 3, 4], SQUARE]), "annotation 2 has 1 of 2 polygons",
      {"segmentation": [SQUARE]}),
     (_set("annotations", 1, segmentation={"size": [128, 96], "counts": "abc"}),
-     "annotation 2 has an RLE mask of size 128 x 96 where its image is 96 x 128", None),
+     "annotation 2 has an RLE mask of size 128 x 96, but its image is 96 x 128", None),
     (_set("annotations", 1, segmentation={"size": [96, 128], "counts": [5, 7]}),
      "counts do not add up to 96 x 128", None),
     (_set("annotations", 1, segmentation={"size": [96, 128]}), "annotation 2 has an RLE mask without counts", None),
-    (_set("annotations", 1, segmentation="abc"), "annotation 2 has a segmentation that is a str", None),
+    (_set("annotations", 1, segmentation="abc"), "annotation 2 has a segmentation of type str", None),
 ]  # fmt: skip
 
 
@@ -84,16 +84,16 @@ def test_each_mistake_is_named_and_mended(
     assert len(found) == 1
     with pytest.raises(AssertionError, match=text):
         raise AssertionError(found[0].text)
-    mended = coco_problems.repaired(content, found)
-    assert _problems(mended, images) == []
-    assert json.dumps(content) == json.dumps(before)  # a copy was mended
+    repaired = coco_problems.repaired(content, found)
+    assert _problems(repaired, images) == []
+    assert json.dumps(content) == json.dumps(before)  # the input is unchanged
     others = [a for i, a in enumerate(content["annotations"]) if i != 1]
     if left is None:
-        assert mended["annotations"] == others
+        assert repaired["annotations"] == others
     else:
-        assert mended["annotations"][0] == content["annotations"][0]
-        assert mended["annotations"][2:] == others[1:]
-        assert {**mended["annotations"][1], **left} == mended["annotations"][1]
+        assert repaired["annotations"][0] == content["annotations"][0]
+        assert repaired["annotations"][2:] == others[1:]
+        assert {**repaired["annotations"][1], **left} == repaired["annotations"][1]
 
 
 def test_a_good_file_has_no_problem(good: tuple[Content, Path]) -> None:
@@ -102,7 +102,7 @@ def test_a_good_file_has_no_problem(good: tuple[Content, Path]) -> None:
     content["annotations"][1]["bbox"] = [0, -0.5, 128.7, 96.9]  # rounded outwards by an exporter
     assert _problems(content, images) == []
     assert coco_problems.remarks(content) == [
-        "category ids 3, 6 are not 1 to 2: classes are numbered in the order of the ids"
+        "category ids 3, 6 are not 1 to 2: classes are numbered in the order of their ids"
     ]
     content["categories"] = [{"id": i, "name": f"c{i}"} for i in (0, 3, 6)]
     assert coco_problems.remarks(content)[0].startswith("category ids 0, 3, 6 are not 1 to 3")
@@ -113,15 +113,15 @@ def test_a_good_file_has_no_problem(good: tuple[Content, Path]) -> None:
 def test_files_without_their_lists(good: tuple[Content, Path], part: str) -> None:
     content, _ = good
     (empty,) = _problems({**content, part: []})
-    assert ("holds no annotation" if part == "annotations" else f"its list '{part}' is empty") == empty.text
+    assert empty.text == f"its list '{part}' is empty"
     (other,) = _problems({**content, part: {"a": 1}})
     assert other.text == f"not a COCO json: it has no list '{part}'"
     del content[part]
     (missing,) = _problems(content)
     assert missing.text == f"not a COCO json: it has no list '{part}'"
-    with pytest.raises(UserError, match=f"no list '{part}'.*cannot mend"):
+    with pytest.raises(UserError, match=f"no list '{part}'.*cannot repair"):
         coco_problems.repaired(content, [missing])
-    assert "holds no object" in _problems([1])[0].text
+    assert "its top level is not an object" in _problems([1])[0].text
 
 
 IMAGE_CASES: list[tuple[Callable[[Content], None], str, int]] = [
@@ -142,11 +142,11 @@ def test_images(good: tuple[Content, Path], change: Callable[[Content], None], t
     assert len(found) == 1
     with pytest.raises(AssertionError, match=text):
         raise AssertionError(found[0].text)
-    mended = coco_problems.repaired(content, _problems(content, images))
-    assert _problems(mended, images) == []
-    assert len(mended["images"]) == left
-    assert len(mended["annotations"]) == 2 * left
-    assert all(image["width"] in (96, 128) for image in mended["images"])
+    repaired = coco_problems.repaired(content, _problems(content, images))
+    assert _problems(repaired, images) == []
+    assert len(repaired["images"]) == left
+    assert len(repaired["annotations"]) == 2 * left
+    assert all(image["width"] in (96, 128) for image in repaired["images"])
 
 
 def test_categories(good: tuple[Content, Path]) -> None:
@@ -155,7 +155,7 @@ def test_categories(good: tuple[Content, Path]) -> None:
     assert [p.text for p in _problems(content)] == ["category id 3: used 2 times"]
     content["categories"][2] = {"id": "x", "name": "text"}
     assert [p.text for p in _problems(content)] == [
-        "category at position 2 needs a whole number 'id' and a text 'name'"
+        "category at position 2 needs an integer 'id' and a string 'name'"
     ]
 
 
@@ -163,10 +163,10 @@ def test_masks_matter_only_where_they_are_wanted(good: tuple[Content, Path]) -> 
     content, images = good
     del content["annotations"][1]["segmentation"]
     assert _problems(content, images, masks=False) == []
-    # detectron2 would leave out the object of a mask that it cannot read, even if only boxes are learnt
+    # detectron2 would leave out an object whose mask it cannot read, even if only boxes are trained
     content["annotations"][1]["segmentation"] = [[1, 2, 3]]
     found = _problems(content, images, masks=False)
-    assert found[0].remedy == "its mask left out"
+    assert found[0].remedy == "mask left out"
     assert "segmentation" not in coco_problems.repaired(content, found)["annotations"][1]
 
 
@@ -176,7 +176,7 @@ def test_crowds_become_rle(good: tuple[Content, Path]) -> None:
     content["annotations"][1].update(iscrowd=1, segmentation=[], bbox=[4, 5, 6, 7])
     found = _problems(content, images)
     assert [problem.text for problem in found] == [
-        "annotation 1 is a crowd whose mask is no RLE", "annotation 2 is a crowd without a mask",
+        "annotation 1 is a crowd whose mask is not an RLE", "annotation 2 is a crowd without a mask",
     ]  # fmt: skip
     first, second = coco_problems.repaired(content, found)["annotations"][:2]
     expected = np.zeros((96, 128), np.uint8)
@@ -192,13 +192,13 @@ def test_keypoints(good: tuple[Content, Path]) -> None:
     content["annotations"][2].pop("num_keypoints")
     found = _problems(content, images, keypoints=True)
     assert [problem.text for problem in found] == [
-        "annotation 1 has 3 keypoint numbers, not 6 (x, y, visibility each)",
+        "annotation 1 has 3 keypoint values, not 6 finite numbers (x, y and visibility of each)",
         "annotation 2 has no keypoints",
         "annotation 3 has no num_keypoints",
     ]
-    mended = coco_problems.repaired(content, found)["annotations"]
-    assert mended[0]["keypoints"] == mended[1]["keypoints"] == [0] * 6
-    assert [mended[i]["num_keypoints"] for i in range(3)] == [0, 0, 2]
+    repaired = coco_problems.repaired(content, found)["annotations"]
+    assert repaired[0]["keypoints"] == repaired[1]["keypoints"] == [0] * 6
+    assert [repaired[i]["num_keypoints"] for i in range(3)] == [0, 0, 2]
     for category in content["categories"]:
         category.pop("keypoints")
     for annotation in content["annotations"]:

@@ -1,4 +1,4 @@
-"""Data sets by name, one's own data, and what is said when files are missing."""
+"""Data sets by name, the user's own data, and the messages about missing files."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ def test_own_data_brings_its_class_count(tmp_path: Path) -> None:
 
 
 def _edit(data: tuple[Path, Path], change: Callable[[dict], None]) -> tuple[Path, Path]:
-    """A copy of a set's json with a change, beside the original."""
+    """Write a changed copy of a set's json next to the original."""
     content = json.loads(data[0].read_text())
     change(content)
     copy = data[0].with_name(f"changed{len(list(data[0].parent.iterdir()))}.json")
@@ -72,10 +72,10 @@ def _edit(data: tuple[Path, Path], change: Callable[[dict], None]) -> tuple[Path
 MISTAKES: list[tuple[Callable[[dict], None], str]] = [
     (
         lambda c: c["annotations"][1].pop("segmentation"),
-        r"annotation 2 has no segmentation: add MODEL\.MASK_ON False",
+        r"annotation 2 has no segmentation: set MODEL\.MASK_ON False",
     ),
     (lambda c: c["annotations"][1].pop("iscrowd"), "annotation 2 has no iscrowd"),
-    (lambda c: c.update(annotations=[]), "no annotation"),
+    (lambda c: c.update(annotations=[]), "its list 'annotations' is empty"),
     (
         lambda c: c["images"][0].update(file_name="gone.png"),
         r"image 1: its file .*gone\.png is missing.*REPAIR True",
@@ -100,7 +100,7 @@ def test_own_data_whose_test_set_means_other_classes(tmp_path: Path) -> None:
     test = detection_data.write_coco(tmp_path / "b", classes=("key", "cup"))
     with pytest.raises(UserError, match=r"TEST_JSON.*\['key', 'cup'\].*\['cup', 'key'\]"):
         datasets.prepare(_load("coco_R50_FPN", tmp_path, *detection_data.custom(train, test)))
-    with pytest.raises(UserError, match=r"DATASETS.TEST_JSON .*together"):
+    with pytest.raises(UserError, match=r"DATASETS.TEST_JSON .*needs all of"):
         datasets.prepare(_load("coco_R50_FPN", tmp_path, *detection_data.custom(train, train)[:4]))
 
 
@@ -194,7 +194,7 @@ def test_voc_is_read_as_detectron2_reads_it(tmp_path: Path) -> None:
     assert voc_boxes(folder, "test") == load_voc_instances(str(folder), "test", CLASS_NAMES)
     xml = folder / "Annotations/2007_test_2.xml"
     xml.write_text(xml.read_text().replace("dog", "dragon").replace("chair", "dragon"))
-    with pytest.raises(UserError, match=r"2007_test_2\.xml: .*'dragon' is none of VOC's classes"):
+    with pytest.raises(UserError, match=r"2007_test_2\.xml: .*'dragon' is not one of VOC's classes"):
         voc_boxes(folder, "test")
     xml.write_text("<annotation>")
     with pytest.raises(UserError, match=r"2007_test_2\.xml: not a VOC annotation"):
@@ -226,8 +226,8 @@ def test_bad_annotations_are_listed_and_mended_on_request(
     datasets.prepare(cfg)
     said = capsys.readouterr().out
     assert (
-        "1 images read from the file, 1 annotations clipped, 1 annotations left out, 14 annotations set to 0"
-        in said
+        "1 images: size read from the file, 1 annotations: clipped, 1 annotations: left out, "
+        "14 annotations: iscrowd set to 0" in said
     )
     records = DatasetCatalog.get("custom_train")
     assert sum(len(record["annotations"]) for record in records) == 15
@@ -248,7 +248,7 @@ def test_what_cannot_be_mended(tmp_path: Path) -> None:
         "OUTPUT_DIR",
         str(tmp_path / "run"),
     ]
-    with pytest.raises(UserError, match=r"TRAIN_JSON.*holds no annotation"):
+    with pytest.raises(UserError, match=r"TRAIN_JSON.*its list 'annotations' is empty"):
         datasets.prepare(_load("coco_R50_FPN", tmp_path, *options))
     datasets.prepare(_load("coco_R50_FPN", tmp_path, *options, "MODEL.MASK_ON", "False"))
 
@@ -276,7 +276,7 @@ def test_own_keypoints(tmp_path: Path) -> None:
             rightwards = points[0, 0] < points[4, 0]  # they lie on a diagonal, a to c
             ordered = (points[:, 1].diff() > 0).tolist()
             seen.add((bool(rightwards), tuple(ordered)))
-    # mirrored: right_a takes the place of left_a, so the order downwards is 2, 1, 4, 3, 5
+    # mirrored: left and right are swapped, so the order downwards is 2, 1, 4, 3, 5
     assert seen == {(True, (True,) * 4), (False, (False, True, False, True))}
     unnamed = _edit(data, lambda c: [category.pop("keypoints") for category in c["categories"]])
     cfg = _load("coco_R50_FPN", tmp_path, *detection_data.custom(unnamed, unnamed), *options[8:],
@@ -297,7 +297,7 @@ def test_subsets_are_chosen_said_and_recorded(tmp_path: Path, capsys: pytest.Cap
     cfg = _load("coco_R50_FPN", tmp_path, *options)
     datasets.prepare(cfg)
     everything = [record["image_id"] for record in datasets.training_records(cfg)]
-    assert len(everything) == 20  # without the one that shows nothing
+    assert len(everything) == 20  # without the image that has no annotation
     assert data_digests.data_record(cfg)["subset"] is None
     capsys.readouterr()
     cfg = _load("coco_R50_FPN", tmp_path, *options, "DATASETS.FRACTION", "0.25", "DATASETS.SUBSET_SEED", "3")

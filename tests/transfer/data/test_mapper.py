@@ -1,4 +1,4 @@
-"""Records to model inputs: labels move with their images, padding, scales, refusals; the rest is detectron2's."""
+"""Records to model inputs: labels move with their images, padding, scales, errors; the rest is detectron2's."""
 
 import pickle
 import random
@@ -32,7 +32,7 @@ def _cfg(size: int = 65, scales: tuple[float, float] = (0.5, 2.0), **more: objec
 
 
 def _record(folder: Path, width: int = 96, height: int = 80, block: int = 16) -> dict[str, object]:
-    """An image of square blocks whose colours say their labels; the label 0 of one block is unknown (255)."""
+    """Write an image of square blocks whose colours encode their labels; one block's label 0 is unknown (255)."""
     cells = np.random.default_rng(0).integers(0, len(COLOURS), (height // block + 1, width // block + 1))
     label = cells.repeat(block, 0).repeat(block, 1)[:height, :width].astype(np.uint8)
     Image.fromarray(COLOURS[label]).save(folder / "image.png")

@@ -1,4 +1,4 @@
-"""The layout checks name the first missing file and the archive that it comes from."""
+"""The checks name the first missing file, and the archive that it comes from."""
 
 import json
 from pathlib import Path
@@ -83,9 +83,9 @@ def test_voc_masks(tmp_path: Path) -> None:
     )
     assert "b.jpg is missing" in refusal(on_disk.check_voc_masks, tmp_path)
     put(val, "{")
-    assert "no whole JSON" in refusal(on_disk.check_voc_masks, tmp_path)
+    assert "not a complete JSON" in refusal(on_disk.check_voc_masks, tmp_path)
     put(val, "[]")
-    assert "no COCO annotation file" in refusal(on_disk.check_voc_masks, tmp_path)
+    assert "not a COCO annotation file" in refusal(on_disk.check_voc_masks, tmp_path)
     put(folder / "JPEGImages" / "b.jpg")
     put(val, json.dumps({"images": [{"file_name": "b.jpg"}]}))
     assert "in place" in on_disk.check_voc_masks(tmp_path)

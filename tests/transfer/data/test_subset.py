@@ -1,4 +1,4 @@
-"""Parts of a training set: nested, reproducible, and with as many objects as asked for."""
+"""Subsets of a training set are nested, reproducible, and have the requested number of objects."""
 
 import itertools
 from collections import Counter
@@ -24,7 +24,7 @@ def test_fractions_are_nested_and_of_the_right_size() -> None:
 
 
 def test_the_choice_stays_what_it_was() -> None:
-    """Published results name (fraction, seed): the images that they mean must not change with a release."""
+    """Published results give (fraction, seed), so a release must not change the images that these choose."""
     assert choose([[0]] * 100, fraction=0.1, shots=0, seed=0) == [5, 16, 20, 36, 52, 72, 82, 90, 93, 94]
 
 
@@ -33,7 +33,7 @@ def test_shots_reach_every_class_with_no_image_in_vain(shots: int) -> None:
     chosen = choose(CLASSES, fraction=1, shots=shots, seed=0)
     counts = Counter(kind for i in chosen for kind in CLASSES[i])
     assert all(counts[kind] >= shots for kind in range(6))
-    # in the order of the permutation, each image brought a class that was still short of objects
+    # in the order of the permutation, each image showed a class that still needed objects
     order = np.random.default_rng(0).permutation(len(CLASSES)).tolist()
     found: Counter[int] = Counter()
     for index in [i for i in order if i in set(chosen)]:

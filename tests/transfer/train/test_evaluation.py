@@ -8,11 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-import transfer  # noqa: F401 (its import hook comes first in spawned processes too)
-from tests.support import detection_data
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import coco_evaluation
@@ -23,9 +18,10 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
+from tests.support import detection_data
 from transfer import d2_compat
 from transfer.config.load import load_config
-from transfer.data import catalog, datasets, digests
+from transfer.data import catalog, datasets, digests, on_disk
 from transfer.train import evaluation, evaluators
 
 
@@ -100,7 +96,7 @@ def _semantic(root: Path, test: str, classes: int) -> CfgNode:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the checks that refuse data sets of a few images."""
     for name in ("check_lvis", "check_cityscapes"):
-        monkeypatch.setattr(catalog, name, lambda *_, **__: "")
+        monkeypatch.setattr(on_disk, name, lambda *_, **__: "")
 
 
 def test_the_truth_scores_100(tmp_path: Path) -> None:
@@ -371,7 +367,7 @@ def _measure(folder: str, root: str) -> None:
     results = {}
     with pytest.MonkeyPatch.context() as tiny:  # one process of the two cases is pytest's own
         for name in ("check_lvis", "check_cityscapes"):
-            tiny.setattr(catalog, name, lambda *_, **__: "")
+            tiny.setattr(on_disk, name, lambda *_, **__: "")
         cases = [
             ("voc_2007_test", partial(_load, name="voc_R50_C4_24k")),
             (

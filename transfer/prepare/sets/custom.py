@@ -1,4 +1,4 @@
-"""One's own COCO-format data: a thorough check, a mended copy, and a reproducible part of it with fewer labels."""
+"""The user's own COCO-format data: a thorough check, a repaired copy, and a reproducible subset."""
 
 import argparse
 import json
@@ -11,12 +11,12 @@ from pretrain.common.files import file_digest, write_atomic
 from transfer.data import coco_entry_checks, coco_problems, subset
 from transfer.data.coco_problems import Problem, size_differences
 
-_CLASSES_SHOWN = 100  # categories
+_CLASSES_SHOWN = 100  # categories that are printed
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's limits for APs, APm and APl
 
 
-SHOWN = 20  # problems
-PASSES = 3  # a box is compared with its image only once that image's size is right
+SHOWN = 20  # problems that are printed
+PASSES = 3  # a box can be compared with its image only after the size of that image is repaired
 LABELS = ("masks", "keypoints")
 FLAGS = {"DATASETS.FRACTION": "--fraction", "DATASETS.SHOTS": "--shots", "DATASETS.SUBSET_SEED": "--seed"}
 
@@ -24,13 +24,13 @@ Content = dict[str, Any]
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Print what `args.json` holds and what is wrong with it; write `args.output` if a change is asked for.
+    """Print what `args.json` holds and what is wrong with it; write `args.output` if a change is requested.
 
-    `args.repair` mends what can be mended, `args.fraction`, `args.shots` and `args.seed` choose a part of the
-    images (`transfer.data.subset`); both are recorded in the output's "info".
+    `args.repair` repairs what it can; `args.fraction`, `args.shots` and `args.seed` choose a subset of the images
+    (`transfer.data.subset`). Both are recorded in the output's "info".
 
     Raises:
-        UserError: there are problems and no `args.repair`, or one that cannot be mended.
+        UserError: there are problems without `args.repair`, or one that cannot be repaired.
     """
     _check_flags(args)
     content, found = _report(args)
@@ -38,7 +38,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
         raise UserError(_verdict(args, found))
     record: Content = {"file": args.json.name, "sha256": file_digest(args.json)}
     if args.repair:
-        content, record["repaired"] = _mend(content, found, args)
+        content, record["repaired"] = _repair(content, found, args)
         for what, count in sorted(record["repaired"].items()):
             print(f"{count} {what}")
     if args.fraction != 1 or args.shots:
@@ -54,7 +54,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """The same report; nothing is written. Raises UserError on any problem."""
+    """Print the same report and write nothing. Raise `UserError` if there is any problem."""
     if args.repair or args.output or args.fraction != 1 or args.shots:
         raise UserError("--check writes nothing: leave out --repair, --output, --fraction and --shots")
     _check_flags(args)
@@ -71,19 +71,23 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--images {args.images}: no such folder")
     changes = args.repair or args.fraction != 1 or args.shots
     if changes and args.output is None:
-        raise UserError("--repair, --fraction and --shots write a new file: say which one by --output")
+        raise UserError("--repair, --fraction and --shots write a new file: name it with --output")
     if args.output is not None and not changes:
-        raise UserError("--output: nothing is to be changed; add --repair, --fraction or --shots")
+        raise UserError(
+            "--output: there is nothing to change; leave it out, or add --repair, --fraction or --shots"
+        )
     if args.output is not None and args.output.resolve() == args.json.resolve():
-        raise UserError(f"--output {args.output} is the file of --json, which is never overwritten")
+        raise UserError(
+            f"--output {args.output} is the file of --json, which is never overwritten; name another file"
+        )
 
 
 def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
-    """Read the file, and print its summary, remarks and problems."""
+    """Read the file and print its summary, remarks and problems. Return its content and the problems."""
     try:
         content = json.loads(args.json.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{args.json}: not a whole JSON file: {error}") from None
+        raise UserError(f"{args.json}: not a complete JSON file: {error}") from None
     found = _problems(content, args)
     if _is_coco(content):
         print(f"{args.json}:")
@@ -92,18 +96,18 @@ def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
     if found:
         print(f"{len(found)} problem(s):")
     for problem in found[:SHOWN]:
-        print(f"  {problem.text}" + (f" (--repair: {problem.remedy})" if problem.mend else ""))
+        print(f"  {problem.text}" + (f" (--repair: {problem.remedy})" if problem.repair else ""))
     if len(found) > SHOWN:
         print(f"  ... and {len(found) - SHOWN} more")
     return content, found
 
 
 def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
-    """What `transfer.data.coco_problems` finds, then what the images' files say."""
+    """Return what `transfer.data.coco_problems` finds, then sizes that differ from those of the image files."""
     if not _is_coco(content):
         return coco_problems.problems(content, args.images, masks=False, keypoints=False)
     learn = args.learn
-    if learn is None:  # whatever the file holds
+    if learn is None:  # use whatever the file holds
         fields = zip(LABELS, ("segmentation", "keypoints"), strict=True)
         learn = [label for label, field in fields if holds(content, field)]
     found = coco_problems.problems(
@@ -123,19 +127,21 @@ def _is_coco(content: Any) -> bool:
 
 
 def _verdict(args: argparse.Namespace, found: list[Problem]) -> str:
-    """The one line that ends a run with problems."""
+    """Return the error message for a file with problems."""
     more = f", and {len(found) - 1} more problem(s)" if len(found) > 1 else ""
-    if any(problem.mend is None for problem in found):
-        first = next(problem for problem in found if problem.mend is None)
-        return f"{args.json}: {first.text}{more}; this has to be mended by hand"
-    return f"{args.json}: {found[0].text}{more}; --repair --output FILE writes a mended copy"
+    if any(problem.repair is None for problem in found):
+        first = next(problem for problem in found if problem.repair is None)
+        return f"{args.json}: {first.text}{more}; this must be fixed by hand"
+    return f"{args.json}: {found[0].text}{more}; --repair --output FILE writes a repaired copy"
 
 
-def _mend(content: Content, found: list[Problem], args: argparse.Namespace) -> tuple[Content, dict[str, int]]:
-    """A copy without problems, and how often what was done to which part."""
+def _repair(
+    content: Content, found: list[Problem], args: argparse.Namespace
+) -> tuple[Content, dict[str, int]]:
+    """Return a copy without problems, and how often each kind of repair was made."""
     done: Counter[str] = Counter()
     for _ in range(PASSES):
-        if any(problem.mend is None for problem in found):
+        if any(problem.repair is None for problem in found):
             break
         if not found:
             return content, dict(done)
@@ -148,10 +154,10 @@ def _mend(content: Content, found: list[Problem], args: argparse.Namespace) -> t
 
 
 def _part(content: Content, args: argparse.Namespace) -> Content:
-    """The same images that a training with `DATASETS.FRACTION`, `SHOTS` and `SUBSET_SEED` chooses.
+    """Return the subset that a training run with `DATASETS.FRACTION`, `SHOTS` and `SUBSET_SEED` would choose.
 
-    That is, of those with an object that is no crowd, in the order of their ids; the chosen ones keep all their
-    annotations, and all categories stay.
+    It is chosen from the images with at least one object that is not a crowd, in the order of their ids. The chosen
+    images keep all their annotations, and all categories are kept.
     """
     number = {category: n for n, category in enumerate(sorted(c["id"] for c in content["categories"]))}
     classes: dict[Any, list[int]] = {}
@@ -183,7 +189,7 @@ def _part(content: Content, args: argparse.Namespace) -> Content:
 
 
 def summary(content: Content) -> list[str]:
-    """Lines on images, annotations, masks, keypoints, sizes, and a table of the categories."""
+    """Return lines about images, annotations, masks, keypoints and sizes, and a table of the categories."""
     images, annotations = content["images"], content["annotations"]
     crowds = sum(annotation.get("iscrowd") == 1 for annotation in annotations)
     labelled = {_key(annotation.get("image_id")) for annotation in annotations}
@@ -192,7 +198,7 @@ def summary(content: Content) -> list[str]:
     rles = sum(bool(a.get("segmentation")) and isinstance(a["segmentation"], dict) for a in annotations)
     points = sum(bool(annotation.get("keypoints")) for annotation in annotations)
     lines = [
-        f"{len(images)} images, {bare} of them without annotation",
+        f"{len(images)} images, {bare} of them without annotations",
         f"{len(annotations)} annotations, {crowds} of them crowds, in {len(content['categories'])} categories",
         f"masks: {_share(polygons + rles, len(annotations))} ({polygons} as polygons, {rles} as RLE)",
         f"keypoints: {_share(points, len(annotations))}",
@@ -201,7 +207,7 @@ def summary(content: Content) -> list[str]:
 
 
 def holds(content: Content, field: str) -> bool:
-    """Whether any annotation has something in `field`: "segmentation" or "keypoints"."""
+    """Return whether any annotation has something in `field`: "segmentation" or "keypoints"."""
     return any(annotation.get(field) for annotation in content["annotations"])
 
 
@@ -237,7 +243,7 @@ def _areas(annotations: list[Content]) -> list[str]:
 
 
 def _categories(content: Content) -> list[str]:
-    """A table: id, name, annotations, images with one of them; the most frequent first."""
+    """Return a table of id, name, annotations and images of each category, the most frequent first."""
     objects = Counter(_key(a.get("category_id")) for a in content["annotations"])
     pairs = {(_key(a.get("category_id")), _key(a.get("image_id"))) for a in content["annotations"]}
     images = Counter(category for category, _ in pairs)

@@ -1,4 +1,4 @@
-"""Cityscapes: archives in the true layout are unpacked, label images drawn, and detectron2 loads the result."""
+"""Cityscapes: archives in the real layout are unpacked, label images are drawn, and detectron2 loads the result."""
 
 import argparse
 import io
@@ -45,7 +45,7 @@ def png(array: np.ndarray) -> bytes:
 
 
 def label_image() -> np.ndarray:
-    """What the training labels have to be, painted by hand: 255 elsewhere, and where nothing is evaluated."""
+    """The expected training labels, painted by hand; 255 everywhere else and where nothing is evaluated."""
     expected = np.full((HEIGHT, WIDTH), 255, np.uint8)
     expected[16:32, :] = TRAIN_ID["road"]
     expected[10:21, 10:30] = TRAIN_ID["car"]
@@ -119,7 +119,9 @@ def test_detectron2_loads_it(root: Path) -> None:
 
 def test_interrupted_anywhere_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "cityscapes"
-    with zipfile.ZipFile(root / "downloads/gtFine_trainvaltest.zip") as archive:  # a part of the unpacking
+    with zipfile.ZipFile(
+        root / "downloads/gtFine_trainvaltest.zip"
+    ) as archive:  # as an interrupted run leaves it
         archive.extract(archive.namelist()[0], folder)
     draw = cityscapes._draw
     seen: list[Path] = []
@@ -136,7 +138,7 @@ def test_interrupted_anywhere_it_goes_on(root: Path, monkeypatch: pytest.MonkeyP
     before = {file: file.stat().st_mtime_ns for file in drawn(root)}
     assert len(before) == 2
     monkeypatch.setattr(cityscapes, "_draw", draw)
-    shutil.rmtree(root / "downloads")  # both are unpacked: they are not asked for again
+    shutil.rmtree(root / "downloads")  # both are unpacked and no longer needed
     cityscapes.build(root, arguments())
     assert len(drawn(root)) == 4
     assert {file: file.stat().st_mtime_ns for file in before} == before
@@ -183,7 +185,7 @@ def test_cut_and_foreign_images_are_found(root: Path) -> None:
     labels = drawn(root)[1]
     whole = labels.read_bytes()
     labels.write_bytes(whole[:-20])
-    assert f"{labels} is no whole PNG" in refusal(cityscapes.check, root, arguments())
+    assert f"{labels} is not a complete PNG" in refusal(cityscapes.check, root, arguments())
     cityscapes.build(root, arguments())  # draws it again
     assert labels.read_bytes() == whole
     labels.write_bytes(png(np.zeros((8, 8), np.uint8)))
@@ -196,9 +198,9 @@ def test_strays_that_detectron2_stops_at(root: Path) -> None:
     photos = root / "cityscapes/leftImg8bit/train"
     for stray in (photos / ".DS_Store", photos / "aachen/Thumbs.db"):
         stray.write_bytes(b"")
-        assert f"{stray} is no part of Cityscapes" in refusal(on_disk.check_cityscapes, root)
+        assert f"{stray} is not part of Cityscapes" in refusal(on_disk.check_cityscapes, root)
         stray.unlink()
-    left = photos / "aachen/.aachen_000000_000019_leftImg8bit.png.77.tmp"  # by a run that was killed
+    left = photos / "aachen/.aachen_000000_000019_leftImg8bit.png.77.tmp"  # left by a run that was killed
     left.write_bytes(b"")
     cityscapes.build(root, arguments())
     assert not left.exists()

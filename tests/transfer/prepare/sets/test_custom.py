@@ -1,4 +1,4 @@
-"""One's own COCO json: what is reported, the mended copy (loaded by pycocotools and detectron2), and its parts."""
+"""The user's COCO json: the report, the repaired copy (loaded by pycocotools and detectron2), and subsets."""
 
 import json
 from collections.abc import Callable
@@ -94,16 +94,16 @@ def test_a_problem_is_named_and_mended(
     before = data[0].read_bytes()
     assert "--repair --output FILE" in refusal(run, data)
     assert said in capsys.readouterr().out
-    mended = tmp_path / "out" / "mended.json"
-    run(data, "--repair", "--output", mended)
+    repaired = tmp_path / "out" / "repaired.json"
+    run(data, "--repair", "--output", repaired)
     assert data[0].read_bytes() == before, "the user's file stays as it is"
     capsys.readouterr()
-    run((mended, data[1]), "--check")
+    run((repaired, data[1]), "--check")
     assert "no problem was found" in capsys.readouterr().out
-    made_from = json.loads(mended.read_text())["info"]["made_from"]
+    made_from = json.loads(repaired.read_text())["info"]["made_from"]
     assert made_from["file"] == "instances.json" and sum(made_from["repaired"].values()) >= 1
 
-    coco = COCO(str(mended))
+    coco = COCO(str(repaired))
     assert len(coco.anns) >= 10
     for annotation in coco.anns.values():
         assert coco.annToMask(annotation).any()
@@ -142,13 +142,13 @@ def test_what_cannot_be_mended(
 
 def test_files_that_are_no_json_or_no_coco(data: Data) -> None:
     data[0].write_text("[1]")
-    assert "no object at its top level" in refusal(run, data)
+    assert "its top level is not an object" in refusal(run, data)
     data[0].write_text('{"images": [')
-    assert "not a whole JSON file" in refusal(run, data)
+    assert "not a complete JSON file" in refusal(run, data)
 
 
 def test_headers(data: Data, tmp_path: Path) -> None:
-    """A turned photograph counts as detectron2 shows it; a broken file and another size are found."""
+    """A rotated photograph has the size that detectron2 sees; broken files and other sizes are found."""
     from detectron2.data.detection_utils import read_image
 
     turned = data[1] / "turned.jpg"
@@ -167,11 +167,11 @@ def test_headers(data: Data, tmp_path: Path) -> None:
     ]
     found = dict(coco_problems.size_differences(images, data[1]))
     assert set(found) == {1, 2}
-    assert "is 30 x 40, but the json says 40 x 30" in found[1] and "no readable image" in found[2]
+    assert "is 30 x 40, but the json says 40 x 30" in found[1] and "not a readable image" in found[2]
 
 
 def test_sizes_are_read_from_the_files(data: Data, tmp_path: Path) -> None:
-    """A json without sizes: they are filled in, also of a turned photograph, and then boxes are checked anew."""
+    """Missing sizes in a json are filled in, also for a rotated photograph, and boxes are checked again afterwards."""
     exif = Image.Exif()
     exif[coco_problems._ORIENTATION] = 8
     Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(data[1] / "turned.jpg", exif=exif)
@@ -183,9 +183,9 @@ def test_sizes_are_read_from_the_files(data: Data, tmp_path: Path) -> None:
 
     spoil(data, change)
     run(data, "--repair", "--output", tmp_path / "g.json")
-    mended = json.loads((tmp_path / "g.json").read_text())
-    assert (mended["images"][0]["width"], mended["images"][0]["height"]) == (96, 128)
-    assert mended["annotations"][0]["bbox"] == [60, 100, 36, 20]
+    repaired = json.loads((tmp_path / "g.json").read_text())
+    assert (repaired["images"][0]["width"], repaired["images"][0]["height"]) == (96, 128)
+    assert repaired["annotations"][0]["bbox"] == [60, 100, 36, 20]
 
 
 def test_what_is_to_be_learnt(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +193,7 @@ def test_what_is_to_be_learnt(data: Data, capsys: pytest.CaptureFixture[str]) ->
     assert "has no segmentation" in refusal(run, data)
     run(data, "--learn", "boxes")
     spoil(data, lambda c: c["annotations"][0].pop("segmentation"))
-    run(data)  # boxes only is complete
+    run(data)  # with boxes only, the file has no problem
     assert "masks: none" in capsys.readouterr().out
     assert "has no segmentation" in refusal(run, data, "--learn", "masks")
     spoil(data, lambda c: [x.update(keypoints=["left", "right"]) for x in c["categories"]])
@@ -204,7 +204,7 @@ def test_flags_that_do_not_fit(data: Data, tmp_path: Path) -> None:
     output = tmp_path / "g.json"
     assert "--output" in refusal(run, data, "--repair")
     assert "--output" in refusal(run, data, "--shots", 1)
-    assert "nothing is to be changed" in refusal(run, data, "--output", output)
+    assert "there is nothing to change" in refusal(run, data, "--output", output)
     assert "--check writes nothing" in refusal(run, data, "--check", "--fraction", 0.5, "--output", output)
     assert "never overwritten" in refusal(run, data, "--repair", "--output", data[0])
     assert "no such file" in refusal(run, (tmp_path / "no.json", data[1]))
@@ -251,7 +251,7 @@ def test_part(data: Data, tmp_path: Path) -> None:
 
 
 def test_the_part_is_that_of_a_training(data: Data, tmp_path: Path) -> None:
-    """`DATASETS.FRACTION` and `SHOTS` of a training on the whole file choose the same images."""
+    """`DATASETS.FRACTION` and `SHOTS` choose the same images in a training run on the whole file."""
     from transfer.config.load import load_config
     from transfer.data import datasets
 

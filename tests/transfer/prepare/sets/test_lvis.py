@@ -1,4 +1,4 @@
-"""LVIS: the two versions' files over COCO's images, and detectron2's loader reading what was checked."""
+"""LVIS: the files of both versions on COCO's images, and detectron2's loader reading the checked files."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(places: list[str]) -> dict[str, Any]:
-    """An LVIS file in the published shape, with one triangle per image."""
+    """An LVIS file in the published format, with one triangle per image."""
     images = [
         {
             "id": int(Path(place).stem), "width": 64, "height": 48, "license": 1,
@@ -98,13 +98,13 @@ def test_build_and_what_detectron2_reads(
 ) -> None:
     lvis.build(root, arguments(root, version))
     assert (
-        f"LVIS {version} is whole: train 2 images with 2 annotations, val {val} images"
+        f"LVIS {version} is complete: train 2 images with 2 annotations, val {val} images"
         in capsys.readouterr().out
     )
     assert not list((root / "downloads").glob(f"lvis_{version}_*")), (
         "archives are removed when they have been used"
     )
-    lvis.build(root, arguments(root, version))  # nothing is left to do, so nothing is fetched
+    lvis.build(root, arguments(root, version))  # everything is there, so nothing is downloaded
     assert "in place" in on_disk.check_lvis(root, version)
 
     from detectron2.data.datasets.lvis import load_lvis_json
@@ -128,7 +128,7 @@ def test_cheap_check_names_what_is_missing(root: Path) -> None:
     lvis.build(root, arguments(root, "v0.5"))
     (root / "coco/train2017/000000000001.jpg").unlink()
     said = refusal(on_disk.check_lvis, root, "v0.5")
-    assert "train2017 holds 2 of COCO's 3 images" in said and "prepare_data.py coco" in said
+    assert "train2017 holds 2 of 3 images" in said and "prepare_data.py coco" in said
     assert "in place" in on_disk.check_lvis(root, "v0.5", splits=("val",))  # which needs val2017 only
     (root / "lvis/lvis_v0.5_val.json").unlink()
     assert "lvis_v0.5_val.json is missing" in refusal(on_disk.check_lvis, root, "v0.5", splits=("val",))
@@ -152,7 +152,7 @@ def test_thorough_check_names_the_image(root: Path) -> None:
         (lambda c: c["annotations"][1].update(image_id=77), "annotation 2: its image_id or category_id"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 2, 2]]), "annotation 1: its mask"),
         (lambda c: c["annotations"][0].pop("area"), "annotation 1: it has no box or no area"),
-        (lambda c: c.pop("annotations"), "no whole LVIS file"),
+        (lambda c: c.pop("annotations"), "not a complete LVIS file"),
     ],
 )
 def test_thorough_check_reads_the_annotations(spoil: Any, said: str, root: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_cut_json(root: Path) -> None:
     lvis.build(root, arguments(root, "v0.5"))
     file = root / "lvis/lvis_v0.5_val.json"
     file.write_text(file.read_text()[:100])
-    assert "no whole LVIS file" in refusal(lvis.build, root, arguments(root, "v0.5"))
+    assert "not a complete LVIS file" in refusal(lvis.build, root, arguments(root, "v0.5"))
 
 
 def test_the_versions_are_those_of_detectron2() -> None:
