@@ -1,4 +1,4 @@
-"""The docs: every page is in the site, and every link, command, flag, config and number of a setting is right."""
+"""Check the docs: pages are in the site; links, commands, flags, configs and values of settings are right."""
 
 import contextlib
 import functools
@@ -35,19 +35,19 @@ def text(path: Path) -> str:
 
 
 def prose(path: Path) -> str:
-    """A page without its blocks of code."""
+    """Return a page without its code blocks."""
     unfenced = re.sub(r"^```.*?^```", "", text(path), flags=re.M | re.S)
     return re.sub(r"^(?: {4}|\t).*$", "", unfenced, flags=re.M)
 
 
 def anchors(path: Path) -> set[str]:
-    """Those of a page's headings, as Python-Markdown and GitHub make them (alike for ours)."""
+    """Return the anchors of a page's headings. Python-Markdown and GitHub make the same ones for our headings."""
     heads = re.findall(r"^#+ (.+)$", prose(path), re.M)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
 
 
 def nav(node: Any) -> Iterator[str]:
-    """File names in the site's navigation."""
+    """Yield the file names in the site's navigation."""
     if isinstance(node, str):
         yield node
         return
@@ -77,7 +77,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @functools.cache
 def help_of(tool: str, command: str = "") -> str:
-    """What `python tools/X.py [COMMAND] --help` prints: in this process, which has loaded everything already."""
+    """Return what `python tools/X.py [COMMAND] --help` prints. Run in this process, which has the imports already."""
     before, printed = (list(sys.argv), list(sys.path)), io.StringIO()
     sys.argv = [tool, *filter(None, [command]), "--help"]
     try:
@@ -89,7 +89,7 @@ def help_of(tool: str, command: str = "") -> str:
 
 
 def commands(path: Path) -> Iterator[str]:
-    """Command lines of our tools: in blocks of code, lines that go on joined, and between backticks."""
+    """Yield the command lines of our tools, from code blocks (continued lines are joined) and from inline code."""
     joined = text(path).replace("\\\n", " ")
     for line in joined.splitlines():
         if re.match(r"(?: {4}|\$ )", line) and "tools/" in line:
@@ -98,23 +98,23 @@ def commands(path: Path) -> Iterator[str]:
 
 
 def flags_of(tool: str, command: str) -> set[str]:
-    """Those that the lines about options list, not the examples."""
+    """Return the flags in the list of options, without those in the examples."""
     options = re.findall(r"^ +(-.*)$", help_of(tool, command), re.M)
     return {flag for line in options for flag in re.findall(r"--[\w-]+", line.split("  ")[0])}
 
 
 def needed_flags(tool: str, command: str) -> set[str]:
-    """Those that the usage shows outside of brackets."""
+    """Return the required flags: those that the usage line shows outside brackets."""
     usage = help_of(tool, command).split("\n\n")[0]
     while usage != (usage := re.sub(r"\[[^][]*\]", "", usage)):
         pass
-    usage = re.sub(r"\([^()]*\)", "", usage)  # (--run RUN | --config CONFIG): one of them
+    usage = re.sub(r"\([^()]*\)", "", usage)  # (--run RUN | --config CONFIG): either will do
     return set(re.findall(r"--[\w-]+", usage))
 
 
 def wrong_parts(line: str) -> list[str]:
-    """The tool, flags and configs of a command line that do not exist; of one with flags, those that it lacks."""
-    words = shlex.split(re.sub(r"\[(--[^]]*)\]", r"\1", line))  # [--check]: may be left out
+    """Return what is wrong in a command line: unknown tool, flags or configs, and missing required flags."""
+    words = shlex.split(re.sub(r"\[(--[^]]*)\]", r"\1", line))  # [--check] is optional
     place = next((n for n, word in enumerate(words) if re.fullmatch(r"tools/\w+\.py", word)), None)
     if place is None:
         return []
@@ -140,8 +140,8 @@ def test_commands_name_what_exists(path: Path) -> None:
 
 def test_a_wrong_flag_or_tool_would_be_found() -> None:
     assert wrong_parts("python tools/train_net.py --config a.yaml --gpus 8") == ["tools/train_net.py --gpus"]
-    assert wrong_parts("python tools/prepare_data.py custom --json a --images b --mend") == [
-        "tools/prepare_data.py --mend"
+    assert wrong_parts("python tools/prepare_data.py custom --json a --images b --fix") == [
+        "tools/prepare_data.py --fix"
     ]
     assert wrong_parts("python tools/prepare_data.py voc --json a") == ["tools/prepare_data.py --json"]
     assert wrong_parts("python tools/visualize.py predictions --run a") == ["tools/visualize.py --output"]
@@ -153,7 +153,8 @@ def test_a_wrong_flag_or_tool_would_be_found() -> None:
 def test_files_that_are_named_exist(path: Path) -> None:
     configs = [f"configs/{name.removeprefix('configs/')}" for name in CONFIG.findall(text(path))]
     files = re.findall(r"`((?:tools|tests|pretrain|transfer|configs)/[\w/]+\.(?:py|sbatch))", text(path))
-    named = [name for name in [*configs, *files] if "/NAME." not in name]  # of the developer guide: a new one
+    # the developer guide uses NAME as a placeholder
+    named = [name for name in [*configs, *files] if "/NAME." not in name]
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
@@ -166,18 +167,22 @@ def test_make_targets_and_tables_exist(path: Path) -> None:
 
 
 def test_developer_guide_names_each_module() -> None:
-    for section in re.split(r"^### ", text(DOCS / "developer.md").split("## How to add")[0], flags=re.M)[1:]:
-        folder, named = ROOT / section.split("`")[1], set()
-        for header, rows in tables_in(section):
-            for name in (name for row in rows for name in re.findall(r"`(\w+)`", row[header[0] == "part"])):
-                named.add(name)
-        there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-        assert named == {name for name in there if not name.startswith(("linear_", "report_", "page_"))}
+    """The tables of folders name each module of `pretrain/` and `transfer/` once, in the row of its folder."""
+    named = [
+        f"{row[0].strip('`')}{module}"
+        for header, rows in tables_in(text(DOCS / "developer.md"))
+        for row in rows
+        if header[0] == "folder"
+        for module in re.findall(r"`(\w+)`", row[-1])
+    ]
+    modules = [path for package in ("pretrain", "transfer") for path in (ROOT / package).rglob("*.py")]
+    there = [str(path.relative_to(ROOT).with_suffix("")) for path in modules if path.stem != "__init__"]
+    assert sorted(named) == sorted(there)
 
 
 @functools.cache
 def effective(name: str) -> dict[str, Any]:
-    """All settings of a config by their whole keys."""
+    """Return all settings of a config by their full keys."""
     path = next((ROOT / "configs").rglob(f"{name}.yaml"))
     if path.parent.name == "pretrain":
         cfg = pretrain_config.load(str(path))
@@ -190,7 +195,7 @@ def effective(name: str) -> dict[str, Any]:
 
 
 def tables_in(page: str) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Header and rows of each table."""
+    """Yield the header and the rows of each table."""
     for block in re.findall(r"(?:^\|.*\n)+", page, re.M):
         lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
         yield lines[0], lines[2:]
@@ -217,7 +222,7 @@ def test_protocol_has_the_values_of_the_configs() -> None:
 
 
 def hours(parts: list[float | None]) -> tuple[float, bool]:
-    """Their sum, and whether one is unknown."""
+    """Return the sum of the known hours, and whether any is unknown."""
     return sum(part or 0 for part in parts), None in parts
 
 

@@ -1,4 +1,4 @@
-"""What the README names is there."""
+"""Check that the files, links and make targets in the README exist."""
 
 import re
 
