@@ -1,4 +1,4 @@
-"""The frozen backbone of a linear probe, from any checkpoint that the converter takes, or at random."""
+"""The frozen backbone of a linear probe, read from any checkpoint that the converter accepts, or untrained."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from transfer.convert.preprocessing import IMAGENET, Input
 from transfer.convert.recognise import build_network, read_source
 
 RANDOM = "random"
-_DETECTOR = ("proposal_generator", "rpn_head", "rpn")  # what only a whole detector has
+# Parts of tensor names that occur only in a complete detector.
+_DETECTOR = ("proposal_generator", "rpn_head", "rpn")
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Backbone:
 
     Attributes:
         network: in evaluation mode, on the CPU.
-        input: what the network was fed in pre-training.
-        what: one phrase for people.
+        input: the preprocessing that the network was pre-trained with.
+        what: a short description to print.
         file_digest: SHA-256 of the file; empty for random weights.
-        digest: SHA-256 of the tensors and of the preprocessing: equal for equal features.
+        digest: SHA-256 of the tensors and of the preprocessing. Equal digests mean equal features.
     """
 
     network: ResNet
@@ -38,34 +39,31 @@ class Backbone:
 
 
 def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") -> Backbone:
-    """Read `--weights`: a checkpoint, of which nothing is executed, or `random`, an untrained MODEL.ARCH.
+    """Load `--weights`: a checkpoint file, from which no code is run, or `random` for an untrained MODEL.ARCH.
 
-    Raises `UserError` for a file that the converter would not take, and for a fine-tuned detector.
+    Raises `UserError` for a file that the converter would refuse, and for a fine-tuned detector.
     """
     if weights == RANDOM:
         shape = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
         torch.manual_seed(cfg.SEED)
-        net, settings, file_digest, what = ResNet(shape), IMAGENET, "", f"random {cfg.MODEL.ARCH}"
-    else:
-        found = read_source(Path(weights), source=source, branch=branch)
-        part = next((name for name in found.dropped if name.split(".")[-1] in _DETECTOR), None)
-        if part:
-            raise UserError(
-                f"{weights}: holds a whole detector ({part}), whose backbone was trained on boxes; give the "
-                "weights that it started from"
-            )
-        net, shape, settings, file_digest = (
-            build_network(found),
-            found.architecture,
-            found.input,
-            found.digest,
+        net = ResNet(shape).eval()
+        what = f"random {cfg.MODEL.ARCH}"
+        return Backbone(net, shape, IMAGENET, what, file_digest="", digest=_digest(net, IMAGENET))
+    found = read_source(Path(weights), source=source, branch=branch)
+    part = next((name for name in found.dropped if name.split(".")[-1] in _DETECTOR), None)
+    if part:
+        raise UserError(
+            f"{weights}: this file holds a complete detector ({part}), whose backbone was trained on boxes; give the "
+            "weights that it was initialised from"
         )
-        what = f"{found.kind}, {found.branch or 'top'}: {found.why}"
-    return Backbone(net.eval(), shape, settings, what, file_digest, _digest(net, settings))
+    net = build_network(found).eval()
+    what = f"{found.kind}, {found.branch or 'top'}: {found.why}"
+    digest = _digest(net, found.input)
+    return Backbone(net, found.architecture, found.input, what, file_digest=found.digest, digest=digest)
 
 
 def describe_architecture(shape: Architecture) -> str:
-    """`ResNet-50`, `ResNeXt-50 32x8d`, `ResNet-50 w2x`."""
+    """Return a name such as `ResNet-50`, `ResNeXt-50 32x8d` or `ResNet-50 w2x`."""
     name = f"ResNet-{shape.depth}"
     if shape.groups > 1:
         name = f"ResNeXt-{shape.depth} {shape.groups}x{round(shape.width_per_group * shape.width)}d"
@@ -82,14 +80,14 @@ def _digest(net: ResNet, settings: Input) -> str:
 
 
 class Extractor:
-    """Images -> features: the global average of `res5`, batch norm with its running statistics."""
+    """Computes the features of images: the global average of `res5`. Batch norm uses its running statistics."""
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
         self.network = backbone.network.requires_grad_(False).to(device)
         self.channels = backbone.architecture.feature_channels
         self.device, self.bgr = device, backbone.input.format == "BGR"
         mean, std = (
-            [value / 255 for value in (values[::-1] if self.bgr else values)]  # of R, G, B in [0, 1]
+            [value / 255 for value in (values[::-1] if self.bgr else values)]  # R, G, B in [0, 1]
             for values in (backbone.input.mean, backbone.input.std)
         )
         self.pixels = Pixels(mean, std, channels_last=device.type == "cuda").to(device)
@@ -99,7 +97,7 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, 3) uint8 RGB on any device -> (N, C) float32 on the extractor's."""
+        """Return features (N, C) float32 on the extractor's device for (N, H, W, 3) uint8 RGB on any device."""
         batch = self.pixels(images.to(self.device, non_blocking=True))
         maps = self.network.features(batch.flip(1) if self.bgr else batch)["res5"]  # (N, C, h, w)
         return maps.mean((2, 3))

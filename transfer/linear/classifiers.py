@@ -1,4 +1,4 @@
-"""Linear classifiers of the same features, one for each learning rate of a sweep."""
+"""Linear classifiers on the same features, one for each learning rate of a sweep."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from torch import nn
 
 from pretrain.common import distributed, rng
 
-_ROWS = 1024  # tested at a time
-INITIAL_STD = 0.01  # of weights; biases start at 0
+_ROWS = 1024  # images that are tested at a time
+INITIAL_STD = 0.01  # of the weights; biases start at 0
 
 
 class Classifiers:
-    """One layer for each rate. They share batches and start, and nothing else: each is what it were alone.
+    """One linear layer per learning rate. They share batches and initial weights; each trains as it would alone.
 
     Args:
-        channels: C, of the features.
-        classes: their number.
-        rates: learning rates at the beginning.
+        channels: C, the number of feature channels.
+        classes: the number of classes.
+        rates: the initial learning rates.
         solver: MOMENTUM, WEIGHT_DECAY and STEPS.
-        seed: of the initial weights, which all layers have in common.
+        seed: of the initial weights, which are the same for all layers.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class Classifiers:
         )
 
     def factor(self, epoch: int) -> float:
-        """What the rates are multiplied by in an epoch, counted from 0."""
+        """Return the factor on the initial learning rates in `epoch`, counted from 0."""
         return 0.1 ** sum(epoch >= step for step in self.steps)
 
     def step(self, features: torch.Tensor, labels: torch.Tensor, *, epoch: int) -> torch.Tensor:
-        """One step of SGD on softmax cross-entropy, averaged over the total batch.
+        """Take one SGD step on softmax cross-entropy, averaged over the batch of all processes.
 
         Args:
-            features: (N, C), this process's share.
+            features: (N, C), this process's share of the batch.
             labels: (N,).
         Returns:
-            (R,), the loss of each classifier on this share.
+            The loss of each of the R classifiers on this share, (R,).
         """
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.factor(epoch)
@@ -74,9 +74,9 @@ class Classifiers:
 
     @torch.no_grad()
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> list[tuple[float, float]]:
-        """Top-1 and top-5 accuracy of each classifier in percent, on (N, C) and (N,).
+        """Return top-1 and top-5 accuracy of each classifier in percent, for features (N, C) and labels (N,).
 
-        Every process tests its share.
+        Collective: every process tests its share.
         """
         right = torch.zeros(len(self.layers), 2, dtype=torch.float64, device=self.device)
         mine = np.arange(distributed.rank(), len(labels), distributed.world_size())
@@ -92,14 +92,14 @@ class Classifiers:
         return [(top1, top5) for top1, top5 in percent.tolist()]
 
     def state(self) -> dict[str, Any]:
-        """Weights and momenta."""
+        """Return weights and momenta."""
         return {
             "layers": [layer.state_dict() for layer in self.layers],
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Set weights and momenta. Raises KeyError, TypeError, ValueError or RuntimeError if they do not fit."""
-        for layer, before in zip(self.layers, state["layers"], strict=True):
-            layer.load_state_dict(before)
+        """Restore weights and momenta. Raises KeyError, TypeError, ValueError or RuntimeError if they do not fit."""
+        for layer, saved in zip(self.layers, state["layers"], strict=True):
+            layer.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Configuration of the linear probe: the language of pre-training with a few keys of its own."""
+"""Configuration of the linear probe: YAML files as in pre-training, with keys for this task."""
 
 import os
 from collections.abc import Sequence
@@ -13,39 +13,39 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = ("DATA.NUM_WORKERS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
 _SMALLEST = 32  # pixels: the stride of a ResNet
-# Where a run reads, computes and writes does not change what it measures.
+# These keys say where a run reads, computes and writes. They do not change its numbers.
 IRRELEVANT = (
     "DATA.TRAIN", "DATA.VAL", "DATA.NUM_WORKERS", "DATA.MAX_BROKEN", "KNN.K", "KNN.T", "OUTPUT_DIR", "DEVICE",
 )  # fmt: skip
 
 
 def defaults() -> CfgNode:
-    """Every key with its default: He et al. Sec. 4.1, and where it is silent the authors' published script."""
+    """Return every key with its default, from He et al. Sec. 4.1 or, if not given there, the authors' script."""
     return CfgNode(
         {
             "DATA": {
-                "TRAIN": "datasets/imagenet/train",  # folder of class folders
-                "VAL": "datasets/imagenet/val",  # with the same class folders
-                "NUM_WORKERS": 4,  # loader processes of each process
-                "MAX_BROKEN": 0.01,  # stop when more than this share of TRAIN cannot be read
+                "TRAIN": "datasets/imagenet/train",  # a folder of class folders
+                "VAL": "datasets/imagenet/val",  # the same class folders, with other images
+                "NUM_WORKERS": 4,  # loader workers per process
+                "MAX_BROKEN": 0.01,  # stop if more than this share of TRAIN is unreadable
             },
             "MODEL": {
-                "ARCH": "resnet50",  # of `--weights random` only; other weights say what they are
+                "ARCH": "resnet50",  # only for `--weights random`; otherwise read from the file
                 "WIDTH": 1.0,
             },
             "INPUT": {
-                "SIZE": 224,  # pixels of the square views; tested on the central 7/8 of the image
+                "SIZE": 224,  # pixels of the square views; tests use the central 7/8 of the image
             },
             "SOLVER": {
                 "BASE_LR": 30.0,
                 "IMS_PER_BATCH": 256,  # total over all processes
                 "MAX_EPOCH": 100,
-                "STEPS": [60, 80],  # epochs at which the rate is multiplied by 0.1
+                "STEPS": [60, 80],  # epochs at which the learning rate is multiplied by 0.1
                 "MOMENTUM": 0.9,
                 "WEIGHT_DECAY": 0.0,
             },
-            "SWEEP": [],  # learning rates, each for a classifier of its own; empty: SOLVER.BASE_LR alone
-            "CACHE": False,  # train on features of the fixed centre crops, kept on disk: no random crops then
+            "SWEEP": [],  # learning rates, one classifier for each; empty: SOLVER.BASE_LR only
+            "CACHE": False,  # train on stored features of fixed centre crops instead of random crops
             "KNN": {
                 "K": 200,
                 "T": 0.07,
@@ -58,7 +58,7 @@ def defaults() -> CfgNode:
 
 
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
-    """The frozen config of a YAML file and `KEY VALUE` pairs. Raises `UserError` for what cannot work."""
+    """Return the frozen config of a YAML file and `KEY VALUE` pairs. Raises `UserError` for invalid settings."""
     cfg = defaults()
     merge(cfg, find_config(name), overrides)
     _validate(cfg, processes)
@@ -67,7 +67,7 @@ def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Cfg
 
 
 def rates(cfg: CfgNode) -> list[float]:
-    """The learning rate of each classifier."""
+    """Return the learning rate of each classifier."""
     return [float(rate) for rate in cfg.SWEEP] or [cfg.SOLVER.BASE_LR]
 
 
@@ -86,15 +86,15 @@ def _validate(cfg: CfgNode, processes: int) -> None:
     if not all(type(rate) in (int, float) and 0 < rate < float("inf") for rate in cfg.SWEEP):
         raise UserError(f"SWEEP {cfg.SWEEP}: must be positive numbers, as in --sweep 10,30,100")
     if len(set(cfg.SWEEP)) < len(cfg.SWEEP):
-        raise UserError(f"SWEEP {cfg.SWEEP}: holds a learning rate twice")
+        raise UserError(f"SWEEP {cfg.SWEEP}: lists a learning rate twice; list each rate once")
     if cfg.DEVICE not in ("auto", "cpu", "cuda"):
         raise UserError(f"DEVICE {cfg.DEVICE}: choose auto, cpu or cuda")
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         usable = max(cfg.SOLVER.IMS_PER_BATCH // processes, 1) * processes
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide into {processes} processes: "
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide evenly into {processes} processes: "
             f"use {usable}"
         )
     for key in ("DATA.TRAIN", "DATA.VAL"):
         if not os.path.isdir(values[key]):
-            raise UserError(f"{key}: no such folder: {values[key]}; name a folder of class folders")
+            raise UserError(f"{key}: no such folder: {values[key]}; give a folder of class folders")

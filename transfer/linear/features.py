@@ -1,4 +1,4 @@
-"""Features of fixed views, computed once and kept on disk; features of random crops, computed as they come."""
+"""Features of central views, computed once and stored on disk; features of random crops, computed on the fly."""
 
 import hashlib
 import json
@@ -21,18 +21,18 @@ from pretrain.data.loader import Batches, make_loader
 from transfer.linear.backbone import Backbone, Extractor
 from transfer.linear.crops import RandomCrops, collate_crops
 
-_BATCH = 128  # images of one process at a time
-_VERSION = "1"  # of the views and the file: another number makes all files be computed anew
+_BATCH = 128  # images per process and step
+_VERSION = "1"  # of the views and the file format: increase it to have all features recomputed
 
 
 class Fixed(NamedTuple):
-    """Features of the central views of all images of a folder.
+    """Features of the fixed, central views of all images in a folder.
 
     Attributes:
-        features: (N, C) float32, a memory map; rows of unreadable images are zero.
+        features: (N, C) float32, a memory map. The rows of unreadable images are zero.
         labels: (N,) int64.
-        usable: indices of the rows of readable images.
-        unreadable: indices of the others.
+        usable: row indices of the readable images.
+        unreadable: row indices of the other images.
     """
 
     features: np.ndarray
@@ -42,7 +42,7 @@ class Fixed(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What the classifiers are trained on: (N, C) float32, (N,) int64, indices of unreadable images met."""
+    """One batch for the classifiers: features (N, C) float32, labels (N,) int64, and new unreadable images."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -58,35 +58,39 @@ def fixed(
     signals: Signals,
     retry: bool,
 ) -> Fixed:
-    """The central views' features, from OUTPUT_DIR/features where the same ones were computed before.
+    """Return the features of the central views, read from OUTPUT_DIR/features if they were computed before.
 
-    A file belongs to the weights, their preprocessing, the images' paths, sizes and times of change, and INPUT.SIZE.
-    Every process calls this and computes its share; the main one writes.
+    A file is identified by the weights, their preprocessing, the paths, sizes and modification times of the images,
+    and INPUT.SIZE. Collective: every process computes its share, and the main process writes the file.
 
     Args:
-        retry: compute them anew where an image that could not be read before can be read now.
+        retry: recompute the features if an image that was unreadable before can be read now.
     """
     changed = torch.tensor([images.changed], dtype=torch.float64, device=extract.device)
-    distributed.copy_from_main([changed])  # machines may have copies of the images, of other times
+    # Each machine may have its own copy of the images, with other modification times.
+    distributed.copy_from_main([changed])
     identity = f"{_VERSION} {backbone.digest} {images.digest} {int(changed)} {cfg.INPUT.SIZE}"
     path = Path(cfg.OUTPUT_DIR) / "features" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     shape = len(images), extract.channels
-    known = _read(path, shape)
-    mended = known is not None and retry and _any_readable(images, known[1], size=cfg.INPUT.SIZE)
-    if any(distributed.any_process(known is None, mended)):
+    stored = _read(path, shape)
+    repaired = stored is not None and retry and _any_readable(images, stored[1], size=cfg.INPUT.SIZE)
+    if any(distributed.any_process(stored is None, repaired)):
         _compute(path, images, extract, cfg, signals=signals)
     else:
-        say(f"{images.name}: features of {len(images)} images are in {path}")
+        say(f"{images.name}: using stored features of {len(images)} images from {path}")
     found = _read(path, shape)
     if found is None:
-        raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: put it on storage that all machines share")
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {path} cannot be read by every process: put OUTPUT_DIR on storage that all "
+            "machines share"
+        )
     features, unreadable = found
     usable = np.setdiff1d(np.arange(len(images)), unreadable)
     return Fixed(features, images.labels, usable, unreadable)
 
 
 def _read(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, list[int]] | None:
-    """Features and unreadable images; None where there are none, or none that this could have written."""
+    """Return stored features and unreadable images; None if there are none or the files do not fit or are damaged."""
     try:
         features = np.load(path, mmap_mode="r")
         unreadable = json.loads(path.with_suffix(".json").read_text())["unreadable"]
@@ -112,8 +116,8 @@ def _compute(
         free = shutil.disk_usage(path.parent).free
         if free < count * channels * 4:
             raise UserError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {free / 1e9:.1f} GB are free, the features take "
-                f"{count * channels * 4 / 1e9:.1f} GB; name a larger disk"
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {free / 1e9:.1f} GB are free, but the features need "
+                f"{count * channels * 4 / 1e9:.1f} GB; choose a folder on a larger disk"
             )
         write_atomic(path, lambda file: _write(file, rows, path, images, channels))
     else:
@@ -138,7 +142,7 @@ def _write(
     images: LabelledImages,
     channels: int,
 ) -> None:
-    """An .npy file, row by row, and the list of unreadable images beside it."""
+    """Write an .npy file row by row, and the list of unreadable images as JSON next to it."""
     header: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": (len(images), channels)}
     np.lib.format.write_array_header_1_0(file, header)
     unreadable: list[int] = []
@@ -154,7 +158,7 @@ def _write(
 def _rows(
     images: LabelledImages, extract: Extractor, cfg: CfgNode, signals: Signals
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features (n, C) and readability (n,) of all images in order; image i is computed by process i mod W."""
+    """Yield features (n, C) and readability (n,) of all images in order. Process i mod W computes image i."""
     count, processes = len(images), distributed.world_size()
     mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
     batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
@@ -167,12 +171,14 @@ def _rows(
             own = own.where(good[:, None], 0)
             (infinite,) = distributed.any_process(not bool(own.isfinite().all()))
             if infinite:
-                raise UserError(f"{images.name}: features are infinite or NaN: the weights are of no use")
+                raise UserError(
+                    f"{images.name}: some features are infinite or NaN: these weights cannot be used"
+                )
             features = distributed.all_gather_interleaved(own)[:left].cpu().numpy()
             yield features, distributed.all_gather_interleaved(good.to(torch.uint8))[:left].cpu().numpy() > 0
             left -= len(features)
             if any(distributed.any_process(signals.requested)):
-                say("stopped; features of this folder are computed from the start next time")
+                say("stopped; the next run computes the features of this folder from the beginning")
                 signals.leave()
     finally:
         getattr(loader, "_shutdown_workers", lambda: None)()
@@ -181,21 +187,21 @@ def _rows(
 def random_crops(
     images: LabelledImages, extract: Extractor, cfg: CfgNode, *, start: int, stop: int
 ) -> Generator[Features, None, None]:
-    """This process's share of the batches of iterations `start` to `stop`, each image cropped at random."""
+    """Yield this process's share of the batches of iterations `start` to `stop`, with each image cropped at random."""
     crops = RandomCrops(images, size=cfg.INPUT.SIZE, seed=cfg.SEED)
     batches = Batches(len(images), cfg, start=start, stop=stop)
     loader = iter(make_loader(crops, cfg, batches=batches, device=extract.device, collate=collate_crops))
     try:
         for pixels, labels, broken in loader:
             yield Features(extract(pixels), labels.to(extract.device, non_blocking=True), broken)
-    finally:  # as in pretrain.train.loop
+    finally:
         getattr(loader, "_shutdown_workers", lambda: None)()
 
 
 def cached(
     known: Fixed, cfg: CfgNode, *, start: int, stop: int, device: torch.device
 ) -> Generator[Features, None, None]:
-    """The same batches of features that are there already."""
+    """Yield the same batches, taken from features that were computed before."""
     for pairs in Batches(len(known.usable), cfg, start=start, stop=stop):
         rows = known.usable[[index for _, index in pairs]]
         features, labels = torch.from_numpy(known.features[rows]), torch.from_numpy(known.labels[rows])

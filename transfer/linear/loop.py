@@ -15,7 +15,7 @@ from transfer.linear import results
 from transfer.linear.features import Features, Fixed
 from transfer.linear.state import State, save
 
-_PATIENCE = 60.0  # seconds between two lines inside an epoch
+_PRINT_PERIOD = 60.0  # seconds between two lines within an epoch
 
 
 def train(
@@ -27,17 +27,21 @@ def train(
     per_epoch: int,
     broken: Broken,
     signals: Signals,
-    began: float,
+    session_start: float,
 ) -> None:
-    """Train to the end of `batches`; after every epoch the classifiers are tested, logged and saved.
+    """Train to the end of `batches`. After every epoch, test the classifiers, log the results and save the state.
 
     Args:
-        state: where the run stands.
-        val: the images that it is tested on.
-        began: when this session began, by `time.perf_counter`.
+        state: the state to start from; it is changed in place.
+        val: features of the test images.
+        per_epoch: number of iterations per epoch.
+        session_start: when this process started the run, by `time.perf_counter`.
+    Raises:
+        UserError: too many images are unreadable, or all classifiers have diverged.
+        SystemExit: after SIGTERM or SIGUSR1, once the state is saved.
     """
-    first, earlier, begin = state.iteration, state.seconds, time.perf_counter()
-    epochs, steps, spoke = cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_EPOCH * per_epoch, begin
+    first, earlier, loop_start = state.iteration, state.seconds, time.perf_counter()
+    epochs, steps, last_printed = cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_EPOCH * per_epoch, loop_start
     for features, labels, unreadable in batches:
         broken.add(unreadable)
         if state.iteration % per_epoch == 0:
@@ -45,16 +49,16 @@ def train(
         state.losses += state.classifiers.step(features, labels, epoch=state.iteration // per_epoch)
         state.iteration += 1
         now = time.perf_counter()
-        state.seconds = earlier + now - began
-        left = (now - begin) / (state.iteration - first) * (steps - state.iteration)
+        state.seconds = earlier + now - session_start
+        left = (now - loop_start) / (state.iteration - first) * (steps - state.iteration)
         ends_epoch = state.iteration % per_epoch == 0
         if ends_epoch:
             _test(state, val, per_epoch=per_epoch, epochs=epochs, seconds_left=left)
-            spoke = time.perf_counter()
-        elif now - spoke > _PATIENCE:
+            last_printed = time.perf_counter()
+        elif now - last_printed > _PRINT_PERIOD:
             epoch, step = divmod(state.iteration, per_epoch)
             say(f"epoch {epoch + 1}/{epochs} iter {step}/{per_epoch}  ETA {duration(left)}")
-            spoke = now
+            last_printed = now
         stops, met_broken = distributed.any_process(signals.requested, bool(broken.new))
         if met_broken:
             broken.share()
@@ -63,12 +67,12 @@ def train(
             save(state, cfg)
         broken.check()
         if stops and state.iteration < steps:
-            say(f"stopped at iteration {state.iteration}; the same command with --resume goes on")
+            say(f"stopped at iteration {state.iteration}; the same command with --resume continues")
             signals.leave()
 
 
 def mean_losses(state: State, steps: int) -> list[float]:
-    """Each classifier's loss in the epoch that ends here, a mean over its `steps` and over processes."""
+    """Return the loss of each classifier in the current epoch, averaged over its `steps` and over all processes."""
     losses = state.losses / steps
     distributed.mean_over_processes([losses])
     values: list[float] = losses.tolist()
@@ -76,7 +80,7 @@ def mean_losses(state: State, steps: int) -> list[float]:
 
 
 def _test(state: State, val: Fixed, *, per_epoch: int, epochs: int, seconds_left: float) -> None:
-    """Test, and note a line for each classifier. Raises `UserError` if all have diverged."""
+    """Test all classifiers and log one line for each. Raises `UserError` if all have diverged."""
     classifiers, epoch = state.classifiers, state.iteration // per_epoch
     losses, factor = mean_losses(state, per_epoch), classifiers.factor(epoch - 1)
     if not any(map(math.isfinite, losses)):

@@ -1,26 +1,23 @@
-"""What a linear probe leaves behind: `results.json`, and a table on the screen."""
+"""The results of a linear probe: `results.json`, a table on the screen, and the papers' numbers to compare with."""
 
 import hashlib
 import json
 import math
-import platform
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy
 import torch
-import torchvision
 import yaml
 from fvcore.common.config import CfgNode
+from tabulate import tabulate
 
-from pretrain import __version__
 from pretrain.common import distributed
 from pretrain.common.configs import flatten
 from pretrain.common.console import say
 from pretrain.common.files import write_text
 from pretrain.model.encoders import Architecture, architecture
 from transfer.linear.config import IRRELEVANT, defaults
+from transfer.results import environment
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet-1k
 _V1 = "He et al. 2020, Table 1"
@@ -38,46 +35,38 @@ _PROTOCOL = (
     "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.STEPS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY",
     "CACHE",
 )  # fmt: skip
+# What results.json holds of `environment`: a linear probe builds no detectron2 model.
+_VERSIONS = ("moco-detection-transfer", "python", "torch", "torchvision", "numpy", "opencv")
+_HARDWARE = ("machine", "gpu", "processes", "threads")
 
 Accuracy = tuple[float, float]  # top-1 and top-5, percent
 Published = list[dict[str, str | float]]  # method, top1, source
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically, indented, on the main process."""
+    """Write indented JSON atomically, on the main process."""
     if distributed.is_main():
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         write_text(path, text)
-    say(f"written: {path}")
+    say(f"wrote {path}")
 
 
-def circumstances(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[str, Any]:
-    """Config, versions and hardware: what the numbers depend on."""
+def provenance(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[str, Any]:
+    """Return what the numbers depend on: seed, config, versions and hardware."""
     settings = {key: value for key, value in flatten(cfg).items() if key not in IRRELEVANT}
+    found = environment(device.type)
     return {
         "seed": cfg.SEED,
         "seconds": round(seconds, 1),
         "config": yaml.safe_load(cfg.dump()),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "versions": {
-            "moco-detection-transfer": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "numpy": numpy.__version__,
-            "opencv": cv2.__version__,
-        },
-        "hardware": {
-            "machine": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-            "processes": distributed.world_size(),
-            "threads": torch.get_num_threads(),
-        },
+        "versions": {name: found["versions"][name] for name in _VERSIONS},
+        "hardware": {name: found["hardware"][name] for name in _HARDWARE},
     }
 
 
 def table(rates: list[float], losses: list[float], accuracies: list[Accuracy], *, classes: int) -> list[dict]:
-    """Print a line for each learning rate, the best one marked; returns the same as data.
+    """Print a table with a row for each learning rate, the best one marked, and return its rows as data.
 
     A classifier whose loss is not finite counts as diverged.
     """
@@ -86,43 +75,62 @@ def table(rates: list[float], losses: list[float], accuracies: list[Accuracy], *
         for rate, loss, (top1, top5) in zip(rates, losses, accuracies, strict=True)
     ]
     first = best(rows)
-    say(f"{'learning rate':>13}  {'train loss':>10}  {'top-1 %':>8}  {'top-5 %':>8}")
-    for row in rows:
-        loss = "diverged" if row["loss"] is None else f"{row['loss']:.4f}"
-        mark = "  <- best" if row is first and len(rows) > 1 else ""
-        say(f"{row['lr']:>13g}  {loss:>10}  {row['top1']:>8.2f}  {row['top5']:>8.2f}{mark}")
+    for line in _lines(rows, first):
+        say(line)
     if len(rows) > 1:
-        say("the best rate was chosen on DATA.VAL, the images that the accuracy is of: a little too high")
+        say(
+            "the best rate was chosen on DATA.VAL, where accuracy is measured too: that accuracy is slightly too high"
+        )
     if first["loss"] is None or first["loss"] > math.log(classes):
         say(
-            f"note: the training loss is above ln({classes}) = {math.log(classes):.2f}, that of guessing: the rate is "
-            f"too high for features of this size; {_advice(first['lr'], rates)}"
+            f"note: the training loss is above ln({classes}) = {math.log(classes):.2f}, the loss of guessing: the "
+            f"learning rate is too high for features of this size; {_advice(first['lr'], rates)}"
         )
     return rows
+
+
+def _lines(rows: list[dict], first: dict) -> list[str]:
+    header = ["learning rate", "train loss", "top-1 %", "top-5 %", ""]
+    cells = [
+        [
+            f"{row['lr']:g}",
+            "diverged" if row["loss"] is None else f"{row['loss']:.4f}",
+            f"{row['top1']:.2f}",
+            f"{row['top5']:.2f}",
+            "<- best" if row is first and len(rows) > 1 else "",
+        ]
+        for row in rows
+    ]
+    sides = (*["right"] * 4, "left")
+    return tabulate(cells, header, tablefmt="plain", disable_numparse=True, colalign=sides).splitlines()
 
 
 def _advice(best_rate: float, rates: list[float]) -> str:
     tried = {f"{rate:g}" for rate in rates}
     smaller = [text for factor in (0.001, 0.01, 0.1) if (text := f"{best_rate * factor:g}") not in tried]
-    return f"try --sweep {','.join(smaller)}" if smaller else "smaller ones did no better"
+    return f"try --sweep {','.join(smaller)}" if smaller else "smaller rates were tried and were not better"
 
 
 def best(rows: list[dict]) -> dict:
-    """The row of the highest top-1 accuracy among those that did not diverge, or else among all."""
+    """Return the row with the highest top-1 accuracy among those that did not diverge, or among all if all did."""
     return max([row for row in rows if row["loss"] is not None] or rows, key=lambda row: row["top1"])
 
 
 def comparable(published: Published, differences: list[str]) -> Published:
-    """Print the papers' numbers, or why none can stand beside this run; returns those that were printed.
+    """Print the papers' numbers, or why they cannot be compared with this run. Return those that were printed.
 
     Args:
-        published: those for this network and data.
-        differences: the settings in which this run is not the papers'.
+        published: the numbers for this network and these data.
+        differences: the settings that differ from the papers'.
     """
     if not published:
-        say("published: none for this network and data (the papers': ImageNet-1k, R50, RX50, R50w2x, R50w4x)")
+        say(
+            "published: no numbers for this network and data (the papers: ImageNet-1k, R50, RX50, R50w2x, R50w4x)"
+        )
     elif differences:
-        say(f"published: not comparable with {', '.join(differences)}; in brackets, the papers' setting")
+        say(
+            f"published: not comparable because of {', '.join(differences)}; the papers' values are in brackets"
+        )
         return []
     for row in published:
         say(f"published: {row['method']}: {row['top1']} ({row['source']})")
@@ -130,9 +138,9 @@ def comparable(published: Published, differences: list[str]) -> Published:
 
 
 def differences(cfg: CfgNode) -> list[str]:
-    """`KEY value (the papers' value)` of each setting that makes a run's figure no match for the published ones.
+    """Return `KEY value (the papers' value)` for each setting that makes a run not comparable with the papers.
 
-    A sweep is none: the papers' rate of 30 was found by one.
+    A sweep does not count: the papers found their rate of 30 by a sweep, too.
     """
     keys = _PROTOCOL if cfg.SWEEP else ("SOLVER.BASE_LR", *_PROTOCOL)
     own, papers = flatten(cfg), flatten(defaults())
@@ -143,8 +151,8 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def published(shape: Architecture, *, classes: int, train: int, val: int) -> list[dict[str, str | float]]:
-    """Method, top-1 in percent and source of each number for this network; none where data or network differ."""
+def published(shape: Architecture, *, classes: int, train: int, val: int) -> Published:
+    """Return method, top-1 in percent and source of each published number; none for another network or other data."""
     if (classes, train, val) != (CLASSES, TRAIN_IMAGES, VAL_IMAGES):
         return []
     return [

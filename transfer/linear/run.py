@@ -1,7 +1,7 @@
 """Linear classification of frozen features: the protocol of He et al. 2020, Sec. 4.1.
 
 Weights are frozen, batch norm uses its running statistics, and a linear classifier with softmax is trained on the
-global average of `res5`; accuracy is that of the central crop of the validation images, after the last epoch.
+global average of `res5`. Accuracy is measured on the central crop of the validation images, after the last epoch.
 """
 
 import time
@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed
@@ -24,27 +22,20 @@ from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
 from pretrain.data.class_folders import LabelledImages
 from pretrain.data.loader import iterations_per_epoch
-from pretrain.train.knn_monitor import knn
 from transfer.convert.preprocessing import describe_input
-from transfer.linear import backbone as linear_backbone
-from transfer.linear import (
-    features,
-    loop,  # fmt: skip
-    results,
-)
-from transfer.linear import state as linear_state
+from transfer.linear import backbone, features, loop, results, state
 from transfer.linear.backbone import Backbone, Extractor
 from transfer.linear.classifiers import Classifiers
 from transfer.linear.config import defaults, rates
 from transfer.linear.crops import check_classes, check_separate
 from transfer.linear.features import Fixed
-
-_QUERIES = 128  # at a time: their cosines with ImageNet's 1.28 million training images take 0.7 GB
+from transfer.linear.knn import knn_accuracy
+from transfer.linear.state import State
 
 
 @dataclass
 class Probe:
-    """Everything that a probe needs, before anything is computed."""
+    """Everything that a probe needs before the first computation."""
 
     cfg: CfgNode
     weights: str
@@ -52,7 +43,7 @@ class Probe:
     train: LabelledImages
     val: LabelledImages
     device: torch.device
-    began: float = field(default_factory=time.perf_counter)
+    session_start: float = field(default_factory=time.perf_counter)
 
     @property
     def folder(self) -> Path:
@@ -60,7 +51,7 @@ class Probe:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Digests of what a run starts from: a resumed one must have the same."""
+        """Digests of the weights and images. A resumed run must have the same ones."""
         digests = (self.backbone.digest, self.train.digest, self.val.digest)
         return dict(zip(("--weights", "DATA.TRAIN", "DATA.VAL"), digests, strict=True))
 
@@ -74,20 +65,20 @@ def run(
     source: str = "auto",
     branch: str = "",
 ) -> None:
-    """Probe `weights` (a file, or `random`); leaves results in OUTPUT_DIR. Call it in every process.
+    """Probe `weights` (a file, or `random`) and write the results to OUTPUT_DIR. Collective.
 
     Args:
-        knn: weighted kNN in the place of the classifier.
-        resume: go on with an interrupted run of OUTPUT_DIR.
-        source, branch: as of `tools/convert_to_d2.py`.
+        knn: measure weighted kNN accuracy instead of training a classifier.
+        resume: continue an interrupted run in OUTPUT_DIR.
+        source, branch: as in `tools/convert_to_d2.py`.
     Raises:
-        UserError: what the user can mend.
-        SystemExit: with `stop.STOPPED`, after SIGTERM or SIGUSR1, when the state has been saved.
+        UserError: a mistake in the settings, the weights or the data.
+        SystemExit: with `signals.STOPPED`, after SIGTERM or SIGUSR1, once the state is saved.
     """
-    stored = None if knn else linear_state.find(cfg, resume=resume)
+    stored = None if knn else state.find(cfg, resume=resume)
     probe = _set_up(cfg, weights, source=source, branch=branch)
     if distributed.is_main():
-        linear_state.remove_leftovers(probe.folder)
+        state.remove_leftovers(probe.folder)
     extract = Extractor(probe.backbone, probe.device)
     if knn:
         _measure_knn(probe, extract)
@@ -97,107 +88,118 @@ def run(
 
 
 def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
+    """Load weights and lists of images, check them and print a summary."""
     device = distributed.pick_device(cfg.DEVICE)
     train, val = (LabelledImages(cfg.DATA[part], key=f"DATA.{part}") for part in ("TRAIN", "VAL"))
     check_classes(train, val)
     check_separate(train, val)
-    backbone = linear_backbone.load(weights, cfg, source=source, branch=branch)
-    own = torch.tensor([[int(d[:8], 16) for d in (train.digest, val.digest, backbone.digest)]], device=device)
-    if (
-        len(distributed.all_gather_interleaved(own).unique(dim=0)) > 1
-    ):  # they would wait for each other for ever
+    network = backbone.load(weights, cfg, source=source, branch=branch)
+    _check_same_inputs(train.digest, val.digest, network.digest, device=device)
+    say(f"weights: {weights}: {backbone.describe_architecture(network.architecture)}, {network.what}")
+    say(f"input: {describe_input(network.input)}; {cfg.INPUT.SIZE} pixels")
+    say(
+        f"data: {len(train)} training images of {len(train.classes)} classes, {len(val)} test images; "
+        f"{distributed.world_size()} process(es) on {device.type}"
+    )
+    return Probe(cfg, weights, network, train, val, device)
+
+
+def _check_same_inputs(*digests: str, device: torch.device) -> None:
+    """Raise `UserError` unless all processes have the same digests: otherwise they would deadlock later."""
+    own = torch.tensor([[int(digest[:8], 16) for digest in digests]], device=device)
+    if len(distributed.all_gather_interleaved(own).unique(dim=0)) > 1:
         raise UserError(
             "the processes see different images (DATA.TRAIN, DATA.VAL) or weights: put them on storage that all "
             "machines share"
         )
-    name = linear_backbone.describe_architecture(backbone.architecture)
-    say(f"weights: {weights}: {name}, {backbone.what}")
-    say(f"input: {describe_input(backbone.input)}; {cfg.INPUT.SIZE} pixels")
-    say(
-        f"data: {len(train)} images of {len(train.classes)} classes to train on, {len(val)} to test on; "
-        f"{distributed.world_size()} process(es) on {device.type}"
-    )
-    return Probe(cfg, weights, backbone, train, val, device)
 
 
-def _fixed(
+def _central_features(
     probe: Probe, extract: Extractor, images: LabelledImages, signals: Signals, *, retry: bool = True
-) -> features.Fixed:
-    """Features of the central views. Raises `UserError` for unreadable images among those of the test."""
-    known = features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals, retry=retry)
-    if known.unreadable and images is probe.val:
+) -> Fixed:
+    """Return the features of the central views. Raises `UserError` for unreadable test images."""
+    found = features.fixed(images, probe.backbone, extract, probe.cfg, signals=signals, retry=retry)
+    if found.unreadable and images is probe.val:
         raise UserError(
-            f"{images.name}: {len(known.unreadable)} images cannot be read, the first is "
-            f"{images.files[known.unreadable[0]]}: accuracy is that of all images; mend or remove them"
+            f"{images.name}: {len(found.unreadable)} images cannot be read, the first is "
+            f"{images.files[found.unreadable[0]]}: accuracy is measured on all images; repair or remove them"
         )
-    return known
+    return found
 
 
 def _measure_knn(probe: Probe, extract: Extractor) -> None:
+    """Classify the validation images by weighted kNN, and write `knn.json`."""
     cfg = probe.cfg
     with Signals() as signals:
-        train, val = (_fixed(probe, extract, images, signals) for images in (probe.train, probe.val))
-    _broken(probe, train.unreadable)
+        train, val = (
+            _central_features(probe, extract, images, signals) for images in (probe.train, probe.val)
+        )
+    _unreadable_images(probe, train.unreadable)
     top1 = knn_accuracy(train, val, k=cfg.KNN.K, temperature=cfg.KNN.T, device=probe.device)
     neighbours = min(cfg.KNN.K, len(train.usable))
     say(f"weighted kNN, k {neighbours}, T {cfg.KNN.T:g}: top-1 {top1:.2f} %")
-    seconds = time.perf_counter() - probe.began
+    seconds = time.perf_counter() - probe.session_start
     measured = {"k": neighbours, "temperature": cfg.KNN.T, "top1": top1}
-    content = {"knn": measured, "published": []}  # the papers have no kNN
+    content = {"knn": measured, "published": []}  # the papers have no kNN numbers
     results.write(probe.folder / "knn.json", _record(probe, content, len(train.unreadable), seconds))
 
 
 def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, signals: Signals) -> None:
+    """Train and test the classifiers, from the `stored` state if there is one, and write `results.json`."""
     cfg = probe.cfg
     if stored:
-        linear_state.compare(stored, probe.origin, cfg)
-    iterations_per_epoch(len(probe.train), cfg)  # too few images are better said before an hour's work
-    _say_notes(cfg)
-    val = _fixed(probe, extract, probe.val, signals)
-    # A run that goes on keeps its images: with more of them its batches would be others
-    train = _fixed(probe, extract, probe.train, signals, retry=not stored) if cfg.CACHE else None
-    origin = probe.origin | (
-        {"the list of unreadable training images": str(train.unreadable)} if train else {}
-    )
+        state.compare(stored, probe.origin, cfg)
+    iterations_per_epoch(
+        len(probe.train), cfg
+    )  # raises for too few images, before an hour of computing features
+    _print_notes(cfg)
+    val = _central_features(probe, extract, probe.val, signals)
+    # A resumed run keeps its list of readable images: with more of them, its batches would change.
+    train = _central_features(probe, extract, probe.train, signals, retry=not stored) if cfg.CACHE else None
+    unreadable = train.unreadable if train else []
+    origin = probe.origin
+    if train:
+        origin["the list of unreadable training images"] = str(unreadable)
     if stored:
-        linear_state.compare(stored, origin, cfg)
+        state.compare(stored, origin, cfg)
     per_epoch = iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
-    state = _new_state(probe, extract.channels, origin)
+    progress = _initial_state(probe, extract.channels, origin)
     if stored:
-        linear_state.restore(state, stored, cfg)
+        state.restore(progress, stored, cfg)
     if distributed.is_main():
-        text = digest_text(cfg)
-        write_text(probe.folder / "config.yaml", text)
-    start, stop = state.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
+        write_text(probe.folder / "config.yaml", digest_text(cfg))
+    start, stop = progress.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
     if train:
         batches = features.cached(train, cfg, start=start, stop=stop, device=probe.device)
     else:
         batches = features.random_crops(probe.train, extract, cfg, start=start, stop=stop)
-    broken = _broken(probe, train.unreadable if train else [], going_on=stored is not None)
+    broken = _unreadable_images(probe, unreadable, resumed=stored is not None)
     with closing(batches):
         loop.train(
-            state, batches, val, cfg=cfg, per_epoch=per_epoch, broken=broken, signals=signals, began=probe.began
+            progress, batches, val, cfg=cfg, per_epoch=per_epoch, broken=broken, signals=signals,
+            session_start=probe.session_start,
         )  # fmt: skip
-    _report(probe, state, val, per_epoch, unreadable=len(broken.names()))
+    _report(probe, progress, val, per_epoch, unreadable=len(broken.names()))
 
 
-def _say_notes(cfg: CfgNode) -> None:
+def _print_notes(cfg: CfgNode) -> None:
+    """Print notes about settings that may surprise the user."""
     if cfg.CACHE:
-        say("note: CACHE True: trained on fixed centre crops; the papers train on random crops")
+        say("note: CACHE True: training on fixed centre crops; the papers train on random crops")
     epochs, papers = cfg.SOLVER.MAX_EPOCH, defaults().SOLVER
     late = [step for step in cfg.SOLVER.STEPS if step >= epochs]
     if late:
         scaled = [min(round(step * epochs / papers.MAX_EPOCH), epochs - 1) for step in papers.STEPS]
         say(
             f"note: SOLVER.STEPS {late} are not reached in {epochs} epochs: the papers' {papers.STEPS} of "
-            f"{papers.MAX_EPOCH} would be {[step for step in scaled if step > 0]}"
+            f"{papers.MAX_EPOCH} would scale to {[step for step in scaled if step > 0]}"
         )
 
 
-def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken:
-    """Counts unreadable training images. Raises `UserError` if the `known` ones are too many already."""
+def _unreadable_images(probe: Probe, known: list[int], *, resumed: bool = False) -> Broken:
+    """Return the counter of unreadable training images. Raises `UserError` if the `known` ones are too many."""
     limit, files = probe.cfg.DATA.MAX_BROKEN, probe.train.files
-    broken = Broken(files, limit, folder=probe.folder, going_on=going_on, device=probe.device)
+    broken = Broken(files, limit, folder=probe.folder, going_on=resumed, device=probe.device)
     broken.add(known)
     broken.share()
     broken.check()
@@ -205,21 +207,20 @@ def _broken(probe: Probe, known: list[int], *, going_on: bool = False) -> Broken
     return broken
 
 
-def _new_state(probe: Probe, channels: int, origin: dict[str, str]) -> linear_state.State:
-    cfg, rate = probe.cfg, rates(probe.cfg)
+def _initial_state(probe: Probe, channels: int, origin: dict[str, str]) -> State:
+    cfg, initial_rates = probe.cfg, rates(probe.cfg)
     classifiers = Classifiers(
-        channels, len(probe.train.classes), rates=rate, solver=cfg.SOLVER, seed=cfg.SEED, device=probe.device
-    )
-    return linear_state.State(classifiers, origin, 0, torch.zeros(len(rate), device=probe.device))
+        channels, len(probe.train.classes), rates=initial_rates, solver=cfg.SOLVER, seed=cfg.SEED,
+        device=probe.device,
+    )  # fmt: skip
+    return State(classifiers, origin, 0, torch.zeros(len(initial_rates), device=probe.device))
 
 
-def _report(
-    probe: Probe, state: linear_state.State, val: features.Fixed, per_epoch: int, *, unreadable: int
-) -> None:
-    """Print and write what was reached; also once more by a run that was finished before."""
-    classifiers = state.classifiers
+def _report(probe: Probe, progress: State, val: Fixed, per_epoch: int, *, unreadable: int) -> None:
+    """Test the classifiers, print a table and write `results.json`; again when a finished run is resumed."""
+    classifiers = progress.classifiers
     accuracies = classifiers.accuracy(val.features, val.labels)
-    losses = loop.mean_losses(state, per_epoch)
+    losses = loop.mean_losses(progress, per_epoch)
     rows = results.table(classifiers.rates, losses, accuracies, classes=len(probe.train.classes))
     measured = {
         **results.best(rows),
@@ -228,26 +229,26 @@ def _report(
         "views": "fixed centre crops" if probe.cfg.CACHE else "random crops",
         "published": _published(probe),
     }
-    results.write(probe.folder / "results.json", _record(probe, measured, unreadable, state.seconds))
+    results.write(probe.folder / "results.json", _record(probe, measured, unreadable, progress.seconds))
 
 
 def _published(probe: Probe) -> results.Published:
-    """The papers' numbers to compare with, printed too; none for another protocol than theirs."""
+    """Print and return the papers' numbers to compare with; none if the protocol differs from theirs."""
     sizes = {"classes": len(probe.train.classes), "train": len(probe.train), "val": len(probe.val)}
     rows = results.published(probe.backbone.architecture, **sizes)
     return results.comparable(rows, results.differences(probe.cfg))
 
 
 def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: float) -> dict[str, Any]:
-    """What was measured, and of what."""
-    backbone, train, val = probe.backbone, probe.train, probe.val
+    """Return the content of a results file: what was measured, with which weights, data and settings."""
+    network, train, val = probe.backbone, probe.train, probe.val
     weights = {
         "file": probe.weights,
-        "sha256": backbone.file_digest or None,
-        "features_sha256": backbone.digest,
-        "network": backbone.what,
-        "architecture": asdict(backbone.architecture),
-        "input": asdict(backbone.input),
+        "sha256": network.file_digest or None,
+        "features_sha256": network.digest,
+        "network": network.what,
+        "architecture": asdict(network.architecture),
+        "input": asdict(network.input),
     }
     images = {
         "train": {
@@ -263,28 +264,5 @@ def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: fl
         **measured,
         "weights": weights,
         "data": images,
-        **results.circumstances(probe.cfg, probe.device, seconds=seconds),
+        **results.provenance(probe.cfg, probe.device, seconds=seconds),
     }
-
-
-def knn_accuracy(train: Fixed, val: Fixed, *, k: int, temperature: float, device: torch.device) -> float:
-    """Percent of the validation images whose class wins the vote among the `k` nearest training images.
-
-    A neighbour of cosine s votes with weight exp(s / temperature). Every process classifies its share; each
-    holds all training features on its device (10.5 GB for ImageNet and ResNet-50).
-    """
-    bank = F.normalize(_query_rows(train, train.usable, device), dim=1)
-    labels = torch.from_numpy(train.labels[train.usable]).to(device)
-    mine = np.arange(distributed.rank(), len(val.labels), distributed.world_size())
-    right = torch.zeros(1, dtype=torch.float64, device=device)
-    for start in range(0, len(mine), _QUERIES):
-        rows = mine[start : start + _QUERIES]
-        queries = F.normalize(_query_rows(val, rows, device), dim=1)
-        answers = knn(queries, bank, labels, k=k, temperature=temperature)
-        right += (answers.cpu() == torch.from_numpy(val.labels[rows])).sum().to(device)
-    distributed.mean_over_processes([right])
-    return 100 * distributed.world_size() * right.item() / len(val.labels)
-
-
-def _query_rows(known: Fixed, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(known.features[rows]).to(device)

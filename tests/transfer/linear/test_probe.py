@@ -1,4 +1,4 @@
-"""The linear probe: features against torchvision, training against a loop by hand, runs against each other."""
+"""The linear probe: features are compared with torchvision, training with a hand-written loop, runs with runs."""
 
 import json
 import math
@@ -41,7 +41,7 @@ from transfer.linear import results as linear_results
 from transfer.linear import run as linear_run
 from transfer.linear.classifiers import Classifiers
 from transfer.linear.features import Fixed
-from transfer.linear.run import knn_accuracy as knn_accuracy
+from transfer.linear.knn import knn_accuracy
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ SMALL = [
 
 
 class Task:
-    """Class folders, a checkpoint, and runs on them."""
+    """Class folders and a checkpoint, with methods that run the probe on them."""
 
     def __init__(self, make: MakeFolder, folder: Path) -> None:
         self.folder = folder
@@ -68,9 +68,9 @@ class Task:
     def config(self, output: str, *more: str) -> Any:
         return linear_config.load("linear/imagenet.yaml", self.overrides(output, *more))
 
-    def run(self, output: str, *more: str, weights: str = "", **how: Any) -> dict[str, Any]:
-        linear_run.run(self.config(output, *more), weights or self.weights, **how)
-        name = "knn.json" if how.get("knn") else "results.json"
+    def run(self, output: str, *more: str, weights: str = "", **options: Any) -> dict[str, Any]:
+        linear_run.run(self.config(output, *more), weights or self.weights, **options)
+        name = "knn.json" if options.get("knn") else "results.json"
         return json.loads((self.folder / output / name).read_text())
 
     def state(self, output: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_features_are_torchvisions(tmp_path: Path) -> None:
-    """The average pool of torchvision's own network after torchvision's own normalisation."""
+    """They equal the average pool of torchvision's network after torchvision's normalisation."""
     network = torchvision_network("resnet18").eval()
     path = plain_file(tmp_path / "weights.pth", network.state_dict())
     backbone = linear_backbone.load(str(path), linear_config.defaults())
@@ -128,7 +128,7 @@ def test_a_converted_file_gives_the_same_features_as_its_source(tmp_path: Path) 
 
 
 def test_recorded_preprocessing_is_used(tmp_path: Path) -> None:
-    """BGR in 0..255 with the stride in the 1x1 convolution, by a network built by hand."""
+    """The features for a Caffe record (BGR, 0..255) equal those of a forward pass written by hand."""
     backbone = linear_backbone.load("random", linear_config.defaults())
     caffe = linear_backbone.Backbone(backbone.network, backbone.architecture, MSRA, "", "", "")
     images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
@@ -140,7 +140,7 @@ def test_recorded_preprocessing_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(500, 375), (320, 400), (250, 300)])
 def test_centre_crop_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> None:
-    """Resize(256) and CenterCrop(224), up to the rounding of the box: less than a pixel of shift."""
+    """It equals Resize(256) and CenterCrop(224) up to the rounding of the box: the shift is below one pixel."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         size, Image.Resampling.BICUBIC
@@ -151,12 +151,12 @@ def test_centre_crop_is_torchvisions(tmp_path: Path, size: tuple[int, int]) -> N
         [torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224)]
     )
     theirs = np.asarray(transform(Image.open(tmp_path / "a.jpg").convert("RGB")))
-    shifted = np.abs(np.diff(theirs.astype(int), axis=1)).mean()  # by a whole pixel
+    shifted = np.abs(np.diff(theirs.astype(int), axis=1)).mean()  # the effect of a shift by one pixel
     assert np.abs(ours.astype(int) - theirs).mean() < shifted
 
 
 def test_random_crops_are_distributed_as_torchvisions(tmp_path: Path) -> None:
-    """Area and shape of the boxes, and the flips, over many draws: on an image whose colours are coordinates."""
+    """Compare areas, aspect ratios and flips of many crops of an image whose colours encode the coordinates."""
     x, y = np.meshgrid(np.linspace(0, 255, 400), np.linspace(0, 255, 300))
     Image.fromarray(np.stack([x, y, x], 2).astype(np.uint8)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -194,7 +194,11 @@ def test_unreadable_training_images_are_replaced_with_their_class(task: Task) ->
     assert np.array_equal(crop.pixels, crops[0, other].pixels)
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.01: . of 20 images could not be read"):
         task.run("views", "SOLVER.IMS_PER_BATCH", "4")
-    assert task.state("views")["iteration"] in (1, 2, 3)  # of 5 in an epoch: at once, and nothing is lost
+    assert task.state("views")["iteration"] in (
+        1,
+        2,
+        3,
+    )  # of 5 per epoch: the run ends at once, with its state saved
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.01: 2 of 20 images could not be read"):
         task.run("cached", "CACHE", "True")
     assert task.run("allowed", "CACHE", "True", "DATA.MAX_BROKEN", "0.5")["data"]["train"]["unreadable"] == 2
@@ -207,14 +211,16 @@ def test_unreadable_training_images_are_replaced_with_their_class(task: Task) ->
 
 
 def test_two_steps_by_hand() -> None:
-    """Softmax regression with momentum, its gradients written out: (softmax - one-hot) x^T / N."""
+    """Compare with softmax regression with momentum and explicit gradients, (softmax - one-hot) x^T / N."""
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(2, 6, 4)), rng.integers(0, 3, (2, 6))
     ours = Classifiers(4, 3, rates=[30.0], solver=solver(STEPS=[1]), seed=0, device=CPU)
     w, b = ours.layers[0].weight.detach().double().numpy().copy(), np.zeros(3)
     assert np.allclose(ours.layers[0].bias.detach(), 0) and w.std() == pytest.approx(0.01, rel=0.5)
     vw, vb = np.zeros_like(w), np.zeros_like(b)
-    for n, rate in enumerate((30.0, 3.0)):  # the second in epoch 1, where x0.1 applies
+    for n, rate in enumerate(
+        (30.0, 3.0)
+    ):  # the second step is in epoch 1, where the rate is multiplied by 0.1
         scores = x[n] @ w.T + b
         p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         loss = -np.log(p[range(6), labels[n]]).mean()
@@ -287,11 +293,15 @@ def test_what_a_run_leaves(task: Task, capsys: pytest.CaptureFixture[str]) -> No
     }
     assert results["views"] == "random crops" and not results["chosen_on_val"] and not results["published"]
     assert results["data"]["train"]["images"] == 20 and results["weights"]["network"].startswith("moco, ")
-    assert "published: none" in capsys.readouterr().out
+    assert list(results["versions"]) == [
+        "moco-detection-transfer", "python", "torch", "torchvision", "numpy", "opencv",
+    ]  # fmt: skip
+    assert list(results["hardware"]) == ["machine", "gpu", "processes", "threads"]
+    assert "published: no numbers for this network and data" in capsys.readouterr().out
 
 
 def test_cached_training_equals_a_loop_by_hand(task: Task) -> None:
-    """Centre crops, order of (seed, epoch), one classifier in plain PyTorch."""
+    """The loop trains one classifier in plain PyTorch on centre crops, in the order given by (seed, epoch)."""
     task.run("run", "CACHE", "True")
     cfg = task.config("run", "CACHE", "True")
     images = class_folders.LabelledImages(str(task.train), key="DATA.TRAIN")
@@ -330,7 +340,7 @@ def test_a_sweeps_classifiers_equal_runs_of_their_own(task: Task, cache: str) ->
 
 
 def test_features_are_computed_once(task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A second run finds them; other weights, another size, one more image, or a damaged file do not."""
+    """A second run reuses them, but not with other weights, another size, one more image or a damaged file."""
     seen: list[int] = []
     call = linear_backbone.Extractor.__call__
 
@@ -340,9 +350,9 @@ def test_features_are_computed_once(task: Task, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(linear_backbone.Extractor, "__call__", counting)
 
-    def images_computed(*more: str, **how: Any) -> int:
+    def images_computed(*more: str, **options: Any) -> int:
         seen.clear()
-        results.append(task.run("run", *more, knn=True, **how)["knn"]["top1"])
+        results.append(task.run("run", *more, knn=True, **options)["knn"]["top1"])
         return sum(seen)
 
     results: list[float] = []
@@ -362,7 +372,7 @@ def test_features_are_computed_once(task: Task, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_features_of_images_that_were_mended_or_changed(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that could not be read, mended with the same size and time; a picture changed with the same size."""
+    """A file becomes readable with the same size and time; a picture changes and its file keeps its size."""
     path, read = str(task.val / "b" / "0002.jpg"), ImageFiles.read
 
     def refuse(self: ImageFiles, index: int) -> bytes:
@@ -380,7 +390,7 @@ def test_features_of_images_that_were_mended_or_changed(task: Task, monkeypatch:
     picture, raw = Image.open(task.train / "a" / "0001.jpg"), task.train / "a" / "raw.bmp"
     found = []
     for pixels in (picture, picture.rotate(180)):
-        pixels.save(raw)  # as many bytes whatever it shows
+        pixels.save(raw)  # the file size does not depend on the content
         task.run("run", knn=True)
         newest = max(
             (task.folder / "run" / "features").glob("*.npy"), key=lambda file: file.stat().st_mtime_ns
@@ -390,7 +400,7 @@ def test_features_of_images_that_were_mended_or_changed(task: Task, monkeypatch:
 
 
 def test_leftovers_of_a_kill_are_removed(task: Task) -> None:
-    """But a file of the last hour: another process may be writing it."""
+    """Files of the last hour are not removed, because another process may be writing them."""
     output = task.folder / "run"
     (output / "features").mkdir(parents=True)
     for name in (".linear_last.pth.a1", ".metrics.json.b_", "features/.0123.npy.c", "features/.0123.json.d"):
@@ -404,7 +414,7 @@ def test_leftovers_of_a_kill_are_removed(task: Task) -> None:
 
 
 def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped inside the second epoch by a signal, of which the run's code is 75; then to the end."""
+    """A signal in the second epoch ends the run with exit status 75; the resumed run ends like an undisturbed one."""
     whole = task.run("whole", "SWEEP", "[0.01, 1.0]")
     step = Classifiers.step
     count = []
@@ -426,9 +436,8 @@ def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> Non
     assert parts["rates"] == whole["rates"]
     metrics = [(task.folder / name / "metrics.json").read_text() for name in ("whole", "parts")]
     assert metrics[0] == metrics[1]
-    assert (
-        task.run("parts", "SWEEP", "[0.01, 1.0]", resume=True)["rates"] == whole["rates"]
-    )  # finished before
+    # Resuming a finished run repeats its result.
+    assert task.run("parts", "SWEEP", "[0.01, 1.0]", resume=True)["rates"] == whole["rates"]
 
 
 def test_a_resumed_run_may_not_change_its_meaning(task: Task, tmp_path: Path) -> None:
@@ -449,7 +458,7 @@ def test_a_resumed_run_may_not_change_its_meaning(task: Task, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_equal(task: Task) -> None:
-    """SIGKILL at a random moment, twice, with loader workers; the command line throughout."""
+    """A run with loader workers is killed at a random moment, twice, and resumed from the command line."""
     more = ["SOLVER.MAX_EPOCH", "40", "SOLVER.STEPS", "[20,30]", "DATA.NUM_WORKERS", "1"]
     assert run_script(*task.command("whole", *more)).returncode == 0
     moments = np.random.default_rng(0)
@@ -483,7 +492,7 @@ def two_processes(weights: str, overrides: list[str]) -> None:
 
 
 def test_two_processes_equal_one(task: Task) -> None:
-    """Features, weights, accuracies; 9 images to test on do not divide into two."""
+    """Compare features, weights and accuracies; the 9 test images do not divide evenly into two."""
     Image.new("RGB", (40, 40), "red").save(task.val / "b" / "new.png")
     one, near = task.run("one"), task.run("one", "KNN.K", "5", knn=True)
     distributed.spawn(two_processes, 2, (task.weights, task.overrides("two", "KNN.K", "5")))
@@ -498,7 +507,7 @@ def test_two_processes_equal_one(task: Task) -> None:
         assert np.allclose(np.load(a), np.load(b), rtol=1e-5, atol=1e-6)
 
 
-# --- beside the paper, and wrong input
+# --- comparison with the papers, and wrong input
 
 
 def test_published_numbers() -> None:
@@ -539,14 +548,15 @@ def test_settings_that_are_not_the_papers(changes: list[str], expected: list[str
 def test_published_numbers_only_beside_the_papers_protocol(
     task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if the papers had probed this network on these images, by 100 epochs at 224 pixels; then by 3 at 32."""
+    """Pretend that the papers probed this network on these images: first with their protocol, then with the run's."""
     row = {"method": "MoCo", "top1": 60.6, "source": "a paper"}
     monkeypatch.setattr(linear_results, "published", lambda *_, **__: [row])
     assert not task.run("run", knn=True)["published"] and "60.6" not in capsys.readouterr().out
     assert not task.run("run", "CACHE", "True")["published"]
     output = capsys.readouterr().out
     assert (
-        "60.6" not in output and "not comparable with SOLVER.BASE_LR 0.1 (30), INPUT.SIZE 32 (224)" in output
+        "60.6" not in output
+        and "not comparable because of SOLVER.BASE_LR 0.1 (30), INPUT.SIZE 32 (224)" in output
     )
     monkeypatch.setattr(linear_results, "defaults", lambda: task.config("run"))
     assert task.run("own")["published"] == [row]
@@ -571,7 +581,7 @@ def test_the_config_is_the_papers() -> None:
         (["SOLVER.BASE_LR", "0"], r"SOLVER\.BASE_LR 0\.0: must be positive"),
         (["SOLVER.IMS_PER_BATCH", "32"], r"SOLVER\.IMS_PER_BATCH 32 is more than the 20 images"),
         (["SWEEP", "[1, -1]"], r"SWEEP \[1, -1\]: must be positive numbers"),
-        (["SWEEP", "[1, 1.0]"], "holds a learning rate twice"),
+        (["SWEEP", "[1, 1.0]"], "lists a learning rate twice"),
         (["INPUT.SIZE", "16"], r"INPUT\.SIZE 16: must be 32 or more"),
         (["SOLVER.SCHEDULE", "cosine"], r"unknown config key SOLVER\.SCHEDULE"),
     ],
@@ -583,7 +593,7 @@ def test_wrong_settings(task: Task, overrides: list[str], expected: str) -> None
 
 
 def test_a_batch_that_does_not_divide(task: Task) -> None:
-    with pytest.raises(UserError, match=r"IMS_PER_BATCH 8 does not divide into 3 processes: use 6"):
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH 8 does not divide evenly into 3 processes: use 6"):
         linear_config.load("linear/imagenet.yaml", task.overrides("run"), processes=3)
 
 
@@ -598,10 +608,10 @@ def test_wrong_folders(task: Task, image_folder: MakeFolder) -> None:
         (
             task.train,
             three,
-            "1 of the 3 class folders of DATA.VAL .* are not in it, such as c; both need the same",
+            "1 of the 3 class folders of DATA.VAL .* are missing, such as c; both need the same class folders",
         ),
-        (three, task.val, "1 of the 3 class folders of DATA.TRAIN .* are not in it, such as c"),
-        (one, one, "holds one class folder, a; needs two or more"),
+        (three, task.val, "1 of the 3 class folders of DATA.TRAIN .* are missing, such as c"),
+        (one, one, "holds only one class folder, a; two or more are needed"),
     ]
     for train, val, expected in cases:
         with pytest.raises(UserError, match=expected):
@@ -610,7 +620,7 @@ def test_wrong_folders(task: Task, image_folder: MakeFolder) -> None:
 
 
 def test_the_same_images_to_train_and_to_test_on(task: Task, tmp_path: Path) -> None:
-    """One folder, a link to it, a copy; but not other images whose names and sizes are the same."""
+    """One folder given twice, a link and a copy are refused; other images with equal names and sizes are not."""
     for name in ("copy", "other"):
         shutil.copytree(task.train, tmp_path / name)
     (tmp_path / "link").symlink_to(task.train)
@@ -621,7 +631,7 @@ def test_the_same_images_to_train_and_to_test_on(task: Task, tmp_path: Path) -> 
     assert not (task.folder / "run").exists()
     last = tmp_path / "other" / "b" / "0009.jpg"
     content = bytearray(last.read_bytes())
-    content[17] ^= 1  # the density that its header names: no pixel
+    content[17] ^= 1  # the density in the header: pixels do not change
     last.write_bytes(content)
     assert "knn" in task.run("run", "DATA.VAL", str(tmp_path / "other"), knn=True)
 
@@ -655,8 +665,8 @@ def test_wrong_weights(task: Task, tmp_path: Path) -> None:
         (partial, "without tensor layer4.1.bn2.weight"),
         (vit, "vision transformer"),
         ({"fc.weight": torch.zeros(2, 2)}, "only a head"),
-        (detector, "holds a whole detector"),
-        ({"model": faster, "iteration": 3}, r"holds a whole detector \(.*proposal_generator\)"),
+        (detector, "holds a complete detector"),
+        ({"model": faster, "iteration": 3}, r"holds a complete detector \(.*proposal_generator\)"),
         ({**state, "conv1.weight": state["conv1.weight"] * torch.nan}, "NaN or infinity"),
     ]
     for contents, expected in cases:
@@ -675,12 +685,23 @@ def test_a_rate_at_which_all_diverge(task: Task) -> None:
 
 
 def test_a_rate_at_which_one_diverges(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
-    """The others go on, and the best is among them; a rate that is merely too high is noted."""
+    """Training continues, and the best rate is one of the others. A rate that is only too high causes a note."""
     results = task.run("run", "SWEEP", "[1e38, 0.01]")
     assert results["rates"][0]["loss"] is None and results["lr"] == 0.01 and results["loss"] > 0
     assert "diverged" in capsys.readouterr().out
     task.run("high", "SOLVER.BASE_LR", "1000")
     assert "too high for features of this size; try --sweep 1,10,100\n" in capsys.readouterr().out
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    accuracies = [(12.5, 50.0), (7.125, 100.0)]
+    linear_results.table([0.01, 1e38], [0.25, math.nan], accuracies, classes=10)
+    words = [line.split() for line in capsys.readouterr().out.splitlines()[:3]]
+    assert words == [
+        ["learning", "rate", "train", "loss", "top-1", "%", "top-5", "%"],
+        ["0.01", "0.2500", "12.50", "50.00", "<-", "best"],
+        ["1e+38", "diverged", "7.12", "100.00"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -689,13 +710,13 @@ def test_a_rate_at_which_one_diverges(task: Task, capsys: pytest.CaptureFixture[
         ([30.0], [9.0], "try --sweep 0.03,0.3,3"),
         ([0.01, 0.1, 1.0, 10.0], [9.0] * 4, "try --sweep 1e-05,0.0001,0.001"),
         ([10.0, 0.1], [9.0, 0.1], "try --sweep 0.01,1"),
-        ([10.0, 0.01, 0.1, 1.0], [9.0, 0.1, 0.1, 0.1], "smaller ones did no better"),
+        ([10.0, 0.01, 0.1, 1.0], [9.0, 0.1, 0.1, 0.1], "smaller rates were tried and were not better"),
     ],
 )
 def test_rates_that_were_tried_are_not_advised(
     rates: list[float], losses: list[float], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first rate is the best one here."""
+    """In each case the first rate has the highest accuracy."""
     accuracies = [(90.0 - n, 100.0) for n in range(len(rates))]
     linear_results.table(rates, losses, accuracies, classes=10)
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"features of this size; {expected}")
@@ -708,16 +729,15 @@ def test_steps_after_the_last_epoch_are_noted(task: Task, capsys: pytest.Capture
         (3, "[1, 3]", "[3]", "[2, 2]"),
     ):
         task.run(f"late{epochs}", "SOLVER.MAX_EPOCH", str(epochs), "SOLVER.STEPS", steps)
-        expected = (
-            f"STEPS {late} are not reached in {epochs} epochs: the papers' [60, 80] of 100 would be {advised}"
-        )
-        assert expected in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"STEPS {late} are not reached in {epochs} epochs: " in printed
+        assert f"the papers' [60, 80] of 100 would scale to {advised}" in printed
         task.run(f"early{epochs}", "SOLVER.MAX_EPOCH", str(epochs), "SOLVER.STEPS", advised)
         assert "not reached" not in capsys.readouterr().out
 
 
 def test_the_command(task: Task) -> None:
-    """A sweep of random weights by the flag; a mistake as one line; help with an example."""
+    """--sweep works with random weights, and a mistake is reported in one line."""
     command = task.command("run", "MODEL.ARCH", "resnet18")
     command[2] = "random"
     done = run_script(*command, "--sweep", "0.001,0.1")

@@ -1,0 +1,49 @@
+"""The command line of `tools/linear_eval.py`.
+
+torch takes seconds to import, so it is imported inside of the functions: `--help` is answered at once.
+"""
+
+import argparse
+import os
+
+
+def main(about: str | None) -> None:
+    """Run a linear probe as the command line says. `about` is the text of `--help`.
+
+    Raises:
+        UserError: a mistake in the flags, the config, the weights or the data.
+    """
+    args = _parse(about)
+    from transfer.linear import config
+
+    sweep = ["SWEEP", f"[{args.sweep}]"] if args.sweep else []
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    cfg = config.load(args.config, [*args.overrides, *sweep], processes=processes)
+    # Imported only now, because it takes seconds: mistakes in the config are reported before.
+    from pretrain.common import distributed
+    from transfer.linear import run
+
+    distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
+    run.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
+    distributed.shutdown()  # not after an error: NCCL would wait for the other processes
+
+
+def _parse(about: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", required=True, metavar="FILE", help="a checkpoint, or `random` for an untrained network")
+    add(
+        "--config",
+        "--config-file",
+        default="linear/imagenet.yaml",
+        help="YAML file, as a path or relative to configs/",
+    )
+    add("--knn", action="store_true", help="weighted kNN (KNN.K, KNN.T) instead of a trained classifier")
+    add(
+        "--sweep", metavar="RATES", help="train one classifier per learning rate, e.g. 10,30,100, in one pass"
+    )
+    add("--resume", action="store_true", help="continue an interrupted run in OUTPUT_DIR")
+    add("--source", default="auto", metavar="KIND", help="kind of checkpoint, as in tools/convert_to_d2.py")
+    add("--branch", default="", help="which network to take if the file holds several")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
+    return parser.parse_intermixed_args()
