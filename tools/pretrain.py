@@ -3,7 +3,7 @@
     python tools/pretrain.py --config pretrain/moco_v2_R50.yaml DATA.TRAIN my/photos OUTPUT_DIR output/mine
     torchrun --nproc-per-node 8 tools/pretrain.py --config pretrain/moco_v2_R50.yaml
 
-KEY VALUE pairs override the config; `--resume` goes on from OUTPUT_DIR/checkpoint_last.pth.tar.
+KEY VALUE pairs override the config; `--resume` continues from OUTPUT_DIR/checkpoint_last.pth.tar.
 """
 
 import argparse
@@ -22,14 +22,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", "--config-file", required=True, help="YAML, as given or under configs/")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
+    parser.add_argument(
+        "--config", "--config-file", required=True, help="YAML file, as given or under configs/"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
     parser.add_argument(
         "--other-processes",
         action="store_true",
-        help="with --resume: in another number of processes than before, not exact to the bit then",
+        help="with --resume: allow another number of processes than before; the result is then not bit-identical",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that override the YAML")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.config, args.overrides, processes=int(os.environ.get("WORLD_SIZE", 1)))
     from pretrain.train.loop import train  # after the config's errors: it takes seconds to import

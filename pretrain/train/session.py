@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: data is waited for, lines are written, the state is saved, the run stops."""
+"""What happens around the steps of a run: waiting for data, writing log lines, saving the state, stopping."""
 
 import time
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Due:
     Attributes:
         line: the line of a log period.
         save: a checkpoint, at the end of an epoch, by the clock, or because the run ends or stops.
-        stop: somebody asked the run to stop.
+        stop: the run was asked to stop.
         leave: no step follows, because of that or of too many unreadable images.
         end: this was the last step of the run.
     """
@@ -44,7 +44,7 @@ class Session:
     """One start of a run, from its first batch to its end or to the signal that stops it.
 
     Args:
-        signals: whether somebody has asked the run to stop.
+        signals: tells whether the run was asked to stop.
     """
 
     def __init__(self, run: Run, log: Log, signals: Signals) -> None:

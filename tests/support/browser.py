@@ -42,7 +42,7 @@ class Browser:
     def open(
         self, path: Path, *, width: int, height: int = 844, scheme: str = "light", scripts: bool = True
     ) -> None:
-        """Load a file at a window size and a colour scheme; `events` begins anew."""
+        """Load a file at a window size and a colour scheme; `events` is reset."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -69,7 +69,7 @@ class Browser:
         return [json.dumps(event) for event in self.events if event[0] in kinds]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the page was opened, but for data in the page itself."""
+        """Return the addresses requested since the page was opened, except data in the page itself."""
         urls = [
             found["request"]["url"] for method, found in self.events if method == "Network.requestWillBeSent"
         ]

@@ -42,7 +42,7 @@ def write_coco(
 ) -> tuple[Path, Path]:
     """A COCO-format set: (json file, image folder). The category ids are 3, 6, ...: not contiguous, as in COCO.
 
-    With `keypoints`, each object has so many along its diagonal, named left_a, right_a, left_b, ...
+    With `keypoints`, each object has that many along its diagonal, named left_a, right_a, left_b, ...
     """
     rng = np.random.default_rng(seed)
     picture_folder = folder / "images"

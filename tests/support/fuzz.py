@@ -189,7 +189,7 @@ def run(inputs: int, *, seed: int = 0, start: int = 0, verbose: bool = False) ->
 
 
 def _listen(pipe: Any, worker: Any, index: int, report: Report, *, verbose: bool, began: float) -> int:
-    """Take a worker's results in until it ends; the index to go on with."""
+    """Collect a worker's results until it ends; return the index to continue with."""
     layout = mutation = "?"
     while True:
         try:

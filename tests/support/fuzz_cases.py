@@ -109,7 +109,7 @@ def build(layout: str, query: State, key: State) -> Any:
 
 
 def _copied(node: Any) -> Any:
-    """Containers anew, tensors as they are."""
+    """Return the contents with copied containers and the same tensors."""
     if isinstance(node, dict):
         made = type(node)()
         for key, value in node.items():
@@ -196,7 +196,7 @@ def _base(layout: str, network: str, form: str) -> tuple[bytes, str]:
 
 
 class Mode(enum.Enum):
-    """An object that real files hold beside their weights."""
+    """Return an object that real files hold besides their weights."""
 
     ONE = 1
 

@@ -2,9 +2,9 @@
 
     python tests/support/kill_runs.py --kills 100 --processes 2
 
-Each run is `tools/pretrain.py` in processes of its own, with loader workers, tiny, and saves after every step. It is
+Each run is `tools/pretrain.py` in separate processes, with loader workers, tiny, and saves after every step. It is
 killed from outside at a random time or after a random number of log lines, or kills itself at a random one of the
-calls that write a checkpoint; then it goes on with `--resume`, and is killed again, until it is finished.
+calls that write a checkpoint; then it is resumed with `--resume` and killed again, until it is finished.
 """
 
 import argparse

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,18 @@ def start_script(
     stderr: str | Path,
     *,
     environment: dict[str, str] | None = None,
+    forks: bool = False,
 ) -> ForkServerProcess:
-    """Start a script in its own process group. `stdout` and `stderr` are files, and may be the same one."""
+    """Start a script in its own process group.
+
+    Args:
+        stdout: a file.
+        stderr: a file, which may be the same one.
+        environment: instead of this process's.
+        forks: fork the processes that the script starts by `distributed.spawn`, which saves their imports too.
+    """
     files = [str(stdout), str(stderr)]
-    process = _SERVER.Process(target=_run, args=([*command], environment or dict(os.environ), files))
+    process = _SERVER.Process(target=_run, args=([*command], environment or dict(os.environ), files, forks))
     process.start()
     with contextlib.suppress(ProcessLookupError):
         while process.exitcode is None and os.getpgid(process.pid) != process.pid:
@@ -88,7 +97,7 @@ def _in_environment(
     function(index, *args)
 
 
-def _run(command: list[str], environment: dict[str, str], files: list[str]) -> None:
+def _run(command: list[str], environment: dict[str, str], files: list[str], forks: bool) -> None:
     os.setsid()
     # Loader workers start as they do in a fresh interpreter, not as this process did.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -101,6 +110,8 @@ def _run(command: list[str], environment: dict[str, str], files: list[str]) -> N
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    if forks:
+        torch.multiprocessing.spawn = partial(torch.multiprocessing.start_processes, start_method="fork")
     script = ROOT / command[0]
     sys.argv = command
     sys.path.insert(0, str(script.parent))

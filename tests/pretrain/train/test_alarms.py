@@ -80,7 +80,7 @@ def test_a_loss_that_stays_at_chance_is_told_after_a_while() -> None:
     chance = math.log(256 * QUEUE + 1)
     assert _raised(_alarms(), range(100, 4000, 20), loss=chance * 1.005) == [(620, "flat loss")]
     assert _raised(_alarms(), range(100, 4000, 20), loss=chance * 0.98) == []
-    watch = _alarms()  # one better line in between: it starts anew
+    watch = _alarms()  # one better line in between: the count starts again
     assert _raised(watch, range(100, 600, 20), loss=chance) == []
     assert _raised(watch, range(600, 620, 20), loss=chance * 0.9) == []
     assert _raised(watch, range(620, 4000, 20), loss=chance) == [(1120, "flat loss")]

@@ -1,4 +1,4 @@
-"""What a pre-training run writes and says: lines, curves and alarms once each, also when it is taken up again."""
+"""What a pre-training run writes and prints: lines, curves and alarms once each, also after a resume."""
 
 import contextlib
 import json
@@ -165,7 +165,7 @@ IMAGENET = 1_281_167
         ),
         (["MOCO.MECHANISM", "memorybank"], "ln(65536 + 1) = 11.09"),
         (["SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12], "ln(65536 + 1) = 11.09"),  # Instagram-1B's
-        (["SOLVER.IMS_PER_BATCH", 250], "ln(65536 + 1) = 11.09"),  # 65536 keys are no multiple of it
+        (["SOLVER.IMS_PER_BATCH", 250], "ln(65536 + 1) = 11.09"),  # 65536 is not a multiple of it
     ],
 )
 def test_the_papers_settings_give_no_note(

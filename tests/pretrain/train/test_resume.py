@@ -254,7 +254,7 @@ def test_a_full_disk_may_be_passed_over(
 ) -> None:
     images = image_folder(50)
     more = [*EVERY_STEP, "SOLVER.SAVE_ERRORS", "continue", "LOG.TENSORBOARD", "True"]
-    with disk_full_before_step(5) as mend, before_step(7, mend):
+    with disk_full_before_step(5) as lift, before_step(7, lift):
         run(images, tmp_path / "run", *more)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert warnings.pop(0).startswith("warning: LOG.TENSORBOARD: cannot be written: File too large")
