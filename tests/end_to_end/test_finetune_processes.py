@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
 from tests.support import detection_data
-from tests.support.scripts import ROOT
+from tests.support.scripts import ROOT, kill_script, start_script
 
 TINY = [
     "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
@@ -24,14 +25,25 @@ TINY = [
 ]  # fmt: skip
 
 
-def _start(settings: list[str], output: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable, "tools/train_net.py", "--config-file", "transfer/coco_R50_FPN.yaml", *flags, *settings,
+def _command(settings: list[str], output: Path, *flags: str) -> list[str]:
+    return [
+        "tools/train_net.py", "--config-file", "transfer/coco_R50_FPN.yaml", *flags, *settings,
         "OUTPUT_DIR", str(output),
     ]  # fmt: skip
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+
+
+class Run:
+    """A started run; what it prints is in a file."""
+
+    def __init__(self, log: Path, *arguments: Any) -> None:
+        self.log = log
+        self.process = start_script(_command(*arguments), log, log, forks=True)
+
+    def end(self, timeout: float = 300) -> tuple[int | None, str]:
+        """Wait for the end. Return the exit status and what the run printed."""
+        self.process.join(timeout)
+        kill_script(self.process)
+        return self.process.exitcode, self.log.read_text()
 
 
 def _until_iteration(folder: Path, iteration: int) -> None:
@@ -68,41 +80,45 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run in two processes."""
     folder = tmp_path_factory.mktemp("two")
-    out, err = (run := _start(data, folder, "--num-gpus", "2")).communicate()
-    assert run.returncode == 0, err
-    assert out.count("iteration 6/6") == 1
+    command = [sys.executable, *_command(data, folder, "--num-gpus", "2")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("iteration 6/6") == 1
     assert json.loads((folder / "results.json").read_text())["hardware"]["processes"] == 2
     return folder
 
 
 @pytest.mark.slow
 def test_killed_then_stopped_then_resumed(data, two: Path, tmp_path: Path) -> None:
-    settings, flags = [*data, "DATALOADER.NUM_WORKERS", "1"], ("--num-gpus", "2")
-    run = _start(settings, tmp_path, *flags)
-    _until_iteration(tmp_path, 2)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
-    run = _start(settings, tmp_path, *flags, "--resume")
-    _until_iteration(tmp_path, 3)
-    run.send_signal(signal.SIGUSR1)  # to the parent alone
-    out, err = run.communicate()
-    assert run.returncode == 75, err
-    assert "the same command with --resume goes on" in out
-    run = _start(settings, tmp_path, *flags, "--resume")
-    _, err = run.communicate()
-    assert run.returncode == 0, err
-    assert _equal(two, tmp_path)
+    settings, output = [*data, "DATALOADER.NUM_WORKERS", "1"], tmp_path / "run"
+
+    def start(log: str, *flags: str) -> Run:
+        return Run(tmp_path / log, settings, output, "--num-gpus", "2", *flags)
+
+    run = start("first")
+    _until_iteration(output, 2)
+    os.killpg(run.process.pid, signal.SIGKILL)
+    run.end()
+    run = start("second", "--resume")
+    _until_iteration(output, 3)
+    os.kill(run.process.pid, signal.SIGUSR1)  # to the parent alone
+    status, out = run.end()
+    assert status == 75, out
+    assert "run the same command with --resume" in out
+    status, out = start("third", "--resume").end()
+    assert status == 0, out
+    assert _equal(two, output)
 
 
 @pytest.mark.slow
 def test_two_machines(data, two: Path, tmp_path: Path) -> None:
     url = f"tcp://127.0.0.1:{_free_port()}"
     flags = ("--num-machines", "2", "--dist-url", url, "--machine-rank")
-    runs = [_start(data, tmp_path, *flags, str(rank)) for rank in (1, 0)]
-    ends = [run.communicate() for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], ends
-    assert [out.count("iteration 6/6") for out, _ in ends] == [0, 1]
-    assert _equal(two, tmp_path)
+    runs = [Run(tmp_path / str(rank), data, tmp_path / "run", *flags, str(rank)) for rank in (1, 0)]
+    ends = [run.end() for run in runs]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert [out.count("iteration 6/6") for _, out in ends] == [0, 1]
+    assert _equal(two, tmp_path / "run")
 
 
 def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,18 +128,22 @@ def _coloured_pictures(folder: Path, *, classes: int = 6, each: int = 48) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_moco_rises_above_its_random_start(tmp_path: Path, seed: int) -> None:
-    """180 steps without a label: chance is 16.7 %, the untrained network has 30 to 42 %, the end 51 to 92 %."""
+    """72 steps without a label: chance is 16.7 %, the untrained network has 37 to 54 %, and it gains 20 to 46 %.
+
+    The figures are those of six seeds. Some pairs of a processor and a seed gained nothing in 180 steps with colour
+    jitter, which hides the hue, at twice this learning rate, and with half the width.
+    """
     _coloured_pictures(tmp_path / "pictures")
     cfg = config.load(
         "pretrain/moco_v2_R50.yaml",
         [
-            "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "32", "MODEL.HEAD", "linear",
-            "MODEL.BN_GROUP_SIZE", "16", "MOCO.K", "128", "MOCO.M", "0.9", "INPUT.SIZE", "32",
-            "INPUT.WITHOUT", "['blur', 'gray']", "DATA.TRAIN", str(tmp_path / "pictures"), "DATA.NUM_WORKERS", "0",
-            "SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_EPOCH", "20", "SOLVER.AMP", "off",
-            "KNN.PERIOD", "20", "LOG.TENSORBOARD", "False", "SEED", str(seed), "DEVICE", "cpu",
+            "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.25", "MODEL.DIM", "32", "MODEL.HEAD", "linear",
+            "MODEL.NORM", "SyncBN", "MOCO.K", "128", "MOCO.M", "0.9", "INPUT.SIZE", "32",
+            "INPUT.WITHOUT", "['jitter', 'blur', 'gray']", "DATA.TRAIN", str(tmp_path / "pictures"),
+            "DATA.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.01", "SOLVER.MAX_EPOCH", "8",
+            "SOLVER.AMP", "off", "KNN.PERIOD", "8", "LOG.TENSORBOARD", "False", "SEED", str(seed), "DEVICE", "cpu",
             "OUTPUT_DIR", str(tmp_path / "run"),
         ],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The paper's models: built from every config, trained whole, with any norm, on one process and on two."""
+"""The paper's models: built from every config, all layers trained, with any norm, in one process and in two."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ MODELS = [
 SHAPES = ["coco_R50_FPN", "voc_mask_R50_C4", "voc_R50_DC5_24k"]
 FEWER = [
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8",
 ]  # fmt: skip
 NARROW = [
     "MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS",
@@ -45,7 +45,7 @@ def _load(name: str, *overrides: str) -> CfgNode:
 
 
 def _sample(cfg: CfgNode) -> dict[str, object]:
-    """One 96 x 128 picture with two objects, as detectron2's mapper gives it."""
+    """Return one 96 x 128 image with two objects, in the form of detectron2's mapper."""
     instances = Instances((96, 128))
     instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]))
     instances.gt_classes = torch.tensor([0, cfg.MODEL.ROI_HEADS.NUM_CLASSES - 1])
@@ -70,7 +70,7 @@ def _losses(model: nn.Module, cfg: CfgNode) -> dict[str, torch.Tensor]:
 
 
 def _kind(name: str) -> str:
-    """A config's MODEL section less what does not make the network."""
+    """Return a config's MODEL section without the keys that do not change the network."""
     node = _load(name).MODEL
     for key in ("NUM_CLASSES", "SCORE_THRESH_TEST"):
         node.ROI_HEADS.pop(key)
@@ -122,7 +122,7 @@ def test_c4_norm_feeds_both_heads() -> None:
     for name in ("box_predictor", "mask_head"):
         part = getattr(heads, name)
         part.register_forward_pre_hook(lambda module, x, n=name: seen.update({n: x[0].detach()}))
-    _losses(build_model(cfg), cfg)  # another model: nothing seen
+    _losses(build_model(cfg), cfg)  # another model is not recorded
     assert not seen
     model = build_model(cfg)
     model.roi_heads = heads
@@ -185,7 +185,7 @@ INPUT: {FORMAT: "RGB"}
 def test_yaml_in_the_authors_style(name: str, stride_in_1x1: bool, tmp_path: Path) -> None:
     texts = {"Base": PUBLIC_BASE, "supervised": PUBLIC_SUPERVISED, "moco": PUBLIC_MOCO}
     for file, text in texts.items():
-        # as the authors write tuples: YAML reads them as text, yacs as tuples
+        # tuples as the authors write them: YAML reads strings, yacs turns them into tuples
         text = text.replace("(640, 672, 704, 736, 768, 800)", '"(640, 672, 704, 736, 768, 800)"')
         for value in ('("coco_2017_train",)', '("coco_2017_val",)', "(120000, 160000)"):
             text = text.replace(value, f"'{value}'")
@@ -233,14 +233,15 @@ SYNCED = ["coco_R50_FPN", "voc_R50_DC5_24k"]
 
 
 def _two_steps(name: str) -> dict[str, torch.Tensor]:
-    """A backbone after two steps on the same five images, dealt to the processes: three and two of them.
+    """Train a backbone for two steps on the same five images, split between the processes into three and two.
 
-    In float64: in float32 a rounding error may decide about a ReLU at its edge, otherwise on each processor.
+    This uses float64: in float32 a rounding error, which differs between processors, may switch a ReLU at its edge.
     """
     torch.manual_seed(0)
     backbone = build_backbone(_load(name, *NARROW)).double().train()
     for module in backbone.modules():
-        if isinstance(module, nn.SyncBatchNorm):  # hardly any ReLU at its edge, where rounding decides
+        if isinstance(module, nn.SyncBatchNorm):
+            # these values hardly ever put a ReLU at its edge, where rounding would matter
             nn.init.uniform_(module.weight, 0.2, 0.4)
             nn.init.ones_(module.bias)
     if distributed.world_size() > 1:
@@ -251,7 +252,7 @@ def _two_steps(name: str) -> dict[str, torch.Tensor]:
     numbers = {}
     for step in range(2):
         images = torch.randn(5, 3, 64, 96, generator=generator, dtype=torch.float64)
-        images *= torch.arange(1, 6).view(-1, 1, 1, 1)  # what one process sees is unlike what the other sees
+        images *= torch.arange(1, 6).view(-1, 1, 1, 1)  # the two processes see very different images
         images = distributed.local_part(images)
         wanted = {
             key: nn.functional.interpolate(images[:, :1], scale_factor=1 / shape.stride)
