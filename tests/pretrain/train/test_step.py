@@ -102,7 +102,7 @@ def test_stops_before_the_optimizer_when_the_loss_is_not_finite(kind: str) -> No
 
 
 def test_weights_stay_after_a_loss_that_nobody_looked_at() -> None:
-    """As on a GPU, where checking each loss would make every step wait: the next finite loss continues from the same weights."""
+    """As on a GPU, where no step waits for its loss: the next finite loss continues from the same weights."""
     model = resnet_model()
     optimizer = torch.optim.SGD(model.trained(), lr=0.01, momentum=0.9, fused=True)
     step(model, optimizer)
