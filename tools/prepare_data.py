@@ -1,13 +1,13 @@
-"""Fetch, unpack and convert a data set into the layout that training expects, or check one.
+"""Download, unpack and convert a data set into the layout that training expects, or check one.
 
 python tools/prepare_data.py demo --size standard            # composes datasets/demo_standard
-python tools/prepare_data.py voc                             # downloads what is missing, goes on after Ctrl-C
-python tools/prepare_data.py voc-masks --archives ~/Downloads  # from files fetched elsewhere, no network
-python tools/prepare_data.py coco --check --root /data       # what is missing, and where it comes from
+python tools/prepare_data.py voc                             # downloads what is missing; resumes after Ctrl-C
+python tools/prepare_data.py voc-masks --archives ~/Downloads  # uses files downloaded elsewhere, no network
+python tools/prepare_data.py coco --check --root /data       # reports what is missing and where it comes from
 python tools/prepare_data.py custom --json mine.json --images photos --check
 python tools/prepare_data.py custom --json mine.json --images photos --fraction 0.1 --output tenth.json
 
-What each set needs and becomes: docs/data.md
+What each data set needs and where it goes: docs/data.md
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""Builds the data sets: the demo's composed photographs, and checks of the layouts detectron2 expects."""
+"""Builds data sets in the layouts that detectron2 expects: public ones, the user's own, and the demo's."""

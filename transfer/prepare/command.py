@@ -11,20 +11,27 @@ from transfer.prepare.demo.check import check_set
 from transfer.prepare.demo.demo_set import SOURCES, build_demo
 from transfer.prepare.demo.recipe import RECIPES
 
-SETS = {  # name: the module with its build(root, args) and check(root, args), and what --help says
+# Name -> module with build(root, args) and check(root, args), and the text for --help.
+SETS = {
     "voc": ("voc", "PASCAL VOC 2007 and 2012: boxes of 20 classes (2.9 GB to download)"),
-    "voc-masks": ("voc_masks", "masks and labels per pixel on VOC 2012, with SBD's (3.4 GB)"),
+    "voc-masks": ("voc_masks", "VOC 2012 with masks and per-pixel labels, including those of SBD (3.4 GB)"),
     "coco": ("coco", "COCO 2017: boxes, masks and keypoints (20.4 GB)"),
-    "lvis": ("lvis", "LVIS: masks of 1200 classes on COCO's images, which 'coco' gets"),
-    "cityscapes": ("cityscapes", "Cityscapes: street scenes (account needed: give its files by --archives)"),
-    "imagenet": ("imagenet", "ImageNet-1k, for pre-training (account needed: --archives)"),
+    "lvis": ("lvis", "LVIS: masks of 1200 classes on COCO's images (get those with 'coco')"),
+    "cityscapes": (
+        "cityscapes",
+        "Cityscapes: street scenes (needs an account: give the files with --archives)",
+    ),
+    "imagenet": (
+        "imagenet",
+        "ImageNet-1k, for pre-training (needs an account: give the files with --archives)",
+    ),
     "imagenette": ("imagenette", "ten classes of ImageNet, for small pre-training runs"),
-    "custom": ("custom", "your own images with a COCO json: checked, repaired, split into subsets"),
+    "custom": ("custom", "your own images with a COCO json: check, repair, or take a subset"),
 }
 
 
 def main(about: str | None, arguments: list[str] | None = None) -> int:
-    """Parse `arguments` (the command line's if None) and do what they say; exit status 0."""
+    """Run the command line, or `arguments` if given. Return the exit status 0."""
     args = _parse(about, arguments)
     args.root = args.root.expanduser()
     if args.name == "demo":
@@ -36,7 +43,7 @@ def main(about: str | None, arguments: list[str] | None = None) -> int:
             print(module.check(args.root, args))
         else:
             module.build(args.root, args)
-    except BrokenPipeError:  # of `| head`
+    except BrokenPipeError:  # from `| head`
         raise
     except OSError as error:
         raise UserError(f"{error.filename or args.root}: {error.strerror or error}") from error
@@ -62,11 +69,15 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
     parser = argparse.ArgumentParser(prog="prepare_data.py", description=summary, **layout)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     common = _common()
-    demo = names.add_parser("demo", parents=[common], help="compose the demo's photographs", **layout)
+    demo = names.add_parser(
+        "demo", parents=[common], help="compose the demo's data set from photographs", **layout
+    )
     demo.add_argument("--size", choices=RECIPES, default="standard", help="[%(default)s]")
     demo.add_argument("--seed", type=_natural, default=0, help="[%(default)s]")
-    demo.add_argument("--deb", type=Path, nargs="+", default=[], metavar="FILE", help="instead of apt-get")
-    demo.add_argument("--source", choices=SOURCES, default="auto", help="auto = packages if possible [auto]")
+    demo.add_argument(
+        "--deb", type=Path, nargs="+", default=[], metavar="FILE", help="use these packages, not apt-get"
+    )
+    demo.add_argument("--source", choices=SOURCES, default="auto", help="auto: packages if possible [auto]")
     archives = _archives()
     parsers = {
         name: names.add_parser(
@@ -80,13 +91,13 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
         for name, (_, text) in SETS.items()
     }
     parsers["lvis"].add_argument(
-        "--version", choices=("v0.5", "v1"), default="v0.5", help="v0.5 is the paper's [%(default)s]"
+        "--version", choices=("v0.5", "v1"), default="v0.5", help="the paper uses v0.5 [%(default)s]"
     )
     parsers["imagenette"].add_argument(
         "--size",
         choices=("160", "320", "full"),
         default="160",
-        help="pixels of the shorter side [%(default)s]",
+        help="length of the shorter side in pixels [%(default)s]",
     )
     _add_custom(parsers["custom"])
     return parser.parse_args(arguments)
@@ -94,20 +105,26 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
 
 def _common() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--root", type=Path, default=Path("datasets"), help="data sets' folder [%(default)s]")
-    parser.add_argument("--check", action="store_true", help="verify, change nothing")
-    parser.add_argument("--workers", type=_positive, default=_cores(), help="processes [all cores]")
+    parser.add_argument(
+        "--root", type=Path, default=Path("datasets"), help="folder of all data sets [%(default)s]"
+    )
+    parser.add_argument("--check", action="store_true", help="only check; change nothing")
+    parser.add_argument("--workers", type=_positive, default=_cores(), help="number of processes [all cores]")
     return parser
 
 
 def _archives() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--archives", type=Path, metavar="FOLDER", help="take the archives from here, download none"
+        "--archives", type=Path, metavar="FOLDER", help="use the archives in this folder; download nothing"
     )
-    parser.add_argument("--keep-archives", action="store_true", help="do not remove what was downloaded")
     parser.add_argument(
-        "--no-checksum", action="store_true", help="take a mirror's archives of other content"
+        "--keep-archives", action="store_true", help="keep downloaded archives after unpacking"
+    )
+    parser.add_argument(
+        "--no-checksum",
+        action="store_true",
+        help="accept archives that differ from the originals, such as a mirror's",
     )
     return parser
 
@@ -116,8 +133,10 @@ def _add_custom(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, required=True, metavar="FILE", help="annotations in COCO's format"
     )
-    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="its images")
-    parser.add_argument("--fraction", type=_fraction, default=1.0, help="keep this share of the images [all]")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="folder of its images")
+    parser.add_argument(
+        "--fraction", type=_fraction, default=1.0, help="keep this fraction of the images [all]"
+    )
     parser.add_argument(
         "--shots",
         type=_natural,
@@ -125,15 +144,15 @@ def _add_custom(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="keep images with K objects of each class [all]",
     )
-    parser.add_argument("--seed", type=_natural, default=0, help="which ones [%(default)s]")
+    parser.add_argument("--seed", type=_natural, default=0, help="seed of that choice [%(default)s]")
     parser.add_argument(
         "--learn",
         nargs="+",
         choices=("boxes", "masks", "keypoints"),
-        help="what annotations must have [what any has]",
+        help="what every annotation must have [whatever any of them has]",
     )
-    parser.add_argument("--repair", action="store_true", help="leave out or mend what cannot be trained on")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write what is kept")
+    parser.add_argument("--repair", action="store_true", help="repair or leave out what training cannot use")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write the result to")
 
 
 def _cores() -> int:
@@ -146,17 +165,17 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share above 0 and up to 1")
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0 and up to 1")
     return value
 
 
 def _natural(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, 0 or more")
     return int(text)
 
 
 def _positive(text: str) -> int:
     if not _natural(text):
-        raise argparse.ArgumentTypeError("at least 1")
+        raise argparse.ArgumentTypeError("give 1 or more")
     return int(text)

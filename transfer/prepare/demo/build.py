@@ -1,4 +1,4 @@
-"""Make the images of a demo set in chunks, by several processes; what an interrupted run left is kept."""
+"""Makes the images of a demo set in chunks, with several processes. Images of an interrupted run are kept."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PACKAGES, FALLBACK = "debian packages", "fallback photographs"
 
 @dataclass(frozen=True)
 class Job:
-    """What every process must know to make any image of a set."""
+    """Everything that a process needs to know to make any image of a set."""
 
     folder: Path
     cache: Path
@@ -28,7 +28,7 @@ class Job:
     recipe: Recipe
     seed: int
 
-    def __hash__(self) -> int:  # a recipe holds a dict; a job is looked up by where its sources come from
+    def __hash__(self) -> int:  # a recipe holds a dict, which has no hash; the sources depend only on these
         return hash((self.folder, self.cache, self.source))
 
 
@@ -40,20 +40,20 @@ class Chunk:
 
     @property
     def annotations(self) -> Path:
-        """Where a detection chunk keeps its annotations until all chunks are done."""
+        """File for the annotations of a detection chunk until all chunks are done."""
         return Path(".work", f"{self.stream}-{self.start:06}.json")
 
 
 @lru_cache(maxsize=1)
 def sources_of(job: Job) -> cutouts.Sources:
-    """The job's photographs, loaded once per process (and inherited by forked ones)."""
+    """Load the job's photographs, once per process; forked processes inherit them."""
     if job.source == FALLBACK:
         return fallback.load_sources()
     return cutouts.load_sources(job.cache, job.recipe.classes)
 
 
 def build_images(job: Job, workers: int) -> int:
-    """Make every missing image, and the annotations of detection chunks. Returns how many were new."""
+    """Make all missing images and the annotations of detection chunks. Return the number of new images."""
     chunks = [
         Chunk(stream, start, min(start + CHUNK, streams.count(stream, job.recipe)))
         for stream in streams.STREAMS
@@ -67,7 +67,7 @@ def build_images(job: Job, workers: int) -> int:
     total, made = sum(chunk.stop - chunk.start for chunk in chunks), 0
     kept = total - sum(chunk.stop - chunk.start for chunk in todo)
     if kept:
-        print(f"{kept} of {total} images are there already")
+        print(f"{kept} of {total} images already exist")
     with pool.Progress(total, kept) as progress:
         for size, new in _run(job, todo, workers):
             made += new
@@ -76,7 +76,7 @@ def build_images(job: Job, workers: int) -> int:
 
 
 def read_annotations(job: Job, stream: str) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(File name, annotations) of each image of a detection stream, in order, from its finished chunks."""
+    """Return (file name, annotations) of each image of a detection stream, in order, from its finished chunks."""
     found: list[tuple[str, list[dict[str, Any]]]] = []
     for start in range(0, streams.count(stream, job.recipe), CHUNK):
         found += json.loads((job.folder / Chunk(stream, start, 0).annotations).read_text())
@@ -91,7 +91,7 @@ def _is_done(job: Job, chunk: Chunk) -> bool:
 
 
 def _make_chunk(job: Job, chunk: Chunk) -> tuple[int, int]:
-    """Make the chunk's missing images; (images in it, images made)."""
+    """Make the chunk's missing images. Return the number of its images and of the new ones."""
     made, annotations = 0, []
     for index in range(chunk.start, chunk.stop):
         path = job.folder / streams.path(chunk.stream, index, job.recipe)
@@ -114,5 +114,5 @@ def _run(job: Job, chunks: list[Chunk], workers: int) -> Iterator[tuple[int, int
     if not chunks:
         return
     cv2.setNumThreads(1)
-    sources_of(job)  # before forking, so that the photographs are in memory once
+    sources_of(job)  # before forking, so that the photographs are in memory only once
     yield from pool.each(partial(_make_chunk, job), chunks, workers=workers)

@@ -1,4 +1,4 @@
-"""Annotations in COCO's format, masks as compressed RLE (train on them with `INPUT.MASK_FORMAT: bitmask`)."""
+"""Annotations in COCO's format, with masks as compressed RLE (for training with `INPUT.MASK_FORMAT: bitmask`)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transfer.prepare.demo.compose import Instance
 
 
 def annotations_of(instances: list[Instance], classes: list[str]) -> list[dict[str, Any]]:
-    """Per instance: `category_id` (1 = first class), RLE mask, the mask's tight box (x, y, w, h) and area."""
+    """Return for each instance `category_id` (1 = first class), RLE mask, its tight box (x, y, w, h) and area."""
     found = []
     for instance in instances:
         encoded = rle.encode(np.asfortranarray(instance.mask, dtype=np.uint8))
@@ -28,7 +28,7 @@ def annotations_of(instances: list[Instance], classes: list[str]) -> list[dict[s
 def dataset(
     images: list[tuple[str, list[dict[str, Any]]]], *, classes: list[str], width: int, height: int, about: str
 ) -> dict[str, Any]:
-    """The whole file's content, from (file name, its annotations); ids count from 1 in that order."""
+    """Return the content of the file from (file name, annotations) of each image; ids count from 1 in that order."""
     annotations = [
         annotation | {"image_id": number}
         for number, (_, found) in enumerate(images, 1)

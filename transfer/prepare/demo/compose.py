@@ -1,4 +1,4 @@
-"""Put cut-outs on a photograph: pixels and exact masks. While being composed, images are float32 RGB 0..1."""
+"""Composes images of cut-outs on a photograph, with exact masks. During composition images are float32 RGB 0..1."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,19 @@ import numpy as np
 from transfer.prepare.demo.cutouts import Cutout
 from transfer.prepare.demo.recipe import Recipe
 
-ANY_ANGLE = {"coin", "tool", "fruit", "vegetable", "flower", "shape"}  # others stand: 12 degrees at most
+# Other kinds stay upright: they are rotated by 12 degrees at most.
+ANY_ANGLE = {"coin", "tool", "fruit", "vegetable", "flower", "shape"}
 IN_THE_AIR = {"bird", "fish"}  # cast no shadow on what is behind them
-LEAST_VISIBLE = 0.35  # of an object that others cover
-LEAST_AREA = 64  # px: less is no instance
-OUTSIDE = 0.15  # of an object's width and height may stick out of the image
-NEAR = 0.1  # of the image's side: how far from the middle a centred object may be
+LEAST_VISIBLE = 0.35  # of an object that other objects cover
+LEAST_AREA = 64  # px: smaller visible parts do not count as an instance
+OUTSIDE = 0.15  # of an object's width and height may lie outside the image
+NEAR = 0.1  # of the image's side: largest distance of a centred object from the middle
 TRIES = 12
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One object in an image: its class and the pixels of it that can be seen, bool (H, W)."""
+    """One object in an image: its class and the mask of its visible pixels, bool (H, W)."""
 
     name: str
     mask: np.ndarray
@@ -28,7 +29,7 @@ class Instance:
 def detection_image(
     cutouts: dict[str, list[Cutout]], grounds: list[np.ndarray], *, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Instance]]:
-    """An image, uint8 (H, W, 3), and its instances. Everything random comes from `rng`."""
+    """Compose an image, uint8 (H, W, 3), and its instances. All randomness comes from `rng`."""
     canvas = crop(grounds[rng.integers(len(grounds))], (recipe.width, recipe.height), rng=rng)
     names = list(cutouts)
     instances: list[Instance] = []
@@ -48,7 +49,7 @@ def detection_image(
 def object_image(
     cutout: Cutout, ground: np.ndarray, *, recipe: Recipe, rng: np.random.Generator
 ) -> np.ndarray:
-    """A square image, uint8 (S, S, 3), with one object near its middle, 50 to 110 % as long as its side."""
+    """Compose a square image, uint8 (S, S, 3), with one object near its middle, 50 to 110 % as long as its side."""
     side = recipe.small_side
     canvas = crop(ground, (side, side), rng=rng)
     longer = side * rng.uniform(0.5, 1.1)
@@ -59,9 +60,9 @@ def object_image(
 def crop(
     photo: np.ndarray, size: tuple[int, int], *, rng: np.random.Generator, share: float = 0.0
 ) -> np.ndarray:
-    """A random crop of `photo` at a random zoom, mirrored half the time, float32 (H, W, 3) of `size` (W, H).
+    """Return a random crop of `photo` at a random zoom, mirrored half the time, float32 (H, W, 3) of `size` (W, H).
 
-    The crop has at least `share` of the largest possible length. Only too small a `photo` is enlarged.
+    The crop is at least `share` of the largest possible length. `photo` is enlarged only if it is too small.
     """
     width, height = size
     largest = min(photo.shape[1], photo.shape[0] * width / height)
@@ -80,9 +81,9 @@ def add_object(
     canvas: np.ndarray, cutout: Cutout, others: list[np.ndarray], *, longer: float, recipe: Recipe,
     rng: np.random.Generator, centred: bool = False,
 ) -> np.ndarray | None:  # fmt: skip
-    """Draw `cutout` into `canvas` where it leaves each of the masks `others` visible enough.
+    """Draw `cutout` on `canvas` at a place where enough of each mask in `others` stays visible.
 
-    Returns the object's mask, bool (H, W); None (and an untouched canvas) if no such place was found.
+    Returns the object's mask, bool (H, W), or None, with `canvas` unchanged, if no such place was found.
     """
     longer = min(longer, recipe.upscale_limit * max(cutout.pixels.shape[:2]))
     stamp = render(cutout, longer, rng=rng)
@@ -106,10 +107,10 @@ def add_object(
 
 
 def render(cutout: Cutout, longer: float, *, rng: np.random.Generator) -> np.ndarray:
-    """The cut-out at its size and angle, float32 (h, w, 4), premultiplied, with a tightened edge."""
+    """Return the cut-out at its size and angle, float32 (h, w, 4), premultiplied, with a tightened edge."""
     pixels = cutout.pixels
     scale = longer / max(pixels.shape[:2])
-    if scale < 1:  # area averaging first: an affine warp alone would alias
+    if scale < 1:  # average over areas first, because an affine warp alone would alias
         size = (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1))
         pixels, scale = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), 1.0
     if rng.random() < 0.5:
@@ -124,7 +125,7 @@ def render(cutout: Cutout, longer: float, *, rng: np.random.Generator) -> np.nda
 
 
 def _turn(pixels: np.ndarray, degrees: float, scale: float) -> np.ndarray:
-    """Rotate and scale about the middle, into the smallest upright box that holds the result."""
+    """Rotate and scale about the middle, and cut the result to its smallest upright box."""
     height, width = pixels.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
@@ -139,7 +140,7 @@ def _turn(pixels: np.ndarray, degrees: float, scale: float) -> np.ndarray:
 def _random_corner(
     stamp: tuple[int, int], canvas: tuple[int, int], *, rng: np.random.Generator, centred: bool
 ) -> tuple[int, int]:
-    """(y, x) of the stamp's upper left corner: anywhere, or near the middle (if it is too large, always)."""
+    """Return (y, x) of the stamp's upper left corner: anywhere, or near the middle if it is centred or too large."""
     corner = []
     for inner, outer in zip(stamp, canvas, strict=True):
         low, high = -OUTSIDE * inner, outer - (1 - OUTSIDE) * inner
@@ -152,14 +153,14 @@ def _random_corner(
 def _overlap(
     stamp: np.ndarray, corner: tuple[int, int], canvas: tuple[int, int]
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The window of the canvas that the stamp covers, and the part of the stamp that falls into it."""
+    """Return the window of the canvas that the stamp covers, and the part of the stamp inside it."""
     (y, x), (h, w), (height, width) = corner, stamp.shape[:2], canvas
     top, left, bottom, right = max(y, 0), max(x, 0), min(y + h, height), min(x + w, width)
     return (slice(top, bottom), slice(left, right)), stamp[top - y : bottom - y, left - x : right - x]
 
 
 def _tone(part: np.ndarray, under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The object's premultiplied colour in another light, and 15 % nearer to the colour of what it covers."""
+    """Return the object's premultiplied colour in a different light, and 15 % closer to the colours below it."""
     gain, contrast = rng.uniform(0.85, 1.15), rng.uniform(0.9, 1.1)
     colour, alpha = part[..., :3], part[..., 3:]
     weight = max(float(alpha.sum()), 1.0)
@@ -172,7 +173,7 @@ def _tone(part: np.ndarray, under: np.ndarray, rng: np.random.Generator) -> np.n
 def _cast_shadow(
     canvas: np.ndarray, stamp: np.ndarray, corner: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    """Darken the ground softly, a little below and beside the object. The shadow is no part of the mask."""
+    """Darken the background softly, slightly below and to one side of the object. Masks exclude the shadow."""
     height = stamp.shape[0]
     sigma = max(0.04 * height, 1.0)
     pad = int(np.ceil(3 * sigma))
@@ -184,6 +185,6 @@ def _cast_shadow(
 
 
 def finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Noise over everything, which ties the layers together; then uint8."""
+    """Add noise to the whole image, which makes the layers look alike, and convert it to uint8."""
     noisy = canvas * 255 + 2 * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Debian packages as a source of photographs: fetch them, and read what is inside without dpkg.
+"""Debian packages as a source of photographs: downloads them and reads their content without dpkg.
 
-A `.deb` is an `ar` archive with a `data.tar.*` in it; a `.rcc` is Qt's resource file (gcompris keeps its
-pictures in those). Both are read here in pure Python, so a `.deb` copied from elsewhere works on any system.
+A `.deb` is an `ar` archive with a `data.tar.*` in it; a `.rcc` is a Qt resource file, in which gcompris keeps
+its pictures. Both are read in pure Python, so a `.deb` copied from elsewhere works on any system.
 """
 
 import os
@@ -31,12 +31,12 @@ APT_OPTIONS = [
 
 
 def fetch(packages: list[str], folder: Path) -> list[Path]:
-    """Download `packages` into `folder` with `apt-get download`: any user may, and nothing gets installed.
+    """Download `packages` into `folder` with `apt-get download`, which needs no root and installs nothing.
 
-    Raises UserError with one line if apt-get is missing, knows no such package, or the network fails.
+    Raises UserError if apt-get is missing, does not know a package, or the network fails.
     """
     if not shutil.which("apt-get"):
-        raise UserError("there is no apt-get here: pass the packages' files with --deb FILE ...")
+        raise UserError("apt-get is not installed: pass the packages' files with --deb FILE ...")
     folder = folder.resolve()
     try:
         done = subprocess.run(
@@ -44,25 +44,27 @@ def fetch(packages: list[str], folder: Path) -> list[Path]:
             cwd=folder, capture_output=True, text=True, timeout=FETCH_LIMIT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise UserError(f"apt-get download took over {FETCH_LIMIT_S} s: use --deb FILE ...") from None
+        raise UserError(f"apt-get download took more than {FETCH_LIMIT_S} s: use --deb FILE ...") from None
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["no reason given"]
-        raise UserError(f"apt-get download failed ({said[0]}): 'apt-get update' as root, or --deb FILE ...")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["no reason given"]
+        raise UserError(
+            f"apt-get download failed ({errors[0]}): run 'apt-get update' as root, or use --deb FILE ..."
+        )
     return sorted(folder.glob("*.deb"))
 
 
 def package_name(deb: Path) -> str:
-    """The package that a file `NAME_VERSION_ARCH.deb` holds."""
+    """Return the package name of a file `NAME_VERSION_ARCH.deb`."""
     if not deb.is_file():
         raise UserError(f"--deb: no such file: {deb}")
     name, _, rest = deb.name.partition("_")
     if deb.suffix != ".deb" or not rest:
-        raise UserError(f"--deb: {deb.name} is not named NAME_VERSION_ARCH.deb, as apt-get names it")
+        raise UserError(f"--deb: {deb.name} is not named NAME_VERSION_ARCH.deb, as apt-get names files")
     return name
 
 
 def read_deb(deb: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """The files of a package whose path (`usr/share/...`) is in `wanted`, as (path, content), as stored.
+    """Yield (path, content) of the files of a package whose path (`usr/share/...`) is in `wanted`.
 
     Raises UserError if `deb` is not a readable Debian package.
     """
@@ -77,18 +79,19 @@ def read_deb(deb: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
                 if not left:
                     return
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
-        raise UserError(f"{deb}: not a whole Debian package ({error}): fetch it again") from None
+        raise UserError(f"{deb}: not a complete Debian package ({error}): download it again") from None
 
 
 @contextmanager
 def _data_tar(deb: Path) -> Iterator[IO[bytes]]:
-    """The package's `data.tar.*` as a stream from which tarfile reads."""
+    """Open the package's `data.tar.*` as a stream that tarfile can read."""
     with deb.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
-            raise ValueError("no ar archive")
+            raise ValueError("not an ar archive")
         while len(header := file.read(60)) == 60:
             name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
-            if name == "data.tar.zst" and sys.version_info < (3, 14):  # Ubuntu; tarfile reads it from 3.14 on
+            # On Ubuntu; tarfile supports zstd from Python 3.14 on.
+            if name == "data.tar.zst" and sys.version_info < (3, 14):
                 with _through_dpkg(deb) as stream:
                     yield stream
                 return
@@ -110,18 +113,18 @@ def _through_dpkg(deb: Path) -> Iterator[IO[bytes]]:
 
 
 def read_rcc(data: bytes, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """The files of a Qt resource file whose path is in `wanted`, as (path, content).
+    """Yield (path, content) of the files of a Qt resource file whose path is in `wanted`.
 
     Format (big endian): `qres`, u32 version, u32 offsets of tree, data and names. A tree entry is u32 name
     offset, u16 flags; then for a folder (flag 2) u32 child count and u32 first child, for a file u16 country,
-    u16 language and u32 data offset; and a u64 time from version 2 on. A file's data is u32 length and bytes,
-    with flag 1 zlib behind a u32 plain length. zstd (flag 4) is not read: such files are left out.
-    Raises ValueError if `data` is something else.
+    u16 language and u32 data offset; and from version 2 on a u64 time. A file's data is u32 length and bytes;
+    with flag 1, a u32 uncompressed length and zlib data. Files with zstd (flag 4) are skipped.
+    Raises ValueError if `data` is not such a file.
     """
     try:
         magic, version, tree, contents, names = struct.unpack_from(">4sIIII", data)
         if magic != b"qres":
-            raise ValueError("no Qt resource file")
+            raise ValueError("not a Qt resource file")
         entry_size = 14 if version == 1 else 22
         folders = [(0, "")]  # entry 0 is the root
         while folders:
@@ -131,7 +134,7 @@ def read_rcc(data: bytes, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
                 at = tree + child * entry_size
                 name_at, flags = struct.unpack_from(">IH", data, at)
                 length = struct.unpack_from(">H", data, names + name_at)[0]
-                start = names + name_at + 6  # behind the length and a u32 hash
+                start = names + name_at + 6  # after the length and a u32 hash
                 path = prefix + data[start : start + 2 * length].decode("utf-16-be")
                 if flags & 2:
                     folders.append((child, path + "/"))

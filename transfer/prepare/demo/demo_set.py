@@ -1,7 +1,7 @@
-"""The demo's sets, composed of photographs: `ROOT/demo_SIZE/`, laid out as its `demo.json` says.
+"""The demo's data sets, composed from photographs, in `ROOT/demo_SIZE/`:
 
 pretrain/{object,photo}/*.jpg        unlabelled, for MoCo
-knn/{train,val}/CLASS/*.jpg          for the kNN monitor; val shows unseen objects on unseen grounds
+knn/{train,val}/CLASS/*.jpg          for the kNN monitor; val shows unseen objects on unseen backgrounds
 train/*.jpg  val/*.jpg               for detection, with annotations/instances_{train,val}.json
 CREDITS.txt  demo.json
 """
@@ -20,7 +20,7 @@ from transfer.prepare.demo import build, coco_json, cutouts, fallback, photo_lis
 from transfer.prepare.demo.build import FALLBACK, PACKAGES, Job
 from transfer.prepare.demo.recipe import RECIPES, Recipe
 
-VERSION = 1  # raise it when the same recipe makes other images than before
+VERSION = 1  # increase it when the same recipe produces different images
 SOURCES = ("auto", "packages", "fallback")
 HONEST = {
     PACKAGES: "composed: photographed objects on photographed grounds; those of val are not in train",
@@ -33,13 +33,15 @@ def build_demo(
     root: Path, *, size: str = "standard", seed: int = 0, workers: int = 1, debs: tuple[Path, ...] = (),
     source: str = "auto",
 ) -> Path:  # fmt: skip
-    """Build (or finish) the set and return its folder. `source` auto: packages if possible."""
+    """Build or finish the set and return its folder. With `source` auto, packages are used if possible."""
     folder = root / f"demo_{size}"
     try:
         if is_complete(folder, size=size, seed=seed, source="packages" if debs else source):
-            print(f"{folder} is complete already (--check looks into every file)")
+            print(f"{folder} is already complete (--check checks every file)")
             if (read_state(folder) or {})["source"] == FALLBACK:
-                print("it is made of the fallback photographs; --source packages makes it anew")
+                print(
+                    "it is made from the fallback photographs; --source packages builds it again from packages"
+                )
             return folder
         cache = root / "cache"
         origin, notes = _choose_source(cache, list(debs), source, classes=RECIPES[size].classes)
@@ -58,13 +60,13 @@ def build_demo(
 
 
 def recipe_of(size: str, source: str) -> Recipe:
-    """The recipe of a size, with the classes that the source has."""
+    """Return the recipe of a size, with the classes of the source."""
     recipe = RECIPES[size]
     return recipe.of_classes(fallback.SHAPE_CLASSES) if source == FALLBACK else recipe
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What `demo.json` says, or None if there is none that can be read."""
+    """Return the content of `demo.json`, or None if it is missing or unreadable."""
     try:
         state = json.loads((folder / "demo.json").read_text())
     except (OSError, ValueError):
@@ -73,7 +75,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def is_complete(folder: Path, *, size: str, seed: int, source: str) -> bool:
-    """Whether `folder` holds this very set, with no image missing (judged by the names of its files)."""
+    """Return whether `folder` holds exactly this set, with no image missing (judged by file names)."""
     state = read_state(folder)
     if not state or not state["complete"] or source not in ("auto", _short(state["source"])):
         return False
@@ -97,8 +99,8 @@ def _short(source: str) -> str:
 
 
 def set_key(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Everything that decides what the images look like, as JSON would read it back."""
-    order = list(recipe.classes)  # a category's id; the order of a dict's keys does not count when compared
+    """Return everything that determines the images, in the form in which JSON reads it back."""
+    order = list(recipe.classes)  # gives the category ids; comparing dicts ignores the order of keys
     key = {"version": VERSION, "seed": seed, "order": order, "recipe": asdict(recipe)}
     return json.loads(json.dumps(key))
 
@@ -106,7 +108,7 @@ def set_key(recipe: Recipe, seed: int) -> dict[str, Any]:
 def _choose_source(
     cache: Path, debs: list[Path], source: str, *, classes: dict[str, tuple[str, ...]]
 ) -> tuple[str, list[str]]:
-    """Fill the cache, or fall back where that is allowed; the source's name, and notes on what is missing."""
+    """Fill the cache, or fall back if allowed. Return the source's name and notes on what is missing."""
     if source == "fallback":
         fallback.photo_files()
         return FALLBACK, []
@@ -126,12 +128,12 @@ def _choose_source(
 
 
 def _claim(job: Job, notes: list[str]) -> None:
-    """Mark the folder as this set, unfinished; remove a set made otherwise, but nothing that is not ours."""
+    """Mark the folder as holding this set, unfinished. A different demo set is removed, but never foreign files."""
     state = read_state(job.folder)
     if state is None and job.folder.exists() and any(job.folder.iterdir()):
-        raise UserError(f"{job.folder} is there and is no demo set: remove it, or use another --root")
+        raise UserError(f"{job.folder} exists and is not a demo set: remove it, or use another --root")
     if state and (state["key"], state["source"]) != (set_key(job.recipe, job.seed), job.source):
-        print(f"{job.folder} holds a set of another seed, recipe or source: making it anew")
+        print(f"{job.folder} holds a set with another seed, recipe or source: building it again")
         for name in ("pretrain", "knn", "train", "val", "annotations", ".work"):
             shutil.rmtree(job.folder / name, ignore_errors=True)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ def _write_state(job: Job, notes: list[str], **more: Any) -> None:
 
 
 def _finish(job: Job, notes: list[str]) -> None:
-    """Write the annotations and credits, and mark the set complete."""
+    """Write the annotations and credits, and mark the set as complete."""
     recipe = job.recipe
     (job.folder / "annotations").mkdir(exist_ok=True)
     digests = {}
@@ -165,12 +167,12 @@ def _finish(job: Job, notes: list[str]) -> None:
     counts = {stream: streams.count(stream, recipe) for stream in streams.STREAMS}
     _write_state(job, notes, complete=True, counts=counts, digests=digests, classes=list(recipe.classes))
     shutil.rmtree(job.folder / ".work")
-    for left_over in job.folder.rglob(".*.*"):  # of a run that was killed
+    for left_over in job.folder.rglob(".*.*"):  # left by a run that was killed
         left_over.unlink()
 
 
 def _credits(job: Job) -> str:
-    """Which files the images derive from, and their licences."""
+    """Return the text of CREDITS.txt: the files that the images derive from, and their licences."""
     head = "The images here are composed from the following photographs, and are derivatives of them.\n"
     if job.source == FALLBACK:
         names = "\n".join(f"  {file.name}" for file in fallback.photo_files())

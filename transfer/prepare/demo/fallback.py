@@ -1,7 +1,7 @@
-"""Without packages: painted silhouettes on the 14 photographs inside scikit-image and scikit-learn.
+"""The demo set without Debian packages: painted silhouettes on 14 photographs of scikit-image and scikit-learn.
 
-So few photographs teach an encoder nothing worth transferring: such a set shows that the chain runs, no more.
-A class here is a silhouette only; its texture and colour are drawn at random and give nothing away.
+So few photographs teach an encoder nothing worth transferring: such a set only shows that the chain runs. A class is
+just a silhouette; its texture and colour are random and do not reveal the class.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ VAL_PHOTOS = {"chelsea.png", "china.jpg", "gravel.png"}
 CUTOUTS = {"train": 24, "val": 8}  # per class
 SIDE = 190  # px
 OVERSAMPLE = 4
-KIND = "shape"  # to the composer: any angle, with shadow
+KIND = "shape"  # composed at any angle and with a shadow
 
 
 def photo_files() -> list[Path]:
-    """The photographs that come inside the two packages. Raises UserError if a package is not installed."""
+    """Return the photographs inside the two packages. Raise UserError if a package is not installed."""
     files = []
     for package, (folder, names) in PHOTOS.items():
         spec = importlib.util.find_spec(package)
@@ -48,14 +48,12 @@ def photo_files() -> list[Path]:
 
 
 def load_sources() -> Sources:
-    """The same structure that `cutouts.load_sources` makes from the packages; always the same content."""
+    """Return the structure of `cutouts.load_sources`, made without packages. Its content is always the same."""
     grounds: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for file in photo_files():
         grounds["val" if file.name in VAL_PHOTOS else "train"].append(load_photo(file))
     if not all(grounds.values()):
-        raise UserError(
-            "scikit-image and scikit-learn hold none of their usual photographs: pass --deb FILE ..."
-        )
+        raise UserError("scikit-image and scikit-learn lack their usual photographs: pass --deb FILE ...")
     cutouts = {
         split: {
             shape: [_painted(shape, grounds[split], split, n) for n in range(CUTOUTS[split])]
@@ -67,7 +65,7 @@ def load_sources() -> Sources:
 
 
 def _painted(shape: str, photos: list[np.ndarray], split: str, number: int) -> Cutout:
-    """A silhouette filled with a piece of a photograph, mixed 1:1 with a random colour, lit from one side."""
+    """Return a silhouette filled with part of a photograph, mixed 1:1 with a random colour and lit from one side."""
     rng = np.random.default_rng([SPLITS.index(split), SHAPES.index(shape), number])
     fill = crop(photos[rng.integers(len(photos))], (SIDE, SIDE), rng=rng)
     fill = 0.5 * fill + 0.5 * rng.uniform(0, 1, 3).astype(np.float32)
@@ -79,7 +77,7 @@ def _painted(shape: str, photos: list[np.ndarray], split: str, number: int) -> C
 
 
 def silhouette(shape: str) -> np.ndarray:
-    """Alpha of a shape that fills a square, uint8 (SIDE, SIDE), with a smooth edge."""
+    """Return the alpha of a shape that fills a square, uint8 (SIDE, SIDE), with a smooth edge."""
     side = SIDE * OVERSAMPLE
     alpha = np.zeros((side, side), np.uint8)
     middle, radius = side // 2, side // 2 - 2 * OVERSAMPLE
@@ -103,7 +101,7 @@ def silhouette(shape: str) -> np.ndarray:
 
 
 def _corners(count: int, radius: float, inner: float | None = None, *, middle: int) -> np.ndarray:
-    """Corners of a regular polygon, the first on top; with `inner`, every second one so far in (a star)."""
+    """Return the corners of a regular polygon, the first at the top; `inner` is every second radius, for a star."""
     angles = np.arange(count) * 2 * np.pi / count - np.pi / 2
     radii = np.where(np.arange(count) % 2 == 1, inner, radius) if inner else np.full(count, radius)
     return np.rint(middle + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(

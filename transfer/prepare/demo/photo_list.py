@@ -1,7 +1,7 @@
 """The list of photographs that the demo uses, and the cache that holds them unpacked.
 
-`data/demo_photos.json` names every file. Each was looked at: drawings, renderings, mirrored doubles and
-photographs with foreign objects were left out by hand, so the list and no rule is the truth.
+`data/demo_photos.json` names every file. They were selected by hand, without drawings, renderings, mirrored duplicates
+and photographs with foreign objects, so no rule can replace the list.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ LIST = Path(__file__).parent / "data" / "demo_photos.json"
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture in a package; `kind` is a cut-out's class, "ground" (shows no such thing) or "scene"."""
+    """A picture in a package; `kind` is the class of a cut-out, "ground" (without such objects) or "scene"."""
 
     package: str
     path: str  # inside the package, or inside its resource file `rcc`
     rcc: str
     kind: str
-    how: str  # how to cut it out: "" = as its alpha says, "left half", "white ground", "bright rim"
+    how: str  # how to cut it out: "" (by its alpha), "left half", "white ground", "bright rim"
     sha1: str  # first 12 hex digits of the file
 
     @property
     def cached(self) -> Path:
-        """Where the cache keeps it, relative to the cache folder."""
+        """Its path in the cache, relative to the cache folder."""
         return Path(self.package, Path(self.rcc).stem, self.path)
 
 
@@ -49,7 +49,7 @@ class Listing:
 
 @lru_cache
 def load_listing() -> Listing:
-    """Read the list shipped with this package."""
+    """Read the list that comes with this package."""
     raw = json.loads(LIST.read_text())
 
     def photo(entry: dict[str, str]) -> Photo:
@@ -66,21 +66,21 @@ def load_listing() -> Listing:
 
 
 def fill_cache(cache: Path, debs: list[Path]) -> list[str]:
-    """Unpack the listed photographs into `cache/PACKAGE/`, from `debs` or else from what apt-get fetches.
+    """Unpack the listed photographs into `cache/PACKAGE/`, from `debs` or else from packages that apt-get downloads.
 
-    A folder `cache/PACKAGE` appears only when it is complete. Returns notes on what is missing or differs
-    from the list (another release of the package). Raises UserError if one can neither be read nor fetched.
+    A folder `cache/PACKAGE` only appears when it is complete. Returns notes on files that are missing or differ from
+    the list (in another release of the package). Raises UserError if a package can be neither read nor downloaded.
     """
     cache.mkdir(parents=True, exist_ok=True)
     listing = load_listing()
     given = {debian_packages.package_name(deb): deb for deb in debs}
     if stray := sorted(set(given) - set(listing.licences)):
-        raise UserError(f"--deb: {stray[0]} is not needed here; the demo uses {', '.join(listing.licences)}")
+        raise UserError(f"--deb: {stray[0]} is not needed; the demo uses {', '.join(listing.licences)}")
     absent = [name for name in listing.licences if not _is_filled(cache / name, listing.of_package(name))]
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as folder:
         to_fetch = [name for name in absent if name not in given]
         if to_fetch:
-            print(f"fetching {', '.join(to_fetch)} with apt-get download (221 MB for all three)", flush=True)
+            print(f"downloading {', '.join(to_fetch)} with apt-get (221 MB for all three)", flush=True)
             given |= {
                 debian_packages.package_name(deb): deb
                 for deb in debian_packages.fetch(to_fetch, Path(folder))
@@ -105,7 +105,7 @@ def _is_filled(folder: Path, photos: list[Photo]) -> bool:
 
 
 def _unpack(deb: Path, photos: list[Photo], folder: Path) -> None:
-    """Write one package's listed photos, copyright file and `contents.json` to `folder`, all or nothing."""
+    """Write the listed photos of a package, its copyright file and `contents.json` to `folder`, all or nothing."""
     name = folder.name
     licence = ("", f"usr/share/doc/{name}/copyright")
     by_place = {(photo.rcc, photo.path): photo for photo in photos}
@@ -132,7 +132,7 @@ def _unpack(deb: Path, photos: list[Photo], folder: Path) -> None:
 
 
 def _listed_files(deb: Path, places: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], bytes]]:
-    """The files at `places` = (resource file or "", path), with their content."""
+    """Yield the files at `places` = (resource file or "", path), with their content."""
     plain = {path for rcc, path in places if not rcc}
     for outer, content in debian_packages.read_deb(deb, plain | {rcc for rcc, _ in places if rcc}):
         if outer in plain:
@@ -143,5 +143,5 @@ def _listed_files(deb: Path, places: set[tuple[str, str]]) -> Iterator[tuple[tup
                 content, {path for rcc, path in places if rcc == outer}
             ):
                 yield (outer, path), inner
-        except ValueError:  # another release's format: its photos count as missing
+        except ValueError:  # the format of another release: its photos count as missing
             continue

@@ -1,4 +1,4 @@
-"""How large and how hard the demo's sets are: everything there is to tune, in one place."""
+"""Size and difficulty of the demo's sets: everything that can be tuned, in one place."""
 
 from dataclasses import dataclass, field, replace
 

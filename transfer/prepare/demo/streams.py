@@ -1,6 +1,6 @@
-"""What each folder of a demo set consists of.
+"""The streams of images that a demo set consists of, one for each folder.
 
-An image depends on (seed, stream, index) and on nothing else, so any process can make any image in any order.
+An image depends only on (seed, stream, index), so any process can make any image in any order.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from transfer.prepare.demo.recipe import Recipe
 
 DETECTION = ("train", "val")
 STREAMS = (*DETECTION, "pretrain/object", "pretrain/photo", "knn/train", "knn/val")
-"""Folders of images. Their order is part of the random seed: append, never insert."""
+"""Folders of images. Their order is part of the random seed: append to it, never insert."""
 
 
 def count(stream: str, recipe: Recipe) -> int:
-    """Number of images in a stream."""
+    """Return the number of images in a stream."""
     return {
         "train": recipe.train,
         "val": recipe.val,
@@ -29,7 +29,7 @@ def count(stream: str, recipe: Recipe) -> int:
 
 
 def path(stream: str, index: int, recipe: Recipe) -> Path:
-    """Where image `index` of a stream lies, relative to the set's folder. kNN images lie in class folders."""
+    """Return the path of image `index` of a stream in the set's folder. kNN images are in class folders."""
     parent = Path(stream, _class_of(index, recipe)) if stream.startswith("knn/") else Path(stream)
     return parent / f"{index:06}.jpg"
 
@@ -37,7 +37,7 @@ def path(stream: str, index: int, recipe: Recipe) -> Path:
 def make(
     sources: Sources, stream: str, index: int, *, recipe: Recipe, seed: int
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Image `index` of a stream, uint8 (H, W, 3), and what is in it (for the detection streams only)."""
+    """Make image `index` of a stream, uint8 (H, W, 3), and its instances (for the detection streams only)."""
     rng = np.random.default_rng([seed, STREAMS.index(stream), index])
     if stream in DETECTION:
         return detection_image(sources.cutouts[stream], sources.grounds[stream], recipe=recipe, rng=rng)
@@ -50,12 +50,12 @@ def make(
 
 
 def _class_of(index: int, recipe: Recipe) -> str:
-    """kNN images take the classes in turn, so that each has equally many."""
+    """Return the class of a kNN image. The classes take turns, so that all have the same number of images."""
     return list(recipe.classes)[index % len(recipe.classes)]
 
 
 def object_centred(sources: Sources, *, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    """One train cut-out of any kind on a train background, uint8 (S, S, 3)."""
+    """Make an image of one train cut-out of any kind on a train background, uint8 (S, S, 3)."""
     pool = [cutout for found in sources.cutouts["train"].values() for cutout in found] + sources.extra
     grounds = sources.grounds["train"]
     ground = grounds[rng.integers(len(grounds))]
@@ -63,7 +63,7 @@ def object_centred(sources: Sources, *, recipe: Recipe, rng: np.random.Generator
 
 
 def photo_crop(sources: Sources, *, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    """A square crop, 35 to 100 % of the short side, of a photograph that is not of val, uint8 (S, S, 3)."""
+    """Make a square crop, 35 to 100 % of the short side, of a photograph not used by val, uint8 (S, S, 3)."""
     photos = sources.scenes + sources.grounds["train"]
     side = recipe.small_side
     return finish(crop(photos[rng.integers(len(photos))], (side, side), rng=rng, share=0.35), rng)
@@ -72,7 +72,7 @@ def photo_crop(sources: Sources, *, recipe: Recipe, rng: np.random.Generator) ->
 def labelled(
     sources: Sources, split: str, *, name: str, recipe: Recipe, rng: np.random.Generator
 ) -> np.ndarray:
-    """One cut-out of class `name` on a background, both of `split`, uint8 (S, S, 3)."""
+    """Make an image of one cut-out of class `name` on a background, both from `split`, uint8 (S, S, 3)."""
     found, grounds = sources.cutouts[split][name], sources.grounds[split]
     ground = grounds[rng.integers(len(grounds))]
     return object_image(found[rng.integers(len(found))], ground, recipe=recipe, rng=rng)

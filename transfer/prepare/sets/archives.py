@@ -1,4 +1,4 @@
-"""The archives that a data set comes in: taken from the network or from a folder, unpacked where they are needed."""
+"""Archives of data sets: downloaded or taken from a folder, verified, and unpacked."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from transfer.prepare.sets.download import difference, fetch, unpack
 
 
 class Archive(NamedTuple):
-    """A file that a data set is made of, under the name that its `url` ends with."""
+    """A file that a data set is made from; its name is the last part of `url`."""
 
     url: str
     size: int | None = None  # bytes
@@ -22,12 +22,12 @@ class Archive(NamedTuple):
 
 
 def obtain(archive: Archive, root: Path, args: argparse.Namespace) -> Path:
-    """The archive's file: from the folder `args.archives` if that is given, else downloaded to ROOT/downloads.
+    """Return the archive's file: from the folder `args.archives` if that is given, else downloaded to ROOT/downloads.
 
-    `args.no_checksum` takes a file of another size or checksum, such as a mirror's.
+    With `args.no_checksum`, a file with a different size or checksum is accepted, such as a mirror's.
 
     Raises:
-        UserError: which file is missing or wrong, and where it comes from.
+        UserError: the file is missing or wrong; the message says where it comes from.
     """
     size, md5 = (None, None) if args.no_checksum else (archive.size, archive.md5)
     if args.archives is None:
@@ -37,7 +37,7 @@ def obtain(archive: Archive, root: Path, args: argparse.Namespace) -> Path:
         raise UserError(f"--archives: {path} is missing: it comes from {archive.url}")
     if wrong := difference(path, size=size, md5=md5):
         raise UserError(
-            f"--archives: {path} {wrong}: get it from {archive.url} again, or pass --no-checksum for a mirror's"
+            f"--archives: {path} {wrong}: download it again from {archive.url}, or pass --no-checksum to accept it"
         )
     return path
 
@@ -50,15 +50,14 @@ def install(
     check: Callable[[], object],
     leave_out: str | None = None,
 ) -> None:
-    """Unpack the archive into `folder` unless `check()` passes already, that is, raises no UserError.
+    """Unpack the archive into `folder` unless `check()` already passes, that is, raises no UserError.
 
-    Files with `leave_out` in their path are not unpacked.
-
-    A downloaded file is removed once `check()` passes, unless `args.keep_archives`; one of the user's never.
+    Files with `leave_out` in their path are not unpacked. A downloaded archive is removed once `check()` passes, unless
+    `args.keep_archives` is set; the user's own files are never removed.
     """
     try:
         check()
-        print(f"{archive.name}: its files are in {folder} already")
+        print(f"{archive.name}: its files are already in {folder}")
         return
     except UserError:
         pass
@@ -71,30 +70,30 @@ def install(
 
 
 def given(archives: list[Archive], root: Path, args: argparse.Namespace, *, how: str) -> list[Path]:
-    """The files of `archives`, which the user has put into `args.archives` or else ROOT/downloads.
+    """Return the files of `archives`, which the user must have put into `args.archives` or else ROOT/downloads.
 
     Args:
-        how: says how to get them, for the error.
+        how: how to get them, for the error message.
     Raises:
-        UserError: all the files that are missing and where to put them, or the first that is not the right one.
+        UserError: files are missing (the message names all of them), or one is not the right file.
     """
     folder = folder_for(root, args)
     if missing := [archive for archive in archives if not (folder / archive.name).is_file()]:
         folder.mkdir(parents=True, exist_ok=True)
         names = " and ".join(f"{a.name} ({a.size / 1e9:.1f} GB)" if a.size else a.name for a in missing)
         raise UserError(
-            f"{folder} lacks {names}, for which an account is needed: {how}, or give another folder by --archives, "
-            "then run this again"
+            f"{folder} lacks {names}, for which an account is needed: {how}, or give another folder with --archives, "
+            "then run this command again"
         )
     for archive in archives:
         size, md5 = (None, None) if args.no_checksum else (archive.size, archive.md5)
         if wrong := difference(folder / archive.name, size=size, md5=md5):
             raise UserError(
-                f"{folder / archive.name} {wrong}: {how} again, or pass --no-checksum for a mirror's"
+                f"{folder / archive.name} {wrong}: {how} again, or pass --no-checksum to accept it"
             )
     return [folder / archive.name for archive in archives]
 
 
 def folder_for(root: Path, args: argparse.Namespace) -> Path:
-    """Where the user puts archives."""
+    """Return the folder where the user puts archives."""
     return args.archives or root / "downloads"

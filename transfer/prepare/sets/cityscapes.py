@@ -1,7 +1,7 @@
-"""Cityscapes' finely annotated images: unpacked, with the label images of the 19 training classes.
+"""The finely annotated images of Cityscapes, with label images of the 19 training classes.
 
-The archives need an account (https://www.cityscapes-dataset.com). The label images `*_labelTrainIds.png` are not
-in them; the authors' `cityscapesscripts` draws them from the polygons.
+Downloading needs an account (https://www.cityscapes-dataset.com). The archives do not contain the label images
+`*_labelTrainIds.png`; the authors' package `cityscapesscripts` draws them from the polygons.
 """
 
 import argparse
@@ -32,19 +32,19 @@ def build(root: Path, args: argparse.Namespace) -> None:
     """Unpack the two archives into ROOT/cityscapes and draw the label images that are missing.
 
     Raises:
-        UserError: which archive to put where, or what is wrong with it.
+        UserError: an archive is missing or wrong; the message says where to put which file.
     """
     folder = root / "cityscapes"
     absent = [ARCHIVES[kind] for kind in ARCHIVES if not _is_complete(folder, kind)]
     names = " ".join(archive.name for archive in absent)
     how = (
-        f"download with 'csDownload -d {folder_for(root, args)} {names}' of the package cityscapesscripts (11 GB of "
+        f"download with 'csDownload -d {folder_for(root, args)} {names}' from the package cityscapesscripts (11 GB of "
         "images, 241 MB of annotations)"
     )
     for path in given(absent, root, args, how=how):
         print(f"unpacking {path} into {folder}", flush=True)
         unpack(path, folder)
-    for temporary in folder.glob("*/*/*/.*.tmp*"):  # of a run that was killed
+    for temporary in folder.glob("*/*/*/.*.tmp*"):  # left by a run that was killed
         temporary.unlink()
     check_cityscapes(root, semantic=False)
     stems = [folder / "gtFine" / split / city / stem for split, city, stem in cityscapes_frames(folder)]
@@ -55,8 +55,8 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """Names and counts, and whether each image is whole and as large as its annotations."""
-    said = check_cityscapes(root)
+    """Check names and counts, and that each image is complete and as large as its annotations. Return a summary."""
+    summary = check_cityscapes(root)
     folder, again = root / "cityscapes", prepare_command("cityscapes", root)
     for split, city, stem in cityscapes_frames(folder):
         files = [folder / "leftImg8bit" / split / city / f"{stem}{CITYSCAPES_ENDINGS['leftImg8bit'][0]}"]
@@ -65,15 +65,15 @@ def check(root: Path, args: argparse.Namespace) -> str:
         sizes = {}
         for file in files:
             if not is_whole_png(file):
-                raise UserError(f"{file} is no whole PNG: remove it, then {again}")
+                raise UserError(f"{file} is not a complete PNG: remove it, then {again}")
             with Image.open(file) as image:
                 sizes[image.size] = file
         if len(sizes) > 1:
             (first, file), (second, other), *_ = sizes.items()
             raise UserError(
-                f"{other} is {second[0]}x{second[1]}, but {file} {first[0]}x{first[1]}: remove both, then {again}"
+                f"{other} is {second[0]}x{second[1]}, but {file} is {first[0]}x{first[1]}: remove both, then {again}"
             )
-    return said
+    return summary
 
 
 def _is_complete(folder: Path, kind: str) -> bool:
@@ -85,11 +85,11 @@ def _is_complete(folder: Path, kind: str) -> bool:
 
 
 def _draw_all(stems: list[Path], workers: int) -> None:
-    """Draw the label images of the frames that `stems` begin the names of."""
+    """Draw the label images of the frames whose file names begin with `stems`."""
     if not stems:
         return
     try:
-        import cityscapesscripts.preparation.json2labelImg  # noqa: F401 (so that its absence is said here)
+        import cityscapesscripts.preparation.json2labelImg  # noqa: F401 (to report here if it is missing)
     except ImportError:
         raise UserError("drawing Cityscapes' label images needs 'pip install cityscapesscripts'") from None
     print(f"drawing {len(stems)} label images with {workers} processes", flush=True)
@@ -107,9 +107,9 @@ def _draw(stem: Path) -> None:
     try:
         json2labelImg(str(polygons), str(temporary), "trainIds")
         temporary.replace(_with_ending(stem, CITYSCAPES_TRAIN_IDS))
-    except (SystemExit, ValueError, KeyError) as error:  # it exits at a label that it does not know
+    except (SystemExit, ValueError, KeyError) as error:  # it exits if it does not know a label
         raise UserError(
-            f"{polygons} cannot be drawn ({error!r}): it comes from {ARCHIVES['gtFine'].name}"
+            f"{polygons} cannot be drawn ({error!r}): unpack it again from {ARCHIVES['gtFine'].name}"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

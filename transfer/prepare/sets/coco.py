@@ -1,6 +1,6 @@
-"""COCO 2017: photographs of 80 classes with boxes, masks and people's joints, in ROOT/coco.
+"""COCO 2017: photographs of 80 classes with boxes, masks and human keypoints, in ROOT/coco.
 
-COCO publishes no checksums: the md5 sums are those that several public projects check these files against.
+COCO does not publish checksums; the md5 sums are those that several public projects use for these files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ARCHIVES = {
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Fetch and unpack what is missing."""
+    """Download and unpack what is missing."""
     for part, archive in ARCHIVES.items():
         check_part = (
             partial(on_disk.check_coco_annotations, root)
@@ -34,5 +34,5 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """Every image that the annotations name, by its name."""
+    """Check that every image named in the annotations is there. Return a summary."""
     return f"{on_disk.check_coco(root, thorough=True)}\n{on_disk.check_keypoints(root, thorough=True)}"

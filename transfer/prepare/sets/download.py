@@ -1,4 +1,4 @@
-"""Download a file so that an interruption costs nothing, and unpack an archive so that no half file is left."""
+"""Downloads files, resuming after interruptions, and unpacks archives without leaving partial files."""
 
 import hashlib
 import http.client
@@ -20,25 +20,25 @@ from typing import IO
 from pretrain.common.errors import UserError
 
 BLOCK = 1 << 20  # bytes per read
-TIMEOUT_S = 60  # of silence
-ATTEMPTS = 5  # in a row that bring nothing new
+TIMEOUT_S = 60  # without any data
+ATTEMPTS = 5  # in a row that bring no new data
 PAUSE_S = 2.0  # between them
 GB = 1e9
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError)
 
 
 def fetch(url: str, path: Path, *, size: int | None = None, md5: str | None = None) -> Path:
-    """Download `url` to `path`, going on with `path.part` where an earlier run stopped; returns `path`.
+    """Download `url` to `path`, resuming from `path.part` if an earlier run was interrupted. Return `path`.
 
-    A file that is there already and is the right one is kept. `size` is in bytes, `md5` in hex digits; both
-    are checked before the file gets its name.
+    If the right file is already there, it is kept. `size` is in bytes, `md5` in hex digits; both are checked before the
+    file gets its final name.
 
     Raises:
-        UserError: no network, no such file, no space, or other content than expected: one line that says which
-            file to put where by hand.
+        UserError: no network, no such file, no space, or unexpected content; the message says which file to put where
+            by hand.
     """
     by_hand = (
-        f"run the same command again to go on, or put {url.rpartition('/')[2]} from {url} at {path} by hand"
+        f"run the same command again to resume, or put {url.rpartition('/')[2]} from {url} at {path} by hand"
     )
     if path.is_file():
         if wrong := difference(path, size=size, md5=md5):
@@ -51,19 +51,19 @@ def fetch(url: str, path: Path, *, size: int | None = None, md5: str | None = No
         demand_space(path.parent, (size or 0) - have, f"downloading {path.name}")
         _download(url, part, size)
     except urllib.error.HTTPError as error:
-        raise UserError(f"{url}: the server says {error.code} {error.reason}; {by_hand}") from None
+        raise UserError(f"{url}: the server answered {error.code} {error.reason}; {by_hand}") from None
     except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
         reason = getattr(error, "reason", None) or error
         raise UserError(f"{url}: download failed ({reason}); {by_hand}") from None
     if wrong := difference(part, size=size, md5=md5):
-        part.unlink()  # going on with it would end the same way
-        raise UserError(f"{url}: what was downloaded {wrong}; {by_hand}")
+        part.unlink()  # resuming it would end the same way
+        raise UserError(f"{url}: the downloaded file {wrong}; {by_hand}")
     part.replace(path)
     return path
 
 
 def difference(path: Path, *, size: int | None = None, md5: str | None = None) -> str:
-    """What tells a file from the expected one ("has ..., not ..."), or "" if nothing does."""
+    """Return how a file differs from the expected one ("has ..., not ..."), or "" if it does not."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"has {found} bytes, not {size}"
@@ -78,18 +78,17 @@ def difference(path: Path, *, size: int | None = None, md5: str | None = None) -
 
 
 def unpack(archive: Path, folder: Path, *, leave_out: str | None = None) -> None:
-    """Unpack the files of a tar, tar.gz or zip into `folder`; those there already, of the same size, are kept.
+    """Unpack the files of a tar, tar.gz or zip into `folder`. Existing files of the same size are kept.
 
-    Files with `leave_out` in their path are passed over.
-
-    Each file is whole or absent, so an interrupted run is just repeated. Only plain files and folders are
-    made: a name that leads out of `folder`, or a link, is refused.
+    Files with `leave_out` in their path are skipped. A file is never left incomplete, so an interrupted run can just be
+    repeated. Only plain files and folders are created: a name that leads outside `folder`, or a link, is refused.
 
     Raises:
-        UserError: not a whole archive, no space, or a refused name.
+        UserError: the archive is incomplete, the disk is full, or a name is refused.
     """
     try:
-        is_zip = archive.suffix == ".zip" or zipfile.is_zipfile(archive)  # of a cut one the end is missing
+        # The suffix counts, too: is_zipfile looks for the end of the file, which a truncated zip lacks.
+        is_zip = archive.suffix == ".zip" or zipfile.is_zipfile(archive)
         needed = _bytes_to_unpack(archive, folder, is_zip)
         demand_space(folder, needed, f"unpacking {archive.name}")
         with _progress(f"unpacking {archive.name}", needed) as advance:
@@ -101,22 +100,24 @@ def unpack(archive: Path, folder: Path, *, leave_out: str | None = None) -> None
     except BROKEN as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
-            f"{archive} is no whole archive ({reason}): remove it, then run the same command again"
+            f"{archive} is not a complete archive ({reason}): remove it, then run the same command again"
         ) from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
 
 
 def demand_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise UserError if the disk of `folder` (which need not exist yet) has fewer than `needed` bytes free."""
+    """Raise UserError if the disk of `folder` (which need not exist yet) has less than `needed` bytes free."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{folder}: {purpose} needs {needed / GB:.1f} GB, {free / GB:.1f} GB are free")
+        raise UserError(
+            f"{folder}: {purpose} needs {needed / GB:.1f} GB, but only {free / GB:.1f} GB are free"
+        )
 
 
 def _download(url: str, part: Path, size: int | None) -> None:
-    """Fill `part`; a broken connection is tried again as long as each attempt brings something."""
+    """Download to `part`. A broken connection is retried as long as the attempts bring new data."""
     attempts = 0
     while True:
         before = part.stat().st_size if part.is_file() else 0
@@ -125,7 +126,7 @@ def _download(url: str, part: Path, size: int | None) -> None:
                 return
             problem: Exception = OSError("the connection closed early")
         except urllib.error.HTTPError as error:
-            if error.code < 500:  # trying again does not help
+            if error.code < 500:  # retrying does not help
                 raise
             problem = error
         except (OSError, http.client.HTTPException) as error:
@@ -138,7 +139,7 @@ def _download(url: str, part: Path, size: int | None) -> None:
 
 
 def _append(url: str, part: Path, size: int | None) -> bool:
-    """Get what `part` lacks; whether it is complete now."""
+    """Download the rest of `part`. Return whether it is complete."""
     have = part.stat().st_size if part.is_file() else 0
     if size is not None and have == size:
         return True
@@ -148,7 +149,9 @@ def _append(url: str, part: Path, size: int | None) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing lies beyond what we have: it is complete, or it is another file
+        if (
+            error.code != 416
+        ):  # no bytes are left after those we have: the file is complete, or it is a different one
             raise
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
             return True
@@ -157,7 +160,7 @@ def _append(url: str, part: Path, size: int | None) -> bool:
     with response:
         starts = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
         resumed = response.status == 206 and starts == str(have)
-        have = have if resumed else 0  # a server without Range sends everything again
+        have = have if resumed else 0  # a server without support for Range sends everything again
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else size
         with part.open("ab" if resumed else "wb") as file, _progress(part.stem, total, have) as advance:
@@ -168,7 +171,7 @@ def _append(url: str, part: Path, size: int | None) -> bool:
 
 
 def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
-    """Bytes that unpacking will write; for a compressed tar its own size, the least that it can be."""
+    """Return the bytes that unpacking will write; for a compressed tar its own size, which is a lower bound."""
     if not is_zip and not _is_plain_tar(archive):
         return archive.stat().st_size
     files = _zip_files(archive) if is_zip else _tar_files(archive)
@@ -181,7 +184,7 @@ def _is_plain_tar(archive: Path) -> bool:
         return file.read(5) == b"ustar"
 
 
-Found = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]  # name, bytes, what opens it
+Found = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]  # name, size in bytes, function that opens it
 
 
 def _zip_files(archive: Path) -> Found:
@@ -205,7 +208,9 @@ def _tar_files(archive: Path) -> Found:
 def _inside(archive: Path, name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
-        raise UserError(f"{archive}: {name} would be written outside of the data set's folder")
+        raise UserError(
+            f"{archive}: {name} would be written outside the data set's folder; it was not unpacked"
+        )
     return str(path)
 
 
@@ -227,7 +232,10 @@ def _copy(open_file: Callable[[], IO[bytes]], target: Path) -> None:
 
 @contextmanager
 def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the bytes just done: a line every ten seconds, on a terminal every one."""
+    """Give a function to call with each number of bytes processed; it prints a line every ten seconds.
+
+    On a terminal the line is updated every second.
+    """
     began = shown = time.monotonic()
     start = done
     period, end = (1.0, "\r") if sys.stdout.isatty() else (10.0, "\n")

@@ -1,7 +1,7 @@
 """ImageNet-1k (ILSVRC 2012) as class folders, from the three archives that need an account on image-net.org.
 
-md5 sums: torchvision's `datasets.ImageNet`. It unpacks the archives too, but takes up twice the space of the
-training images on the way, and does not go on after an interruption.
+The md5 sums are those of torchvision's `datasets.ImageNet`. That class unpacks the archives too, but temporarily needs
+twice the space of the training images and cannot resume after an interruption.
 """
 
 import argparse
@@ -21,14 +21,12 @@ from transfer.prepare.sets.download import BROKEN, demand_space
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 TRAIN_IMAGE = re.compile(r"n\d{8}_\d+\.JPEG")
 VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-SHOWN = 50  # classes, between two lines of progress
-
+SHOWN = 50  # classes between two lines of progress
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1_000
-TRAIN = Archive(
-    "ILSVRC2012_img_train.tar", size=147_897_477_120
-)  # reading all of it for its md5 takes too long
+# Without an md5 sum: reading all of the file takes too long.
+TRAIN = Archive("ILSVRC2012_img_train.tar", size=147_897_477_120)
 VAL = Archive("ILSVRC2012_img_val.tar", size=6_744_924_160, md5="29b22e2961454d5413ddabcf34fc5622")
 DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", md5="fa75699e90414af021442c21a62c3abf")
 SOURCE = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
@@ -37,10 +35,10 @@ WNID = re.compile(r"n\d{8}")
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Unpack to ROOT/imagenet/{train,val}/nXXXXXXXX/*.JPEG what is not there yet.
+    """Unpack the missing splits to ROOT/imagenet/{train,val}/nXXXXXXXX/*.JPEG.
 
     Raises:
-        UserError: which archive to put where, or what is wrong with it.
+        UserError: an archive is missing or wrong; the message says where to put which file.
     """
     folder = root / "imagenet"
     absent = [split for split in IMAGES if not _is_complete(folder, split)]
@@ -54,8 +52,8 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """Count classes and images, and find files that are empty."""
-    said = check_imagenet(root)
+    """Count classes and images, and look for empty files. Return a one-line summary."""
+    summary = check_imagenet(root)
     for split in IMAGES:
         for name in sorted(names_in(root / "imagenet" / split)):
             with os.scandir(root / "imagenet" / split / name) as entries:
@@ -64,15 +62,15 @@ def check(root: Path, args: argparse.Namespace) -> str:
                         raise UserError(
                             f"{entry.path} is empty: remove its folder, then {prepare_command('imagenet', root)}"
                         )
-    return said
+    return summary
 
 
 def check_imagenet(root: Path) -> str:
-    """Whether all class folders and images are there: names and counts only."""
+    """Raise `UserError` unless the names and counts of class folders and images are right. Return a summary."""
     for split in IMAGES:
         _check_split(root / "imagenet", split)
     return (
-        f"{root / 'imagenet'} is whole: "
+        f"{root / 'imagenet'} is complete: "
         + " and ".join(f"{n} {split}" for split, n in IMAGES.items())
         + " images"
     )
@@ -85,7 +83,7 @@ def _check_split(folder: Path, split: str) -> None:
     other = {
         name for name in names_in(folder / ("val" if split == "train" else "train")) if WNID.fullmatch(name)
     }
-    if len(other) == CLASSES and other - classes:  # the other split can say which one
+    if len(other) == CLASSES and other - classes:  # the other split shows which one
         raise UserError(f"{folder / split / min(other - classes)} is missing: {where}")
     if len(classes) != CLASSES:
         raise UserError(f"{folder / split} holds {len(classes)} of {CLASSES} class folders: {where}")
@@ -96,7 +94,7 @@ def _check_split(folder: Path, split: str) -> None:
         least = min(sorted(counts), key=lambda name: counts[name])
         raise UserError(
             f"{folder / split} holds {sum(counts.values())} images, not {IMAGES[split]} (fewest, {counts[least]}, in "
-            f"{least}): remove what is not whole; {where}"
+            f"{least}): remove incomplete class folders; {where}"
         )
 
 
@@ -109,9 +107,9 @@ def _is_complete(folder: Path, split: str) -> bool:
 
 
 def unpack_train(archive: Path, folder: Path) -> None:
-    """Write FOLDER/nXXXXXXXX/*.JPEG from a tar of class tars, reading straight from the outer one.
+    """Write FOLDER/nXXXXXXXX/*.JPEG from a tar of class tars, reading directly from the outer one.
 
-    Images that are there already, with their size, are kept; each is whole or absent.
+    Existing images of the right size are kept. An image is never left incomplete.
     """
     _demand_space(archive, folder)
     try:
@@ -119,19 +117,21 @@ def unpack_train(archive: Path, folder: Path) -> None:
             for number, member in enumerate(outer, 1):
                 match, content = CLASS_TAR.fullmatch(member.name), outer.extractfile(member)
                 if not match or content is None:
-                    raise UserError(f"{archive}: {member.name!r} is no class of ImageNet")
+                    raise UserError(
+                        f"{archive}: {member.name!r} is not an ImageNet class: download the archive again"
+                    )
                 with tarfile.open(fileobj=content, mode="r:") as inner:
                     _write_images(archive, inner, partial(_train_place, folder / match[1]))
                 if number % SHOWN == 0:
                     print(f"{archive.name}: {number} classes", flush=True)
     except BROKEN as error:
-        raise UserError(f"{archive} is no whole archive ({error}): get it again") from None
+        raise UserError(f"{archive} is not a complete archive ({error}): download it again") from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
 
 
 def unpack_val(archive: Path, devkit: Path, folder: Path) -> None:
-    """Write FOLDER/nXXXXXXXX/*.JPEG from a flat tar; the devkit says which class each image is of."""
+    """Write FOLDER/nXXXXXXXX/*.JPEG from a flat tar; the devkit lists the class of each image."""
     classes = val_classes(devkit)
     _demand_space(archive, folder)
 
@@ -144,15 +144,15 @@ def unpack_val(archive: Path, devkit: Path, folder: Path) -> None:
         with tarfile.open(archive, "r:") as images:
             _write_images(archive, images, place)
     except BROKEN as error:
-        raise UserError(f"{archive} is no whole archive ({error}): get it again") from None
+        raise UserError(f"{archive} is not a complete archive ({error}): download it again") from None
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
 
 
 def val_classes(devkit: Path) -> list[str]:
-    """The WordNet id of each validation image, in the order of their numbers, from ILSVRC2012_devkit_t12.tar.gz.
+    """Return the WordNet id of each validation image, in the order of their numbers, from the devkit's tar.gz.
 
-    `meta.mat` numbers the synsets; those without children are the classes that are told apart.
+    `meta.mat` numbers the synsets; those without children are the classes.
     """
     try:
         from scipy.io import loadmat
@@ -170,11 +170,13 @@ def val_classes(devkit: Path) -> list[str]:
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if s["num_children"] == 0}
         return [wnids[number] for number in truth]
     except (*BROKEN, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{devkit} is no whole ImageNet devkit ({error!r}): get it again") from None
+        raise UserError(
+            f"{devkit} is not a complete ImageNet devkit ({error!r}): download it again"
+        ) from None
 
 
 def _demand_space(archive: Path, folder: Path) -> None:
-    if not folder.exists():  # else a part of it is there, and counting that takes long
+    if not folder.exists():  # otherwise part of it exists, and counting that takes too long
         demand_space(folder, archive.stat().st_size, f"unpacking {archive.name}")
 
 
@@ -183,14 +185,16 @@ def _train_place(folder: Path, name: str) -> Path | None:
 
 
 def _write_images(archive: Path, tar: tarfile.TarFile, place: Callable[[str], Path | None]) -> None:
-    """Write each image of `tar`, which is `archive` or inside it, to `place(name)`; None refuses the name.
+    """Write each image of `tar`, which is `archive` or inside it, to `place(name)`, which is None for a wrong name.
 
-    Those that are there with their size are kept.
+    Existing images of the right size are kept.
     """
     for member in tar:
         content, target = tar.extractfile(member), place(member.name)
         if content is None or target is None:
-            raise UserError(f"{archive}: {member.name!r} is no image of ImageNet")
+            raise UserError(
+                f"{archive}: {member.name!r} is not an ImageNet image: download the archive again"
+            )
         if target.is_file() and target.stat().st_size == member.size:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)

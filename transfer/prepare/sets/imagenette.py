@@ -22,22 +22,22 @@ CLASSES = (
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Fetch the size `args.size` and unpack it into ROOT/imagenette2[-320|-160]/{train,val}/CLASS/*.JPEG."""
+    """Download the size `args.size` and unpack it into ROOT/imagenette2[-320|-160]/{train,val}/CLASS/*.JPEG."""
     install(ARCHIVES[args.size], root, args, check=partial(check_imagenette, root, args.size))
     print(check(root, args))
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """Count the images of size `args.size`, and find files that are empty."""
-    said = check_imagenette(root, args.size)
+    """Count the images of size `args.size` and look for empty files. Return a one-line summary."""
+    summary = check_imagenette(root, args.size)
     for file in sorted(_folder(root, args.size).glob("*/*/*.JPEG")):
         if not file.stat().st_size:
             raise UserError(f"{file} is empty: remove it, then {_again(root, args.size)}")
-    return said
+    return summary
 
 
 def check_imagenette(root: Path, size: str) -> str:
-    """Whether all class folders and images are there."""
+    """Raise `UserError` unless all class folders and images are there. Return a one-line summary."""
     folder = _folder(root, size)
     for split, count in IMAGES.items():
         found = 0
@@ -52,9 +52,7 @@ def check_imagenette(root: Path, size: str) -> str:
                 f"{folder / split} holds {found} images, not {count}; they come from {ARCHIVES[size].url}: "
                 f"{_again(root, size)}"
             )
-    return (
-        f"{folder} is whole: {IMAGES['train']} train and {IMAGES['val']} val images of {len(CLASSES)} classes"
-    )
+    return f"{folder} is complete: {IMAGES['train']} train and {IMAGES['val']} val images of {len(CLASSES)} classes"
 
 
 def _folder(root: Path, size: str) -> Path:

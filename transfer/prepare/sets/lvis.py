@@ -1,7 +1,7 @@
-"""LVIS v0.5 (that of the MoCo paper) and v1: annotations of their own over the images of COCO 2017.
+"""LVIS v0.5 (used by the MoCo paper) and v1: separate annotations on the images of COCO 2017.
 
 Sources: the addresses and v1's counts are those of https://www.lvisdataset.org/dataset; the counts of v0.5 are in
-the LVIS paper (arXiv:1908.03195, "57k" train images); the categories are those that detectron2 has built in.
+the LVIS paper (arXiv:1908.03195, "57k" train images); the categories are the built-in ones of detectron2.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from transfer.prepare.sets.archives import Archive, install
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Fetch the annotations of `args.version` to ROOT/lvis; COCO's images have to be there.
+    """Download the annotations of `args.version` to ROOT/lvis. COCO's images must already be there.
 
     Raises:
-        UserError: a download that failed, or what is missing.
+        UserError: a download failed, or a file is missing.
     """
     for split in LVIS_VERSIONS[args.version].images:
-        file = lvis_json(root, args.version, split)  # there or not: `unpack` leaves no half of it
+        # It is enough that the file exists: `unpack` never leaves half a file.
+        file = lvis_json(root, args.version, split)
         install(
             _archive(args.version, split), root / "lvis", args, check=partial(demand, file, "the archive")
         )
@@ -39,7 +40,10 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """Read the annotations of `args.version` and look for every image, in memory of about 7 times the json's size."""
+    """Check the annotations of `args.version` and look for every image. Return a summary.
+
+    This needs about 7 times as much memory as the json is large.
+    """
     present = {name: names_in(root / "coco" / name) for name in COCO_IMAGES}
     counts = []
     for split in LVIS_VERSIONS[args.version].images:
@@ -54,7 +58,7 @@ def check(root: Path, args: argparse.Namespace) -> str:
         counts.append(
             f"{split} {len(content['images'])} images with {len(content['annotations'])} annotations"
         )
-    return f"{root / 'lvis'}: LVIS {args.version} is whole: {', '.join(counts)}"
+    return f"{root / 'lvis'}: LVIS {args.version} is complete: {', '.join(counts)}"
 
 
 def _archive(version: str, split: str) -> Archive:
@@ -62,7 +66,7 @@ def _archive(version: str, split: str) -> Archive:
 
 
 def _load(root: Path, version: str, split: str) -> dict[str, Any]:
-    """The parsed file, if its counts are those of the version."""
+    """Return the parsed file. Raise `UserError` unless its counts are those of the version."""
     file, wanted = lvis_json(root, version, split), LVIS_VERSIONS[version]
     demand(file, f"{lvis_url(version, split)}: {lvis_again(root, version)}")
     try:
@@ -71,7 +75,7 @@ def _load(root: Path, version: str, split: str) -> dict[str, Any]:
         len(content["annotations"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is no whole LVIS file ({error}): remove it, then {lvis_again(root, version)}"
+            f"{file} is not a complete LVIS file ({error}): remove it, then {lvis_again(root, version)}"
         ) from None
     if images < wanted.images[split]:
         raise UserError(
@@ -86,13 +90,13 @@ def _load(root: Path, version: str, split: str) -> dict[str, Any]:
 
 
 def _check_content(file: Path, content: dict[str, Any]) -> None:
-    """What detectron2's loader asserts or reads: references, addresses of the images, masks as polygons."""
+    """Check what detectron2's loader relies on: references, the images' URLs, and masks as polygons."""
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     seen: set[Any] = set()
     for image in content["images"]:
         if image.get("coco_url", "").count("/") < 2:
-            raise UserError(f"{file}: image {image['id']} has no coco_url, which says where its file lies")
+            raise UserError(f"{file}: image {image['id']} has no coco_url, which is needed to find its file")
     for annotation in content["annotations"]:
         name = f"{file}: annotation {annotation.get('id')}"
         if annotation.get("id") in seen or annotation.get("id") is None:
@@ -104,4 +108,4 @@ def _check_content(file: Path, content: dict[str, Any]) -> None:
         if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
             raise UserError(f"{name}: its mask has no polygon, or one of fewer than 3 points")
         if len(annotation.get("bbox", ())) != 4 or "area" not in annotation:
-            raise UserError(f"{name}: it has no box or no area")
+            raise UserError(f"{name}: its box or its area is missing")

@@ -1,6 +1,6 @@
 """PASCAL VOC 2007 (trainval and test) and 2012 (trainval): ROOT/VOC2007 and ROOT/VOC2012.
 
-The archives unpack to ROOT/VOCdevkit; detectron2 looks beside it, so links lead there. The md5 sums are
+The archives unpack to ROOT/VOCdevkit, but detectron2 looks in ROOT, so links in ROOT lead there. The md5 sums are
 those of torchvision's `VOCDetection`.
 """
 
@@ -22,24 +22,24 @@ ARCHIVES = {key: Archive(on_disk.VOC_ARCHIVE[key], *known) for key, known in KNO
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Fetch, unpack and link what is missing."""
+    """Download, unpack and link what is missing."""
     for year, split in ARCHIVES:
         install_split(root, year, split, args, check=partial(on_disk.check_voc_split, root, year, split))
     print(check(root, args))
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """Every image and XML file that the lists name."""
+    """Check that every image and XML file named in the lists is there. Return a summary."""
     return on_disk.check_voc(root)
 
 
 def install_split(
     root: Path, year: str, split: str, args: argparse.Namespace, *, check: Callable[[], object]
 ) -> None:
-    """Bring what one archive holds to ROOT/VOC<year>, unless `check()` passes already.
+    """Install the content of one archive as ROOT/VOC<year>, unless `check()` already passes.
 
     Raises:
-        UserError: also if ROOT/VOC<year> is not our link but a folder of the user's that lacks something.
+        UserError: a download failed, or ROOT/VOC<year> is not our link but the user's own folder and is incomplete.
     """
     folder, unpacked = root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"
 
@@ -52,7 +52,7 @@ def install_split(
         try:
             check()
         except UserError as error:
-            raise UserError(f"{error}, once {folder}, which it did not make, is moved away") from None
+            raise UserError(f"{error}, after moving {folder} away, which this tool did not make") from None
     install(ARCHIVES[year, split], root, args, check=linked)
 
 
@@ -61,5 +61,5 @@ def _link(folder: Path, unpacked: Path) -> None:
         folder.symlink_to(unpacked.relative_to(folder.parent), target_is_directory=True)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be made a link to {unpacked} ({error}): move that folder there instead"
+            f"{folder} cannot be created as a link to {unpacked} ({error}): move {unpacked} to {folder} instead"
         ) from None

@@ -1,13 +1,13 @@
-"""Every public mask on VOC2012's images, VOC's own and SBD's, as COCO files and as labels per pixel.
+"""All public masks on the images of VOC 2012, from VOC itself and from SBD, as COCO files and as per-pixel labels.
 
 ROOT/VOC2012/annotations_masks/instances_{train_aug,val}.json   for `voc_2012_masks_{train,val}`
 ROOT/VOC2012/semseg/{train_aug,val}/NAME.png, {train_aug,val}.txt   for `voc_2012_semseg_{train,val}`
 
-train_aug is VOC's segmentation train and all of SBD without VOC's segmentation val (10 582 images); val is
-VOC's (1 449). SBD ("Semantic contours from inverse detectors", Hariharan et al., ICCV 2011) draws no void band
-around its objects, VOC does: in training SBD's instance masks are taken where both have some, so that nearly
-all follow one convention. Labels per pixel are the benchmark's own where it has them, since there the band is
-what training and evaluation leave out.
+train_aug consists of VOC's segmentation train and all of SBD, without VOC's segmentation val (10 582 images); val is
+VOC's (1 449). VOC draws a void band around its objects, SBD ("Semantic contours from inverse detectors", Hariharan et
+al., ICCV 2011) does not. For instance masks in training, SBD is used if both have masks of an image, so that nearly all
+follow one convention. For per-pixel labels, VOC's own are used if they exist, since training and evaluation leave its
+void band out.
 """
 
 import argparse
@@ -52,16 +52,16 @@ class Split:
 
     @property
     def unfinished(self) -> Path:
-        """Where the label PNGs are collected: their folder gets its name when all are there."""
+        """Folder where the label PNGs are collected; it is renamed when it is complete."""
         return self.voc / "semseg" / f".{self.name}.part"
 
 
 def build(root: Path, args: argparse.Namespace) -> None:
-    """Fetch and unpack both archives, then convert; a finished set is left as it is.
+    """Download and unpack both archives, then convert them. A finished set is left as it is.
 
     Raises:
-        UserError: what is missing or broken, or another number of images than the published one (not asked for
-            with `args.no_checksum`).
+        UserError: a file is missing or broken, or the number of images differs from the published one (which is not
+            checked with `args.no_checksum`).
     """
     try:
         print(f"{check(root, args)} already")
@@ -82,12 +82,12 @@ def build(root: Path, args: argparse.Namespace) -> None:
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
-    """The converted files and the images that they are about."""
+    """Check the converted files and their images. Return a summary."""
     return f"{on_disk.check_voc_masks(root)}\n{on_disk.check_voc_semseg(root)}"
 
 
 def check_sbd(root: Path) -> None:
-    """SBD's lists and the .mat files that they name, under ROOT/SBD. Raises UserError."""
+    """Raise `UserError` unless SBD's lists and the .mat files that they name are under ROOT/SBD."""
     where = f"{SBD.url}, unpacked in {root / 'SBD'}"
     for listing in ("train.txt", "val.txt"):
         if not (_sbd(root) / listing).is_file():
@@ -100,7 +100,7 @@ def check_sbd(root: Path) -> None:
 
 
 def names_of(split: str, root: Path) -> list[str]:
-    """Names of a split's images, sorted, from the lists in the archives."""
+    """Return the names of a split's images, sorted, from the lists in the archives."""
     lists = root / "VOC2012" / "ImageSets" / "Segmentation"
     val = _names(lists / "val.txt")
     if split == "val":
@@ -110,13 +110,13 @@ def names_of(split: str, root: Path) -> list[str]:
 
 
 def convert(split: Split, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write one image's label PNG; its COCO record and annotations, both without ids."""
+    """Write one image's label PNG. Return its COCO record and its annotations, both without ids."""
     own = {part: split.voc / part / f"{name}.png" for part in ("SegmentationClass", "SegmentationObject")}
     mat = split.sbd / "inst" / f"{name}.mat" if split.sbd else None
     if own["SegmentationClass"].is_file():
         label = voc_labels.read_palette(own["SegmentationClass"])
     else:
-        assert mat  # only SBD's lists name images that VOC has no masks of
+        assert mat  # images without masks of VOC are only in SBD's lists
         label = np.asarray(voc_labels.read_sbd(mat.parents[1] / "cls" / mat.name, "GTcls").Segmentation)
     if mat and mat.is_file():
         masks, grow = voc_labels.sbd_masks(voc_labels.read_sbd(mat, "GTinst")), 0
@@ -135,7 +135,7 @@ def convert(split: Split, name: str) -> tuple[dict[str, Any], list[dict[str, Any
 
 def _convert_all(split: Split, names: list[str], workers: int) -> None:
     print(f"converting the {len(names)} images of {split.name} with {workers} processes", flush=True)
-    shutil.rmtree(split.unfinished, ignore_errors=True)  # an interrupted run's
+    shutil.rmtree(split.unfinished, ignore_errors=True)  # left by an interrupted run
     split.unfinished.mkdir(parents=True)
     (split.voc / "annotations_masks").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -165,8 +165,8 @@ def _convert_all(split: Split, names: list[str], workers: int) -> None:
     )
     if leaked := sum(name.startswith("2007_") for name in names):
         print(
-            f"{leaked} of these images are VOC2007's, its test set included: never evaluate a model that was trained "
-            "on VOC2012's masks on voc_2007_test"
+            f"{leaked} of these images are VOC2007's, including its test set: never evaluate a model that was trained "
+            "with VOC2012's masks on voc_2007_test"
         )
 
 
@@ -196,7 +196,7 @@ def _check_size(split: Split, name: str, size: tuple[int, int], masks: list[voc_
 
 
 def _write_label(file: Path, label: np.ndarray) -> None:
-    """A PNG of mode L: 0 ground, 1..20 VOC's classes, 255 void. `label`: uint8 (H, W)."""
+    """Write `label`, uint8 (H, W), as a PNG of mode L: 0 background, 1..20 VOC's classes, 255 void."""
     content = io.BytesIO()
     Image.fromarray(label.astype(np.uint8)).save(content, format="PNG")
     write_bytes(file, content.getvalue())

@@ -1,4 +1,4 @@
-"""Composing: exact masks, no fringes, bounded sizes, and everything a function of the random generator."""
+"""Composing images: exact masks, no fringes, bounded sizes, and all randomness from the generator."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Reading .deb and .rcc files against files made by dpkg-deb, or by hand after the format's description."""
+"""Reading .deb and .rcc files that were made by dpkg-deb, or by hand from the description of the format."""
 
 import io
 import os
@@ -18,7 +18,7 @@ FILES = {"usr/share/x/odd.png": b"abc", "usr/share/x/even.png": b"abcd" * 1000, 
 
 
 def make_deb(path: Path, *, before: bytes = b"odd") -> Path:
-    """A package as dpkg-deb lays it out; the member before the data has an odd length, so it is padded."""
+    """A package made by dpkg-deb; the member before the data has an odd length, so it is padded."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
         for name, content in FILES.items():
@@ -61,7 +61,7 @@ def test_refuses_what_is_no_whole_package(tmp_path: Path) -> None:
     for blob in (b"", b"text", whole[:100], whole[:-200]):
         broken = tmp_path / "y_1_all.deb"
         broken.write_bytes(blob)
-        with pytest.raises(UserError, match="not a whole Debian package"):
+        with pytest.raises(UserError, match="not a complete Debian package"):
             list(debian_packages.read_deb(broken, {"usr/share/x/other"}))
 
 
@@ -76,7 +76,7 @@ def test_package_names(tmp_path: Path) -> None:
 
 
 def make_rcc(version: int) -> bytes:
-    """`a/b.png` (plain) and `c.png` (zlib), laid out by hand. Order: header, data, names, tree."""
+    """`a/b.png` (plain) and `c.png` (zlib), written by hand in the order header, data, names, tree."""
     packed = struct.pack(">I", 5) + zlib.compress(b"hello")
     data = struct.pack(">I", 3) + b"abc" + struct.pack(">I", len(packed)) + packed
     names, name_at = b"", {}
@@ -130,5 +130,5 @@ def test_says_in_one_line_why_it_cannot_fetch(tmp_path: Path, monkeypatch: pytes
         debian_packages.fetch(["one"], tmp_path)
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no apt-get here"):
+    with pytest.raises(UserError, match="apt-get is not installed"):
         debian_packages.fetch(["one"], tmp_path)

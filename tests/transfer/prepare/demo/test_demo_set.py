@@ -1,10 +1,11 @@
-"""The demo's set as a user meets it: built (from the fallback), finished after a kill, checked, refused."""
+"""The demo's set as a user sees it: built (from the fallback), finished after a kill, checked, refused."""
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,15 +14,16 @@ import numpy as np
 import pytest
 
 from pretrain.common.errors import UserError
+from tests.support.scripts import kill_script, run_script, start_script
 from transfer.data import on_disk
 from transfer.prepare.demo import cutouts, demo_set, photo_list
 from transfer.prepare.demo.recipe import PHOTO_CLASSES, RECIPES
 
-TOOL = Path(__file__).resolve().parents[4] / "tools" / "prepare_data.py"
+TOOL = "tools/prepare_data.py"
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True)
+    return run_script(TOOL, *map(str, arguments))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,7 +65,7 @@ def test_the_set_is_as_described(built: Path) -> None:
 def test_a_second_call_changes_nothing(copy: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     done = prepare("demo", "--root", copy.parent, "--size", "quick")
-    assert done.returncode == 0 and "complete already" in done.stdout
+    assert done.returncode == 0 and "already complete" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
 
 
@@ -85,19 +87,22 @@ def test_an_interrupted_run_is_finished_by_the_next(
     built: Path, tmp_path: Path, kill: signal.Signals
 ) -> None:
     command = ["demo", "--root", tmp_path, "--size", "quick", "--source", "fallback", "--workers", 2]
-    process = subprocess.Popen(
-        [sys.executable, TOOL, *map(str, command)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    folder = tmp_path / "demo_quick"
-    while process.poll() is None and len(list(folder.glob("train/*.jpg"))) < 20:
-        time.sleep(0.01)
-    process.send_signal(kill)
-    _, said = process.communicate()
-    assert process.returncode == (130 if kill == signal.SIGINT else -signal.SIGKILL)
-    assert "Traceback" not in said
+    folder, log = tmp_path / "demo_quick", tmp_path / "log"
+    process = start_script([TOOL, *map(str, command)], os.devnull, log)
+    try:
+        while process.exitcode is None and len(list(folder.glob("train/*.jpg"))) < 20:
+            time.sleep(0.01)
+        os.kill(process.pid, kill)
+        process.join(60)
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(3000):  # its workers notice within a second that it is gone
+                os.killpg(process.pid, 0)
+                time.sleep(0.01)
+            pytest.fail("the workers outlive their parent")
+    finally:
+        kill_script(process)
+    assert process.exitcode == (130 if kill == signal.SIGINT else -signal.SIGKILL)
+    assert "Traceback" not in log.read_text()
     assert prepare("demo", "--root", tmp_path, "--size", "quick", "--check").returncode == 2
     for path in folder.rglob("*.jpg"):
         assert path.read_bytes() == (built / path.relative_to(folder)).read_bytes()
@@ -132,7 +137,7 @@ def test_check_passes_and_names_the_first_wrong_file(copy: Path) -> None:
 
 def test_another_seed_replaces_the_set(copy: Path, built: Path) -> None:
     done = prepare("demo", "--root", copy.parent, "--size", "quick", "--source", "fallback", "--seed", 1)
-    assert done.returncode == 0 and "making it anew" in done.stdout
+    assert done.returncode == 0 and "building it again" in done.stdout
     assert contents(copy).keys() == contents(built).keys()
     assert (copy / "train/000000.jpg").read_bytes() != (built / "train/000000.jpg").read_bytes()
 
@@ -141,7 +146,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "demo_quick" / "train").mkdir(parents=True)
     (tmp_path / "demo_quick" / "train" / "mine.jpg").write_bytes(b"mine")
     done = prepare("demo", "--root", tmp_path, "--size", "quick", "--source", "fallback")
-    assert done.returncode == 2 and "is no demo set" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "is not a demo set" in done.stderr and done.stderr.count("\n") == 1
     assert (tmp_path / "demo_quick" / "train" / "mine.jpg").read_bytes() == b"mine"
 
 
@@ -172,7 +177,7 @@ def test_the_cheap_check_before_training(copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def painted_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every listed file as a small picture of one colour of its own."""
+    """Write every listed file as a small picture with a unique colour."""
     cache = tmp_path_factory.mktemp("cache")
     listed = photo_list.load_listing()
     for number, photo in enumerate(listed.photos + listed.cutouts):

@@ -1,4 +1,4 @@
-"""COCO 2017 from its three archives, and keypoints with it."""
+"""COCO 2017 from its three archives, including keypoints."""
 
 import json
 import zipfile
@@ -44,7 +44,7 @@ def test_archives_become_detectron2s_layout(
         assert sorted(file.name for file in (root / "coco" / split).iterdir()) == names
     assert "keypoints are in place" in capsys.readouterr().out
     main("", ["coco", "--root", str(root), "--check"])
-    prepare(root, tmp_path)  # all there: no archive is asked for
+    prepare(root, tmp_path)  # everything is there: no archive is needed
     (root / "coco" / "val2017" / IMAGES["val2017"][0]).unlink()
     with pytest.raises(UserError, match=r"000000000139\.jpg is missing.*zips/val2017\.zip"):
         main("", ["coco", "--root", str(root), "--check"])

@@ -47,7 +47,7 @@ def test_summary(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
     run(data, "--check")
     lines = capsys.readouterr().out.splitlines()
     content = json.loads(data[0].read_text())
-    assert "  6 images, 0 of them without annotation" in lines
+    assert "  6 images, 0 of them without annotations" in lines
     assert "  12 annotations, 0 of them crowds, in 2 categories" in lines
     assert "  masks: 12 of 12 annotations (0 as polygons, 12 as RLE)" in lines
     assert "  keypoints: none" in lines

@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine that breaks off, forgets and lies; archives that were cut or forged."""
+"""Downloads from a local server that breaks off, forgets and lies; truncated and forged archives."""
 
 import hashlib
 import io
@@ -21,14 +21,14 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT at any path; notes the Range of each request."""
+    """Serves CONTENT at any path and records the Range of each request."""
 
-    ranges = True  # whether it understands Range
-    break_after: list[int | None]  # bytes after which the next responses break off, None: not
+    ranges = True  # whether it supports Range
+    break_after: list[int | None]  # bytes after which the next responses break off; None: never
     status = 200
 
     def handle_error(self, *_: object) -> None:
-        pass  # a client that goes away is part of the tests
+        pass  # clients that disconnect are part of the tests
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -182,7 +182,7 @@ def test_unpack(kind: str, tmp_path: Path) -> None:
     archive = write_archive(tmp_path / f"x.{kind}", FILES)
     folder = tmp_path / "out"
     (folder / "set").mkdir(parents=True)
-    (folder / "set" / "a.txt").write_bytes(b"cut")  # as another tool's interrupted unpacking leaves it
+    (folder / "set" / "a.txt").write_bytes(b"cut")  # as left by another tool that was interrupted
     unpack(archive, folder, leave_out="/img/")
     found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert found == {name: content for name, content in FILES.items() if "/img/" not in name}
@@ -196,7 +196,7 @@ def test_unpack(kind: str, tmp_path: Path) -> None:
 def test_a_cut_archive_leaves_only_whole_files(kind: str, tmp_path: Path) -> None:
     archive = write_archive(tmp_path / f"x.{kind}", FILES)
     archive.write_bytes(archive.read_bytes()[:60_000])
-    assert "no whole archive" in refusal(unpack, archive, tmp_path / "out")
+    assert "not a complete archive" in refusal(unpack, archive, tmp_path / "out")
     for file in (tmp_path / "out").rglob("*"):
         assert file.is_dir() or file.read_bytes() == FILES[str(file.relative_to(tmp_path / "out"))]
 

@@ -1,4 +1,4 @@
-"""ImageNet and Imagenette: archives in the true layout become class folders; interruptions, and what is missing."""
+"""ImageNet and Imagenette: archives in the real layout become class folders; interruptions; missing files."""
 
 import argparse
 import io
@@ -16,7 +16,7 @@ from transfer.prepare.sets import imagenet as sets_imagenet
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 TRUTH = [3, 1, 1, 2]  # class numbers of the four validation images
-NUMBER = {1: WNIDS[1], 2: WNIDS[0], 3: WNIDS[2]}  # the devkit's order is not that of the names
+NUMBER = {1: WNIDS[1], 2: WNIDS[0], 3: WNIDS[2]}  # the devkit's order differs from that of the names
 
 
 def image(name: str) -> bytes:
@@ -38,7 +38,7 @@ def inner_tar(wnid: str) -> bytes:
 
 
 def write_devkit(path: Path) -> None:
-    """meta.mat as a struct array with the fields of the real one: classes, then a synset that has children."""
+    """meta.mat as a struct array with the real fields: classes, then a synset with children."""
     rows = [(number, wnid, f"words {wnid}", "gloss", 0) for number, wnid in NUMBER.items()]
     rows.append((4, "n00001740", "entity", "gloss", 3))
     names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
@@ -103,8 +103,8 @@ EXPECTED = {
 def test_build(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     imagenet.build(root, arguments(root))
     assert tree(root / "imagenet") == EXPECTED
-    assert "is whole: 6 train and 4 val images" in capsys.readouterr().out
-    for archive in list((root / "downloads").iterdir()):  # kept, and not needed again
+    assert "is complete: 6 train and 4 val images" in capsys.readouterr().out
+    for archive in list((root / "downloads").iterdir()):  # they were kept, but are not needed again
         archive.unlink()
     imagenet.build(root, arguments(root))
 
@@ -145,7 +145,7 @@ def test_interrupted_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
         imagenet.build(root, arguments(root))
     made = tree(root / "imagenet")
     assert len(made) == 7 and made.items() <= EXPECTED.items()
-    left[0] = 3  # exactly what is missing
+    left[0] = 3  # exactly the number of missing images
     imagenet.build(root, arguments(root))
     assert tree(root / "imagenet") == EXPECTED
 
@@ -164,11 +164,11 @@ def test_wrong_archives_are_refused(root: Path) -> None:
     assert "ILSVRC2012_img_train.tar has" in said and "not 147897477120" in said
     train = root / "downloads/ILSVRC2012_img_train.tar"
     train.write_bytes(train.read_bytes()[:4000])
-    assert f"{train} is no whole archive" in refusal(imagenet.build, root, arguments(root))
+    assert f"{train} is not a complete archive" in refusal(imagenet.build, root, arguments(root))
     devkit = root / "downloads/ILSVRC2012_devkit_t12.tar.gz"
     with tarfile.open(devkit, "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/readme.txt", b"")
-    assert f"{devkit} is no whole ImageNet devkit" in refusal(sets_imagenet.val_classes, devkit)
+    assert f"{devkit} is not a complete ImageNet devkit" in refusal(sets_imagenet.val_classes, devkit)
 
 
 @pytest.mark.parametrize("name", ["../../evil.JPEG", "n01440764_1.sh", "n0144/n01440764_1.JPEG"])
@@ -179,7 +179,7 @@ def test_foreign_names_are_refused(name: str, root: Path) -> None:
     train = root / "downloads/ILSVRC2012_img_train.tar"
     with tarfile.open(train, "w") as tar:
         add(tar, f"{WNIDS[0]}.tar", inner.getvalue())
-    assert f"{train}: {name!r} is no image of ImageNet" in refusal(imagenet.build, root, arguments(root))
+    assert f"{train}: {name!r} is not an ImageNet image" in refusal(imagenet.build, root, arguments(root))
     assert not list(root.rglob("*evil*"))
 
 
@@ -198,7 +198,7 @@ def test_checks_name_what_is_missing(root: Path) -> None:
     imagenet.build(root, arguments(root))  # puts it back
     assert tree(root / "imagenet") == EXPECTED
     (file.parent / ".of_a_killed_run.tmp").write_bytes(b"")
-    assert "is whole" in imagenet.check(root, arguments(root))
+    assert "is complete" in imagenet.check(root, arguments(root))
     file.write_bytes(b"")
     assert f"{file} is empty" in refusal(imagenet.check, root, arguments(root))
 
@@ -213,14 +213,14 @@ def test_imagenette(size: str, folder: str, tmp_path: Path, monkeypatch: pytest.
         for split in ("train", "val"):
             for wnid in imagenette.CLASSES:
                 add(tar, f"{folder}/{split}/{wnid}/{wnid}_{split}.JPEG", image(wnid))
-    assert "has md5" in refusal(
-        imagenette.build, tmp_path, arguments(tmp_path, size=size, no_checksum=False)
-    )  # it is not the real one
+    # The archive is not the real one.
+    said = refusal(imagenette.build, tmp_path, arguments(tmp_path, size=size, no_checksum=False))
+    assert "has md5" in said
     args = arguments(tmp_path, size=size)
     assert f"{folder}.tgz" in refusal(imagenette.check, tmp_path, args)
     imagenette.build(tmp_path, args)
     assert not archive.exists()
-    assert f"{tmp_path / folder} is whole" in imagenette.check(tmp_path, args)
+    assert f"{tmp_path / folder} is complete" in imagenette.check(tmp_path, args)
     file = tmp_path / folder / "val" / "n03888257" / "n03888257_val.JPEG"
     file.unlink()
     assert "val holds 9 images, not 10" in refusal(imagenette.check_imagenette, tmp_path, size)

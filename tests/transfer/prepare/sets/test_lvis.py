@@ -151,7 +151,7 @@ def test_thorough_check_names_the_image(root: Path) -> None:
         (lambda c: c["annotations"][1].update(id=1), "annotation 1: its id is missing or used twice"),
         (lambda c: c["annotations"][1].update(image_id=77), "annotation 2: its image_id or category_id"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 2, 2]]), "annotation 1: its mask"),
-        (lambda c: c["annotations"][0].pop("area"), "annotation 1: it has no box or no area"),
+        (lambda c: c["annotations"][0].pop("area"), "annotation 1: its box or its area is missing"),
         (lambda c: c.pop("annotations"), "not a complete LVIS file"),
     ],
 )

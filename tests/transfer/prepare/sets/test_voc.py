@@ -33,7 +33,8 @@ def test_archives_become_detectron2s_layout(archives: Path, tmp_path: Path) -> N
     done = run_script("tools/prepare_data.py", "voc", *options)
     assert done.returncode == 0, done.stderr
     assert "PASCAL VOC 2007 and 2012 is in place" in done.stdout
-    assert (tmp_path / "VOC2007").readlink() == Path("VOCdevkit/VOC2007")  # so that the root can be moved
+    # A relative link, so that ROOT can be moved.
+    assert (tmp_path / "VOC2007").readlink() == Path("VOCdevkit/VOC2007")
     from detectron2.data.datasets.pascal_voc import load_voc_instances
 
     from transfer.data.voc_labels import CLASSES
@@ -73,7 +74,7 @@ def test_an_interrupted_run_goes_on(archives: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_the_users_is_left_alone(archives: Path, tmp_path: Path) -> None:
     (tmp_path / "VOC2007").mkdir()
-    with pytest.raises(UserError, match=r"trainval\.txt is missing.*is moved away"):
+    with pytest.raises(UserError, match=r"trainval\.txt is missing.*after moving .*VOC2007 away"):
         prepare(tmp_path, archives)
     assert names(tmp_path) == ["VOC2007"]
 

@@ -1,4 +1,4 @@
-"""Masks of VOC and SBD as COCO files and labels per pixel, from archives in the true layouts."""
+"""Masks of VOC and SBD as COCO files and per-pixel labels, from archives in the real layouts."""
 
 import shutil
 from pathlib import Path
@@ -50,7 +50,7 @@ def pixels(*rects: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def load(root: Path, split: str) -> dict[str, list[tuple[str, list[float], np.ndarray, int]]]:
-    """Per image name: (category name, bbox, mask, iscrowd) of each annotation, as pycocotools reads them."""
+    """Return for each image name (category name, bbox, mask, iscrowd) of each annotation, as pycocotools reads them."""
     coco = COCO(root / "VOC2012" / "annotations_masks" / f"instances_{split}.json")
     found: dict[str, list[tuple[str, list[float], np.ndarray, int]]] = {}
     for image in coco.loadImgs(coco.getImgIds()):
@@ -103,7 +103,7 @@ def test_training_takes_every_public_mask_outside_val(built: Path) -> None:
 def test_val_is_vocs_own(built: Path) -> None:
     found = load(built, "val")
     assert same(found["2010_000005"], [("tvmonitor", [10, 10, 32, 22], pixels((12, 30, 12, 40)), 0)])
-    assert found["2007_000006"] == []  # an image without a mask counts all the same
+    assert found["2007_000006"] == []  # an image without a mask is counted, too
 
 
 def test_labels_per_pixel(built: Path) -> None:
@@ -111,7 +111,7 @@ def test_labels_per_pixel(built: Path) -> None:
     assert (folder / "val.txt").read_text().split() == ["2007_000006", "2010_000005"]
     expected = {
         "train_aug/2007_000001": voc_archives.voc_labels("2007_000001")[1],
-        "train_aug/2008_000002": voc_archives.voc_labels("2008_000002")[1],  # both: the benchmark's own
+        "train_aug/2008_000002": voc_archives.voc_labels("2008_000002")[1],  # in both sets: VOC's own is used
         "train_aug/2008_000003": voc_archives.sbd_labels("2008_000003")[1],
         "train_aug/2009_000004": voc_archives.sbd_labels("2009_000004")[1],
         "val/2007_000006": np.zeros(SHAPE, np.uint8),
@@ -142,7 +142,7 @@ def test_again_and_elsewhere(
     prepare(built, tmp_path)  # nothing is missing, so no archive is needed
     assert "already" in capsys.readouterr().out and outputs(built) == before
     assert not (built / "SBD" / "benchmark_RELEASE" / "dataset" / "img").exists()
-    prepare(tmp_path / "other", archives, "--no-checksum")  # by one process, not two
+    prepare(tmp_path / "other", archives, "--no-checksum")  # with one process instead of two
     assert outputs(tmp_path / "other") == before
 
 
@@ -175,7 +175,7 @@ def test_refusals_are_one_line(archives: Path, tmp_path: Path) -> None:
     assert not outputs(root)
     shutil.copy(archives / "benchmark.tgz", partly)
     prepare(root, partly, "--no-checksum")
-    (root / "VOC2012/semseg/val.txt").unlink()  # from here on the archives are not asked for any more
+    (root / "VOC2012/semseg/val.txt").unlink()  # from here on, the archives are not needed any more
     assert "name 4 images, not 10582" in refused(partly)
     (root / "SBD/benchmark_RELEASE/dataset/inst/2009_000004.mat").write_bytes(b"broken" * 99)
     shutil.rmtree(root / "VOC2012/semseg/train_aug")
