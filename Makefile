@@ -4,8 +4,9 @@ SIZE ?= standard
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
-# The tests of a file run in one process because they share fixtures; four processes need about 10 GB.
-PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# The tests of a file run in one process because they share fixtures; four processes need about 10 GB. Files run in
+# the order of their folders, because those of end_to_end/, which are the longest, have to come first.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' -r tests --include='test_*.py')
 
 .PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint docs clean
