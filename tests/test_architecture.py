@@ -25,7 +25,7 @@ ARROWS = {
     "transfer.convert": "",
     "transfer.data": "transfer.d2_compat",
     "transfer.models": "transfer.convert",
-    "transfer.visualize": "transfer.data transfer.models",
+    "transfer.visualize": "transfer.config transfer.data transfer.models pretrain.config pretrain.data",
     "transfer.train": (
         "transfer.config transfer.d2_compat transfer.data transfer.models transfer.results transfer.visualize"
     ),

@@ -1,4 +1,4 @@
-"""One HTML page of pictures with captions, complete in itself: it can be sent and opened anywhere."""
+"""A self-contained HTML page of pictures with captions, which can be sent and opened anywhere."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ figcaption, p { overflow-wrap: anywhere; } figcaption { font-size: .9rem; }
 
 @dataclass
 class Section:
-    """A heading, a sentence under it, and pictures: (H, W, 3) RGB uint8 with a caption line each."""
+    """A heading, a sentence under it, and pictures: each (H, W, 3) RGB uint8 with a one-line caption."""
 
     title: str
     about: str
@@ -31,7 +31,7 @@ class Section:
 
 
 def write(folder: Path, title: str, about: str, sections: list[Section]) -> list[Path]:
-    """Write each picture as `PREFIX_NN.jpg` and all of them into `index.html`; returns the files."""
+    """Write each picture as `PREFIX_NN.jpg` and all of them into `index.html`. Return the paths; the page is last."""
     paths = []
     body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(about)}</p>"]
     for section in sections:

@@ -1,4 +1,4 @@
-"""Pictures of images with their objects or labels per pixel: annotated, predicted, or both side by side."""
+"""Draws images with their objects or per-pixel labels: the annotation, the prediction, or both side by side."""
 
 import colorsys
 from collections.abc import Sequence
@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 COLUMN_GAP = 6  # pixels
 MOST_PROPOSALS = 20
-NARROWEST = 320  # pixels: smaller images are enlarged, so that the class names can be read
-# RGB of the classes in turn, told apart on photographs: a prediction has the colour of its class, as the truth has
+NARROWEST = 320  # pixels: narrower images are enlarged, so that the class names can be read
+# RGB colours of the classes, in turn, chosen to be distinct on photographs. Annotations and predictions of a class have
+# the same colour.
 PALETTE = [
     (230, 25, 75),
     (255, 225, 25),
@@ -38,7 +39,7 @@ PALETTE = [
 
 
 class _Steady(Visualizer):
-    """detectron2's visualizer without its random shift of each colour."""
+    """detectron2's visualizer without the random change of each colour."""
 
     def _jitter(self, color: Any) -> Any:
         return color
@@ -46,13 +47,15 @@ class _Steady(Visualizer):
 
 @torch.no_grad()
 def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]:
-    """Write `TEST.PICTURES` JPEGs, ground truth left and predictions right, of the first test set.
+    """Write `TEST.PICTURES` JPEG files of the first test set, with ground truth left and predictions right.
 
-    The images are spread evenly over the set, so that two runs show the same ones.
+    The images are spread evenly over the set, so that all runs show the same ones.
 
     Args:
-        model: gives detectron2's inference output; its mode is left as it was found.
-        folder: receives `00.jpg`, `01.jpg`, ...
+        model: returns detectron2's inference output. Its training mode is restored afterwards.
+        folder: where `00.jpg`, `01.jpg`, ... are written.
+    Returns:
+        The paths of the files.
     """
     if not cfg.TEST.PICTURES or not cfg.DATASETS.TEST:
         return []
@@ -70,26 +73,26 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, spread evenly over them."""
+    """Return at most `count` of the items, spread evenly over them."""
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[i] for i in chosen]
 
 
 def beside_truth(record: dict[str, Any], output: dict[str, Any], name: str, *, score: float) -> np.ndarray:
-    """(H, 2 W + gap, 3) RGB uint8: the annotated image, and the same image with what a model found.
+    """Return the annotated image next to the image with a model's predictions, (H, 2 W + gap, 3) RGB uint8.
 
     Args:
-        record: of the data set `name`.
-        output: of a detectron2 model for this image: detections, labels per pixel, or proposals.
-        score: detections below it are not drawn.
+        record: an image's record in the data set `name`.
+        output: the output of a detectron2 model for this image: detections, per-pixel labels, or proposals.
+        score: detections with a lower score are not drawn.
     """
     image = read_image(record["file_name"], format="RGB")
     found = instances.of_output(output)
     if found is None:
         labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
         return side_by_side(draw_labels(image, label_file(record), name), draw_labels(image, labels, name))
-    assert found.scores is not None  # a model's
-    # proposals are sorted; nearly all of them have a high score
+    assert found.scores is not None
+    # Nearly all proposals have a high score, so their number is limited instead. They are sorted by score.
     found = (
         found.at(np.arange(min(len(found), MOST_PROPOSALS)))
         if "proposals" in output
@@ -101,11 +104,11 @@ def beside_truth(record: dict[str, Any], output: dict[str, Any], name: str, *, s
 
 
 def draw_objects(image: np.ndarray, shown: Objects, name: str, marks: list[str] | None = None) -> np.ndarray:
-    """The image (H, W, 3) RGB uint8 with boxes, masks, keypoints and class names, at least `NARROWEST` wide.
+    """Return the image (H, W, 3) RGB uint8 with boxes, masks, keypoints and class names, at least `NARROWEST` wide.
 
     Args:
-        name: of the data set, registered with detectron2, for its class names and colours.
-        marks: in the place of class names and scores.
+        name: the data set, registered with detectron2, which gives class names and colours.
+        marks: texts to draw instead of class names and scores.
     """
     metadata = MetadataCatalog.get(name)
     canvas = _Steady(image, metadata, scale=_scale(image))
@@ -122,7 +125,7 @@ def draw_objects(image: np.ndarray, shown: Objects, name: str, marks: list[str] 
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray | None, name: str) -> np.ndarray:
-    """The image under its labels per pixel (H, W); what is ignored stays dark. Without labels: the image."""
+    """Return the image with its per-pixel labels (H, W) painted over it. Ignored or unlabelled pixels are dark."""
     metadata = MetadataCatalog.get(name)
     classes = list(metadata.get("stuff_classes", ()))
     if labels is None:
@@ -138,15 +141,15 @@ def draw_labels(image: np.ndarray, labels: np.ndarray | None, name: str) -> np.n
 
 
 def highlight(picture: np.ndarray, box: np.ndarray, width: int) -> np.ndarray:
-    """The picture of `beside_truth` with a box (x0, y0, x1, y1) framed in white on black, in both halves.
+    """Return a picture of `beside_truth` with a white and black frame around a box (x0, y0, x1, y1) in both halves.
 
     Args:
-        width: of the image, in whose pixels the box is.
+        width: the width of the image whose pixels are the unit of the box.
     """
     picture = picture.copy()
     half = (picture.shape[1] - COLUMN_GAP) // 2
     for left in (0, half + COLUMN_GAP):
-        around = box * half / width + (-5, -5, 5, 5)  # outside of the detection's own frame and name
+        around = box * half / width + (-5, -5, 5, 5)  # outside the frame and name of the detection itself
         x0, y0, x1, y1 = around.round().astype(int).tolist()
         for colour, thick in (((0, 0, 0), 5), ((255, 255, 255), 2)):
             cv2.rectangle(picture[:, left : left + half], (x0, y0), (x1, y1), colour, thick)
@@ -154,13 +157,13 @@ def highlight(picture: np.ndarray, box: np.ndarray, width: int) -> np.ndarray:
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Two pictures (H, W, 3) with a white gap between them."""
+    """Return two pictures (H, W, 3) in one, with a white gap between them."""
     gap = np.full((left.shape[0], COLUMN_GAP, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
 
 
 def write_jpeg(path: Path, picture: np.ndarray) -> bytes:
-    """Write (H, W, 3) RGB uint8 atomically; returns the file's content."""
+    """Write a picture (H, W, 3) RGB uint8 atomically and return the content of the file."""
     _, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     content: bytes = encoded.tobytes()
     write_atomic(path, partial(_write, content))
@@ -176,7 +179,7 @@ def _scale(image: np.ndarray) -> float:
 
 
 def label_file(record: dict[str, Any]) -> np.ndarray | None:
-    """The annotated labels per pixel (H, W) of a record, where it has them."""
+    """Return the annotated per-pixel labels (H, W) of a record, or None if it has none."""
     if "sem_seg_file_name" not in record:
         return None
     labels: np.ndarray = read_image(record["sem_seg_file_name"], format="L")
@@ -203,11 +206,11 @@ def _stuff_colour(metadata: Any, kind: int) -> tuple[float, ...]:
     colours = metadata.get("stuff_colors", None)
     if colours:
         return tuple(value / 255 for value in colours[kind])
-    return colorsys.hsv_to_rgb(0.61803 * kind % 1, 0.8, 0.95)  # neighbours on the list are far apart in hue
+    return colorsys.hsv_to_rgb(0.61803 * kind % 1, 0.8, 0.95)  # neighbouring classes get very different hues
 
 
 def _inside(region: np.ndarray) -> tuple[float, float]:
-    """The point (x, y) of a region (H, W) bool that is farthest from its edge."""
+    """Return the point (x, y) of a region (H, W) bool that is farthest from the region's edge."""
     depth = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return float(x) - 1, float(y) - 1

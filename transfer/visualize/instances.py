@@ -1,4 +1,4 @@
-"""Objects of one image, annotated or detected, in one form: what pictures and matching need of them."""
+"""The objects of an image, annotated or detected, in one common form for drawing and matching."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,15 +9,15 @@ from detectron2.structures import BoxMode
 
 @dataclass
 class Objects:
-    """N objects, in pixels of the image that they are drawn on.
+    """N objects in an image. Coordinates are pixels of that image.
 
     Attributes:
         boxes: (N, 4) x0, y0, x1, y1.
-        classes: (N,) indices of the data set's classes; -1 for proposals, which have none.
-        scores: (N,) 0 to 1; None for annotations.
-        masks: one an object: polygons (possibly none), RLE, or (H, W) bool; None without masks.
+        classes: (N,) class indices in the data set; -1 for proposals, which have no class.
+        scores: (N,) from 0 to 1; None for annotations.
+        masks: one per object: polygons (possibly an empty list), RLE, or (H, W) bool; None without masks.
         keypoints: (N, K, 3) x, y and visibility or score; None without keypoints.
-        crowd: (N,) annotations of many objects at once.
+        crowd: (N,) bool, whether one annotation covers many objects.
     """
 
     boxes: np.ndarray
@@ -37,7 +37,7 @@ class Objects:
         return len(self.classes)
 
     def at(self, chosen: np.ndarray) -> "Objects":
-        """Some of the objects: `chosen` are indices, or one bool an object."""
+        """Return the chosen objects, given by their indices or by one bool per object."""
         chosen = np.arange(len(self))[chosen]
         return Objects(
             boxes=self.boxes[chosen],
@@ -50,7 +50,7 @@ class Objects:
 
 
 def of_record(record: dict[str, Any]) -> Objects:
-    """The annotations of a record of detectron2's data set format; none where it has none."""
+    """Return the annotated objects of a record in detectron2's data set format; no objects if it has no annotations."""
     annotations = record.get("annotations") or []
     points = max((len(item.get("keypoints") or ()) for item in annotations), default=0)
     masked = any(item.get("segmentation") for item in annotations)
@@ -68,7 +68,7 @@ def of_record(record: dict[str, Any]) -> Objects:
 
 
 def of_training(instances: Any) -> Objects:
-    """The `Instances` that a mapper gives a model in training (`gt_boxes`, ...)."""
+    """Return the objects in the `Instances` that a mapper makes for training (`gt_boxes`, ...)."""
     masks = keypoints = None
     if instances.has("gt_masks"):  # polygons or bitmaps
         stored = instances.gt_masks
@@ -84,7 +84,7 @@ def of_training(instances: Any) -> Objects:
 
 
 def of_output(output: dict[str, Any]) -> Objects | None:
-    """What a detectron2 model found in an image: its detections, or proposals; None where it finds no boxes."""
+    """Return the detections or proposals in the output of a detectron2 model; None if its output has no boxes."""
     if "instances" in output:
         found = output["instances"].to("cpu")
         return Objects(

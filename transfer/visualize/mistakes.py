@@ -1,4 +1,4 @@
-"""Detections held against annotations: which ones are right, which are wrong and how, what was missed."""
+"""Compares detections with annotations: which are right, which are wrong and why, and which objects were missed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import numpy as np
 
 from transfer.visualize.instances import Objects
 
-IOU = 0.5  # of the boxes, from which on a detection may be an object
-NEAR = 0.1  # below it, a wrong detection has nothing to do with an object
+IOU = 0.5  # a detection matches an object if their boxes overlap with at least this IoU
+NEAR = 0.1  # below this IoU, a wrong detection is unrelated to an object
 
 
 @dataclass
 class Match:
-    """Of one image, with D detections and T annotated objects.
+    """The matching in one image with D detections and T annotated objects.
 
     Attributes:
-        object_of: (D,) index of the object that each detection is; -1 for none.
-        excused: (D,) bool: detections without an object, most of which lie in a crowd region of their class.
-        overlaps: (D, T) IoU of the boxes; for a crowd region the part of the detection that lies in it.
+        object_of: (D,) index of the object that each detection matches; -1 for none.
+        excused: (D,) bool: detections without an object that lie at least half inside a crowd region of their class.
+        overlaps: (D, T) IoU of the boxes; for a crowd region, the share of the detection that lies inside it.
     """
 
     object_of: np.ndarray
@@ -27,8 +27,10 @@ class Match:
 
 
 def match(truth: Objects, found: Objects) -> Match:
-    """Greedy, as COCO's evaluation: from the highest score down, each detection is the object of its class,
-    not taken yet, that it overlaps most, where that is an IoU of at least .5. Crowd regions are no objects.
+    """Match detections to objects greedily, as in the COCO evaluation.
+
+    In order of decreasing score, each detection gets the free object of its class that it overlaps most, if their IoU
+    is at least 0.5. Crowd regions do not count as objects.
     """
     assert found.scores is not None
     overlap = overlaps(found.boxes, truth.boxes, truth.crowd)
@@ -48,7 +50,7 @@ def match(truth: Objects, found: Objects) -> Match:
 
 
 def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU of boxes (D, 4) and (T, 4) as (D, T); for crowd regions the part of the detection inside them."""
+    """Return the IoU (D, T) of boxes (D, 4) and (T, 4); for crowd regions, the share of the detection inside them."""
     corner = np.maximum(found[:, None, :2], truth[None, :, :2])
     opposite = np.minimum(found[:, None, 2:], truth[None, :, 2:])
     common = np.prod(np.clip(opposite - corner, 0, None), axis=2)
@@ -58,20 +60,20 @@ def overlaps(found: np.ndarray, truth: np.ndarray, crowd: np.ndarray) -> np.ndar
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) -> (N,)"""
+    """Return the areas (N,) of boxes (N, 4)."""
     result: np.ndarray = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return result
 
 
 @dataclass
 class Mistake:
-    """One wrong detection, missed object, or image with labels per pixel.
+    """A wrong detection, a missed object, or an image with per-pixel labels.
 
     Attributes:
         image: index of the image.
-        box: (4,) of the detection or the object; None where the whole image is meant.
-        weight: how bad it is, for sorting.
-        caption: a line that says what it is.
+        box: (4,) of the detection or object; None for a whole image.
+        weight: how bad the mistake is, for sorting.
+        caption: a one-line description.
     """
 
     image: int
@@ -83,7 +85,7 @@ class Mistake:
 def false_positives(
     image: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str]
 ) -> list[Mistake]:
-    """The wrong detections of an image; the higher the score, the worse."""
+    """Return the wrong detections of an image. The higher their score, the worse they are."""
     assert found.scores is not None
     return [
         Mistake(image, found.boxes[i], float(found.scores[i]), _why(i, truth, found, matched, names))
@@ -93,24 +95,28 @@ def false_positives(
 
 def _why(i: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str]) -> str:
     assert found.scores is not None
-    said = f"{names[found.classes[i]]}, score {found.scores[i]:.2f}: "
+    detection = f"{names[found.classes[i]]}, score {found.scores[i]:.2f}: "
     near = np.where(truth.crowd, -1, matched.overlaps[i])
     if not len(truth) or near.max() < NEAR:
-        return said + "nothing is annotated there"
+        return detection + "nothing is annotated there"
     same = np.where(truth.classes == found.classes[i], near, -1)
     if same.max() >= IOU:
-        return said + f"a second box on one {names[found.classes[i]]} (IoU {same.max():.2f})"
+        return detection + f"a second box on the same {names[found.classes[i]]} (IoU {same.max():.2f})"
     if near.max() >= IOU:
-        return said + f"it is annotated as {names[truth.classes[int(near.argmax())]]} (IoU {near.max():.2f})"
+        return (
+            detection
+            + f"it is annotated as {names[truth.classes[int(near.argmax())]]} (IoU {near.max():.2f})"
+        )
     nearest = names[truth.classes[int(near.argmax())]]
-    return said + f"its box meets a {nearest} with an IoU of only {near.max():.2f}"
+    return detection + f"its box overlaps a {nearest} with an IoU of only {near.max():.2f}"
 
 
 def misses(
     image: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str], *, score: float
 ) -> list[Mistake]:
-    """Objects found by no detection of at least `score`; the larger the object and the lower the score of
-    what detection there is, the worse (area in pixels x (1 - score)).
+    """Return the objects that no detection with at least `score` matches.
+
+    The larger the object and the lower the score of its best detection, the worse: area in pixels x (1 - score).
     """
     assert found.scores is not None
     result = []
@@ -121,7 +127,9 @@ def misses(
             continue
         width, height = (truth.boxes[i, 2:] - truth.boxes[i, :2]).round().astype(int).tolist()
         reason = (
-            f"its best detection scores {best:.2f}" if len(own) else _nearest(i, truth, found, matched, names)
+            f"its best detection has score {best:.2f}"
+            if len(own)
+            else _nearest(i, truth, found, matched, names)
         )
         caption = f"{names[truth.classes[i]]}, {width} x {height} pixels: {reason}"
         result.append(Mistake(image, truth.boxes[i], width * height * (1 - best), caption))
@@ -134,13 +142,14 @@ def _nearest(i: int, truth: Objects, found: Objects, matched: Match, names: Sequ
     if not len(overlap) or overlap.max() < NEAR:
         return "nothing is detected there"
     j = int(overlap.argmax())
-    return f"nearest is a {names[found.classes[j]]} of score {found.scores[j]:.2f}, IoU {overlap[j]:.2f}"
+    return f"the nearest detection is a {names[found.classes[j]]}, score {found.scores[j]:.2f}, IoU {overlap[j]:.2f}"
 
 
 def labelling(image: int, truth: np.ndarray, found: np.ndarray, names: Sequence[str]) -> Mistake:
-    """How well an image is labelled, (H, W) each: by the mean IoU of the classes in either; the lower, the worse.
+    """Return how well an image is labelled, given annotated and predicted labels (H, W).
 
-    Pixels whose label is no class (255: ignored) do not count.
+    The measure is the mean IoU over the classes that occur in either. The lower it is, the worse. Pixels without a
+    class (label 255: ignored) do not count.
     """
     known = truth < len(names)
     truth, found = truth[known], found[known]

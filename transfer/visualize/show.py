@@ -1,4 +1,4 @@
-"""Looking at the data as the model gets them, and at what a trained model does wrong."""
+"""Contact sheets of the training data as the model sees them, and of the mistakes of a trained model."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,24 +20,23 @@ from pretrain.common.errors import UserError
 from transfer.data import datasets, train_stream
 from transfer.data.mapper import build_mapper
 from transfer.models import init_weights
-from transfer.visualize import contact_sheet, drawing, instances
-from transfer.visualize import mistakes as visualize_mistakes
+from transfer.visualize import contact_sheet, drawing, instances, mistakes
 from transfer.visualize.contact_sheet import Section
 from transfer.visualize.mistakes import Mistake
 
 
 def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path]:
-    """Write a sheet of training images with their annotations.
+    """Write a contact sheet of training images with their annotations.
 
     Args:
-        cfg: by `transfer.config.load.load_config`.
+        cfg: from `transfer.config.load.load_config`.
         count: number of images.
-        raw: as they are on the disk, spread over the set; else as the model sees them: the first images of
-            the run's own stream, resized, cropped and flipped.
+        raw: show the images as they are on disk, spread over the set. Otherwise they are shown as the model sees
+            them: the first images of the training stream, resized, cropped and flipped.
     Returns:
         The files written.
     Raises:
-        UserError: what is wrong with the data.
+        UserError: the data set is missing or invalid.
     """
     cfg = cfg.clone()
     datasets.prepare(cfg)
@@ -46,7 +45,7 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
     section = Section("Training images", "", "image")
     if raw:
         records = datasets.training_records(cfg)
-        section.about = f"{count} of {len(records)} images, as they are on the disk, spread over {names}."
+        section.about = f"{count} of {len(records)} images as they are on disk, spread evenly over {names}."
         section.pictures = [_raw(record, name) for record in drawing.spread(records, count)]
     else:
         cfg.DATALOADER.NUM_WORKERS = 0
@@ -93,7 +92,7 @@ def _kinds(name: str) -> str:
 
 @dataclass
 class _Findings:
-    """What went wrong over a test set: wrong detections and missed objects, or whole images by their labels."""
+    """The mistakes in a test set: wrong detections and missed objects, or whole images with per-pixel labels."""
 
     false_positives: list[Mistake] = field(default_factory=list)
     misses: list[Mistake] = field(default_factory=list)
@@ -102,23 +101,25 @@ class _Findings:
 
 @torch.no_grad()
 def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> list[Path]:
-    """Write a sheet of ground truth beside prediction on the first test set, the worst mistakes first.
+    """Write a contact sheet of ground truth next to predictions on the first test set, worst mistakes first.
 
     Args:
-        cfg: by `transfer.config.load.load_config`, with the weights of a fine-tuned model in MODEL.WEIGHTS.
-        count: pictures of each kind.
-        images: how many images of the test set are looked at, spread over it.
+        cfg: from `transfer.config.load.load_config`, with the weights of a fine-tuned model in MODEL.WEIGHTS.
+        count: number of pictures in each section.
+        images: number of test images to examine, spread over the set.
     Returns:
         The files written.
     Raises:
-        UserError: what is wrong with the data or the weights.
+        UserError: the data set or the weights are missing or invalid.
     """
     cfg = cfg.clone()
     datasets.prepare(cfg, train=False)
     name = cfg.DATASETS.TEST[0]
     records = drawing.spread(DatasetCatalog.get(name), images)
     if not any(record.get("annotations") or "sem_seg_file_name" in record for record in records):
-        raise UserError(f"DATASETS.TEST {name}: has no annotations to hold predictions against")
+        raise UserError(
+            f"DATASETS.TEST {name}: it has no annotations to compare predictions with; give an annotated set"
+        )
     path = init_weights.local_path(cfg.MODEL.WEIGHTS)
     cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
     model = build_model(cfg)
@@ -131,15 +132,15 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
         output: dict[str, Any] = model([mapper(records[image])])[0]
         return output
 
-    def draw(mistakes: list[Mistake]) -> list[tuple[np.ndarray, str]]:
-        # predicted anew: the masks of a whole set do not fit into memory
-        worst = sorted(mistakes, key=lambda mistake: -mistake.weight)[:count]
+    def draw(found: list[Mistake]) -> list[tuple[np.ndarray, str]]:
+        # The images are predicted again, because the masks of a whole set do not fit into memory.
+        worst = sorted(found, key=lambda mistake: -mistake.weight)[:count]
         return [_picture(m, records[m.image], predict(m.image), name, threshold) for m in worst]
 
     sections = _sections(_examine(records, predict, name, score=threshold), draw, threshold)
     sample = [Mistake(i, None, 0.0, "") for i in drawing.spread(list(range(len(records))), count)]
-    sections.append(Section("A sample", "Spread evenly over the test set.", "sample", draw(sample)))
-    about = f"{path}: {len(records)} images of {name}. Left the annotation, right the prediction."
+    sections.append(Section("A sample", "Images spread evenly over the test set.", "sample", draw(sample)))
+    about = f"{path}: {len(records)} images of {name}. Annotations are on the left, predictions on the right."
     return contact_sheet.write(folder, f"Predictions: {name}", about, sections)
 
 
@@ -153,20 +154,19 @@ def _examine(
         labels = drawing.label_file(record)
         if "proposals" in output:
             raise UserError(
-                "MODEL.META_ARCHITECTURE: a model of proposals alone has no classes to be wrong about"
+                "MODEL.META_ARCHITECTURE: a model that predicts only proposals has no classes, so its mistakes cannot "
+                "be shown; use a detector"
             )
         if found is not None:
             truth = instances.of_record(record)
-            matched = visualize_mistakes.match(truth, found)
-            findings.false_positives += visualize_mistakes.false_positives(
-                image, truth, found, matched, names
-            )
-            findings.misses += visualize_mistakes.misses(image, truth, found, matched, names, score=score)
+            matched = mistakes.match(truth, found)
+            findings.false_positives += mistakes.false_positives(image, truth, found, matched, names)
+            findings.misses += mistakes.misses(image, truth, found, matched, names, score=score)
         elif labels is not None:
             predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            findings.labelled.append(visualize_mistakes.labelling(image, labels, predicted, names))
+            findings.labelled.append(mistakes.labelling(image, labels, predicted, names))
         if (image + 1) % 50 == 0:
-            say(f"{image + 1} of {len(records)} images")
+            say(f"examined {image + 1} of {len(records)} images")
     return findings
 
 
@@ -174,15 +174,15 @@ def _sections(
     findings: _Findings, draw: Callable[[list[Mistake]], list[tuple[np.ndarray, str]]], threshold: float
 ) -> list[Section]:
     if findings.labelled:
-        about = "Mean IoU over the classes that an image shows or that are predicted in it."
+        about = "Sorted by mean IoU over the classes that are annotated or predicted in an image."
         return [Section("Worst images first", about, "image", draw(findings.labelled))]
     wrong = (
-        f"{len(findings.false_positives)} in all, the highest scores first. A detection is right where it overlaps "
-        "an object of its class, not found by one of a higher score, with a box IoU of at least .5."
+        f"{len(findings.false_positives)} in total, highest scores first. A detection is right if its box overlaps an "
+        "object of its class with an IoU of at least 0.5 and no detection with a higher score matches that object."
     )
     missed = (
-        f"{len(findings.misses)} in all: found by no detection of score {threshold:g} or more. Large ones that "
-        "nothing detects come first."
+        f"{len(findings.misses)} in total: objects that no detection with a score of {threshold:g} or more matches. "
+        "Large objects without any detection come first."
     )
     return [
         Section("Wrong detections", wrong, "false_positive", draw(findings.false_positives)),

@@ -1,4 +1,4 @@
-"""Pictures and contact sheets: what is drawn is what is there, and mistakes are told and sorted rightly."""
+"""Pictures and contact sheets: they show the data, and mistakes are described and sorted correctly."""
 
 import re
 from pathlib import Path
@@ -38,11 +38,11 @@ def test_matching_of_a_case_computed_by_hand() -> None:
     )
     found = _found(
         [
-            [0, 0, 10, 8],  # IoU 80 / 100 with the first cat, but a lower score than the next
-            [0, 0, 10, 5],  # IoU 50 / 100: just right, and first in turn
-            [100, 0, 110, 10],  # the second cat's box, called a dog
+            [0, 0, 10, 8],  # IoU 80 / 100 with the first cat, but a lower score than the next detection
+            [0, 0, 10, 5],  # IoU 50 / 100: just enough, and its turn comes first
+            [100, 0, 110, 10],  # the box of the second cat, classified as a dog
             [40, 40, 60, 49],  # IoU 180 / 400 = .45 with the dog
-            [400, 400, 420, 420],  # nowhere
+            [400, 400, 420, 420],  # far from all objects
             [210, 10, 230, 30],  # inside the crowd
             [290, 90, 310, 110],  # a quarter of it inside the crowd
         ],
@@ -60,16 +60,16 @@ def test_matching_of_a_case_computed_by_hand() -> None:
     captions = {round(m.weight, 2): m.caption for m in wrong}
     assert captions == {
         0.9: "dog, score 0.90: it is annotated as cat (IoU 1.00)",
-        0.8: "dog, score 0.80: its box meets a dog with an IoU of only 0.45",
-        0.6: "cat, score 0.60: a second box on one cat (IoU 0.80)",
+        0.8: "dog, score 0.80: its box overlaps a dog with an IoU of only 0.45",
+        0.6: "cat, score 0.60: a second box on the same cat (IoU 0.80)",
         0.3: "dog, score 0.30: nothing is annotated there",
         0.2: "dog, score 0.20: nothing is annotated there",
     }
     missed = mistakes.misses(7, truth, found, matched, NAMES, score=0.75)
     assert [(m.weight, m.caption) for m in missed] == [
-        (pytest.approx(100 * 0.3), "cat, 10 x 10 pixels: its best detection scores 0.70"),
-        (100.0, "cat, 10 x 10 pixels: nearest is a dog of score 0.90, IoU 1.00"),
-        (400.0, "dog, 20 x 20 pixels: nearest is a dog of score 0.80, IoU 0.45"),
+        (pytest.approx(100 * 0.3), "cat, 10 x 10 pixels: its best detection has score 0.70"),
+        (100.0, "cat, 10 x 10 pixels: the nearest detection is a dog, score 0.90, IoU 1.00"),
+        (400.0, "dog, 20 x 20 pixels: the nearest detection is a dog, score 0.80, IoU 0.45"),
     ]
     assert [m.weight for m in mistakes.misses(7, truth, found, matched, NAMES, score=0.5)] == [100.0, 400.0]
 
@@ -93,7 +93,7 @@ def test_mean_iou_of_labels_computed_by_hand() -> None:
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
 def test_augmented_boxes_lie_on_their_objects(tmp_path: Path, channels: str) -> None:
-    """The set's objects are (220, 60, 60) or (60, 60, 220) on a dark ground; flips and sizes are at random."""
+    """The objects have the colour (220, 60, 60) or (60, 60, 220) on a dark background; flips and sizes are random."""
     data = detection_data.write_coco(tmp_path / "a", images=6)
     overrides = [
         "MODEL.INIT", "random", *detection_data.TINY, *detection_data.custom(data, data), "INPUT.FORMAT", channels,
@@ -119,7 +119,7 @@ def test_augmented_boxes_lie_on_their_objects(tmp_path: Path, channels: str) -> 
 
 @pytest.fixture
 def place(tmp_path: Path):
-    """An image, and a registered data set name of two classes with 17 keypoints, or with labels per pixel."""
+    """Yield an image; register data sets with two classes, for objects and for per-pixel labels."""
     path = tmp_path / "a.png"
     Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save(path)
     names = ["h8_things", "h8_labels"]
@@ -187,8 +187,8 @@ def test_labels_are_drawn_side_by_side(place: Path) -> None:
     output = {"sem_seg": torch.stack([torch.ones(60, 80), torch.zeros(60, 80)])}
     picture = drawing.beside_truth(record, output, "h8_labels", score=0.5).astype(int)
     left, right = picture[:, :320], picture[:, -320:]
-    assert np.abs(left[10, 10] - right[10, 10]).max() == 0  # both say cat
-    assert np.abs(left[10, 310] - right[10, 310]).max() > 50  # dog, and cat
+    assert np.abs(left[10, 10] - right[10, 10]).max() == 0  # cat in both
+    assert np.abs(left[10, 310] - right[10, 310]).max() > 50  # dog annotated, cat predicted
     assert left[235, 10].tolist() == [38, 38, 38]  # ignored: dark
     assert drawing.draw_labels(np.full((60, 80, 3), 128, np.uint8), None, "h8_labels").shape == (240, 320, 3)
 
@@ -214,7 +214,7 @@ def test_predictions_put_the_worst_first(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
     class Model(torch.nn.Module):
-        """Right about the first image, silent about the second; on the third two boxes where nothing is."""
+        """It finds everything in the first image, nothing in the second, and two wrong boxes in the third."""
 
         def forward(self, batch):
             record = next(
