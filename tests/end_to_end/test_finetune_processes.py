@@ -19,8 +19,7 @@ from tests.support import detection_data
 from tests.support.scripts import ROOT, kill_script, start_script
 
 TINY = [
-    "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16",
+    "MODEL.INIT", "random", *detection_data.TINY, *detection_data.NARROW,
     "SOLVER.MAX_ITER", "6", "SOLVER.STEPS", "(5,)", "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.PICTURES", "0",
 ]  # fmt: skip
 

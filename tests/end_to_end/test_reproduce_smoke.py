@@ -1,11 +1,10 @@
 """`tools/reproduce.py --smoke`: all data sets in miniature, and a whole table run with the real commands."""
 
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.scripts import ROOT, run_script
+from tests.support.scripts import kill_script, run_script, start_script
 from transfer.config.load import load_config
 from transfer.data import datasets
 from transfer.data.on_disk import MINIATURE
@@ -86,18 +85,18 @@ def test_a_whole_table_also_when_it_is_interrupted(output: Path) -> None:
         "--output",
         str(output),
     ]
-    process = subprocess.Popen(
-        [sys.executable, "tools/reproduce.py", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    runs = output / "smoke-runs"
-    end = time.monotonic() + 300
-    while not any(runs.glob("pretrain-*/log.txt")):  # the first job is done, the second has begun
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 130 and "stopping" in said
+    log, runs = output / "interrupted.txt", output / "smoke-runs"
+    process = start_script(["tools/reproduce.py", *command], log, log)
+    try:
+        end = time.monotonic() + 300
+        while not any(runs.glob("pretrain-*/log.txt")):  # the first job is done, the second has begun
+            assert time.monotonic() < end and process.exitcode is None
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(200)
+    finally:
+        kill_script(process)
+    assert process.exitcode == 130 and "stopping" in log.read_text()
     so_far = (output / "voc_C4-smoke" / "table.csv").read_text()
     assert "not run yet" in so_far and re.search(r"^random,.*\d", so_far, re.M)
     status = run_script("tools/reproduce.py", *command, "--status").stdout

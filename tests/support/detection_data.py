@@ -14,6 +14,11 @@ TINY = [
     "20", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.PICTURES", "2",
     "TEST.PRECISE_BN.NUM_ITER", "2",
 ]  # fmt: skip
+# A ResNet-50 of a quarter of its width, under small heads
+NARROW = [
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "64", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
+]  # fmt: skip
 
 
 def boxes_picture(

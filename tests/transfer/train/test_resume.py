@@ -25,8 +25,7 @@ from transfer.train import state as train_state
 from transfer.train.state import State, restore
 
 TINY = [
-    "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16",
+    "MODEL.INIT", "random", *detection_data.TINY, *detection_data.NARROW,
     "SOLVER.MAX_ITER", "6", "SOLVER.STEPS", "(5,)", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.PICTURES", "0",
 ]  # fmt: skip
 # everything that has a state or a turn of its own
@@ -244,7 +243,7 @@ def test_killed_again_and_again(data, tmp_path: Path) -> None:
     assert _wait(_start(lambda: train_run.run(_load(settings, tmp_path / "whole")))) == 0
     seconds = time.perf_counter() - began
     moment, kills = random.Random(time.time_ns()), 0
-    for _ in range(6):
+    for _ in range(4):
         child = _start(lambda: train_run.run(_load(settings, tmp_path / "cut"), resume=True))
         time.sleep(moment.uniform(0.2, 0.9) * seconds)
         os.killpg(child, signal.SIGKILL)

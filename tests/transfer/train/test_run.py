@@ -19,8 +19,7 @@ from transfer.train import run
 from transfer.train.step import step
 
 SMALL = [
-    *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS",
+    *detection_data.TINY, *detection_data.NARROW, "SOLVER.MAX_ITER", "4", "SOLVER.STEPS",
     "(3,)", "SOLVER.CHECKPOINT_PERIOD", "2",
 ]  # fmt: skip
 
