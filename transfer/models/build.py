@@ -1,4 +1,4 @@
-"""The model, its initial weights and the optimizer, set up as this machine runs them."""
+"""Build the model with its initial weights, and the optimizer, in the form that runs best on this machine."""
 
 from functools import partial
 from typing import Any
@@ -23,46 +23,45 @@ from transfer.models import init_weights
 
 
 def check_amp(cfg: CfgNode) -> None:
-    """Say so where this machine is no faster in bfloat16; raise `UserError` where float16 makes no sense."""
+    """Print a note if bfloat16 is not faster on this machine; raise `UserError` for float16 on a CPU."""
     if not cfg.SOLVER.AMP.ENABLED:
         return
     if cfg.MODEL.DEVICE == "cuda":
         if cfg.SOLVER.AMP.DTYPE == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            say("note: this GPU has no bfloat16 of its own: SOLVER.AMP.DTYPE float16 is faster")
+            say("note: this GPU has no native bfloat16: SOLVER.AMP.DTYPE float16 is faster")
     elif cfg.SOLVER.AMP.DTYPE == "float16":
         raise UserError(
-            "SOLVER.AMP.DTYPE float16 is for GPUs (a CPU takes a hundred times as long): use bfloat16 here, or set "
-            "SOLVER.AMP.ENABLED False"
+            "SOLVER.AMP.DTYPE float16 is for GPUs (on a CPU it is about a hundred times slower): use bfloat16 here, or "
+            "set SOLVER.AMP.ENABLED False"
         )
     else:
         make = partial(torchvision.models.resnet18, weights=None)
         verdict = precision.decide("auto", make, size=64, group_size=1, device=torch.device("cpu"))
         if verdict.startswith("off"):
-            say(f"note: SOLVER.AMP.ENABLED True is of no use on this processor: {verdict}")
+            say(f"note: SOLVER.AMP.ENABLED True does not help on this processor: {verdict}")
 
 
 def say_parts(cfg: CfgNode, model: nn.Module) -> None:
-    """What `SOLVER.ACCUMULATE` does to the batch, and to batch norm, which sees a part at a time."""
+    """Print how `SOLVER.ACCUMULATE` splits the batch, and how many images batch norm then averages over."""
     parts = cfg.SOLVER.ACCUMULATE
     if parts == 1:
         return
     share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
-    line = (
-        f"SOLVER.ACCUMULATE {parts}: a process takes its {share} images in {parts} parts of {share // parts}"
-    )
+    line = f"SOLVER.ACCUMULATE {parts}: each process splits its {share} images into {parts} parts of {share // parts}"
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.weight.requires_grad]
     if norms:
         synchronised = all("Sync" in type(norm).__name__ for norm in norms)
         over = (share // parts) * (distributed.world_size() if synchronised else 1)
-        line += f"; batch norm is over {over} image(s) at a time, undivided it would be {over * parts}"
+        line += (
+            f"; batch norm averages over {over} image(s), instead of {over * parts} for the undivided batch"
+        )
     say(line)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """`SOLVER.OPTIMIZER` over a model: SGD by detectron2's rules, or AdamW by the same ones.
+    """Return `SOLVER.OPTIMIZER` (SGD or AdamW) for a model, with detectron2's rules for the parameter groups.
 
-    Both leave norm layers without weight decay (`SOLVER.WEIGHT_DECAY_NORM`) and clip gradients as
-    `SOLVER.CLIP_GRADIENTS` says.
+    Both apply `SOLVER.WEIGHT_DECAY_NORM` to norm layers and clip gradients according to `SOLVER.CLIP_GRADIENTS`.
     """
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return build_sgd(cfg, model)
@@ -78,11 +77,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model with its weights, as this machine runs it best, and the record of the weights.
+    """Return the model with its weights, in the form that runs best on this machine, and the record of the weights.
 
     Args:
-        cfg: frozen, `MODEL.DEVICE` resolved.
-        eval_only: `MODEL.WEIGHTS` is a whole detector.
+        cfg: frozen; `MODEL.DEVICE` is cpu or cuda.
+        eval_only: whether `MODEL.WEIGHTS` is a whole detector, not only a backbone.
     """
     check_amp(cfg)
     torch.manual_seed(cfg.SEED)
@@ -91,13 +90,13 @@ def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str
         pool_in_float32(model)
     record = _load_weights(cfg, model, eval_only=eval_only)
     if cfg.MODEL.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)  # 8 % less time an iteration in the demo, on a CPU
-        if cfg.MODEL.KEYPOINT_ON:  # detectron2 takes its output as contiguous
+        model.to(memory_format=torch.channels_last)  # saves 8 % of an iteration's time in the demo, on a CPU
+        if cfg.MODEL.KEYPOINT_ON:  # detectron2 needs contiguous output from this head
             model.roi_heads.keypoint_head.to(memory_format=torch.contiguous_format)
     if cfg.MODEL.DEVICE == "cpu" and distributed.world_size() > 1:
-        convert_sync_batchnorm(model)  # torch's own refuses CPU tensors
+        convert_sync_batchnorm(model)  # torch's own SyncBatchNorm refuses CPU tensors
     if cfg.MODEL.COMPILE:
-        model.backbone.compile(dynamic=True)  # in place: names of weights stay; images come in all sizes
+        model.backbone.compile(dynamic=True)  # in place, so the weights keep their names; image sizes vary
     if not eval_only:
         say_parts(cfg, model)
     return model, record
@@ -117,9 +116,9 @@ def _load_weights(cfg: CfgNode, model: nn.Module, *, eval_only: bool) -> dict[st
 
 
 def pool_in_float32(model: nn.Module) -> None:
-    """Keep box coordinates exact under AMP: ROIAlign casts the boxes to the type of the features.
+    """Keep box coordinates exact under AMP, where ROIAlign would cast the boxes to the type of the features.
 
-    bf16 holds whole pixels only up to 256; a box edge at 601.3 would be pooled from 600.
+    bf16 represents integers exactly only up to 256: a box edge at 601.3 would be pooled from 600.
     """
 
     def to_float32(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

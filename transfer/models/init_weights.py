@@ -1,4 +1,4 @@
-"""Weights files: held against the configuration and the model, loaded whole or not at all."""
+"""Check weights files against the configuration and the model, and load them completely or not at all."""
 
 import logging
 import re
@@ -18,17 +18,17 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.convert.weights_file import for_detectron2, read_weights
 
-# A ResNet's trunk in FPN and C4 models; a norm that a C4 head adds behind res5 is not part of it.
+# The tensors of the ResNet in FPN and C4 models, without the norm that a C4 head adds after res5.
 _TRUNK = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")
 _COUNTER = "num_batches_tracked"
 _STATISTICS = ("running_mean", "running_var")
 
 
 def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
-    """Compare the configuration with the settings that the weights need, if they state them.
+    """Compare the configuration with the settings that the weights need, if the file records them.
 
     Raises:
-        UserError: lists every key that contradicts, with both values and the overrides that mend it.
+        UserError: lists every contradicting key, with both values and the overrides that fix it.
     """
     wrong = {}
     for key, needed in (weights["preprocessing"] or {}).items():
@@ -39,33 +39,33 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
             wrong[key] = (found, needed)
     if wrong:
         faults = ", ".join(f"{key} is {found} (needed: {needed})" for key, (found, needed) in wrong.items())
-        mend = " ".join(f"{key} {_shell(needed)}" for key, (_, needed) in wrong.items())
+        remedy = " ".join(f"{key} {_shell(needed)}" for key, (_, needed) in wrong.items())
         raise UserError(
-            f"the configuration contradicts MODEL.WEIGHTS: {faults}; add to the command line: {mend}"
+            f"the configuration contradicts MODEL.WEIGHTS: {faults}; add to the command line: {remedy}"
         )
 
 
 def settings(name: str) -> list[str]:
-    """KEY VALUE pairs that MODEL.WEIGHTS says it needs; none for a file that says nothing.
+    """Return KEY VALUE pairs with the settings that the MODEL.WEIGHTS file records; none if it has no record.
 
     Raises:
-        UserError: as `read_weights` and `local_path` do.
+        UserError: as in `read_weights` and `local_path`.
     """
     needed = read_weights(local_path(name))["preprocessing"] or {}
     return [part for key, value in needed.items() for part in (key, str(value))]
 
 
 def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
-    """Make sure that the weights fill the whole ResNet of a detector, and that all of theirs go in.
+    """Check that the weights fill the whole ResNet of a detector, and that all their tensors are used.
 
-    In FPN models that is `backbone.bottom_up`, in C4 models `backbone` and `roi_heads.res5`. Running
-    statistics may be absent only where the whole file has none: Caffe2 files whose batch norm is merged
-    into weight and bias (MSRA's R-50.pkl).
+    The ResNet is `backbone.bottom_up` in FPN models, and `backbone` with `roi_heads.res5` in C4 models. Running
+    statistics may be missing only if the whole file has none: Caffe2 files whose batch norm is merged into weight
+    and bias (MSRA's R-50.pkl).
 
     Returns:
-        The number of tensors that the file gives to the ResNet.
+        The number of the ResNet's tensors that the file fills.
     Raises:
-        UserError: names the first tensor that would stay at its random initialisation, or has no place.
+        UserError: names the first tensor that would stay random, or that the model does not have.
     """
     placed = _placed(model, weights)
     state = model.state_dict()
@@ -79,7 +79,7 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     if empty:
         raise UserError(
             f"MODEL.WEIGHTS does not fill the backbone: {len(empty)} of {len(trunk)} tensors would stay "
-            f"random, first {empty[0]}; is MODEL.RESNETS.DEPTH that of the weights? convert them by "
+            f"random, first {empty[0]}; is MODEL.RESNETS.DEPTH right for these weights? Convert them with "
             "tools/convert_to_d2.py and use the settings that it prints"
         )
     extra = [
@@ -87,29 +87,30 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     ]
     if extra:
         raise UserError(
-            f"MODEL.WEIGHTS: {len(extra)} backbone tensors have no place in the model, first {extra[0]}; "
+            f"MODEL.WEIGHTS: the model lacks {len(extra)} backbone tensors of the file, first {extra[0]}; "
             "is MODEL.RESNETS.DEPTH right?"
         )
     return len(fitting)
 
 
 def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
-    """Initialise a detector from MODEL.WEIGHTS. Call it before wrapping the model for several processes.
+    """Initialise a detector from MODEL.WEIGHTS. Call this before wrapping the model for several processes.
 
     Returns:
-        `path`, `sha256`, `matched` (tensors that the ResNet got) and `record` (None for others' files).
+        `path`, `sha256`, `matched` (how many tensors of the ResNet were filled) and `record` (None for a file from
+        another converter).
     Raises:
-        UserError: no such file, unsafe or unreadable, another preprocessing than the configuration's, or a
-            file that does not fill the backbone.
+        UserError: the file does not exist, is unsafe or unreadable, needs another preprocessing than the
+            configuration's, or does not fill the backbone.
     """
     path = local_path(cfg.MODEL.WEIGHTS)
     weights = read_weights(path)
     if weights["preprocessing"] is None:
         say(
-            f"note: {path.name} (by {weights['author']}) does not say what it needs; assumed right: "
+            f"note: {path.name} (by {weights['author']}) does not record the settings it needs; assumed: "
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, "
             f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
-            f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}; to have it checked, add a record: "
+            f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}; to have them checked, add a record: "
             f"python tools/convert_to_d2.py {path} {path.stem}_converted.pkl"
         )
     check_preprocessing(cfg, weights)
@@ -120,31 +121,31 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
 
 
 def _check_kept(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Refuse a model in which a pre-trained FPN or box head (`--keep`) has no place: it would be lost unsaid."""
+    """Raise `UserError` if the model has no place for a pre-trained FPN or box head (`--keep`), which would be lost."""
     state, placed = model.state_dict(), _placed(model, weights)
     for name in (weights["record"] or {}).get("kept", ()):
         if name in placed and name not in state:
             raise UserError(
-                f"MODEL.WEIGHTS: {name} was kept, and has no place in this model: set MODEL.FPN.NORM and "
-                "MODEL.ROI_BOX_HEAD.{NORM,NUM_CONV,NUM_FC} as it was pre-trained, or convert without --keep"
+                f"MODEL.WEIGHTS: {name} was kept by --keep, but this model does not have it: set MODEL.FPN.NORM and "
+                "MODEL.ROI_BOX_HEAD.{NORM,NUM_CONV,NUM_FC} as in pre-training, or convert without --keep"
             )
 
 
 def load_detector(model: nn.Module, path: Path) -> None:
-    """Load a whole detector, such as the `model_final.pth` of a fine-tuning run, every tensor of it.
+    """Load all tensors of a whole detector, such as the `model_final.pth` of a fine-tuning run.
 
     Raises:
-        UserError: unreadable, or not exactly this model; names the first tensor that differs.
+        UserError: the file is unreadable, or is not for exactly this model; names the first tensor that differs.
     """
     weights = read_weights(path)
     placed = _placed(model, weights)
     state = model.state_dict()
     missing = [name for name in state if name not in placed and not name.endswith(_COUNTER)]
-    # Buffers of old files that the configuration gives today; detectron2 passes over them too.
+    # Buffers in old files that now come from the configuration; detectron2 ignores them too.
     stale = ("pixel_mean", "pixel_std", _COUNTER)
     extra = [n for n in placed if n not in state and not n.endswith(stale) and "cell_anchors" not in n]
     shapes = [name for name in state if name in placed and placed[name].shape != state[name].shape]
-    faults = {"lacks": missing, "has in excess": extra, "has in another shape": shapes}
+    faults = {"lacks": missing, "has the unknown tensor": extra, "has a different shape for": shapes}
     for fault, names in faults.items():
         if names:
             raise UserError(
@@ -155,15 +156,15 @@ def load_detector(model: nn.Module, path: Path) -> None:
 
 
 def _remedy(names: list[str], placed: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:
-    """Which key differs from that of the run that wrote a checkpoint, as far as the tensors at fault tell."""
+    """Return advice on the key that probably differs from the run that wrote a checkpoint, from the wrong tensors."""
     if all("predictor" in name for name in names):
         scores = next((name for name in names if name.endswith("cls_score.weight") and name in placed), None)
-        if scores:  # one row a class, and one of the background
+        if scores:  # one row for each class, and one for the background
             has, needs = len(placed[scores]) - 1, len(state[scores]) - 1
-            return f"it knows {has} classes and MODEL.ROI_HEADS.NUM_CLASSES is {needs}"
-        return "is MODEL.ROI_HEADS.NUM_CLASSES that of the run that wrote it?"
+            return f"it has {has} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {needs}"
+        return "is MODEL.ROI_HEADS.NUM_CLASSES the same as in the run that wrote it?"
     if all(_TRUNK.match(name) for name in names):
-        return "is MODEL.RESNETS.DEPTH that of the run that wrote it?"
+        return "is MODEL.RESNETS.DEPTH the same as in the run that wrote it?"
     for head, key in (("mask_head", "MODEL.MASK_ON"), ("keypoint_head", "MODEL.KEYPOINT_ON")):
         if all(head in name for name in names):
             return f"set {key} {names[0] in placed}, as in the run that wrote it"
@@ -171,25 +172,27 @@ def _remedy(names: list[str], placed: dict[str, torch.Tensor], state: dict[str, 
 
 
 def local_path(name: str) -> Path:
-    """MODEL.WEIGHTS as a file of this machine; detectron2 fetches addresses such as detectron2://..."""
+    """Return MODEL.WEIGHTS as a local file; detectron2 downloads addresses such as detectron2://..."""
     if not name:
         raise UserError(
-            "MODEL.WEIGHTS is empty: name a file by tools/convert_to_d2.py, or set MODEL.INIT random"
+            "MODEL.WEIGHTS is empty: set it to a file written by tools/convert_to_d2.py, or set MODEL.INIT random"
         )
     if "://" not in name:
         if not Path(name).is_file():
-            raise UserError(f"MODEL.WEIGHTS {name}: no such file; write it with tools/convert_to_d2.py")
+            raise UserError(f"MODEL.WEIGHTS {name}: no such file; create it with tools/convert_to_d2.py")
         return Path(name)
     try:
         return Path(PathManager.get_local_path(name))
-    except Exception as error:  # urllib's, iopath's, the file system's
-        raise UserError(f"MODEL.WEIGHTS {name}: cannot be fetched ({error}); download it by hand") from error
+    except Exception as error:  # from urllib, iopath or the file system
+        raise UserError(
+            f"MODEL.WEIGHTS {name}: cannot be downloaded ({error}); download it by hand"
+        ) from error
 
 
 def _placed(model: nn.Module, weights: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The file's tensors by the names that detectron2 gives them: the model's where it finds a match.
+    """Return the file's tensors under the names that detectron2 gives them: the model's names if it finds a match.
 
-    Not from the report of `load_state_dict`: batch norms fill in missing statistics without a word.
+    The report of `load_state_dict` is not enough, because batch norms silently fill in missing statistics.
     """
     named = dict(weights["model"])
     if weights["heuristics"]:
@@ -197,16 +200,20 @@ def _placed(model: nn.Module, weights: dict[str, Any]) -> dict[str, torch.Tensor
             named = align_and_update_state_dicts(
                 model.state_dict(), named, c2_conversion=weights["author"] == "Caffe2"
             )
-        except (ValueError, KeyError, AssertionError) as error:  # one tensor that would fit in two places
+        except (
+            ValueError,
+            KeyError,
+            AssertionError,
+        ) as error:  # for example, a tensor that would fit in two places
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"MODEL.WEIGHTS: its names do not match the model's: {reason}") from None
     return {name.removeprefix("module."): tensor for name, tensor in named.items()}
 
 
 def _load(model: nn.Module, weights: dict[str, Any]) -> None:
-    """By detectron2's own matching, of what our reader read: detectron2's would run the code in a pickle."""
+    """Load with detectron2's own matching what our reader read: detectron2's reader would run code in a pickle."""
     checkpointer = DetectionCheckpointer(model)
-    # It would list all new heads as missing at each start; what matters has been checked.
+    # It would report all new heads as missing on each start; the backbone has been checked already.
     checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
     checkpointer.logger.setLevel(logging.ERROR)
     checkpointer._load_model(for_detectron2(weights))

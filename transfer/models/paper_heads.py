@@ -1,4 +1,4 @@
-"""What the paper adds to detectron2's detectors. Importing this registers it under its public names."""
+"""The parts that the paper adds to detectron2's detectors. Importing this module registers them by name."""
 
 import torch
 from detectron2.config import CfgNode
@@ -15,8 +15,8 @@ from pretrain.common.errors import UserError
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """The C4 box head of the paper: the res5 stage followed by one more BN layer (He et al. App. A.1).
 
-    The norm ends the res5 block, in front of the pooling, so that a mask head reads normalised features too.
-    The name is the one that published configs use.
+    The norm ends the res5 block, before the pooling, so a mask head gets normalised features too. Published configs
+    use this class name.
     """
 
     @classmethod
@@ -29,21 +29,21 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
 class DilatedC5(Backbone):
     """A ResNet whose res5 is dilated and keeps the stride of res4, then a 3x3 convolution with a norm.
 
-    The paper has "a 3x3 convolution (with BN)" that leaves 512 channels (He et al. App. A.1; no code was ever
-    released). Left open, and chosen here:
+    The paper describes "a 3x3 convolution (with BN)" with 512 output channels (He et al. App. A.1; no code was ever
+    released). The paper leaves these points open; the choices here are:
 
-    - No ReLU behind the norm. The same appendix writes "with BN and ReLU" of the convolutions of its
-      segmentation head and names BN alone here, as behind res5 in C4; FPN's outputs have none either.
-    - The convolution itself is not dilated, and starts as FPN's do.
-    - RPN and box head both read its output, the only one: the paper counts it to the backbone.
+    - There is no ReLU after the norm. The same appendix says "with BN and ReLU" for the convolutions of its
+      segmentation head, but only BN here, as after res5 in C4. FPN's outputs have no ReLU either.
+    - The convolution itself is not dilated, and is initialised like FPN's.
+    - Both RPN and box head read its output, the only one: the paper counts the convolution as part of the backbone.
 
-    The ResNet is detectron2's: all three 3x3 convolutions of res5 are dilated. torchvision's
-    `replace_stride_with_dilation` leaves the first of them at dilation 1.
+    The ResNet is detectron2's, with dilation in all three 3x3 convolutions of res5. torchvision's
+    `replace_stride_with_dilation` gives the first of them dilation 1.
 
     Args:
-        bottom_up: the ResNet; gives `res5`.
+        bottom_up: the ResNet; must output `res5`.
         channels: of the output.
-        norm: as `detectron2.layers.get_norm` takes it; "": a bias in its place.
+        norm: a name for `detectron2.layers.get_norm`; "": a bias instead of a norm.
     """
 
     def __init__(self, bottom_up: Backbone, channels: int, *, norm: str) -> None:
@@ -59,18 +59,18 @@ class DilatedC5(Backbone):
         self._out_feature_strides = {"dc5": res5.stride}
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N, 3, H, W) -> `dc5`: (N, channels, H / 16, W / 16), rounded up."""
+        """Map images (N, 3, H, W) to `dc5`: (N, channels, H / 16, W / 16), rounded up."""
         return {"dc5": self.output(self.bottom_up(images)["res5"])}
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5:
-    """The R50-dilated-C5 backbone of the paper, by its MODEL.BACKBONE.NAME.
+    """Build the R50-dilated-C5 backbone of the paper; MODEL.BACKBONE.NAME selects it.
 
-    MODEL.DC5.CHANNELS and MODEL.RESNETS.NORM make the added convolution.
+    MODEL.DC5.CHANNELS and MODEL.RESNETS.NORM define the added convolution.
 
     Raises:
-        UserError: MODEL.RESNETS keys that make another network.
+        UserError: MODEL.RESNETS keys describe another network.
     """
     for key, needed in (("RES5_DILATION", 2), ("OUT_FEATURES", ["res5"])):
         if cfg.MODEL.RESNETS[key] != needed:

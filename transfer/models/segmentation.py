@@ -1,7 +1,7 @@
-"""Semantic segmentation as in the paper (He et al. App. A.5): a small FCN on a dilated ResNet, and its mIoU.
+"""Semantic segmentation as in the paper (He et al. App. A.5): a small FCN head on a dilated ResNet.
 
-detectron2's `SemanticSegmentor` is the frame: it normalises images, pads batches, and brings the answer to the
-image's own size. Importing this registers the head under its name.
+The head runs in detectron2's `SemanticSegmentor`, which normalises images, pads batches, and resizes the output to
+the original image size. Importing this module registers the head by name.
 """
 
 import torch
@@ -21,13 +21,13 @@ STRIDE = 16
 class FCN16sHead(nn.Module):
     """Two dilated 3x3 convolutions with norm and ReLU, a 1x1 classifier, and bilinear interpolation by 16.
 
-    Of SEM_SEG_HEAD it reads IN_FEATURES (one), CONVS_DIM, NORM, DILATION, NUM_CLASSES, IGNORE_VALUE and
-    LOSS_WEIGHT. Left open by the paper, and chosen here:
+    It reads these keys of SEM_SEG_HEAD: IN_FEATURES (one), CONVS_DIM, NORM, DILATION, NUM_CLASSES, IGNORE_VALUE and
+    LOSS_WEIGHT. The paper leaves these points open; the choices here are:
 
-    - Initial values: those of detectron2's own head for the 3x3 convolutions (He et al.'s normal, fan out); the
-      classifier starts at N(0, 0.01) without bias, so that all classes begin equally likely. No dropout.
-    - The loss is the mean over the labelled pixels of a process's share of the batch, as elsewhere in
-      detectron2; zero where no pixel is labelled.
+    - Initialisation: the 3x3 convolutions as in detectron2's own head (He et al.'s normal, fan out); the classifier
+      with N(0, 0.01) and zero bias, so that all classes are about equally likely at the start. No dropout.
+    - The loss is the mean over the labelled pixels of a process's share of the batch, as elsewhere in detectron2. It
+      is zero if no pixel is labelled.
     - Interpolation: see `upsample`.
 
     Raises:
@@ -64,14 +64,14 @@ class FCN16sHead(nn.Module):
     def forward(
         self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """As `SemanticSegmentor` calls it.
+        """Compute losses or logits, in the form that `SemanticSegmentor` expects.
 
         Args:
             features: of the backbone; (N, C, h, w).
-            targets: (N, H, W) class numbers or IGNORE_VALUE; used in training only.
+            targets: (N, H, W) class numbers or IGNORE_VALUE; used only in training.
         Returns:
-            (None, losses) in training, (logits, {}) otherwise. Logits are (N, classes, 16 h + 1, 16 w + 1), a
-            few rows and columns more than the image has: `SemanticSegmentor` cuts them off.
+            (None, losses) in training, (logits, {}) otherwise. Logits are (N, classes, 16 h + 1, 16 w + 1), a few
+            rows and columns more than the image has: `SemanticSegmentor` crops them.
         """
         logits = upsample(self.classifier(self.convs(features[self.feature])))
         if not self.training:
@@ -84,13 +84,13 @@ class FCN16sHead(nn.Module):
 
 
 def upsample(logits: torch.Tensor) -> torch.Tensor:
-    """Bilinear interpolation by 16 with the geometry of the backbone, in float32.
+    """Interpolate logits bilinearly by 16 in float32, with the geometry of the backbone.
 
-    Cell i of a ResNet of stride 16 looks at the image around pixel 16 i: its strided convolutions and its
-    pooling are odd and padded by half. So pixel p is interpolated at p / 16; behind the last cell, that cell
-    counts. For 513 = 16 * 32 + 1 and 769 = 16 * 48 + 1, the paper's crops, this is `align_corners=True`, the
-    corners being centres of cells; for other sizes that would stretch the map, by up to 15 pixels, and
-    `align_corners=False` would shift all of it by 7.5.
+    Cell i of a ResNet with stride 16 is centred at pixel 16 i of the image, because its strided convolutions and its
+    pooling have odd kernels, padded by half of them. So pixel p is interpolated at p / 16, and the last cell is
+    repeated beyond the end. For 513 = 16 * 32 + 1 and 769 = 16 * 48 + 1, the paper's crop sizes, the corners are
+    centres of cells, and this equals `align_corners=True`. For other sizes that would stretch the map by up to 15
+    pixels, and `align_corners=False` would shift all of it by 7.5.
 
     Args:
         logits: (N, C, h, w)
@@ -106,12 +106,12 @@ def upsample(logits: torch.Tensor) -> torch.Tensor:
 def _single_feature(names: list[str], shapes: dict[str, ShapeSpec]) -> str:
     if len(names) != 1 or names[0] not in shapes:
         raise UserError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(names)}: FCN16sHead takes one of the backbone's {list(shapes)}"
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(names)}: FCN16sHead needs one of the backbone's {list(shapes)}"
         )
     stride = shapes[names[0]].stride
     if stride != STRIDE:
         raise UserError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(names)} has stride {stride}: FCN16sHead needs {STRIDE}: "
-            "res5 of a ResNet with MODEL.RESNETS.RES5_DILATION 2"
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(names)} has stride {stride}: FCN16sHead needs {STRIDE}, as of "
+            "res5 in a ResNet with MODEL.RESNETS.RES5_DILATION 2"
         )
     return names[0]

@@ -1,4 +1,4 @@
-"""How fast training is, beside plain detectron2: the same model, data and settings, in turns in one process."""
+"""Training speed compared with plain detectron2: the same model, data and settings, in turns in one process."""
 
 import contextlib
 import io
@@ -40,28 +40,29 @@ PARTS = ("data", "forward", "backward", "optimizer")
 def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
     """Time our loop and detectron2's in turns, `rounds` blocks each, and print the comparison.
 
-    Both loops train for real, each on the images that its own loader draws. detectron2's is its model,
-    mapper, loader and `SimpleTrainer` (`AMPTrainer` under SOLVER.AMP) without hooks but the schedule; ours
-    writes its log. Where the training set is not there, a synthetic one takes its place.
+    Both loops really train, each on the images that its own loader draws. detectron2's loop consists of its model,
+    mapper, loader and `SimpleTrainer` (`AMPTrainer` with SOLVER.AMP), with the schedule as its only hook. Our loop
+    writes its log. If the training set does not exist, a synthetic one is used instead.
 
     Args:
-        cfg: by `transfer.config.load.load_config`, with MODEL.INIT random.
-        iterations: of a block.
-        rounds: pairs of blocks; one more pair of a third of the length warms up.
+        cfg: from `transfer.config.load.load_config`, with MODEL.INIT random.
+        iterations: of each block.
+        rounds: pairs of blocks. One more pair, of a third of the length, warms up.
     Returns:
-        `ours` and `plain`: iterations a second of each block; `ratios`: ours to plain of each pair; `split`:
-        seconds of the parts of our step.
+        `ours` and `plain`: iterations per second of each block; `ratios`: ours divided by plain for each pair;
+        `split`: seconds of each part of our step.
     """
     cfg = cfg.clone()
     with tempfile.TemporaryDirectory() as folder, EventStorage():
         _find_data(cfg, Path(folder))
         cfg.OUTPUT_DIR = folder
         cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
-        cfg.SOLVER.MAX_ITER = max(cfg.SOLVER.MAX_ITER, 10 * rounds * iterations)  # the schedule does not end
+        # so that the schedule does not end
+        cfg.SOLVER.MAX_ITER = max(cfg.SOLVER.MAX_ITER, 10 * rounds * iterations)
         cfg.freeze()
         torch.manual_seed(cfg.SEED)
         state, batches = _our_state(cfg)
-        with Progress(cfg, 0) as log, contextlib.redirect_stdout(io.StringIO()):  # it prints a line a period
+        with Progress(cfg, 0) as log, contextlib.redirect_stdout(io.StringIO()):  # hides the log's lines
             loops = {"ours": lambda: _ours(cfg, state, batches, log), "plain": _plain_loop(cfg)}
             blocks = _interleave(loops, iterations=iterations, rounds=rounds)
             split = _split(cfg, state, batches, iterations)
@@ -73,14 +74,14 @@ def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
 
 
 def _find_data(cfg: CfgNode, folder: Path) -> None:
-    """Register the training set; where it is not there, write a synthetic one to `folder`."""
+    """Register the training set. If it does not exist, write a synthetic one to `folder`."""
     try:
         datasets.prepare(cfg)
     except UserError as error:
         if not cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" or cfg.MODEL.KEYPOINT_ON:
-            raise  # keypoints and labels per pixel are not made
+            raise  # keypoints and labels per pixel cannot be synthesised
         say(f"{error}")
-        say("so synthetic images take the place of the data")
+        say("synthetic images are used instead")
         path, images = write_shapes(folder / "data", side=max(cfg.INPUT.MIN_SIZE_TRAIN))
         for part in ("TRAIN", "TEST"):
             cfg.DATASETS[f"{part}_JSON"], cfg.DATASETS[f"{part}_IMAGES"] = str(path), str(images)
@@ -88,7 +89,7 @@ def _find_data(cfg: CfgNode, folder: Path) -> None:
 
 
 def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
-    """What `transfer.train.loop.train` sets up."""
+    """Set up the state and the batches as `transfer.train.loop.train` does."""
     model, _ = build.build(cfg)
     model.train()
     optimizer = build.build_optimizer(cfg, model)
@@ -101,12 +102,12 @@ def _ours(cfg: CfgNode, state: State, batches: Iterator[Batch], log: Progress) -
 
 
 def _plain_loop(cfg: CfgNode) -> Callable[[], None]:
-    """One iteration of detectron2's loop, as its `DefaultTrainer` puts it together; ours is the optimizer."""
+    """Return one iteration of detectron2's loop, set up as in its `DefaultTrainer`, but with our optimizer."""
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     loader = build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
-    optimizer = build.build_optimizer(cfg, model)  # detectron2's SGD, or the same AdamW for both
-    amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cuda"  # it has none on a CPU
+    optimizer = build.build_optimizer(cfg, model)  # detectron2's SGD, or AdamW for both loops
+    amp = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cuda"  # detectron2 has no AMP on a CPU
     plain = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
     schedule = build_lr_scheduler(cfg, optimizer)
 
@@ -120,7 +121,7 @@ def _plain_loop(cfg: CfgNode) -> Callable[[], None]:
 def _interleave(
     loops: dict[str, Callable[[], None]], *, iterations: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Iterations a second of `rounds` blocks of each loop, in turns; what else the machine does hits both."""
+    """Return iterations per second of `rounds` blocks of each loop, in turns, so other load affects both alike."""
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 1):
         count = iterations if number else max(2, iterations // 3)
@@ -136,7 +137,7 @@ def _interleave(
 
 
 def _split(cfg: CfgNode, state: State, batches: Iterator[Batch], iterations: int) -> dict[str, float]:
-    """Mean seconds of the parts of a step, each ended by waiting for the GPU, which costs a little time."""
+    """Return the mean seconds of the parts of a step. Waiting for the GPU after each part costs a little time."""
     spent = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
@@ -198,13 +199,13 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def write_shapes(folder: Path, *, side: int, images: int = 64, objects: int = 7) -> tuple[Path, Path]:
-    """Write JPEGs of 4:3, every fourth upright, with boxes and masks; returns the json and the image folder.
+    """Write 4:3 JPEGs, every fourth one upright, with boxes and masks; return the json and the image folder.
 
-    COCO has about 7 objects an image (Lin et al. 2014).
+    COCO has about 7 objects per image (Lin et al. 2014).
 
     Args:
-        side: length of the shorter side, pixels.
-        objects: on each image.
+        side: length of the shorter side in pixels.
+        objects: number of objects in each image.
     """
     rng = np.random.default_rng(0)
     pictures = folder / "images"
@@ -228,7 +229,7 @@ def write_shapes(folder: Path, *, side: int, images: int = 64, objects: int = 7)
 
 
 def _shape(rng: np.random.Generator, canvas: np.ndarray, *, image: int, number: int) -> dict[str, Any]:
-    """Draw one object; its annotation, with a polygon of at most 24 corners."""
+    """Draw one object and return its annotation, with a polygon of at most 24 corners."""
     height, width = canvas.shape[:2]
     w, h = (rng.uniform(0.1, 0.4, 2) * min(width, height)).tolist()
     x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)

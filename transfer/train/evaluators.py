@@ -1,6 +1,6 @@
-"""detectron2's evaluators, chosen by what a data set is, with the AP or IoU of each class beside the means.
+"""detectron2's evaluators, chosen by the type of a data set, with the AP or IoU of each class in addition to the means.
 
-The numbers are those of the evaluators; nothing is measured anew here.
+All numbers come from detectron2 and the libraries it uses; this module computes no other metrics.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ Results = dict[str, dict[str, float]] | None
 
 
 def build(cfg: CfgNode, name: str) -> DatasetEvaluator:
-    """The evaluator of a registered data set. Raises `UserError` where a library that it needs is missing."""
+    """Return the evaluator of a registered data set. Raise `UserError` if a library that it needs is missing."""
     kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
     if kind == "coco":
         return Coco(cfg, name)
@@ -55,11 +55,11 @@ def build(cfg: CfgNode, name: str) -> DatasetEvaluator:
     if kind in ("coco_panoptic_seg", "ade20k_panoptic_seg"):
         need("panopticapi", name)
         return _panoptic(cfg, name, things=kind.startswith("coco"))
-    raise UserError(f"DATASETS.TEST: {name} asks for an evaluator {kind!r}, which is not supported here")
+    raise UserError(f"DATASETS.TEST: {name} needs an evaluator {kind!r}, which is not supported")
 
 
 def describe(name: str) -> str:
-    """What measures a data set, with its version: for the record of a run."""
+    """Return the name and version of what measures a data set, for the record of a run."""
     kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
     if kind == "coco":
         return _versioned("faster-coco-eval" if _faster_class() else "pycocotools")
@@ -78,25 +78,25 @@ def describe(name: str) -> str:
 
 
 class Coco(COCOEvaluator):
-    """AP of boxes, masks and keypoints, counted by faster-coco-eval where it is installed, else pycocotools."""
+    """AP of boxes, masks and keypoints, computed by faster-coco-eval if it is installed, otherwise by pycocotools."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
         sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
-        # the folder is used only for a data set that was registered without a json, which is then written there
+        # detectron2 writes the json of a data set that was registered without one to this folder
         folder = None if hasattr(MetadataCatalog.get(name), "json_file") else f"{cfg.OUTPUT_DIR}/evaluation"
-        # detectron2's own fast implementation lives in detectron2._C
+        # detectron2's own fast implementation is in detectron2._C
         super().__init__(name, output_dir=folder, use_fast_impl=False, kpt_oks_sigmas=sigmas)
         self.configured = _tasks(cfg)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
-        """As detectron2's, which without any prediction would forget masks and keypoints."""
+        """Return the tasks; without predictions detectron2 would leave out masks and keypoints."""
         tasks: list[str] = super()._tasks_from_predictions(predictions) if predictions else self.configured
         return tasks
 
     def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
         faster = _faster_class()
-        whole = all(isinstance(key, int) for key in self._coco_api.imgs)
-        if faster is None or not whole:  # faster-coco-eval takes whole numbers only
+        integers = all(isinstance(key, int) for key in self._coco_api.imgs)
+        if faster is None or not integers:  # faster-coco-eval accepts only integers
             super()._eval_predictions(predictions, img_ids)
             return
         with _replaced(coco_evaluation, "COCOeval", faster):
@@ -104,14 +104,14 @@ class Coco(COCOEvaluator):
 
 
 class Voc(PascalVOCDetectionEvaluator):
-    """VOC AP: 11-point for VOC2007, the area under the curve for VOC2012, as detectron2 and the papers.
+    """VOC AP: 11-point for VOC2007, area under the curve for VOC2012, as in detectron2 and the papers.
 
-    Classes without an object in the list (there is none in VOC's own lists) are left out of the means:
-    detectron2 would count them as 0.
+    Classes without any object in the list are left out of the means, whereas detectron2 would count them as 0. In
+    VOC's own lists every class occurs.
     """
 
     def evaluate(self) -> Results:
-        """Collective. None on every process but the main one."""
+        """Return the metrics. Collective; None except in the main process."""
         by_class: dict[str, list[float]] = defaultdict(list)
         voc_eval = pascal_voc_evaluation.voc_eval
 
@@ -131,7 +131,7 @@ class Voc(PascalVOCDetectionEvaluator):
         return {"bbox": values}
 
     def _present(self) -> set[str]:
-        """Classes with an object that counts."""
+        """Return the classes with an object that is not difficult."""
         names = Path(self._image_set_path).read_text().split()
         objects = (
             o for n in names for o in pascal_voc_evaluation.parse_rec(self._anno_file_template.format(n))
@@ -140,7 +140,7 @@ class Voc(PascalVOCDetectionEvaluator):
 
 
 class Lvis(LVISEvaluator):
-    """LVIS AP, 300 detections an image; rare, common and frequent classes apart (APr, APc, APf)."""
+    """LVIS AP with 300 detections per image, also for rare, common and frequent classes (APr, APc, APf)."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
         super().__init__(name)
@@ -151,7 +151,7 @@ class Lvis(LVISEvaluator):
         return tuple(tasks)
 
     def evaluate(self) -> Results:
-        """Collective. None on every process but the main one. What lvis gives as -1 is undefined."""
+        """Return the metrics, with nan where lvis returns -1. Collective; None except in the main process."""
         results = super().evaluate()
         if results is None:
             return None
@@ -163,13 +163,13 @@ class Lvis(LVISEvaluator):
 
 
 class CityscapesInstances(CityscapesInstanceEvaluator):
-    """Cityscapes' AP of masks over IoU .50:.95, by its own scripts."""
+    """Cityscapes' AP of masks over IoU .50:.95, computed by its own scripts."""
 
     def evaluate(self) -> Results:
-        """Collective. None on every process but the main one."""
+        """Return the metrics. Collective; None except in the main process."""
         from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as script
 
-        # It would leave a matches.json in the working folder, and fails at numpy's numbers when it does.
+        # The script would write matches.json to the working folder, and fail at numpy's numbers.
         nothing_written = _replaced(script, "writeDict2JSON", lambda content, file: None)
         with _results_of(script, "evaluateImgLists") as calls, nothing_written:
             results: Results = super().evaluate()
@@ -180,10 +180,10 @@ class CityscapesInstances(CityscapesInstanceEvaluator):
 
 
 class CityscapesLabels(CityscapesSemSegEvaluator):
-    """Cityscapes' IoU of 19 classes, by its own scripts. `mIoU` is what they call IoU."""
+    """Cityscapes' IoU of 19 classes, computed by its own scripts. `mIoU` is their IoU."""
 
     def evaluate(self) -> Results:
-        """Collective. None on every process but the main one."""
+        """Return the metrics. Collective; None except in the main process."""
         from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script
 
         with _results_of(script, "evaluateImgLists") as calls:
@@ -206,17 +206,17 @@ def _panoptic(cfg: CfgNode, name: str, *, things: bool) -> DatasetEvaluators:
 
 
 def _faster_class() -> type | None:
-    """faster-coco-eval's counting in the place of pycocotools' `COCOeval`; None where it is not installed."""
+    """Return faster-coco-eval's replacement of pycocotools' `COCOeval`; None if it is not installed."""
     if importlib.util.find_spec("faster_coco_eval") is None:
         return None
     from faster_coco_eval import COCO, COCOeval_faster
 
     class Faster(COCOeval_faster):
-        """Takes pycocotools' `COCO` objects, and counts every category as they do."""
+        """Accepts pycocotools' `COCO` objects, and evaluates every category as pycocotools does."""
 
         def __init__(self, truth: Any, found: Any, kind: str) -> None:
             super().__init__(COCO(truth.dataset), COCO(found.dataset), kind)
-            # for keypoints, categories without annotations would be left out: one AP a class is expected
+            # for keypoints, categories without annotations would be left out, but detectron2 expects all classes
             self.params.catIds = sorted(truth.getCatIds())
 
     return Faster
@@ -228,7 +228,7 @@ def _tasks(cfg: CfgNode) -> list[str]:
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Another object under a module's name, for a while: what detectron2 looks up there it takes from us."""
+    """Replace a name in a module inside a `with` block, so that detectron2 finds our object there."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -239,7 +239,7 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _results_of(module: Any, name: str) -> Iterator[list[Any]]:
-    """What a module's function returns while this lasts: detectron2 keeps a part of it only."""
+    """Collect what a module's function returns inside a `with` block; detectron2 keeps only a part of it."""
     function, results = getattr(module, name), []
 
     def recorded(*arguments: Any, **options: Any) -> Any:
@@ -255,24 +255,24 @@ def _versioned(package: str) -> str:
 
 
 class MeanIoUEvaluator(SemSegEvaluator):
-    """detectron2's evaluator, the same on v0.6 and main, and without what nobody reads.
+    """detectron2's evaluator with the same results on v0.6 and main, and without output that is not used.
 
-    `sem_seg`: `mIoU`, `fwIoU`, `mACC`, `pACC`, `IoU-CLASS`, `ACC-CLASS`, in percent; over the whole test set, at
-    the images' own size, pixels with the ignored label left out. Classes that do not occur in the labels are
-    undefined and left out of mIoU (v0.6 counts them as 0 where they are predicted; in the full sets of VOC and
-    Cityscapes every class occurs).
+    `sem_seg`: `mIoU`, `fwIoU`, `mACC`, `pACC`, `IoU-CLASS`, `ACC-CLASS`, in percent, over the whole test set at the
+    original image sizes, without pixels with the ignored label. Classes that do not occur in the labels are undefined
+    and left out of mIoU. (v0.6 counts them as 0 if they are predicted; in the full sets of VOC and Cityscapes every
+    class occurs.)
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self._compute_boundary_iou = False  # main's: slow, and not of the paper
+        self._compute_boundary_iou = False  # an option of main: slow, and not used in the paper
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
-        """Nothing: the masks of all images would be kept in memory and sent between processes."""
+        """Return nothing: otherwise the masks of all images would be kept in memory and sent between processes."""
         return []
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Collective. None on every process but the main one."""
+        """Return the metrics. Collective; None except in the main process."""
         results: dict[str, dict[str, float]] | None = super().evaluate()
         if results is not None:
             values = results["sem_seg"]
@@ -281,7 +281,7 @@ class MeanIoUEvaluator(SemSegEvaluator):
 
 
 def sem_seg_evaluator(name: str, cfg: CfgNode) -> MeanIoUEvaluator:
-    """The evaluator of a registered data set with labels per pixel. Raises `UserError` if it does not fit `cfg`."""
+    """Return the evaluator of a data set with labels per pixel. Raise `UserError` if it does not fit `cfg`."""
     evaluator = MeanIoUEvaluator(name)
     head = cfg.MODEL.SEM_SEG_HEAD
     for key, found, needed in (
@@ -289,5 +289,5 @@ def sem_seg_evaluator(name: str, cfg: CfgNode) -> MeanIoUEvaluator:
         ("IGNORE_VALUE", head.IGNORE_VALUE, evaluator._ignore_label),
     ):
         if found != needed:
-            raise UserError(f"MODEL.SEM_SEG_HEAD.{key} {found}: {name} has {needed}; set it to that")
+            raise UserError(f"MODEL.SEM_SEG_HEAD.{key} {found}: {name} has {needed}; set it to {needed}")
     return evaluator

@@ -1,4 +1,4 @@
-"""The training log of a fine-tuning run: a line on the screen, the same values in `metrics.json`."""
+"""The training log of a fine-tuning run: a printed line per period, with the same values in `metrics.json`."""
 
 import json
 import time
@@ -14,13 +14,13 @@ from pretrain.common.console import duration, say
 from pretrain.common.files import write_atomic
 from transfer.train.evaluation import Metrics
 
-METRICS = "metrics.json"  # detectron2's name: one JSON object a line
+METRICS = "metrics.json"  # detectron2's name; one JSON object per line
 
 
 class Progress:
     """Prints a line every `SOLVER.LOG_PERIOD` iterations and writes its values to `metrics.json` and loggers.
 
-    `start` iterations are done already; what files say of later ones is taken back.
+    `start` iterations are already done; lines about later ones are removed from the files.
     """
 
     def __init__(self, cfg: CfgNode, start: int) -> None:
@@ -47,21 +47,21 @@ class Progress:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Times a `with` block as waiting for data."""
+        """Count the time of a `with` block as waiting for data."""
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Keeps the time of a `with` block out of speed and ETA."""
+        """Exclude the time of a `with` block from speed and ETA."""
         began = time.perf_counter()
         yield
         spent = time.perf_counter() - began
         self.since, self.began = self.since + spent, self.began + spent
 
     def add(self, done: int, losses: dict[str, torch.Tensor], lr: float) -> None:
-        """Count iteration `done` (from 1) with its losses; print and write when a period is full."""
+        """Add iteration `done` (counted from 1) with its losses; print and write at the end of a period."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
@@ -69,9 +69,9 @@ class Progress:
             self._write_losses(done, lr)
 
     def write_metrics(self, done: int, metrics: dict[str, Metrics]) -> None:
-        """Log the results of a test after iteration `done`, as `bbox/AP`, with the set's name if there are many.
+        """Log the results of a test after iteration `done`, as `bbox/AP`, with the set's name if there are several.
 
-        Call it on the main process.
+        Call this only in the main process.
         """
         values = {
             f"{task}/{name}" if len(metrics) == 1 else f"{data_set}/{task}/{name}": value
@@ -82,7 +82,7 @@ class Progress:
         self._write(done, values)
 
     def flush(self) -> None:
-        """See to it that what has been logged outlives a kill."""
+        """Flush the loggers, so that nothing logged so far is lost if the process is killed."""
         for logger in self.loggers:
             logger.flush()
 
@@ -113,10 +113,10 @@ class Progress:
             logger.write(done, known)
 
     def _drop_lines_after(self, start: int) -> None:
-        """A resumed run writes the lines after its checkpoint once more: keep only those before it."""
+        """Keep only the lines up to the checkpoint: a resumed run writes the later ones again."""
         lines = self.path.read_text().splitlines() if start and self.path.exists() else []
         kept = [line for line in lines if _iteration(line) <= start]
-        if start >= self.end:  # the test at the end comes once more
+        if start >= self.end:  # the final test is written again
             kept = [line for line in kept if _iteration(line) < start or '"loss"' in line]
         text = "".join(line + "\n" for line in kept).encode()
         write_atomic(self.path, lambda file: file.write(text))
@@ -125,5 +125,5 @@ class Progress:
 def _iteration(line: str) -> float:
     try:
         return int(json.loads(line)["iteration"])
-    except (ValueError, KeyError):  # cut off by a full disk or a power failure
+    except (ValueError, KeyError):  # truncated by a full disk or a power failure
         return float("inf")

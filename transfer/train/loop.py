@@ -1,4 +1,4 @@
-"""The training loop: detectron2's model, solver and losses, and what happens every so many iterations."""
+"""The training loop: detectron2's model, solver and losses, with periodic tests and checkpoints."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,16 +29,16 @@ FINAL = "model_final.pth"
 def train(
     cfg: CfgNode, model: nn.Module, *, data: object = None, resume: bool = False
 ) -> tuple[State, dict[str, Metrics]]:
-    """Train `model` in place to `SOLVER.MAX_ITER`, PreciseBN included; write `model_final.pth`, and test it.
+    """Train `model` in place to `SOLVER.MAX_ITER`, run PreciseBN, write `model_final.pth`, and test the model.
 
     Args:
-        data: `data_record.data_digests(cfg)`.
-        resume: go on from `model_last.pth`, where there is one.
+        data: `digests.data_digests(cfg)`.
+        resume: continue from `model_last.pth`, if it exists.
     Returns:
-        The state at the end, and `evaluation.evaluate`'s metrics.
+        The state at the end, and the metrics of `evaluation.evaluate`.
     Raises:
-        UserError: a loss that is not finite, a `model_last.pth` of other settings, a broken image.
-        SystemExit: with `stop.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
+        UserError: a loss is not finite, `model_last.pth` has other settings, or an image is broken.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, once everything is saved.
     """
     model.train()
     optimizer = build.build_optimizer(cfg, model)
@@ -56,16 +56,16 @@ def train(
     with EventStorage(state.iteration), Progress(cfg, state.iteration) as log, Signals() as signals:
         while state.iteration < cfg.SOLVER.MAX_ITER:
             stop = advance(cfg, state, parallel, batches, log=log, signals=signals)
-            if _turn(cfg.TEST.EVAL_PERIOD, state, cfg):
+            if _is_due(cfg.TEST.EVAL_PERIOD, state, cfg):
                 with log.pause():
                     _measure_bn(cfg, state, parallel, train_stream.batches(source, cfg, state.iteration))
                     _test(cfg, state, log)
                 model.train()
-            if stop or _turn(cfg.SOLVER.CHECKPOINT_PERIOD, state, cfg):
+            if stop or _is_due(cfg.SOLVER.CHECKPOINT_PERIOD, state, cfg):
                 _save(cfg, state, log)
             if stop and state.iteration < cfg.SOLVER.MAX_ITER:
                 del batches  # ends the loader's workers
-                say(f"stopped at iteration {state.iteration}; the same command with --resume goes on")
+                say(f"stopped at iteration {state.iteration}: run the same command with --resume to continue")
                 raise SystemExit(STOPPED)
         _save(cfg, state, log)
         signals.saved = True
@@ -79,7 +79,7 @@ def train(
 def advance(
     cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch], *, log: Progress, signals: Signals
 ) -> bool:
-    """One iteration. Whether to stop after it: the same answer on every process."""
+    """Run one iteration. Return whether to stop after it, with the same answer in every process."""
     with log.waiting():
         batch = next(batches)
     losses, stop = step(
@@ -92,23 +92,23 @@ def advance(
     return stop
 
 
-def _turn(period: int, state: State, cfg: CfgNode) -> bool:
-    """Whether what is done every `period` iterations (0: never) is due now; the end of training is apart."""
+def _is_due(period: int, state: State, cfg: CfgNode) -> bool:
+    """Return whether a task with this period (0: never) is due now. The end of training is handled separately."""
     return period > 0 and state.iteration % period == 0 and state.iteration < cfg.SOLVER.MAX_ITER
 
 
 def _save(cfg: CfgNode, state: State, log: Progress) -> None:
     log.flush()
     save(state, cfg)
-    distributed.barrier()  # nobody leaves, and nobody is ended for it, while one writes
+    distributed.barrier()  # no process exits, which would end the others, while the main one writes
 
 
 def _measure_bn(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch]) -> None:
-    """PreciseBN before each test, as detectron2 does it.
+    """Run PreciseBN before a test, as detectron2 does.
 
-    The running statistics of a model in training are a moving average over ever changing weights; the test of
-    a model in the middle of its training would say little about it with them. Training itself does not use
-    them, and the state that is saved depends on the iteration alone.
+    During training the running statistics are a moving average over changing weights, so a test with them would not
+    represent the current model. Training itself does not use them, and the saved state depends only on the
+    iteration.
     """
     if cfg.TEST.PRECISE_BN.ENABLED:
         seed(cfg.SEED, state.iteration)

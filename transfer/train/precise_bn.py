@@ -1,8 +1,8 @@
-"""PreciseBN: running statistics measured with the final weights, the same on every process.
+"""PreciseBN: running statistics measured with the final weights, identical in every process.
 
-The recipe of the paper's detection configs (`TEST.PRECISE_BN`). fvcore's version leaves the statistics of
-its own images on each process (detectron2 issue 5398), so that a model evaluated on eight processes is
-eight slightly different models; here they are averaged over all processes.
+The paper's detection configs use it (`TEST.PRECISE_BN`). With fvcore's version each process keeps the statistics of
+its own images (detectron2 issue 5398), so evaluation in eight processes uses eight slightly different models. Here
+the statistics are averaged over all processes.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ ESTIMATOR = "mean over batches and processes of the batch mean and of the unbias
 
 @torch.no_grad()
 def update(model: nn.Module, batches: Iterator[Any], iterations: int) -> int:
-    """Replace the running mean and variance of each BN layer that trains by the average over batches.
+    """Replace the running mean and variance of each BN layer in training mode by the average over batches.
 
-    The estimator is the original one of fvcore (2019): the plain average of the per-batch mean and unbiased
-    variance (Ioffe and Szegedy 2015, Sec. 3.1).
+    The estimator is fvcore's original one (2019): the plain average of the per-batch mean and unbiased variance
+    (Ioffe and Szegedy 2015, Sec. 3.1).
 
     Args:
-        model: in training mode; called with each batch.
+        model: in training mode; it is called with each batch.
         batches: this process's batches; `iterations` of them are used.
         iterations: at least 1.
     Returns:
-        The number of layers updated; 0 when none trains, and then no batch is read.
+        The number of updated layers. If it is 0, no batch has been read.
     """
     layers = [
         m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
@@ -41,7 +41,7 @@ def update(model: nn.Module, batches: Iterator[Any], iterations: int) -> int:
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
-            layer.momentum = 1.0  # the running statistics then are those of the last batch
+            layer.momentum = 1.0  # the running statistics become those of the last batch
         for _ in range(iterations):
             model(next(batches))
             torch._foreach_add_(sums, buffers)
@@ -56,8 +56,8 @@ def update(model: nn.Module, batches: Iterator[Any], iterations: int) -> int:
 
 
 def share(model: nn.Module) -> None:
-    """Give every process the main one's running statistics: the ones that are saved are the ones to test.
+    """Copy the main process's running statistics to every process, so that the saved ones are tested.
 
-    Layers that are not synchronised keep statistics of their own process's images.
+    Without this, layers that are not synchronised have the statistics of their own process's images.
     """
     distributed.copy_from_main([b for name, b in model.named_buffers() if "running_" in name])

@@ -1,7 +1,7 @@
-"""A fine-tuning run: data, model and weights are put together, trained, tested, and the results written.
+"""A fine-tuning run: set up data, model and weights, train, test, and write the results.
 
-detectron2's own trainers assert CUDA, lose their place in the data on resume, and start from random weights
-without a word; the parts they are made of do not. So the parts are used, and the loop is written out.
+detectron2's own trainers assert CUDA, lose their position in the data on resume, and silently start from random
+weights. Their parts do not, so this project combines them in its own loop.
 """
 
 import logging
@@ -37,14 +37,14 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     Every process of the job calls this; the process group comes from the environment.
 
     Args:
-        cfg: by `transfer.config.load.load_config`.
-        resume: go on from `model_last.pth` in `OUTPUT_DIR`, where there is one.
+        cfg: from `transfer.config.load.load_config`.
+        resume: continue from `model_last.pth` in `OUTPUT_DIR`, if it exists.
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:
-        UserError: anything in the config, the weights or the data that the user has to mend.
-        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, when everything is saved.
+        UserError: a mistake in the config, the weights or the data that the user can fix.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, once everything is saved.
     """
-    logging.getLogger("detectron2").setLevel(logging.ERROR)  # its notices are about its own defaults
+    logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
     cfg = cfg.clone()
     output = Path(cfg.OUTPUT_DIR)
     if resume and not eval_only and os.path.exists(output / RESULTS):
@@ -91,7 +91,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
 
 
 def _settings(cfg: CfgNode, weights_record: dict[str, Any] | None) -> dict[str, Any]:
-    """What a run's numbers depend on."""
+    """Return the settings and the environment that the numbers of a run depend on."""
     return {
         "config_sha256": results.config_digest(cfg),
         "init": "random" if weights_record is None else "weights",
@@ -113,17 +113,17 @@ def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
 
 @contextmanager
 def advice(cfg: CfgNode) -> Iterator[None]:
-    """Turn failures that depend on the machine into the keys that help. Raises `UserError`."""
+    """Turn failures that depend on the machine into `UserError`s that name the keys to change."""
     try:
         with compiler_in_one_line():
             yield
     except torch.cuda.OutOfMemoryError:
         share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
         raise UserError(
-            f"the GPU's memory does not suffice for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
+            f"the GPU has too little memory for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
             f"raise SOLVER.ACCUMULATE to {_next_divisor(share, cfg.SOLVER.ACCUMULATE)} (the same batch, fewer "
             "images at a time), set SOLVER.AMP.ENABLED True, or lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST); "
-            "--scale N takes smaller batches"
+            "--scale N uses smaller batches"
         ) from None
 
 

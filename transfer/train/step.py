@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward in parts, the check of the losses, the update."""
+"""One optimizer step: forward and backward passes in parts, a check of the losses, and the update."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -26,17 +26,17 @@ def step(
     scaler: torch.amp.GradScaler | None = None,
     stop: bool = False,
 ) -> tuple[Losses, bool]:
-    """One optimizer step on this process's share of a batch, in `SOLVER.ACCUMULATE` parts.
+    """Run one optimizer step on this process's share of a batch, in `SOLVER.ACCUMULATE` parts.
 
     Args:
-        batch: a multiple of `SOLVER.ACCUMULATE` images.
-        iteration: from 0.
+        batch: this process's images; their number is a multiple of `SOLVER.ACCUMULATE`.
+        iteration: counted from 0.
         scaler: for float16.
         stop: whether this process was asked to stop.
     Returns:
-        The losses by name, detached, averaged over parts and processes; whether any process was asked to stop.
+        The losses by name, detached and averaged over parts and processes; whether any process was asked to stop.
     Raises:
-        UserError: a loss is infinite or NaN, on any process; every process raises, and no weight has changed.
+        UserError: a loss is infinite or NaN in any process. Every process raises, and no weight has changed.
     """
     seed(cfg.SEED, iteration)
     parts = cfg.SOLVER.ACCUMULATE
@@ -62,8 +62,8 @@ def step(
     if scaler is None:
         optimizer.step()
     else:
-        scaler.unscale_(optimizer)  # before clipping, which detectron2's optimizers do in their step
-        scaler.step(optimizer)  # passes over a step with an infinite gradient, and lowers the scale
+        scaler.unscale_(optimizer)  # before clipping, which is part of the step of detectron2's optimizers
+        scaler.step(optimizer)  # skips a step with an infinite gradient; update() then lowers the scale
         scaler.update()
     return dict(zip(names, verdict.means, strict=True)), stop
 
@@ -72,41 +72,41 @@ def _forward(cfg: CfgNode, model: nn.Module, batch: Batch, iteration: int) -> Lo
     try:
         losses: Losses = model(batch)
         return losses
-    except FloatingPointError as error:  # detectron2's, from proposals that are infinite or NaN
+    except FloatingPointError as error:  # from detectron2, if proposals are infinite or NaN
         raise not_finite(cfg, iteration + 1, str(error).rstrip(".")) from None
 
 
 def autocast(cfg: CfgNode) -> AbstractContextManager:
-    """`SOLVER.AMP` as a context for the forward pass."""
+    """Return the context of the forward pass for `SOLVER.AMP`."""
     if not cfg.SOLVER.AMP.ENABLED:
         return nullcontext()
     return torch.autocast(cfg.MODEL.DEVICE, dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE))
 
 
 def grad_scaler(cfg: CfgNode) -> torch.amp.GradScaler | None:
-    """float16 needs scaled losses: its smallest number is 6e-8. bfloat16 has float32's range."""
+    """Return a scaler for float16, whose smallest number is 6e-8; bfloat16 has float32's range and needs none."""
     wanted = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
-    # The first scale is often too high, and the first steps are then passed over: no mistake.
+    # The first scale is often too high; the first steps are then skipped, as intended.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     return torch.amp.GradScaler(cfg.MODEL.DEVICE) if wanted else None
 
 
 def seed(seed: int, iteration: int) -> None:
-    """Proposals are sampled at random: by a generator that knows the iteration, so that a resume is exact."""
+    """Seed the random sampling of proposals from the iteration, so that a resumed run is exact."""
     torch.manual_seed((seed * 1_000_003 + iteration) * 1024 + distributed.rank())
 
 
 def _unsynchronised(model: nn.Module) -> AbstractContextManager:
-    """Gradients need to be averaged over the processes once a step, with the last part."""
+    """Return a context without gradient synchronisation, which is needed only once per step, in the last part."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 class _Verdict:
-    """Means of the losses over the processes, and two questions about them: all finite? does anyone stop?
+    """Means of the losses over the processes, and whether all are finite and whether any process was asked to stop.
 
-    On a GPU the answers travel while the backward pass is queued, and are read when it is: the step waits
-    for the forward pass alone, where detectron2, which reads its losses after the backward pass, waits for
-    both; so no time is lost between backward pass and update.
+    On a GPU the two answers are copied while the backward pass is being queued, and read afterwards. So the step waits
+    only for the forward pass; detectron2, which reads its losses after the backward pass, waits for both. No time is
+    lost between backward pass and update.
     """
 
     def __init__(self, losses: torch.Tensor, *, stop: bool) -> None:

@@ -1,4 +1,4 @@
-"""MODEL.WEIGHTS: safe to read, in line with the configuration, and in the model to the last tensor."""
+"""MODEL.WEIGHTS: reading is safe, settings must match the configuration, and every tensor must be used."""
 
 import os
 import pickle
@@ -62,7 +62,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without(path: Path, output: Path, *fragments: str, author: str | None = None) -> Path:
-    """Copy a weights file less the tensors whose names hold a fragment; with `author`, also its record."""
+    """Copy a weights file without the tensors whose names contain a fragment; `author` also replaces its record."""
     contents = pickle.loads(path.read_bytes())
     model = contents["model"]
     contents["model"] = {n: a for n, a in model.items() if not any(part in n for part in fragments)}
@@ -89,7 +89,7 @@ def test_every_backbone_tensor_arrives(converted: Path, fpn: bool, norm: str) ->
 
 
 def test_each_missing_tensor_is_refused(converted: Path) -> None:
-    """With frozen batch norm too, which fills in missing statistics without a word."""
+    """This holds for frozen batch norm too, which silently fills in missing statistics."""
     model = build_model(config(converted, {"MODEL.RESNETS.NORM": "FrozenBN"}))
     weights = read_weights(converted)
     for name in weights["model"]:
@@ -111,7 +111,9 @@ def test_c4_needs_the_last_stage_in_its_head(converted: Path) -> None:
 def test_weights_of_a_deeper_network_are_refused(converted: Path) -> None:
     weights = read_weights(converted)
     weights["model"] = weights["model"] | {"res4.6.conv1.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"no place in the model, first res4\.6\.conv1\.weight"):
+    with pytest.raises(
+        UserError, match=r"the model lacks \d+ backbone tensors of the file, first res4\.6\.conv1\.weight"
+    ):
         check_filled(build_model(config(converted)), weights)
 
 
@@ -168,7 +170,8 @@ def test_a_file_by_caffe2_is_understood(converted: Path, tmp_path: Path) -> None
     expected = NETWORK.state_dict()["layer2.0.downsample.1.bias"]
     assert torch.equal(model.state_dict()["backbone.bottom_up.res3.0.shortcut.norm.bias"], expected)
 
-    renamed["res2_0_branch2a_bn_rm"] = numpy.zeros(8, numpy.float32)  # now it is not merged: some are lost
+    # now batch norm is not merged, so some statistics are missing
+    renamed["res2_0_branch2a_bn_rm"] = numpy.zeros(8, numpy.float32)
     path.write_bytes(pickle.dumps(renamed, protocol=2))
     with pytest.raises(UserError, match="105 of 265 tensors would stay random"):
         check_filled(model, read_weights(path))
@@ -256,14 +259,14 @@ def test_a_detector_of_another_kind_is_refused(converted: Path, tmp_path: Path) 
 
     name = "roi_heads.box_predictor.cls_score.bias"
     assert f"lacks {name} (1 such)" in fault({n: t for n, t in state.items() if n != name})
-    assert "has in excess extra" in fault(state | {"extra": torch.zeros(1)})
-    assert f"in another shape {name}" in fault(state | {name: torch.zeros(3)})
+    assert "has the unknown tensor extra" in fault(state | {"extra": torch.zeros(1)})
+    assert f"has a different shape for {name}" in fault(state | {name: torch.zeros(3)})
     scores = "roi_heads.box_predictor.cls_score.weight"
     classes = len(state[scores]) - 1
     line = fault(state | {scores: torch.zeros(4, state[scores].shape[1])})
-    assert f"it knows 3 classes and MODEL.ROI_HEADS.NUM_CLASSES is {classes}" in line
+    assert f"it has 3 classes, but MODEL.ROI_HEADS.NUM_CLASSES is {classes}" in line
     shallow = {n: t for n, t in state.items() if ".res4.1." not in n}
-    assert "is MODEL.RESNETS.DEPTH that of the run" in fault(shallow)
+    assert "is MODEL.RESNETS.DEPTH the same as in the run" in fault(shallow)
     statistics = "backbone.bottom_up.res3.0.conv1.norm.running_mean"
     assert statistics in fault({n: t for n, t in state.items() if n != statistics})
     with pytest.raises(UserError, match="lacks"):

@@ -40,7 +40,7 @@ def _rates(*more: str) -> list[float]:
 
 
 def test_steps_after_a_linear_warm_up() -> None:
-    """From 1/1000 of the rate (detectron2's WARMUP_FACTOR) in a line to the whole; a tenth after each step."""
+    """The rate rises linearly from 1/1000 (detectron2's WARMUP_FACTOR) to 1, and drops to a tenth at each step."""
     warm_up = [0.02 * (0.001 + (1 - 0.001) * i / 4) for i in range(4)]
     expected = warm_up + [0.02] * 6 + [0.002] * 5 + [0.0002] * 5
     assert _rates("SOLVER.STEPS", "(10, 15)") == pytest.approx(expected)

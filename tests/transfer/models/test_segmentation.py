@@ -115,7 +115,7 @@ def test_answers_at_the_images_size(size: tuple[int, int]) -> None:
 
 
 def _by_hand(cells: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Pixel p between the cells p // 16 and the next one, or of the last cell behind it; rows, then columns."""
+    """Interpolate pixel p between cell p // 16 and the next, or use the last cell beyond it; rows, then columns."""
     for dim, length in ((1, size[0]), (2, size[1])):
         place = torch.arange(length) / 16
         low = place.floor().long()
@@ -135,7 +135,7 @@ def test_the_papers_crops_have_their_corners_on_cells(size: int, cells: int) -> 
 
 
 def test_cells_lie_where_the_network_looks() -> None:
-    """With left-right symmetric kernels a mirrored image gives the mirrored answer, where the geometry is right."""
+    """With left-right symmetric kernels a mirrored image gives mirrored logits, if the geometry is right."""
     model = _model().eval()
     with torch.no_grad():
         for conv in model.modules():
@@ -156,7 +156,7 @@ def test_loss_is_the_mean_cross_entropy_of_labelled_pixels() -> None:
     nn.init.normal_(head.classifier.weight)
     features = {"res5": torch.randn(2, 8, 4, 5)}
     labels = torch.stack([sample["sem_seg"] for sample in _images((50, 70), (50, 70))])
-    labels[1, 20:] = 255  # images with different numbers of labelled pixels: no mean of means
+    labels[1, 20:] = 255  # different numbers of labelled pixels: the loss is not a mean of the images' means
     nothing, losses = head.train()(features, labels)
     assert nothing is None
     logits, no_losses = head.eval()(features)
@@ -185,7 +185,7 @@ _SHAPES = {"res5": ShapeSpec(channels=8, stride=16)}
     ("change", "message"),
     [
         ({"MODEL.RESNETS.RES5_DILATION": 1}, "stride 32.*RES5_DILATION 2"),
-        ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["p2", "p3"]}, "takes one of"),
+        ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["p2", "p3"]}, "needs one of"),
     ],
 )
 def test_other_backbones_are_refused(change: dict[str, object], message: str) -> None:
@@ -197,7 +197,7 @@ CLASSES = ("ground", "box", "disc", "ghost")
 
 
 def _write(folder: Path, sizes: list[tuple[int, int]]) -> list[dict[str, object]]:
-    """Labels of the first three classes, and 255; "ghost" is in none."""
+    """Write labels of the first three classes and 255; "ghost" does not occur."""
     rng = np.random.default_rng(5)
     folder.mkdir(exist_ok=True)
     records = []
@@ -210,7 +210,7 @@ def _write(folder: Path, sizes: list[tuple[int, int]]) -> list[dict[str, object]
 
 
 def _evaluate(folder: Path, ranks: int = 1, rank: int = 0) -> dict[str, float] | None:
-    """mIoU of random answers to the labels in `folder`; this process has every `ranks`-th of them."""
+    """Compute the mIoU of random predictions for the labels in `folder`; this process has every `ranks`-th of them."""
     records = _write(folder, [(20, 30), (41, 17), (8, 64)])
     DatasetCatalog.register("semseg_made_up", lambda: records)
     MetadataCatalog.get("semseg_made_up").set(stuff_classes=list(CLASSES), ignore_label=255)
@@ -234,13 +234,13 @@ def _answer(record: dict[str, object], seed: int) -> torch.Tensor:
 
 def test_miou_is_that_of_the_confusion_matrix(tmp_path: Path) -> None:
     got = _evaluate(tmp_path / "labels")
-    matrix = np.zeros((4, 4), int)  # truth, answer
+    matrix = np.zeros((4, 4), int)  # truth, prediction
     for i, record in enumerate(_write(tmp_path / "labels", [(20, 30), (41, 17), (8, 64)])):
         label = np.array(Image.open(record["sem_seg_file_name"]))
         for truth, answer in zip(label.ravel(), _answer(record, i).argmax(0).ravel().tolist(), strict=True):
             if truth != 255:
                 matrix[truth, answer] += 1
-    assert matrix[:, 3].sum() > 0  # answered, and nowhere the truth
+    assert matrix[:, 3].sum() > 0  # predicted, but never the truth
     ious = [100 * matrix[c, c] / (matrix[c].sum() + matrix[:, c].sum() - matrix[c, c]) for c in range(3)]
     assert [got[f"IoU-{name}"] for name in CLASSES[:3]] == pytest.approx(ious)
     assert math.isnan(got["IoU-ghost"])
@@ -279,7 +279,7 @@ def test_model_that_does_not_fit_the_labels_is_refused(tmp_path: Path, key: str,
 
 
 def _write_voc(root: Path) -> None:
-    """Two pictures with a red square (aeroplane) and a blue disc (person), in VOC's layout, to train and to test on."""
+    """Write two images with a red square (aeroplane) and a blue disc (person), in VOC's layout, to train and test."""
     rng = np.random.default_rng(0)
     folder = root / "VOC2012"
     for part in ("JPEGImages", "semseg/train_aug", "semseg/val"):

@@ -413,7 +413,7 @@ def test_what_no_evaluator_knows(tmp_path: Path) -> None:
     oracle = Oracle("custom_test")
     MetadataCatalog.remove("custom_test")
     MetadataCatalog.get("custom_test").set(evaluator_type="panorama")
-    with pytest.raises(UserError, match="custom_test asks for an evaluator 'panorama'"):
+    with pytest.raises(UserError, match="custom_test needs an evaluator 'panorama'"):
         evaluation.evaluate(cfg, oracle)
     with pytest.raises(UserError, match="pip install no_such_package"):
         catalog.need("no_such_package", "x")

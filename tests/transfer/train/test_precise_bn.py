@@ -20,7 +20,7 @@ def _model() -> nn.Module:
 
 
 def _data(count: int) -> list[torch.Tensor]:
-    """Batches of unequal sizes and spreads: 2 to 5 images."""
+    """Return batches of different sizes (2 to 5 images) and spreads."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(2 + i % 4, 3, 8, 8, generator=generator) * (i + 1) for i in range(count)]
 
@@ -71,7 +71,7 @@ def _measure(folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> None:
     distributed.spawn(_measure, 2, (str(tmp_path),))
-    # BN: each process has batches of its own. SyncBN: each has its part, equal or not, of every batch.
+    # BN: each process has its own batches. SyncBN: each has a part of every batch; the parts may differ in size.
     for name, batches in (("", _data(6)), ("synced", _data(3))):
         ranks = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
         for first, second, expected in zip(*ranks, _by_hand(batches), strict=True):

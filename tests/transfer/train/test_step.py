@@ -1,4 +1,4 @@
-"""One step: parts that add up to the whole, losses that are not finite, and memory that does not suffice."""
+"""One step: parts that add up to the whole batch, losses that are not finite, and too little memory."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,13 @@ from transfer.train.run import advice
 from transfer.train.step import step
 
 SMALL = [
-    "MODEL.INIT", "random", *detection_data.TINY, "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16",
+    "MODEL.INIT", "random", *detection_data.TINY, *detection_data.NARROW,
 ]  # fmt: skip
 COMPILED = ["MODEL.RESNETS.DEPTH", "18", "MODEL.COMPILE"]  # fewer layers take less time to trace
 
 
 class Fake(nn.Module):
-    """A model whose loss is what the test says, of one weight."""
+    """A model with one weight, whose loss the test defines."""
 
     def __init__(self, loss: Any) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ def _step(cfg, model: nn.Module, batch: list[Any], **options: Any) -> torch.opti
 def test_two_parts_of_a_batch_give_the_step_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boxes alone, whose losses are means over equally many samples of each image, and frozen batch norm.
+    """Boxes only, whose losses are means over the same number of samples in each image, and frozen batch norm.
 
     Which proposals are sampled is taken from chance: the parts would draw others than the whole.
     """
@@ -77,7 +76,7 @@ def test_two_parts_of_a_batch_give_the_step_of_the_whole(
         gradients.append([p.grad for p in model.parameters()])
         losses.append(values)
         seen.append(torch.cat([image["image"].flatten() for image in batch]))
-    assert len(sizes) == 1  # otherwise the whole is padded where a part is not
+    assert len(sizes) == 1  # otherwise the whole batch would be padded differently from its parts
     assert torch.equal(*seen)
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
@@ -88,15 +87,15 @@ def test_what_is_said_about_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
     cfg = _config(tmp_path, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.ACCUMULATE", "4")
     build.say_parts(cfg, build_model(cfg))
     line = capsys.readouterr().out
-    assert "16 images in 4 parts of 4" in line
-    assert "batch norm is over 4 image(s) at a time, undivided it would be 16" in line
+    assert "16 images into 4 parts of 4" in line
+    assert "batch norm averages over 4 image(s), instead of 16 for the undivided batch" in line
     cfg = _config(tmp_path, "SOLVER.ACCUMULATE", "2", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "")
     build.say_parts(cfg, build_model(cfg))
     assert "batch norm" not in capsys.readouterr().out
 
 
 def test_infinite_gradient_of_float16_is_no_error(tmp_path: Path) -> None:
-    """The square root has an infinite slope at 0: the step is passed over and the scale halved."""
+    """The square root has an infinite slope at 0: the step is skipped and the scale is halved."""
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     model = Fake(lambda weight, batch: torch.sqrt(weight - 1))
     _step(_config(tmp_path), model, [0, 1], scaler=scaler)
@@ -136,7 +135,7 @@ def test_out_of_memory_names_three_keys(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_compiled_backbone_keeps_names_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the compiler's backend that captures the graph and runs it as it is: code is made on user's machines."""
+    """The backend captures the graph and runs it unchanged, so no compiler is needed."""
     compile_module = nn.Module.compile
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **options: compile_module(self, **options, backend="eager")
@@ -164,7 +163,7 @@ def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     cfg = _config(tmp_path, *COMPILED, "True")
     model, _ = build.build(cfg)
     with (
-        pytest.raises(UserError, match=r"MODEL\.COMPILE True.*no C\+\+ compiler was found.*leave it False"),
+        pytest.raises(UserError, match=r"MODEL\.COMPILE True.*no C\+\+ compiler was found.*set it to False"),
         advice(cfg),
     ):
         model.backbone(torch.zeros(1, 3, 64, 64))
@@ -182,7 +181,7 @@ def _stop_together(folder: str) -> None:
         _step(cfg, model, [0])
     except UserError as error:
         report = {"error": str(error), "weight": model.module.weight.item()}
-    # the wish of one process to stop is known to all
+    # every process learns that one process was asked to stop
     with EventStorage():
         model = Fake(lambda weight, batch: weight)
         _, report["stop"] = step(cfg, model, [0], torch.optim.SGD(model.parameters(), lr=1.0), 0, stop=bad)

@@ -1,0 +1,37 @@
+"""The command line of tools/train_net.py: process counts, overrides from flags, and what it imports."""
+
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+
+from pretrain.common.errors import UserError
+from tests.support.scripts import ROOT
+from transfer.train import command
+
+
+def _count(num_gpus: int = 1, num_machines: int = 1) -> tuple[int, int]:
+    return command._count_processes(Namespace(num_gpus=num_gpus, num_machines=num_machines))
+
+
+def test_process_counts_come_from_the_flags_or_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert _count() == (1, 1)
+    assert _count(num_gpus=4, num_machines=2) == (8, 4)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert _count() == (8, 4)
+    with pytest.raises(UserError, match="torchrun has already started the processes"):
+        _count(num_gpus=4)
+
+
+def test_flags_come_after_the_users_overrides() -> None:
+    args = command._parse("", ["--config", "x.yaml", "SEED", "3", "--shots", "2", "--fraction", "0.5"])
+    assert command._overrides(args) == ["SEED", "3", "DATASETS.FRACTION", "0.5", "DATASETS.SHOTS", "2"]
+
+
+def test_help_needs_neither_torch_nor_detectron2() -> None:
+    code = "import sys, transfer.train.command; print({'torch', 'detectron2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
