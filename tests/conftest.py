@@ -1,4 +1,4 @@
-"""What several test files need: one thread, small image folders."""
+"""Shared set-up of the tests: one thread per process, and small image folders."""
 
 import os
 
@@ -16,17 +16,17 @@ import transfer  # noqa: F401 (its import hook comes before any test imports det
 from tests.support import scripts
 
 torch.set_num_threads(1)
-# `distributed.spawn` starts fresh interpreters; forked ones save each process some four seconds of imports. The
+# `distributed.spawn` starts fresh interpreters; forking instead saves each process about four seconds of imports. The
 # tests in end_to_end/ start the tools as users do.
 torch.multiprocessing.spawn = scripts.spawn
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Return a maker of JPEG folders: `image_folder(count=8, size=(64, 48), classes=(), seed=0)` -> path.
+    """Return a function that makes JPEG folders: `image_folder(count=8, size=(64, 48), classes=(), seed=0)` -> path.
 
-    `size` is (width, height) in pixels. Images are smooth random colours, each different. With `classes`,
-    each class folder gets `count` images; two calls give two folders.
+    `size` is (width, height) in pixels. The images are smooth random colours, all different. With `classes`,
+    each class folder gets `count` images; each call makes a new folder.
     """
 
     def make(

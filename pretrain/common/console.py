@@ -1,16 +1,16 @@
-"""What the tools print: plain lines on the main process, times that a person can read."""
+"""Printing on the main process only, and durations in readable form."""
 
 from pretrain.common import distributed
 
 
 def say(line: str = "") -> None:
-    """Print one line on the main process only, at once (so that a log file can be followed)."""
+    """Print one line on the main process only, flushed at once so that a log file can be followed."""
     if distributed.is_main():
         print(line, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """`3723` -> `1:02:03`, `62` -> `1:02`. Negative and non-finite values become `?`."""
+    """Format seconds: `3723` -> `1:02:03`, `62` -> `1:02`. Negative and non-finite values become `?`."""
     if not 0 <= seconds < float("inf"):
         return "?"
     hours, rest = divmod(round(seconds), 3600)

@@ -1,4 +1,4 @@
-"""Process groups: one script runs as one process or as many, on CPUs (gloo) or GPUs (NCCL)."""
+"""Process groups: the same script runs as one or several processes, on CPUs (gloo) or GPUs (NCCL)."""
 
 import functools
 import multiprocessing
@@ -19,54 +19,54 @@ import torch.multiprocessing as mp
 
 from pretrain.common.errors import UserError, message
 
-_PATIENCE = timedelta(hours=4)  # the others wait while one evaluates
+_PATIENCE = timedelta(hours=4)  # the other processes wait while one evaluates
 
 
 def world_size() -> int:
-    """Number of processes; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return td.get_world_size() if td.is_available() and td.is_initialized() else 1
 
 
 def rank() -> int:
-    """Index of this process among all; 0 without a process group."""
+    """Return the index of this process among all processes; 0 without a process group."""
     return td.get_rank() if td.is_available() and td.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes files."""
+    """Return whether this is the process that prints and writes files (rank 0)."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this call."""
     if world_size() > 1:
         td.barrier(device_ids=[torch.cuda.current_device()] if td.get_backend() == "nccl" else None)
 
 
-def any_process(*wishes: bool) -> list[bool]:
-    """For each wish whether any process has it: the same answer everywhere, and nobody goes on without the others.
+def any_process(*flags: bool) -> list[bool]:
+    """Return the logical OR of each flag over all processes; every process waits for all others.
 
-    A message of a few bytes between the processors, in less than a millisecond; it waits for no GPU.
+    The flags are exchanged between CPUs in less than a millisecond, without waiting for a GPU.
     """
     if world_size() == 1:
-        return list(wishes)
-    flags = torch.tensor(wishes, dtype=torch.uint8)
-    td.all_reduce(flags, td.ReduceOp.MAX, group=_processors())
-    return [bool(flag) for flag in flags]
+        return list(flags)
+    combined = torch.tensor(flags, dtype=torch.uint8)
+    td.all_reduce(combined, td.ReduceOp.MAX, group=_cpu_group())
+    return [bool(flag) for flag in combined]
 
 
 @functools.cache
-def _processors() -> td.ProcessGroup | None:
-    """The group for CPU tensors; None: the default one takes them. NCCL takes GPU tensors only."""
+def _cpu_group() -> td.ProcessGroup | None:
+    """Return a group for CPU tensors, which NCCL cannot handle; None if the default group handles them."""
     if td.get_backend() != "nccl":
         return None
     return cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=_PATIENCE))
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` -> this process's GPU where there is one, else the CPU.
+    """Return the device for `auto` (this process's GPU if there is one, else the CPU), `cpu` or `cuda`.
 
-    Raises `UserError` when a GPU is asked for by name and PyTorch sees none.
+    Raises `UserError` if `cuda` is given and PyTorch sees no GPU.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if wanted == "auto":
@@ -77,7 +77,7 @@ def pick_device(wanted: str) -> torch.device:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"{local_rank + 1} processes on a machine with {torch.cuda.device_count()} GPU(s): "
-                "start at most one process a GPU"
+                "start at most one process per GPU"
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -87,9 +87,9 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def init_from_env(device: torch.device) -> None:
-    """Join the process group that torchrun (or `spawn`) describes in the environment; else do nothing.
+    """Join the process group that torchrun (or `spawn`) describes in the environment, if any.
 
-    Raises `UserError` when the address cannot be used.
+    Raises `UserError` if the address cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or td.is_initialized():
         return
@@ -103,7 +103,7 @@ def init_from_env(device: torch.device) -> None:
         else:
             reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--dist-url tcp://{address}: {reason}: give another port or host, the same on every machine "
+            f"--dist-url tcp://{address}: {reason}: choose another port or host, the same on every machine "
             "(torchrun: --master-port, --master-addr)"
         ) from None
 
@@ -111,7 +111,7 @@ def init_from_env(device: torch.device) -> None:
 def shutdown() -> None:
     """Leave the process group, if any."""
     if td.is_available() and td.is_initialized():
-        _processors.cache_clear()
+        _cpu_group.cache_clear()
         td.destroy_process_group()
 
 
@@ -124,15 +124,15 @@ def spawn(
     machine_rank: int = 0,
     url: str = "auto",
 ) -> None:
-    """Run `worker(*args)` in `processes` processes of this machine, with the environment torchrun would set.
+    """Run `worker(*args)` in `processes` processes on this machine, with the environment that torchrun would set.
 
-    One process runs in place. `UserError`s of a worker are raised again here, once, and an exit code of
-    a worker's own is this process's. SIGTERM and SIGUSR1 are passed on to the workers.
+    A single process runs in place. The `UserError` of a worker is raised here, once; if a worker exits with a status,
+    this process exits with it too. SIGTERM and SIGUSR1 are forwarded to the workers.
 
     Args:
-        processes: on each machine.
-        machines: of the job; each runs this with its own `machine_rank`, from 0.
-        url: `tcp://HOST:PORT` of machine 0, or `auto`: any free port of this machine, the only one.
+        processes: number of processes on each machine.
+        machines: number of machines; each calls this with a different `machine_rank`, counted from 0.
+        url: `tcp://HOST:PORT` of machine 0, or `auto` for a free port of this machine if it is the only one.
     """
     host, port = _address(url, machines=machines, machine_rank=machine_rank)
     if processes * machines == 1:
@@ -143,20 +143,22 @@ def spawn(
     first = machine_rank * processes
     context = mp.spawn(_spawned, args=(worker, first, environment, args), nprocs=processes, join=False)
     try:
-        with _passing_on(context.pids()):
+        with _forwarded_signals(context.pids()):
             while not context.join(grace_period=10):
                 pass
     except mp.ProcessRaisedException as error:
         if f"{UserError.__module__}.{UserError.__qualname__}: " in str(error):
             raise UserError(message(error)) from None
         raise
-    except mp.ProcessExitedException as error:  # by sys.exit, or by a signal: minus its number
+    except mp.ProcessExitedException as error:  # the code given to sys.exit, or minus the signal's number
         raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
 
 
 def _address(url: str, *, machines: int, machine_rank: int) -> tuple[str, int]:
     if machines < 1 or not 0 <= machine_rank < machines:
-        raise UserError(f"--num-machines {machines} --machine-rank {machine_rank}: ranks are 0..machines - 1")
+        raise UserError(
+            f"--num-machines {machines} --machine-rank {machine_rank}: ranks go from 0 to machines - 1"
+        )
     if url == "auto":
         if machines > 1:
             raise UserError("--dist-url auto is for one machine: give tcp://HOST:PORT of machine 0")
@@ -170,8 +172,8 @@ def _address(url: str, *, machines: int, machine_rank: int) -> tuple[str, int]:
 
 
 @contextmanager
-def _passing_on(pids: list[int]) -> Iterator[None]:
-    """Send SIGTERM and SIGUSR1, which a scheduler sends to this process, to its workers too."""
+def _forwarded_signals(pids: list[int]) -> Iterator[None]:
+    """Forward SIGTERM and SIGUSR1, which a scheduler sends to this process, to its workers."""
 
     def send(number: int, frame: FrameType | None) -> None:
         for pid in pids:
@@ -179,7 +181,7 @@ def _passing_on(pids: list[int]) -> Iterator[None]:
                 os.kill(pid, number)
 
     previous = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+    if threading.current_thread() is threading.main_thread():  # handlers can only be set in it
         previous = {number: signal.signal(number, send) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
@@ -191,19 +193,20 @@ def _passing_on(pids: list[int]) -> Iterator[None]:
 def _spawned(
     local_rank: int, worker: Callable[..., None], first: int, environment: dict, args: tuple
 ) -> None:
-    # This process was spawned, but its loader workers are to start as they do everywhere else, under torchrun too
+    # This process was spawned, but its loader workers must use the platform's default start method, as under torchrun.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     own = {"RANK": first + local_rank, "LOCAL_RANK": local_rank}
     os.environ.update({name: str(value) for name, value in {**environment, **own}.items()})
     worker(*args)
-    shutdown()  # not after an error: NCCL would wait for the other processes, and nobody would see it
+    # Not after an error: NCCL would wait for the other processes, and the error would never be reported.
+    shutdown()
 
 
 def all_gather_interleaved(local: torch.Tensor) -> torch.Tensor:
-    """Gather a batch that was dealt out like cards: image i of the total batch sits on process i mod W.
+    """Gather a total batch whose image i is on process i mod W.
 
     Args:
-        local: (N, ...), the same shape on every process; no gradient flows through.
+        local: (N, ...), the same shape on every process. Gradients are not propagated.
     Returns:
         (W * N, ...) in the order of the total batch.
     """
@@ -216,12 +219,12 @@ def all_gather_interleaved(local: torch.Tensor) -> torch.Tensor:
 
 
 def local_part(total: torch.Tensor) -> torch.Tensor:
-    """This process's share of a total batch: the inverse of `all_gather_interleaved`."""
+    """Return this process's share of a total batch: the inverse of `all_gather_interleaved`."""
     return total[rank() :: world_size()]
 
 
 def mean_over_processes(tensors: list[torch.Tensor]) -> None:
-    """Replace each float tensor by its mean over all processes, in place, in one message."""
+    """Replace each float tensor by its mean over all processes, in place, with one all-reduce."""
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -232,7 +235,7 @@ def mean_over_processes(tensors: list[torch.Tensor]) -> None:
 
 
 def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace each float tensor by the main process's, in place, in one message. Other tensors are left alone."""
+    """Replace each float tensor by the main process's, in place, with one broadcast. Other tensors are not changed."""
     tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
     if world_size() == 1 or not tensors:
         return

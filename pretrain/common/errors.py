@@ -1,4 +1,4 @@
-"""One way to tell a user what to mend: a one-line error instead of a traceback."""
+"""Errors for the user: one line that says what to fix, instead of a traceback."""
 
 import os
 import sys
@@ -8,31 +8,33 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message is one line: what is wrong, and how to mend it."""
+    """An error that the user can fix. The message is one line: what is wrong, and how to fix it."""
 
 
 def message(error: BaseException) -> str:
-    """The line of a `UserError`, also of one that a child process raised and that arrived with its traceback."""
+    """Return the message of a `UserError`, also if it was raised in a child process and includes its traceback."""
     return str(error).strip().rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2]
 
 
 @contextmanager
 def compiler_in_one_line() -> Iterator[None]:
-    """Turn what torch.compile raises, on this machine's compilers as a rule, into a `UserError`."""
+    """Turn errors of torch.compile, which usually come from this machine's compilers, into a `UserError`."""
     try:
         yield
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"MODEL.COMPILE True: torch.compile fails here ({reason}): leave it False") from error
+        raise UserError(
+            f"MODEL.COMPILE True: torch.compile fails here ({reason}): set it to False"
+        ) from error
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a command-line program and exit with its status.
 
-    `UserError` becomes one line on standard error and exit status 2; Ctrl-C becomes 130. Anything else is
-    a defect of ours and keeps its traceback.
+    A `UserError` becomes one line on standard error and exit status 2; Ctrl-C becomes status 130. Anything else is a
+    bug in this project and keeps its traceback.
     """
     try:
         sys.exit(main() or 0)
@@ -49,6 +51,6 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would fail
         sys.exit(1)

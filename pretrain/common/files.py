@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading what other programs wrote or were killed while writing."""
+"""Writing files completely or not at all, and reading files that may be missing, damaged or incomplete."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,8 @@ from pretrain.common.errors import UserError
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary file, flush it to disk and rename it to `path`.
 
-    An interruption at any point leaves the old file, or none: never half of one.
+    If interrupted at any point, it leaves the old file or none, never an incomplete one. Raises `UserError` naming the
+    file if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,18 +31,18 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are private
+        os.chmod(name, 0o644)  # mkstemp makes files private
         os.replace(name, path)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
-        if isinstance(error, OSError):  # a full disk, a folder in the place of the file
+        if isinstance(error, OSError):  # a full disk, or `path` is a folder
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
 
 
 def link(existing: Path, path: Path) -> None:
-    """Make `path` the same file as `existing`, at once; a copy, where the file system knows no links."""
+    """Make `path` a hard link to `existing`, or a copy where the file system has no hard links."""
     temporary = path.with_name(f".{path.name}.link")
     try:
         temporary.unlink(missing_ok=True)
@@ -53,7 +54,7 @@ def link(existing: Path, path: Path) -> None:
 
 
 def found(folder: Path, pattern: str) -> list[Path]:
-    """What `Path.glob` finds; nothing where it raises: in a folder of too long a name, or closed to us."""
+    """Return the matches of `Path.glob`, or none if `folder` does not exist or cannot be looked at."""
     return list(folder.glob(pattern)) if os.path.isdir(folder) else []
 
 
@@ -61,7 +62,7 @@ JPEG_QUALITY = 90
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, never leaving half of it under that name, even if killed."""
+    """Write `content` to `path`. If killed while writing, it leaves no incomplete file of that name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
@@ -73,7 +74,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
     """Write an RGB image, uint8 (H, W, 3)."""
-    import cv2  # every tool imports this module, and few write pictures
+    import cv2  # here, since every tool imports this module and few write pictures
 
     done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not done:
@@ -82,12 +83,12 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 def is_whole_jpeg(path: Path) -> bool:
-    """Whether `path` begins and ends as a JPEG does: cheap, and finds what was cut off."""
+    """Return whether `path` begins and ends like a JPEG: a fast check that detects truncated files."""
     return _is_between(path, b"\xff\xd8", b"\xff\xd9")
 
 
 def is_whole_png(path: Path) -> bool:
-    """The same for a PNG, which ends with an empty chunk IEND and its checksum."""
+    """Return whether `path` begins and ends like a PNG, whose last chunk is an empty IEND with its checksum."""
     return _is_between(path, b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
 
 
@@ -103,7 +104,7 @@ def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+    """Return the JSON object in a file, or an empty dict if the file is missing or holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -125,7 +126,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2, sort_keys: b
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return the digest of a file's content, in hexadecimal. `algorithm` is a name that hashlib knows."""
+    """Return the digest of a file's content, in hexadecimal. `algorithm` is one of hashlib's names."""
     result = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

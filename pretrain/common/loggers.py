@@ -1,12 +1,10 @@
-"""Where a run's values go besides the screen and `metrics.json`: TensorBoard, and Weights & Biases."""
+"""TensorBoard and Weights & Biases, where a run's values go in addition to the terminal and `metrics.json`."""
 
 import contextlib
-import functools
 import hashlib
 import importlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +18,7 @@ from pretrain.common.errors import UserError
 
 
 class Logger(Protocol):
-    """Takes values by name at an iteration, counted from 1, and pictures, (H, W, 3) RGB uint8, at any."""
+    """Takes named values at an iteration, counted from 1, and pictures, (H, W, 3) RGB uint8, at any iteration."""
 
     def write(self, iteration: int, values: dict[str, float]) -> None: ...
 
@@ -32,11 +30,10 @@ class Logger(Protocol):
 
 
 def open_all(cfg: CfgNode, start: int) -> list[Logger]:
-    """The loggers that `LOG` asks for. Call it on the main process; points after `start` are taken back.
+    """Return the loggers that `LOG` asks for. Call this on the main process; points after `start` are overwritten.
 
-    None of them ends a run: one that cannot write, as on a full disk or without a login, says so once and takes
-    nothing more.
-    Raises `UserError` when `LOG.WANDB` names a project and there is no wandb.
+    No logger ends a run: one that cannot write, as on a full disk or without a login, prints a warning once and is
+    then disabled. Raises `UserError` if `LOG.WANDB` names a project and wandb is not installed.
     """
     wanted: list[tuple[str, bool, Callable[[CfgNode, int], Logger]]] = [
         ("LOG.TENSORBOARD", cfg.LOG.TENSORBOARD, _TensorBoard),
@@ -46,27 +43,27 @@ def open_all(cfg: CfgNode, start: int) -> list[Logger]:
     for key, enabled, make in wanted:
         try:
             if enabled:
-                loggers.append(_Harmless(key, make(cfg, start)))
+                loggers.append(_Guarded(key, make(cfg, start)))
         except ImportError:
             say("note: no TensorBoard log: `pip install tensorboard`, or set LOG.TENSORBOARD False")
         except UserError:
             raise
-        except Exception as error:  # wandb has classes of its own, and those of the libraries below it
-            _say_lost(key, error)
+        except Exception as error:  # wandb raises its own classes and those of its libraries
+            _warn(key, error)
     return loggers
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise `UserError` where `LOG` asks for a library that is not there, before anything is computed."""
+    """Raise `UserError` if `LOG` asks for a library that is not installed. Call this before computing anything."""
     if cfg.LOG.WANDB:
         _import_wandb(cfg)
 
 
-class _Harmless:
-    """A logger that stops at its first error, with a warning: a run is worth more than its curves."""
+class _Guarded:
+    """A logger that prints a warning at its first error and is then disabled: no run should end for its curves."""
 
     def __init__(self, key: str, inner: Logger) -> None:
-        self.key, self.inner, self.works = key, inner, True
+        self.key, self.inner, self.enabled = key, inner, True
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         self._try(self.inner.write, iteration, values)
@@ -81,29 +78,29 @@ class _Harmless:
         self._try(self.inner.close)
 
     def _try(self, call: Callable[..., None], *arguments: Any) -> None:
-        if not self.works:
+        if not self.enabled:
             return
         try:
             call(*arguments)
-        except Exception as error:  # as above
-            self.works = False
-            _say_lost(self.key, error)
+        except Exception as error:  # as in `open_all`
+            self.enabled = False
+            _warn(self.key, error)
             with contextlib.suppress(Exception):
-                self.inner.close()  # its thread would try again, and print a traceback
+                self.inner.close()
 
 
-def _say_lost(key: str, error: Exception) -> None:
+def _warn(key: str, error: Exception) -> None:
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    say(f"warning: {key}: cannot be written: {' '.join(text.split())[:160]}; the run goes on without it")
+    say(f"warning: {key}: cannot be written: {' '.join(text.split())[:160]}; the run continues without it")
 
 
 class _TensorBoard:
+    """Writes in a thread of TensorBoard: if it fails, as on a full disk, the next call here raises its error."""
+
     def __init__(self, cfg: CfgNode, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        if getattr(threading.excepthook, "func", None) is not _without_traceback:
-            threading.excepthook = functools.partial(_without_traceback, threading.excepthook)
-        # purge_step: a resumed run writes the points after its checkpoint once more
+        # purge_step: a resumed run writes the points after its checkpoint again
         self.writer = SummaryWriter(str(Path(cfg.OUTPUT_DIR) / "tensorboard"), purge_step=start + 1)
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
@@ -117,18 +114,7 @@ class _TensorBoard:
         self.writer.flush()
 
     def close(self) -> None:
-        try:
-            self.writer.close()
-        except OSError:  # it flushes first, and leaves its thread running where that fails
-            if self.writer.file_writer is not None:
-                self.writer.file_writer.close()
-            raise
-
-
-def _without_traceback(hook: Callable[[Any], object], args: Any) -> None:
-    """TensorBoard writes in a thread, which meets a full disk first: its next call raises that `OSError` to us."""
-    if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
-        hook(args)
+        self.writer.close()
 
 
 class _Wandb:
@@ -138,8 +124,10 @@ class _Wandb:
         self.run = self.wandb.init(
             project=cfg.LOG.WANDB,
             name=folder.name,
-            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resumed run goes on in its own plot
-            resume="allow",  # and wandb passes over the iterations that it has
+            id=hashlib.sha256(str(folder).encode()).hexdigest()[
+                :16
+            ],  # a resumed run continues its own curves
+            resume="allow",  # wandb ignores iterations that it already has
             dir=str(folder),
             config=yaml.safe_load(cfg.dump()),
         )
@@ -166,9 +154,9 @@ def _import_wandb(cfg: CfgNode) -> Any:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a line of JSON; where the disk is full, a warning, and no part of the line.
+    """Append a line of JSON. If the line cannot be written completely, remove it and print a warning.
 
-    A run is worth more than its log: whether it goes on, its checkpoints decide.
+    This raises nothing, because a run must not end for its log; failing to write a checkpoint may end it.
     """
     size = None
     try:
@@ -178,5 +166,5 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     except OSError as error:
         say(f"warning: {path}: cannot be written: {error.strerror or error}")
         if size is not None:
-            with contextlib.suppress(OSError):  # half a line would spoil the next one too
+            with contextlib.suppress(OSError):  # an incomplete line would also spoil the next one
                 os.truncate(path, size)

@@ -1,4 +1,4 @@
-"""Do the same to many items by several processes, and show how far it is."""
+"""Apply a function to many items in several processes, and show the progress."""
 
 import multiprocessing
 import os
@@ -23,9 +23,9 @@ Result = TypeVar("Result")
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, chunk: int = 1
 ) -> Iterator[Result]:
-    """`function` of every item, in the items' order, `chunk` items at a time; it must be picklable.
+    """Yield `function(item)` for every item, in order; `function` must be picklable. Workers get `chunk` items at a time.
 
-    Stopping early (an error, Ctrl-C) lets the items under way finish and drops the others; workers end with
+    If this stops early (an error, Ctrl-C), the items in progress are finished and the others dropped. Workers end with
     their parent, even if it is killed.
     """
     if workers == 1 or len(items) < 2:
@@ -33,9 +33,8 @@ def each(
         return
     method = "fork" if sys.platform == "linux" else "spawn"
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(
-        1
-    )  # here and not in a fork: there it would wait for OpenCV's threads, which are not copied
+    # Before forking: a forked child would wait for OpenCV's threads, which do not exist in it.
+    cv2.setNumThreads(1)
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context(method),
@@ -45,28 +44,28 @@ def each(
     try:
         yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool:
-        raise UserError("a worker was killed, for want of memory perhaps: try --workers 1") from None
+        raise UserError("a worker was killed, perhaps for lack of memory: try --workers 1") from None
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
 
 
 def _start_worker(parent: int, method: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if method == "spawn":
         cv2.setNumThreads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed parent cannot tell it to."""
+    """End this process when its parent is gone, since a killed parent cannot stop it."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 class Progress:
-    """Counts images: a bar on a terminal; elsewhere a line at every tenth."""
+    """A progress display for images: a bar on a terminal, elsewhere a line after each tenth of them."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done, self.began = total, done, time.monotonic()

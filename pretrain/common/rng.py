@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of what they are for: no state to store, none to share with workers."""
+"""Random numbers as pure functions of their purpose and counters: no state to store or to share with workers."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def generator(purpose: str, *counters: int) -> np.random.Generator:
-    """A generator that depends on its arguments only.
+    """Return a generator that depends on its arguments only.
 
     Args:
         purpose: one word that separates the streams ("view", "order", ...).
@@ -16,10 +16,10 @@ def generator(purpose: str, *counters: int) -> np.random.Generator:
 
 
 def quick(purpose: str, *counters: int) -> random.Random:
-    """As `generator`, for a few single numbers: NumPy's takes ten times as long over each.
+    """Return a Python generator that depends on its arguments only, for a few single numbers.
 
-    Python's Mersenne Twister, seeded by one integer that holds the arguments side by side (64 bits for each
-    counter), so that no two lists of the same length share a seed; `Random` spreads it over the whole state.
+    NumPy's takes ten times as long for each number. The seed of the Mersenne Twister is one integer with all arguments
+    next to each other (64 bits for each counter), so no two argument lists of the same length share a seed.
     """
     key = int.from_bytes(purpose.encode(), "little")
     for counter in counters:

@@ -1,4 +1,4 @@
-"""What every training run does with its OUTPUT_DIR: one run a folder, which is resumed only as it was."""
+"""The rules for OUTPUT_DIR that all training runs share: one run per folder, resumed only with the same settings."""
 
 import contextlib
 import time
@@ -12,15 +12,15 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import found
 
-_SHOWN = 3  # changed settings in a message
+_SHOWN = 3  # changed settings shown in a message
 
 
 def remove_leftovers(folder: Path, is_ours: Callable[[str], bool], *, older_than: float = 0.0) -> None:
-    """Remove the half-written files, `.NAME.xyz`, of a process that was killed.
+    """Remove incomplete files, `.NAME.xyz`, that a killed process left behind.
 
     Args:
-        is_ours: whether a file of this NAME is one that the run writes.
-        older_than: seconds; a younger file may be one that another process is writing now.
+        is_ours: returns whether the run writes files of this NAME.
+        older_than: seconds; another process may still be writing a file that is younger.
     """
     for path in found(folder, ".*.*"):
         if is_ours(path.name[1:].rpartition(".")[0]):
@@ -30,10 +30,10 @@ def remove_leftovers(folder: Path, is_ours: Callable[[str], bool], *, older_than
 
 
 def in_use(folder: Path, *, finished: bool = False) -> UserError:
-    """Return the error for an OUTPUT_DIR that holds a run, which a new one would overwrite.
+    """Return the error for an OUTPUT_DIR with a run that a new run would overwrite.
 
     Args:
-        finished: there is nothing left to resume.
+        finished: whether that run is finished, so that it cannot be resumed.
     """
     if finished:
         return UserError(
@@ -45,7 +45,7 @@ def in_use(folder: Path, *, finished: bool = False) -> UserError:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return `KEY is B and was A` for each setting of `now`, by dotted key, that is not as before."""
+    """Return `KEY is B and was A` for each setting, by dotted key, whose value differs from the one before."""
     return [
         f"{key} is {value} and was {str(before.get(key))[:80]}"
         for key, value in now.items()
@@ -54,15 +54,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def other_settings(changed: list[str]) -> UserError:
-    """Return the error for a run that would be resumed with other settings, given by `changes`."""
+    """Return the error for a run that would be resumed with other settings; `changed` is from `changes`."""
     shown = ", ".join(changed[:_SHOWN]) + (", ..." if len(changed) > _SHOWN else "")
     return UserError(
-        f"--resume: {shown or 'the settings have changed'}; set it back or name another OUTPUT_DIR"
+        f"--resume: {shown or 'the settings have changed'}; restore the old settings or name another OUTPUT_DIR"
     )
 
 
 def note_processes(before: int, reason: str) -> None:
-    """Print a note if the run had another number of processes before, and why the result is not bit-identical."""
+    """Print a note if the number of processes has changed: why (`reason`) the result will not be bit-identical."""
     now = distributed.world_size()
     if before != now:
         say(

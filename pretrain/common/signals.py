@@ -1,4 +1,4 @@
-"""Stopping on request: a scheduler's SIGTERM or SIGUSR1 becomes a saved state and an exit code of its own."""
+"""Stopping on request: on a scheduler's SIGTERM or SIGUSR1 a run saves its state and exits with a special status."""
 
 import multiprocessing
 import os
@@ -7,21 +7,22 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": everything is saved, --resume goes on
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": the state is saved, --resume continues
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_LATEST = 120  # seconds that a worker lives on after a signal of which it is not known whose it was
+_LATEST = 120  # seconds that a worker survives a signal whose sender is unknown
 
 
 class Signals:
-    """While this is open, SIGTERM and SIGUSR1 set `requested`; Ctrl-C acts at once, as ever.
+    """A context in which SIGTERM and SIGUSR1 set `requested`, and Ctrl-C interrupts immediately as usual.
 
     Args:
-        ctrl_c: the first Ctrl-C is such a request too. The second acts at once, where `alone`.
-        alone: this is the only process. torchrun passes a Ctrl-C on that the terminal has sent already.
+        ctrl_c: the first Ctrl-C sets `requested` too. A second one interrupts immediately if `alone`.
+        alone: this is the only process. With more, a second Ctrl-C may be the first one again: the terminal sends it to
+            all processes, and torchrun forwards it to them.
 
     Attributes:
-        requested: whether this process was asked to stop. The processes of a run agree on it once a step.
-        saved: set it once there is nothing left to save: then a signal ends the process at once.
+        requested: whether this process was asked to stop. The processes of a run agree on it once per step.
+        saved: set this once everything is saved; from then on a signal ends the process immediately.
     """
 
     def __init__(self, *, ctrl_c: bool = False, alone: bool = True) -> None:
@@ -31,7 +32,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         self.previous = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        if threading.current_thread() is threading.main_thread():  # handlers can only be set in it
             self.previous = {number: signal.signal(number, self._note) for number in self.numbers}
         return self
 
@@ -52,12 +53,14 @@ class Signals:
 
 
 def outlive_the_stop() -> None:
-    """For loader workers: a scheduler signals every process of a job, and the step under way needs its data.
+    """Make a loader worker ignore a scheduler's signals, because the current training step still needs its data.
 
-    Their own process may end them by SIGTERM: an interpreter that ends after an error does, and waits for them.
-    Where it is killed they end by themselves, since torch's workers look for it every few seconds.
+    A scheduler signals every process of a job. Only a signal from the worker's parent ends it: an interpreter that
+    exits after an error sends SIGTERM and waits. If the parent is killed, the worker ends by itself: torch's workers
+    check for their parent every few seconds.
     """
-    for number in _SIGNALS:  # where a library's thread takes the signal, or macOS: nobody knows whose it was
+    # If a library's thread receives the signal, and on macOS, the sender is unknown: end after a delay.
+    for number in _SIGNALS:
         signal.signal(number, lambda *_: signal.alarm(_LATEST))
     creator = multiprocessing.parent_process()
     if creator and creator.pid and hasattr(signal, "sigwaitinfo"):

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: values arrive once, and a library that is missing is said so in one line."""
+"""TensorBoard and Weights & Biases: values arrive once, and a missing library is reported in one line."""
 
 import io
 import sys
@@ -76,11 +76,11 @@ def test_libraries_that_are_missing(
 def test_a_logger_that_cannot_write_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tensorboard").touch()  # in the place of the folder
+    (tmp_path / "tensorboard").touch()  # a file instead of the folder
     assert loggers.open_all(_pretraining(tmp_path), 0) == []
     assert capsys.readouterr().out.count("warning: LOG.TENSORBOARD: cannot be written: ") == 1
 
-    class UsageError(Exception):  # wandb's own are no OSErrors
+    class UsageError(Exception):  # wandb's own errors are not OSErrors
         pass
 
     cfg = _pretraining(tmp_path, "LOG.WANDB", "moco", "LOG.TENSORBOARD", "False")
@@ -99,7 +99,7 @@ def test_a_logger_that_cannot_write_says_so_once(
         def fail(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        said = f"warning: LOG.WANDB: cannot be written: {text}; the run goes on without it\n"
+        warning = f"warning: LOG.WANDB: cannot be written: {text}; the run continues without it\n"
         run = SimpleNamespace(log=fail, finish=fail)
         fake = SimpleNamespace(init=lambda run=run, **_: run, Image=lambda pixels: None)
         monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -108,9 +108,9 @@ def test_a_logger_that_cannot_write_says_so_once(
             use(logger)
             logger.write(2, {"loss": 8.0})
             logger.close()
-            assert capsys.readouterr().out == said
+            assert capsys.readouterr().out == warning
         monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fail))
-        assert loggers.open_all(cfg, 0) == [] and capsys.readouterr().out == said
+        assert loggers.open_all(cfg, 0) == [] and capsys.readouterr().out == warning
 
 
 def _pretraining(output: Path, *more: str):

@@ -110,7 +110,9 @@ def test_a_full_disk_ends_tensorboard_and_not_the_run(
     logged.write({**LINE, "iteration": 30})
     logged.close()
     said = capfd.readouterr()
-    assert said.out.count("warning: LOG.TENSORBOARD: cannot be written: File too large; the run goes on") == 1
+    assert (
+        said.out.count("warning: LOG.TENSORBOARD: cannot be written: File too large; the run continues") == 1
+    )
     assert "Traceback" not in said.err
     assert [line["iteration"] for line in _lines(tmp_path) if "loss" in line] == [10, 20, 30]
 
