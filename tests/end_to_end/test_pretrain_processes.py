@@ -5,7 +5,6 @@ sums alone comes to percents by then: each step multiplies what the one before l
 """
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pretrain.model import build
 from pretrain.tensor_files import checkpoint
 from pretrain.train.log import METRICS_FILE
 from pretrain.train.loop import train
-from tests.support.scripts import ROOT, run_script
+from tests.support.scripts import ROOT, run_script, server
 
 MakeFolder = Callable[..., Path]
 SMALL = [
@@ -104,7 +103,7 @@ def test_runs_do_not_depend_on_the_number_of_processes(image_folder: MakeFolder,
     def runs(folder: str, *names: str) -> list[list[str]]:
         return [arguments(images, labelled, tmp_path / folder / name, *NORMS[name]) for name in names]
 
-    alone = multiprocessing.get_context("forkserver").Process(target=in_float64, args=(runs("1", *NORMS),))
+    alone = server().Process(target=in_float64, args=(runs("1", *NORMS),))
     alone.start()
     distributed.spawn(in_float64, 2, (runs("2", *NORMS),))
     alone.join()

@@ -158,7 +158,7 @@ def _session(
     if killed and chance.random() < 0.7:
         _kill(started)
     for process in started:
-        process.join(20)
+        process.join(10)
         if process.exitcode is None:  # it waits for the other to start
             assert killed, output.read_text()
             _kill([process])

@@ -16,17 +16,21 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["transfer.d2_compat", "detectron2.engine", "torchvision", "cv2", "pytest", "torch.utils.tensorboard"]
-)
+_PRELOADED = ["transfer.d2_compat", "detectron2.engine", "torchvision", "cv2", "pytest", "torch.utils.tensorboard"]
+
+
+def server() -> ForkServerContext:
+    """Return the server, which starts with the first process that it is asked for."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)  # d2_compat has replaced the list, when a test has imported detectron2
+    return context
 
 
 def run_script(script: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -63,7 +67,7 @@ def start_script(
         forks: fork the processes that the script starts by `distributed.spawn`, which saves their imports too.
     """
     files = [str(stdout), str(stderr)]
-    process = _SERVER.Process(target=_run, args=([*command], environment or dict(os.environ), files, forks))
+    process = server().Process(target=_run, args=([*command], environment or dict(os.environ), files, forks))
     process.start()
     with contextlib.suppress(ProcessLookupError):
         while process.exitcode is None and os.getpgid(process.pid) != process.pid:
@@ -84,6 +88,7 @@ def spawn(
 ) -> torch.multiprocessing.ProcessContext | None:
     """Replace `torch.multiprocessing.spawn` in the tests: the same processes, forked from the server."""
     arguments = (dict(os.environ), function, args)
+    server()
     return torch.multiprocessing.start_processes(
         _in_environment, arguments, nprocs, join, start_method="forkserver"
     )
@@ -99,6 +104,9 @@ def _in_environment(
 
 def _run(command: list[str], environment: dict[str, str], files: list[str], forks: bool) -> None:
     os.setsid()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which is ignored if the tests run in the background
     # Loader workers start as they do in a fresh interpreter, not as this process did.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.chdir(ROOT)

@@ -33,7 +33,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from tests.support.scripts import ROOT
+from tests.support.scripts import ROOT, kill_script, start_script
 from transfer import d2_compat
 
 IS_MAIN = hasattr(comm, "create_local_process_group")
@@ -362,16 +362,12 @@ def test_local_rank_and_ddp_on_cpus(machines: int, tmp_path: Path) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, str(script)],
-                env=environment_with(**environment),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+        log = tmp_path / str(rank)
+        workers.append(start_script([str(script)], log, log, environment=environment_with(**environment)))
+    for worker in workers:
+        worker.join(300)
+        kill_script(worker)
+    outputs = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert all("done" in output for output in outputs), outputs
 
 

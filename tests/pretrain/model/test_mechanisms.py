@@ -1,6 +1,5 @@
 """Loss, gradients and memory of the three mechanisms (He et al. Figure 2), compared with hand-written loops."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from tests.support.contrast_models import (
     steps_of_every_kind,
     tiny_encoder,
 )  # fmt: skip
+from tests.support.scripts import server
 from transfer.convert.recognise import read_source
 
 ORDER = moco.permutation(8, groups=2, seed=0, step=0)
@@ -205,7 +205,7 @@ def test_transfer_finds_the_query_encoder(kind: str, tmp_path: Path) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Losses, weights, running statistics, queue or bank after four steps; the gradients of the first and last."""
-    alone = multiprocessing.get_context("forkserver").Process(
+    alone = server().Process(
         target=steps_of_every_kind, args=(str(tmp_path),)
     )
     alone.start()

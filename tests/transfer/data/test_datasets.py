@@ -11,6 +11,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
 from pretrain.common.errors import UserError
 from tests.support import detection_data
+from tests.support.scripts import server
 from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.data import catalog, datasets, train_stream
@@ -371,4 +372,5 @@ def test_cityscapes_are_read_as_detectron2_reads_them(
     assert cityscapes_instances(*folders) == expected
     monkeypatch.setattr(readers, "_CHUNK", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(readers, "get_context", lambda _: server())  # fresh interpreters take seconds to start
     assert cityscapes_instances(*folders) == expected  # by two processes

@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +28,7 @@ from pretrain.data.loader import Batches
 from pretrain.model.encoders import architecture
 from pretrain.tensor_files import checkpoint
 from tests.support.checkpoints import moco_file, plain_file, small_network, torchvision_network
-from tests.support.scripts import ROOT, run_script
+from tests.support.scripts import ROOT, kill_script, run_script, start_script
 from transfer.convert import convert
 from transfer.convert.preprocessing import MSRA
 from transfer.convert.tensor_names import detectron2_name
@@ -464,14 +462,13 @@ def test_a_killed_run_goes_on_bit_equal(task: Task) -> None:
     moments = np.random.default_rng(0)
     for _ in range(2):
         before = len(_lines(task.folder / "parts"))
-        script = [sys.executable, *task.command("parts", *more), "--resume"]
-        with subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
-            deadline = time.monotonic() + 300
-            while len(_lines(task.folder / "parts")) < before + 3 and run.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, 0.3))
-            run.kill()
+        process = start_script([*task.command("parts", *more), "--resume"], os.devnull, os.devnull)
+        deadline = time.monotonic() + 300
+        while len(_lines(task.folder / "parts")) < before + 3 and process.exitcode is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        kill_script(process)
     done = run_script(*task.command("parts", *more), "--resume")
     assert done.returncode == 0, done.stderr
     assert equal(task.state("whole"), task.state("parts"))

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,9 @@ import pytest
 import yaml
 
 from pretrain.common.errors import UserError
+from tests.support.scripts import run_script
 from transfer.reproduce.results import compare_runs
 
-ROOT = Path(__file__).resolve().parents[4]
 CONFIG: dict[str, Any] = {
     "SOLVER": {
         "BASE_LR": 0.02,
@@ -186,8 +184,7 @@ def test_foreign_files_are_one_line(tmp_path: Path, file: str, content: str | No
 
 def test_command(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a"), run(tmp_path / "b", seed=1)
-    command = [sys.executable, str(ROOT / "tools/compare_runs.py"), str(a)]
-    found = subprocess.run([*command, str(b)], capture_output=True, text=True, check=True)
-    assert "only the seed differs" in found.stdout
-    failed = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)
+    found = run_script("tools/compare_runs.py", str(a), str(b))
+    assert found.returncode == 0 and "only the seed differs" in found.stdout
+    failed = run_script("tools/compare_runs.py", str(a), str(tmp_path / "none"))
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
