@@ -1,4 +1,4 @@
-"""Labelled images: a folder that holds one folder for each class, as ImageNet's do."""
+"""Labelled images: a folder with one subfolder per class, as in ImageNet."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ class LabelledImages:
 
     Attributes:
         name: key and folder, for messages.
-        files: sorted by path.
+        files: the images, sorted by path.
         classes: names of the class folders, sorted.
         labels: (N,) int64, class numbers.
         digest: SHA-256 of the paths inside the folder and the file sizes.
@@ -42,7 +42,7 @@ class LabelledImages:
 
 
 class SpreadImages:
-    """At most `limit` images of a folder of class folders, evenly spread, plus one of each class passed over.
+    """At most `limit` evenly spaced images of a folder of class folders, plus one of each class these miss.
 
     Attributes:
         name: key and folder, for messages.
@@ -64,7 +64,7 @@ class SpreadImages:
 
 
 class CentreCrops(Dataset[tuple[np.ndarray, bool]]):
-    """Item index -> the central view of image `index` and True, or black and False if it cannot be read."""
+    """Map an index to the central view of that image and True, or to black pixels and False if it cannot be read."""
 
     def __init__(self, files: ImageFiles, *, size: int) -> None:
         self.files, self.size = files, size
@@ -72,7 +72,7 @@ class CentreCrops(Dataset[tuple[np.ndarray, bool]]):
     def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
         try:
             return centre_view(self.files.read(index), self.size), True
-        except Exception:  # Pillow's plugins raise a dozen classes on damaged files
+        except Exception:  # Pillow raises many different classes on damaged files
             return np.zeros((self.size, self.size, 3), np.uint8), False
 
 

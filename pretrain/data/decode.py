@@ -1,7 +1,7 @@
 """Decoding image files: bytes -> RGB pixels, upright.
 
-OpenCV decodes the usual JPEG: it takes a third less time than Pillow for the same pixels. Pillow decodes all
-else, because it knows every common format and raises on a truncated file where OpenCV fills it with grey.
+OpenCV decodes ordinary JPEGs, in a third less time than Pillow and with the same pixels. Pillow decodes everything
+else, because it knows every common format and raises on a truncated file, where OpenCV fills in grey.
 """
 
 import io
@@ -12,24 +12,26 @@ from PIL import Image, ImageOps
 
 from pretrain.data.pixel_ops import resized_crop
 
-_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the picture by a quarter
-_END = b"\xff\xd9"  # the last marker of a JPEG; a file without it at its end is truncated or has an appendix
-_RGB = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV before 4.11 knows BGR alone
+_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 rotate the picture by 90 degrees
+_END = b"\xff\xd9"  # the last marker of a JPEG; a file that ends otherwise is truncated or has extra data
+_RGB = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)  # OpenCV before 4.11 only has BGR
 _FLAGS = {
     1: _RGB,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-_MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # as cv2.flip: 1 left-right, 0 top-bottom, -1 both
-_MARGIN = 2.0  # a JPEG is decoded smaller only to this many times the wanted size: see `ImageFile.decode`
+_MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # codes of cv2.flip: 1 left-right, 0 top-bottom, -1 both
+_MARGIN = 2.0  # a JPEG is decoded at no less than this many times the wanted size: see `ImageFile.decode`
 
 
 class ImageFile:
-    """The bytes of an image file, of which a JPEG's header is read. Raises Pillow's exceptions for what is no image.
+    """An image file given as bytes, of which only the header is read at first.
+
+    Raises Pillow's exceptions if the bytes are not an image.
 
     Attributes:
-        width, height: of the picture, upright after EXIF rotation.
+        width, height: size of the upright picture, after EXIF rotation.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -40,20 +42,22 @@ class ImageFile:
             self._pillow = Image.open(io.BytesIO(data))
             if self._pillow.format == "JPEG":
                 self._orientation = self._pillow.getexif().get(_ORIENTATION, 1)
-            else:  # whether Pillow's size is that of the upright picture depends on the format and the version
+            else:  # whether Pillow's `size` is after rotation depends on format and version
                 self._pillow = ImageOps.exif_transpose(self._pillow)
             size = self._pillow.size
         turned = self._orientation in range(5, 9)
         self.width, self.height = size[::-1] if turned else size
 
     def decode(self, *, shrink: float = 1.0) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, upright. Raises exceptions of Pillow and OpenCV, `ValueError` for no colours.
+        """Return the pixels, (H, W, 3) uint8 RGB, upright.
 
         Args:
-            shrink: how many times smaller the picture will be made. A large JPEG comes out of the decoder at
-                1/2, 1/4 or 1/8 where at least twice the wanted size remains. With less left it would be blurred
-                twice: on photographs the view then differs by 1.5/255 in the mean and 10/255 at the 99th
-                percentile from that of the whole file, against 0.3 and 2.3 here.
+            shrink: factor by which the picture will be reduced later. A large JPEG is decoded at 1/2, 1/4 or 1/8 if at
+                least twice the wanted size remains. With less it would be blurred twice: on photographs the view would
+                then differ by 1.5/255 in the mean and 10/255 at the 99th percentile from that of the full decoding,
+                compared with 0.3 and 2.3 here.
+        Raises:
+            Exception: of Pillow or OpenCV, or `ValueError` for pixel values that are not colours.
         """
         factor = next((f for f in (8, 4, 2) if shrink >= f * _MARGIN), 1)
         image = self._pillow
@@ -71,23 +75,24 @@ class ImageFile:
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8 bits in one or three colours without EXIF; None: have Pillow look, or refuse.
+    """Return width and height of an 8-bit JPEG with one or three channels and no EXIF; None for all else.
 
-    In a tenth of Pillow's time, which makes a list of everything that a header says.
+    This takes a tenth of the time of Pillow, which parses the whole header.
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    place, end = 2, len(data) - 10
-    while place < end and data[place] == 0xFF:
-        marker = data[place + 1]
+    position, end = 2, len(data) - 10
+    while position < end and data[position] == 0xFF:
+        marker = data[position + 1]
         if 0xC0 <= marker <= 0xC2:  # start of a frame: baseline, extended or progressive
-            bits, colours = data[place + 4], data[place + 9]
-            height, width = data[place + 5] << 8 | data[place + 6], data[place + 7] << 8 | data[place + 8]
-            usual = bits == 8 and colours in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            bits, channels = data[position + 4], data[position + 9]
+            height = data[position + 5] << 8 | data[position + 6]
+            width = data[position + 7] << 8 | data[position + 8]
+            usual = bits == 8 and channels in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
             return (width, height) if usual else None
         if marker == 0xE1 or not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
-            return None  # EXIF, or no segment of a usual header
-        place += 2 + (data[place + 2] << 8 | data[place + 3])
+            return None  # EXIF, or a segment that ordinary headers do not have
+        position += 2 + (data[position + 2] << 8 | data[position + 3])
     return None
 
 
@@ -100,7 +105,7 @@ def _opencv(data: bytes, factor: int) -> np.ndarray | None:
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Upright by the EXIF entry: 5 to 8 exchange the axes, then each of 2 to 8 mirrors one, both or none."""
+    """Apply the EXIF orientation: 5 to 8 exchange the axes, then 2 to 8 mirror one axis, both or none."""
     if orientation not in range(2, 9):
         return pixels
     if orientation >= 5:
@@ -109,17 +114,17 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greyscale of more than 8 bits in 8: Pillow's conversion would clip it to white, or leave [0, 1] black.
+    """Reduce greyscale of more than 8 bits to 8: Pillow would clip it to white, or leave [0, 1] black.
 
-    Whole numbers are of 16 bits unless all fit in 8; floats are in [0, 1] unless one is above 1, then in [0, 255].
-    Raises `ValueError` for all others, such as heights or depths: nothing says what is black in them, and what white.
+    Integers are taken as 16-bit unless all fit in 8 bits; floats as in [0, 1], or in [0, 255] if one is above 1. Raises
+    `ValueError` for other values, such as heights or depths, for which black and white are not defined.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= (255 if image.mode == "F" else 65535):  # NaN is refused too
-        raise ValueError(f"values from {low} to {high} are no colours")
+        raise ValueError(f"values from {low} to {high} are not colours")
     if image.mode == "F":
         values = np.rint(values * 255 if high <= 1 else values)
     elif high > 255:
@@ -128,7 +133,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def centre_view(data: bytes, size: int) -> np.ndarray:
-    """The central square, at 7/8 of the short side as is usual for evaluation: (size, size, 3) uint8."""
+    """Return the central square, 7/8 of the short side as is usual for evaluation: (size, size, 3) uint8."""
     file = ImageFile(data)
     side = max(round(min(file.width, file.height) * 0.875), 1)
     box = ((file.width - side) // 2, (file.height - side) // 2, side, side)

@@ -1,4 +1,4 @@
-"""Images to train on: what every source of them offers, and the plainest one, files in folders."""
+"""Training images: the interface of every image source, and the simplest source, files in folders."""
 
 import os
 from array import array
@@ -17,7 +17,7 @@ EXTENSIONS = (
 
 
 class Order(Protocol):
-    """The indices of all images in some order, of which slices are taken."""
+    """The indices of all images in some order; it can be sliced."""
 
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
@@ -26,8 +26,8 @@ class Images(Protocol):
     """A source of images, numbered from 0.
 
     Attributes:
-        digest: of the names of all images, in order, below the folder, list or shard that they come from: the same
-            wherever that lies, so that a run may move to another disk; empty where nobody has computed it.
+        digest: digest of the names of all images, in order, relative to their folder, list or shard. It does not depend
+            on where that is, so a run may move to another disk. Empty if it was not computed.
     """
 
     digest: str
@@ -35,26 +35,26 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> str:
-        """A name for messages."""
+        """Return a name for messages."""
         ...
 
     def read(self, index: int) -> bytes:
-        """The contents of the image's file. Raises `OSError`; `UserError` if the whole source is damaged."""
+        """Return the contents of the image's file. Raises `OSError`, or `UserError` if the whole source is damaged."""
         ...
 
     def order(self, seed: int, epoch: int) -> Order:
-        """The order in which an epoch visits the images, a pure function of the arguments."""
+        """Return the order in which an epoch visits the images, a pure function of the arguments."""
         ...
 
 
 class ImageFiles(Sequence[str]):
-    """Paths in one byte buffer: a million of them stay shared with forked workers, and small."""
+    """Paths in one byte buffer, so that a million of them take little memory, which forked workers share."""
 
     digest: str = ""
 
     def __init__(self, paths: Iterable[str]) -> None:
         names, ends = bytearray(), array("q")
-        for path in paths:  # an iterator's paths never exist all at once
+        for path in paths:  # an iterator keeps only one path in memory
             names += os.fsencode(path)
             ends.append(len(names))
         self._bytes, self._ends = np.frombuffer(names, np.uint8), np.frombuffer(ends, np.int64)
@@ -67,31 +67,31 @@ class ImageFiles(Sequence[str]):
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
 
     def read(self, index: int) -> bytes:
-        """The file's contents. Raises `OSError`."""
+        """Return the file's contents. Raises `OSError`."""
         with open(self[index], "rb") as file:
             return file.read()
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """A permutation of all indices."""
+        """Return a permutation of all indices."""
         return permutation(len(self), seed, epoch)
 
 
 def permutation(images: int, seed: int, epoch: int) -> np.ndarray:
-    """The numbers below `images` in an order of (seed, epoch)."""
+    """Return a permutation of the numbers below `images` that depends on (seed, epoch) only."""
     return rng.generator("order", seed, epoch).permutation(images)
 
 
 def find_images(folders: Sequence[str], *, key: str) -> ImageFiles:
-    """Every image file below `folders`, sorted. Raises `UserError` naming the config `key` and the folder."""
+    """Return every image file below `folders`, sorted. Raises `UserError` naming the config `key` and the folder."""
     if not folders:
         raise UserError(f"{key}: names no folder; give one, as in {key} '[\"my/photos\"]'")
     return ImageFiles(path for folder in folders for path in images_below(folder, key=key))
 
 
 def images_below(folder: str, *, key: str) -> Iterator[str]:
-    """Paths of every image file below a folder, sorted.
+    """Yield the paths of all image files below a folder, sorted.
 
-    Raises `UserError` naming `key` and the folder: it does not exist, cannot be read, or holds no image.
+    Raises `UserError` naming `key` and the folder if it does not exist, cannot be read, or holds no image.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{key}: no such folder: {folder}")
@@ -109,7 +109,7 @@ def images_below(folder: str, *, key: str) -> Iterator[str]:
 
 
 def _walk(folder: str, seen: set[str]) -> Iterator[str]:
-    """In the order of the whole paths as texts, while no more than one folder's names are in memory."""
+    """Yield paths in the order of the full paths as strings, with the names of only the open folders in memory."""
     real = os.path.realpath(folder)
     if real in seen:  # a symbolic link that leads back up
         return
@@ -132,14 +132,14 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
+    """Return whether a file name has the extension of an image."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def class_folders(folder: str) -> list[str]:
-    """Names of the direct subfolders that hold images, sorted; none if an image lies beside them.
+    """Return the names of the direct subfolders that hold images, sorted.
 
-    None either if it is no folder.
+    Returns none if there is an image next to them, or if `folder` is not a folder.
     """
     if not os.path.isdir(folder):
         return []
@@ -152,5 +152,5 @@ def class_folders(folder: str) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A name as one line of text that any terminal takes: bytes that are no text, and line breaks, as escapes."""
+    """Return a name as one printable line: line breaks, control characters and undecodable bytes become escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

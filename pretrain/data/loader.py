@@ -1,4 +1,4 @@
-"""From images to batches of view pairs, in an order that is a pure function of (seed, epoch)."""
+"""Batches of view pairs from images, in an order that is a pure function of (seed, epoch)."""
 
 import functools
 import gc
@@ -26,9 +26,9 @@ class Sample(NamedTuple):
 
     Attributes:
         query, key: (size, size, 3) uint8.
-        choices: (2, P) float32, what is left to do to them on the device; P is 0 where nothing is.
-        image: index of the image that the views are of.
-        broken: indices of the images that could not be read on the way to it.
+        choices: (2, P) float32, the operations left for the device; P is 0 if there are none.
+        image: index of the image that the views show.
+        broken: indices of the unreadable images that this one replaces.
     """
 
     query: np.ndarray
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples of one process in one iteration: as `Sample`, with N in front; `broken` is of all of them."""
+    """The samples of one process in one iteration, with a first dimension N; `broken` is the union over them."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -49,10 +49,10 @@ class Batch(NamedTuple):
 
 
 class ViewPairs(Dataset[Sample]):
-    """Item (epoch, index) -> both views of image `index` in that epoch.
+    """Map (epoch, index) to both views of image `index` in that epoch.
 
-    An unreadable image is replaced by another one, always the same; 16 failures in a row, or as many as there are
-    images, give blank views.
+    An unreadable image is replaced by another one, always the same. After 16 failures in a row, or once all images have
+    failed, the views are blank.
     """
 
     def __init__(self, files: Images, cfg: CfgNode) -> None:
@@ -74,23 +74,23 @@ class ViewPairs(Dataset[Sample]):
                     counters=(self.seed, epoch, index), geometry_only=self.geometry_only,
                 )  # fmt: skip
                 return Sample(query, key, choices, index, broken)
-            except UserError:  # not of one image: a shard is damaged
+            except UserError:  # a whole shard is damaged, not a single image
                 raise
-            except Exception:  # Pillow's plugins raise a dozen classes on damaged files
+            except Exception:  # Pillow raises many different classes on damaged files
                 broken.append(index)
         blank = np.zeros((self.size, self.size, 3), np.uint8)
         return Sample(blank, blank, views.nothing_left(self.geometry_only), wanted, broken)
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
-    """This process's (epoch, index) pairs of each iteration from `start` to `stop`, over all epochs.
+    """This process's (epoch, index) pairs for each iteration from `start` to `stop`, across epochs.
 
-    Epoch e visits the images in an order of (seed, e) and leaves out what does not fill a batch. Image i of the
-    total batch goes to process i mod W.
+    The order of epoch e depends on (seed, e); a last incomplete batch is dropped. Image i of the total batch goes to
+    process i mod W.
 
     Args:
-        images: their number.
-        order: (seed, epoch) -> order, such as `Images.order`; a permutation of all if there is none.
+        images: number of images.
+        order: function (seed, epoch) -> order, such as `Images.order`; a random permutation by default.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 def iterations_per_epoch(images: int, cfg: CfgNode) -> int:
-    """Full batches in an epoch. Raises `UserError` when there is not even one."""
+    """Return the number of full batches in an epoch. Raises `UserError` if there is none."""
     batch = cfg.SOLVER.IMS_PER_BATCH
     if images < batch:
         raise UserError(
@@ -133,7 +133,7 @@ def iterations_per_epoch(images: int, cfg: CfgNode) -> int:
 def make_loader(
     dataset: Dataset[Any], cfg: CfgNode, *, batches: Sampler[Any], device: torch.device, collate: Any
 ) -> DataLoader[Any]:
-    """A DataLoader over ready-made batches, with at most as many workers as this machine has processors."""
+    """Return a DataLoader over ready-made batches, with at most as many workers as this machine has CPU cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cfg.DATA.NUM_WORKERS, cores)
     return DataLoader(
@@ -150,7 +150,7 @@ def make_loader(
 def make_train_loader(
     files: Images, cfg: CfgNode, *, start: int, stop: int, device: torch.device
 ) -> Iterator[Batch]:
-    """The batches of iterations `start` to `stop`; those before `start` are skipped without decoding."""
+    """Return an iterator over the batches from `start` to `stop`; earlier ones are skipped without decoding."""
     batches = Batches(len(files), cfg, start=start, stop=stop, order=files.order)
     return iter(make_loader(ViewPairs(files, cfg), cfg, batches=batches, device=device, collate=_collate))
 
@@ -163,7 +163,7 @@ def _collate(samples: list[Sample]) -> Batch:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
-    gc.freeze()  # collecting garbage would touch, and so copy, all of the main process's objects: 80 MB
-    # Ctrl-C and torchrun's signals reach workers too: the main process decides, they end when it does
+    gc.freeze()  # garbage collection would touch, and so copy, all objects of the main process (80 MB)
+    # Ctrl-C and torchrun's signals reach workers too, but the main process handles them and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outlive_the_stop()

@@ -1,8 +1,8 @@
-"""The second half of the views on whole batches, on any device: colours and blur (INPUT.VIEWS gpu).
+"""The second half of the views, colours and blur, on whole batches and any device (INPUT.VIEWS gpu).
 
-The loader's workers decode, crop, resize and flip, and send with each view what is left to do
-(`pretrain.data.views.pack`). Here it is done in float32 for all views at once: no branch on a value, so that nothing
-waits for the device. The same choices give the CPU's view but for its rounding to bytes after each operation.
+The loader's workers decode, crop, resize and flip, and send the remaining operations with each view
+(`pretrain.data.views.pack`). These are applied here in float32 to all views at once, without branching on a value, so
+nothing waits for the device. The results equal those of the CPU path up to its rounding to bytes after each operation.
 """
 
 from functools import lru_cache
@@ -14,19 +14,19 @@ from pretrain.data.pixel_ops import BLUR_REACH, LUMA, OPERATIONS
 from pretrain.data.views import MAX_SIGMA, PACKED, Recipe
 
 _HUE = OPERATIONS.index("hue")
-_REACH = int(BLUR_REACH * MAX_SIGMA)  # pixels, of the widest blur
+_REACH = int(BLUR_REACH * MAX_SIGMA)  # radius of the widest blur, pixels
 
 
 @torch.no_grad()
 def finish(images: torch.Tensor, choices: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Change colours and blur.
+    """Apply the colour changes and the blur.
 
     Args:
         images: (N, S, S, 3) uint8 of `pretrain.data.views.two_views(..., geometry_only=True)`.
-        choices: (N, PACKED), or (N, 0) for views that are finished already; on the same device.
-        recipe: that drew them.
+        choices: (N, PACKED), or (N, 0) if the views are finished already; on the same device.
+        recipe: the recipe that the choices were drawn from.
     Returns:
-        (N, S, S, 3) uint8; bytes again, for the keys' views travel to other processes for shuffling.
+        (N, S, S, 3) uint8; bytes again, because the keys' views are sent to other processes for shuffling.
     """
     if choices.shape[1] != PACKED:
         return images
@@ -47,12 +47,13 @@ def finish(images: torch.Tensor, choices: torch.Tensor, recipe: Recipe) -> torch
 
 
 def _jitter(pixels: torch.Tensor, operations: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Each view's four operations in its own order.
+    """Apply each view's four operations in its own order.
 
-    Every view turns its hue once, and only this costs much. So it happens to all views in the same moment, after
-    as many of the other operations as come before it in each, which are linear, and before the rest of them.
+    Only the hue is expensive, and each view changes it once. So it is done for all views together, after those of the
+    other, linear, operations that come before it in each view, and before the rest.
     """
-    hue_at = (operations == _HUE).int().argmax(1)  # 0 for views without jitter: they do nothing anyway
+    # 0 for views without jitter, where all operations do nothing
+    hue_at = (operations == _HUE).int().argmax(1)
     turn = torch.where(operations == _HUE, factors, 0.0).sum(1)
     for step in range(3):
         pixels = _linear(pixels, operations[:, step], factors[:, step], active=step < hue_at)
@@ -65,7 +66,7 @@ def _jitter(pixels: torch.Tensor, operations: torch.Tensor, factors: torch.Tenso
 def _linear(
     pixels: torch.Tensor, operation: torch.Tensor, factor: torch.Tensor, *, active: torch.Tensor
 ) -> torch.Tensor:
-    """Brightness, contrast or saturation of the `active` views; (N,) each."""
+    """Change brightness, contrast or saturation of the `active` views; all arguments but the pixels are (N,)."""
     brightness, contrast, saturation = (active & (operation == number) for number in range(3))
     factor = torch.where(brightness | contrast | saturation, factor, 1.0)
     luma, rest = _constant(LUMA, pixels.device), 1 - factor
@@ -82,7 +83,7 @@ def _gray(pixels: torch.Tensor, gray: torch.Tensor) -> torch.Tensor:
 
 
 def _turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    """By a share of the circle, (N,). A hexagon's corner is one unit of hue (Smith 1978, as in `colorsys`)."""
+    """Rotate the hue by a share of the circle, (N,). The circle has six units of hue (Smith 1978, as in `colorsys`)."""
     high, low = pixels.amax(1), pixels.amin(1)  # (N, S*S)
     chroma = high - low
     red, green, blue = pixels.unbind(1)
@@ -92,7 +93,7 @@ def _turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
         (green - blue) / scale,
         torch.where(high == green, (blue - red) / scale + 2, (red - green) / scale + 4),
     )
-    # a channel falls from the highest to the lowest value between one and two units from its own corner
+    # A channel falls from the highest to the lowest value between one and two units away from its own hue.
     hue = hue + 6 * turn[:, None]
     corners = _constant((0.0, 2.0, 4.0), pixels.device)[:, None]
     distance = ((hue[:, None] - corners + 3) % 6 - 3).abs()  # (N, 3, S*S), 0 to 3
@@ -101,7 +102,7 @@ def _turn_hue(pixels: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
 
 
 def _blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur, (N,) standard deviations, 0 for none: columns and rows by one matrix for each view."""
+    """Blur with (N,) standard deviations, 0 for no blur; one matrix per view blurs both columns and rows."""
     size, offsets = pixels.shape[-1], torch.arange(-_REACH, _REACH + 1, device=pixels.device)
     width = sigma[:, None].clamp_min(1e-6)
     weights = torch.exp(-0.5 * (offsets / width) ** 2) * (offsets.abs() <= (BLUR_REACH * width).ceil())
@@ -112,7 +113,7 @@ def _blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _shifts(size: int, device: torch.device) -> torch.Tensor:
-    """(2 _REACH + 1, size * size): for each offset the matrix that shifts pixels by it, mirrored at the rim."""
+    """Return (2 _REACH + 1, size * size): for each offset the matrix that shifts by it, mirrored at the border."""
     place = torch.arange(size) + torch.arange(-_REACH, _REACH + 1)[:, None]
     period = max(2 * (size - 1), 1)
     place = torch.minimum(place % period, -place % period)
@@ -121,12 +122,12 @@ def _shifts(size: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Copied to the device once: each copy would wait for it."""
+    """Return a tensor that is copied to the device only once, because each copy waits for the device."""
     return torch.tensor(values, device=device)
 
 
 class Pixels(nn.Module):
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, normalised: images travel as bytes until here."""
+    """Normalisation, (N, H, W, 3) uint8 -> (N, 3, H, W) float32: up to here images are kept as bytes."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -140,5 +141,5 @@ class Pixels(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise a batch."""
         planes = images.permute(0, 3, 1, 2).to(self.mean.dtype, memory_format=torch.contiguous_format)
-        # Plane by plane, whatever comes out in the end: a loop over three channels in the innermost place is slow
+        # Compute on contiguous planes in any case: an innermost loop over three channels is slow.
         return planes.sub_(self.mean).div_(self.std).contiguous(memory_format=self.format)

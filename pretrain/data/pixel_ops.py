@@ -1,7 +1,7 @@
-"""What the views do to colours, on (H, W, 3) uint8 RGB: torchvision's ColorJitter, RandomGrayscale and blur.
+"""Operations of the views on (H, W, 3) uint8 RGB: torchvision's ColorJitter, RandomGrayscale, blur and crop.
 
-Each function equals torchvision's of the same name up to the rounding to bytes; Pillow, which torchvision calls
-for `PIL.Image`, cuts off instead of rounding and lies half a level lower after each operation.
+Each function equals torchvision's up to rounding to bytes. Pillow, which torchvision calls for `PIL.Image`, truncates
+instead of rounding, so its values are half a level lower after each operation.
 """
 
 import math
@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from PIL import Image
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-GRAY = ("saturation", 0.0)  # drops the colours
+GRAY = ("saturation", 0.0)  # removes the colours
 BLUR_REACH = 3.0  # standard deviations at which the Gaussian is cut off
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R 601
 
 
 def adjust(pixels: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
-    """Apply (operation, factor) in this order, each result kept within 0 and 255.
+    """Apply each (operation, factor) in this order; every result is clipped to 0..255.
 
-    All but the hue turn a value x of a pixel of luma y into a x + b y + c. With a factor up to 1 that cannot leave
-    the range, so that the next operation may share a pass over the pixels. A picture that is gray from the start
-    is kept in one channel, which has neither hue nor saturation.
+    All operations but the hue turn a value x of a pixel with luma y into a x + b y + c. With a factor up to 1 the
+    result cannot leave the range, so the next operation can share the same pass over the pixels. If the first operation
+    removes the colours, the rest works on one channel, which has neither hue nor saturation.
     """
     if steps and steps[0] == GRAY:
         luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -48,7 +48,7 @@ def adjust(pixels: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray
 
 
 def mean_luma(pixels: np.ndarray) -> float:
-    """Of the whole picture, 0 to 255."""
+    """Return the mean luma of the picture, 0 to 255."""
     if pixels.ndim == 2:
         return cv2.mean(pixels)[0]
     return sum(weight * mean for weight, mean in zip(LUMA, cv2.mean(pixels), strict=False))
@@ -65,8 +65,8 @@ def _blend(pixels: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
 
 
 def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
-    """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
-    pixels = pixels.astype(np.float32, order="C")  # exact, and OpenCV needs less time than for bytes
+    """Rotate the hue by a share of the full circle, in [-0.5, 0.5]."""
+    pixels = pixels.astype(np.float32, order="C")  # exact, and faster in OpenCV than bytes
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV, pixels)
     hue = hsv.reshape(-1)[::3]
     np.add(hue, turn % 1 * 360, out=hue)
@@ -74,35 +74,35 @@ def turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, mirrored at the rim; `sigma` in pixels."""
+    """Apply a Gaussian blur of `sigma` pixels, mirrored at the border."""
     reach = math.ceil(BLUR_REACH * sigma)
     kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
-    return cv2.sepFilter2D(pixels, -1, kernel, kernel)  # in half the time of cv2.GaussianBlur
+    return cv2.sepFilter2D(pixels, -1, kernel, kernel)  # takes half the time of cv2.GaussianBlur
 
 
 def resized_crop(
     pixels: np.ndarray, box: tuple[int, int, int, int], size: int, *, scale: float = 1.0
 ) -> np.ndarray:
-    """Cut a box out and resize it to a square: (H, W, 3) uint8 -> (size, size, 3) uint8.
+    """Crop a box and resize it to a square: (H, W, 3) uint8 -> (size, size, 3) uint8.
 
-    Bilinear; where pixels get fewer, the weights widen with them, so that nothing aliases. PyTorch's kernel for
-    bytes gives Pillow's values within 1/255 in a quarter of its time. OpenCV has no such filter: its bilinear
-    one aliases, its area filter is sharper (p99 of 5/255) and slower.
+    The filter is bilinear with antialiasing. PyTorch's kernel for bytes gives Pillow's values within 1/255 in a quarter
+    of the time. OpenCV has no such filter: its bilinear one aliases, and its area filter is sharper (p99 of 5/255) and
+    slower.
 
     Args:
         box: left, top, width and height.
-        scale: size of `pixels` over the size that `box` was chosen for (a JPEG decoded smaller). Edges then
-            fall between pixels, which PyTorch cannot express and Pillow can.
+        scale: size of `pixels` divided by the size that `box` was chosen for, if a JPEG was decoded smaller. Box edges
+            then fall between pixels, which Pillow supports and PyTorch does not.
     """
     left, top, width, height = box
     if scale == 1:
         crop = torch.from_numpy(pixels[top : top + height, left : left + width])[None]
-        crop = crop.permute(0, 3, 1, 2)  # channels-last, for which the kernel is fast
+        crop = crop.permute(0, 3, 1, 2)  # channels-last, where the kernel is fast
         resized = F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False)
         return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
     x0, y0, x1, y1 = scale * left, scale * top, scale * (left + width), scale * (top + height)
     x1, y1 = min(x1, pixels.shape[1]), min(y1, pixels.shape[0])
-    first_x, first_y = int(x0), int(y0)  # cut first: the filter must not see beyond the box
+    first_x, first_y = int(x0), int(y0)  # crop first: the filter must not read beyond the box
     cut = Image.fromarray(pixels[first_y : math.ceil(y1), first_x : math.ceil(x1)])
     edges = (x0 - first_x, y0 - first_y, x1 - first_x, y1 - first_y)
     return np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR, box=edges))

@@ -1,7 +1,7 @@
-"""Images in tar shards (WebDataset layout), read at their places, in an order that keeps to a few shards at a time.
+"""Images in tar shards (WebDataset layout), read by their offsets, in an order that uses a few shards at a time.
 
-Memory does not grow with the number of images: of each shard only the name and the number of its images are kept,
-and the places of the images of those shards that are being read.
+Memory does not grow with the number of images: only the name and the number of images of each shard are kept, and the
+offsets of the images of those shards that are being read.
 """
 
 import functools
@@ -20,25 +20,25 @@ from pretrain.data import tar_index
 from pretrain.data.folders import ImageFiles
 
 BLOCK = 16  # shards whose images are mixed
-_OPEN = (
-    2 * BLOCK
-)  # shards that a process has open, with two file descriptors each: those of a block, and of the next
-_THREADS = 8  # that read headers: on a network disk they mostly wait
+# Shards that a process keeps open, with two file descriptors each: those of one block and of the next
+_OPEN = 2 * BLOCK
+_THREADS = 8  # for reading headers: on a network disk they mostly wait
 
 
 class ShardImages:
-    """The images of tar shards, numbered through in the order of the shards.
+    """The images of tar shards, numbered consecutively in the order of the shards.
 
-    Raises `UserError` naming the shard that is missing, truncated or damaged, or `key` if no shard holds an image.
+    Raises `UserError` naming a shard that is missing, truncated or damaged, or `key` if no shard holds an image.
     """
 
     def __init__(self, shards: Sequence[str], *, key: str) -> None:
-        _opened.cache_clear()  # shards of the same names may have been written anew
+        _opened.cache_clear()  # shards of the same names may have been rewritten
         self._shards, self._counts = ImageFiles(shards), count_images(shards)
         self._ends = np.cumsum(self._counts)
         if not len(self):
-            raise UserError(f"{key}: no image in {shards[0]} nor in any other of {len(shards)} tar shard(s)")
-        names = hashlib.sha256()  # of shards and their sizes: to look at the images' own takes too long
+            raise UserError(f"{key}: no image in {shards[0]} or any other of the {len(shards)} tar shard(s)")
+        # The digest is over shards and their image counts: reading the images' names would take too long.
+        names = hashlib.sha256()
         for shard, count in zip(shards, self._counts, strict=True):
             names.update(os.fsencode(os.path.basename(shard)) + b"\0%d\0" % count)
         self.digest = names.hexdigest()
@@ -51,29 +51,29 @@ class ShardImages:
         return f"{shard.path}: {tar_index.name(shard.path, int(shard.index[member, 0]))}"
 
     def read(self, index: int) -> bytes:
-        """The member's contents. Raises `OSError`, and `UserError` if the shard is damaged."""
+        """Return the member's contents. Raises `OSError`, or `UserError` if the shard is damaged."""
         shard, member = self._place(index)
         return shard.read(member)
 
     def order(self, seed: int, epoch: int) -> "BlockOrder":
-        """Shards in random order, and the images of each `BLOCK` of them mixed."""
+        """Return an order with the shards permuted and the images of each `BLOCK` of them mixed."""
         return BlockOrder(self._counts, seed, epoch)
 
     def _place(self, index: int) -> tuple["_OpenShard", int]:
-        """The shard, and the number of the image in it."""
+        """Return the shard, and the number of the image in it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         count = int(self._counts[shard])
         return _opened(self._shards[shard], count), index - int(self._ends[shard]) + count
 
 
 class BlockOrder:
-    """All indices once: the shards are permuted, then the images of each `BLOCK` of shards.
+    """An order of all images: the shards are permuted, then the images of each `BLOCK` of shards.
 
-    A pure function of (counts, seed, epoch); any part is computed without the ones before it. One block's indices
-    are in memory.
+    It is a pure function of (counts, seed, epoch). Any part can be computed without the parts before it, and only one
+    block's indices are in memory.
 
     Args:
-        counts: (S,) images of each shard.
+        counts: (S,) number of images in each shard.
     """
 
     def __init__(self, counts: np.ndarray, seed: int, epoch: int) -> None:
@@ -105,18 +105,18 @@ class BlockOrder:
 
 
 class _OpenShard:
-    """A shard that is being read. Every process opens its own."""
+    """A shard that is being read. Each process opens the file itself."""
 
     def __init__(self, path: str) -> None:
         self.path, self.index = path, tar_index.load(path)
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed when the cache drops it)
 
     def read(self, member: int) -> bytes:
-        """Raises `OSError`, also if the file has become shorter."""
+        """Return the contents of a member. Raises `OSError`, also if the file has been truncated."""
         _, start, size = (int(number) for number in self.index[member])
         data = os.pread(self.file.fileno(), size, start)
         if len(data) < size:
-            raise OSError(f"{self.path}: has become shorter")
+            raise OSError(f"{self.path}: is shorter than its index says")
         return data
 
 
@@ -125,16 +125,17 @@ def _opened(path: str, count: int) -> _OpenShard:
     shard = _OpenShard(path)
     if len(shard.index) != count:
         raise UserError(
-            f"{path}: holds {len(shard.index)} images, and {count} are expected: sizes.json beside it is wrong, or "
+            f"{path}: holds {len(shard.index)} images, and {count} are expected: sizes.json in its folder is wrong, or "
             "the shard was changed during the run"
         )
     return shard
 
 
 def count_images(shards: Sequence[str]) -> np.ndarray:
-    """(S,) images of each shard: after a `sizes.json` beside them, or from their indices, which are made if need be.
+    """Return (S,) the number of images in each shard, from `sizes.json` in its folder or else from the shard's index.
 
-    Every process begins at another shard, so that they share the work where they see each other's index files.
+    Missing indices are made. Each process starts at another shard, so processes that see each other's index files share
+    the work.
     """
     sizes = {folder: _sizes(folder) for folder in {os.path.dirname(shard) for shard in shards}}
     promised = [sizes[os.path.dirname(shard)].get(os.path.basename(shard)) for shard in shards]
@@ -148,16 +149,14 @@ def count_images(shards: Sequence[str]) -> np.ndarray:
         }
         new = [number for number in unknown if number not in known]
         if new:
-            say(
-                f"looking for the images in {len(new)} tar shard(s); their indices are kept for the next time"
-            )
+            say(f"indexing the images of {len(new)} tar shard(s); the indices are stored for the next run")
         loaded = pool.map(lambda number: len(tar_index.load(shards[number])), new)
         known.update(zip(new, loaded, strict=True))
     return np.array([known[n] if count is None else count for n, count in enumerate(promised)], np.int64)
 
 
 def _sizes(folder: str) -> dict[str, int]:
-    """`sizes.json`: images by name of the shard; empty where there is none. Raises `UserError` for anything else."""
+    """Return `sizes.json`, images by shard name, or an empty dict if it is missing. Raises `UserError` if invalid."""
     path = os.path.join(folder, "sizes.json")
     try:
         with open(path, encoding="utf-8") as file:
@@ -165,8 +164,8 @@ def _sizes(folder: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error)[:160]}; mend or remove it") from error
+        raise UserError(f"{path}: cannot be read: {str(error)[:160]}; fix or remove it") from error
     right = isinstance(sizes, dict) and all(type(n) is int and 0 <= n < 1 << 40 for n in sizes.values())
     if not right:
-        raise UserError(f'{path}: must look like {{"train-000000.tar": 1000, ...}}; mend or remove it')
+        raise UserError(f'{path}: must look like {{"train-000000.tar": 1000, ...}}; fix or remove it')
     return sizes

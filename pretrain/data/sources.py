@@ -1,4 +1,4 @@
-"""DATA.TRAIN: folders, text lists and tar shards, any number of each, as one source of images."""
+"""DATA.TRAIN: any number of folders, text lists and tar shards as one source of images."""
 
 import glob
 import hashlib
@@ -18,11 +18,11 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"
 
 
 def find(sources: Sequence[str]) -> Images:
-    """The images of all sources. Raises `UserError`, in one line, for a source that cannot be used.
+    """Return the images of all sources. Raises `UserError` for a source that cannot be used.
 
     Args:
-        sources: folders, with folders in them or not; `.txt` files with a path in each line; tar shards, as the path
-            of one, a pattern `shards/*.tar`, or a range `shards/train-{000000..000146}.tar`.
+        sources: folders, searched recursively; `.txt` files with one path per line; tar shards, given as a path, a
+            pattern `shards/*.tar` or a range `shards/train-{000000..000146}.tar`.
     """
     if not sources:
         raise UserError(
@@ -45,7 +45,7 @@ def find(sources: Sequence[str]) -> Images:
 
 
 def _paths(sources: Sequence[str], kinds: Sequence[str], names: "hashlib._Hash") -> Iterator[str]:
-    """All files of folders and lists; `names` gets those below their folder or list."""
+    """Yield all files of folders and lists; `names` is updated with their paths relative to the folder or list."""
     for source, kind in zip(sources, kinds, strict=True):
         if kind == "shards":
             continue
@@ -53,20 +53,20 @@ def _paths(sources: Sequence[str], kinds: Sequence[str], names: "hashlib._Hash")
         above = os.path.join(source if kind == "folder" else os.path.dirname(source), "")
         for path in paths:
             name = path.removeprefix(above)
-            if os.path.isabs(name):  # an entry of a list that names a place on this machine
+            if os.path.isabs(name):  # an absolute path in a list, valid on this machine only
                 name = os.path.basename(name)
             names.update(os.fsencode(name) + b"\0")
             yield path
 
 
 def _kind(source: str) -> str:
-    """`folder`, `list` or `shards`."""
+    """Return `folder`, `list` or `shards`."""
     lower = source.lower()
     if os.path.isdir(source):
         return "folder"
     if lower.endswith(_PACKED):
         raise UserError(
-            f"{_KEY}: {source} is compressed: unpack it to a plain .tar; images do not gain by it"
+            f"{_KEY}: {source} is compressed: unpack it to a plain .tar (compression does not shrink images)"
         )
     if lower.endswith(".tar"):
         return "shards"
@@ -79,23 +79,23 @@ def _kind(source: str) -> str:
 
 
 def _listed(path: str) -> Iterator[str]:
-    """The paths in a list, relative ones in the list's folder. Nobody looks yet whether they exist."""
+    """Yield the paths in a list; relative ones start from the list's folder. They need not exist yet."""
     found, folder = False, os.fsencode(os.path.dirname(path))
     try:
         with open(path, "rb") as file:
             for line in file:
-                name = line.removeprefix(b"\xef\xbb\xbf").strip()  # some editors begin a file with this mark
+                name = line.removeprefix(b"\xef\xbb\xbf").strip()  # a byte order mark, which some editors add
                 if name and not name.startswith(b"#"):
                     found = True
                     yield os.fsdecode(os.path.join(folder, name))
     except OSError as error:
         raise UserError(f"{_KEY}: cannot read {path}: {error.strerror or error}") from error
     if not found:
-        raise UserError(f"{_KEY}: no path in the list {path}; it takes one in each line")
+        raise UserError(f"{_KEY}: no path in the list {path}; write one path per line")
 
 
 def _shards(source: str) -> list[str]:
-    """The shards that a path, pattern or range names, in order."""
+    """Return the shards that a path, pattern or range names, in order."""
     if os.path.isfile(source):
         return [source]
     found = []
@@ -111,7 +111,7 @@ def _shards(source: str) -> list[str]:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """`a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar: with the zeros in front, as `webdataset` and shells do."""
+    """Expand ranges, as `webdataset` and shells do: `a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar."""
     match = _RANGE.search(pattern)
     if not match:
         yield pattern
@@ -125,7 +125,7 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 class Mixed:
-    """Single files and shards together: the files come first in the numbering."""
+    """Single files and shards together; the files are numbered first."""
 
     def __init__(self, files: ImageFiles, shards: ShardImages) -> None:
         self.files, self.shards = files, shards
@@ -138,19 +138,19 @@ class Mixed:
         return self.files[index] if index < len(self.files) else self.shards[index - len(self.files)]
 
     def read(self, index: int) -> bytes:
-        """As the part's own."""
+        """Return the contents of the image's file. Raises the errors of the part it belongs to."""
         return (
             self.files.read(index) if index < len(self.files) else self.shards.read(index - len(self.files))
         )
 
     def order(self, seed: int, epoch: int) -> "_MixedOrder":
-        """Both parts in their own orders, spread evenly over each other."""
+        """Return an order that interleaves the orders of both parts evenly."""
         orders = self.files.order(seed, epoch), self.shards.order(seed, epoch)
         return _MixedOrder(*orders, sizes=(len(self.files), len(self.shards)))
 
 
 class _MixedOrder:
-    """After p images of the epoch, p * F // (F + S) of the F files have come, and the rest from the S in shards."""
+    """The first p images of an epoch are p * F // (F + S) of the F files; the rest are from the S images in shards."""
 
     def __init__(self, files: Order, shards: Order, *, sizes: tuple[int, int]) -> None:
         self.orders, self.sizes = (files, shards), sizes

@@ -1,6 +1,6 @@
 """The random views of MoCo v1 and v2. Each is a pure function of (seed, epoch, image, view number).
 
-Recipes: v1 follows Wu et al. 2018 as He et al. Sec. 3.3 does, v2 adds blur and weaker, less frequent colour
+Recipe v1 follows Wu et al. 2018, as in He et al. Sec. 3.3. Recipe v2 adds blur and has weaker, less frequent colour
 jitter (Chen et al. 2020, "aug+"). Order and parameters are those of the authors' published training script.
 """
 
@@ -21,10 +21,10 @@ from pretrain.data.pixel_ops import resized_crop
 
 PARTS = ("crop", "flip", "jitter", "gray", "blur")
 PACKED = 10  # numbers in `pack`
-MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # of the blur, pixels
-_ATTEMPTS = 10  # torchvision's RandomResizedCrop
+MIN_SIGMA, MAX_SIGMA = 0.1, 2.0  # standard deviation of the blur, pixels
+_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))
-_STARTS = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 _NUMBERS = {name: float(number) for number, name in enumerate(pixel_ops.OPERATIONS)}
 _ORDERS = list(permutations(range(4)))
 
@@ -34,10 +34,10 @@ class Recipe:
     """How views are distorted.
 
     Attributes:
-        jitter: largest relative change of brightness, contrast and saturation; largest turn of the hue.
+        jitter: largest relative change of brightness, contrast and saturation; largest rotation of the hue.
         jitter_probability, blur_probability, gray_probability, flip_probability: share of the views.
-        gray_first: grayscale before the jitter (v1) or after it (v2).
-        crop: a random part of the image; without it the central square.
+        gray_first: whether grayscale comes before the jitter (v1) or after it (v2).
+        crop: whether to take a random part of the image instead of the central square.
     """
 
     jitter: tuple[float, float, float, float]
@@ -56,7 +56,7 @@ RECIPES = {
 
 
 def recipe_without(name: str, parts: Sequence[str]) -> Recipe:
-    """One of RECIPES without some of PARTS. What remains is drawn as it would be with them."""
+    """Return one of RECIPES without some of PARTS. The remaining parts are drawn as in the full recipe."""
     recipe = RECIPES[name]
     for part in parts:
         recipe = replace(recipe, **{"crop": False} if part == "crop" else {f"{part}_probability": 0.0})
@@ -67,10 +67,10 @@ class View(NamedTuple):
     """Every random choice of one view.
 
     Attributes:
-        box: left, top, width and height of the crop, pixels of the upright image.
-        jitter: (operation, factor) in the order of application; empty: none.
-        gray: whether the colours are dropped.
-        sigma: of the Gaussian blur, pixels of the view; 0: no blur.
+        box: left, top, width and height of the crop, in pixels of the upright image.
+        jitter: (operation, factor) in the order of application; empty for no jitter.
+        gray: whether the colours are removed.
+        sigma: standard deviation of the Gaussian blur, in pixels of the view; 0 for no blur.
         flip: whether left and right are exchanged.
     """
 
@@ -82,10 +82,10 @@ class View(NamedTuple):
 
 
 def draw(random: Random, recipe: Recipe, *, width: int, height: int, min_scale: float) -> View:
-    """Choose one view of an image of `width` x `height` pixels.
+    """Draw one view of an image of `width` x `height` pixels.
 
-    Everything is drawn, wanted or not, and the box last, whose draws vary in number: so a part left out of
-    the recipe leaves the others as they are.
+    Every part is drawn even if it is not used, and the box last because its number of draws varies. So leaving a part
+    out of the recipe does not change the others.
     """
     chance = random.random
     flip = chance() < recipe.flip_probability
@@ -94,8 +94,8 @@ def draw(random: Random, recipe: Recipe, *, width: int, height: int, min_scale: 
     jittered, order = chance() < recipe.jitter_probability, _ORDERS[int(chance() * len(_ORDERS))]
     changes = [strength * (2 * chance() - 1) for strength in recipe.jitter]
     steps = [
-        (name, start + change)
-        for name, start, change in zip(pixel_ops.OPERATIONS, _STARTS, changes, strict=True)
+        (name, neutral + change)
+        for name, neutral, change in zip(pixel_ops.OPERATIONS, _NEUTRAL, changes, strict=True)
     ]
     jitter = tuple(steps[i] for i in order) if jittered else ()
     box = _draw_box(random, width, height, min_scale) if recipe.crop else _central(width, height, 1.0)
@@ -114,22 +114,22 @@ def _draw_box(random: Random, width: int, height: int, min_scale: float) -> tupl
 
 
 def _central(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
-    """The largest box of this shape (width over height) in the middle."""
+    """Return the largest centred box of this aspect ratio (width / height)."""
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
 def crop(pixels: np.ndarray, view: View, *, size: int, scale: float = 1.0) -> np.ndarray:
-    """The geometric part of a view: RGB image (H, W, 3) -> (size, size, 3) uint8.
+    """Apply the geometric part of a view: RGB image (H, W, 3) -> (size, size, 3) uint8.
 
-    `scale` is the image's width over the width that the view was drawn for (a JPEG decoded smaller).
+    `scale` is the image's width divided by the width that the view was drawn for, if a JPEG was decoded smaller.
     """
     cut = resized_crop(pixels, view.box, size, scale=scale)
     return cv2.flip(cut, 1) if view.flip else cut
 
 
 def recolour(pixels: np.ndarray, view: View, recipe: Recipe) -> np.ndarray:
-    """The other part of a view: colours and blur, on uint8 RGB."""
+    """Apply the other part of a view, colours and blur, to uint8 RGB."""
     gray = (pixel_ops.GRAY,) if view.gray else ()
     steps = (*gray, *view.jitter) if recipe.gray_first else (*view.jitter, *gray)
     pixels = pixel_ops.adjust(pixels, steps)
@@ -137,7 +137,7 @@ def recolour(pixels: np.ndarray, view: View, recipe: Recipe) -> np.ndarray:
 
 
 def pack(view: View) -> list[float]:
-    """What `recolour` needs as PACKED numbers: operation (-1: none) and factor four times, gray, sigma."""
+    """Return the arguments of `recolour` as PACKED numbers: four times operation (-1: none) and factor, gray, sigma."""
     steps = view.jitter or 4 * (("none", 0.0),)
     jitter = [number for name, factor in steps for number in (_NUMBERS.get(name, -1.0), factor)]
     return [*jitter, float(view.gray), view.sigma]
@@ -152,14 +152,14 @@ def two_views(
     counters: tuple[int, int, int],
     geometry_only: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The query's and the key's view of one image file, decoded once.
+    """Return the query's and the key's view of one image file, which is decoded once.
 
     Args:
-        data: the file.
+        data: the contents of the file.
         counters: seed, epoch and index of the image.
         geometry_only: leave colours and blur to `pretrain.data.on_device`.
     Returns:
-        Two (size, size, 3) uint8 arrays, and what is left to do to them: float32 of (2, PACKED) or (2, 0).
+        Two (size, size, 3) uint8 arrays, and the operations left to apply: float32, (2, PACKED) or (2, 0).
     Raises:
         Exception: of Pillow or OpenCV, for an unreadable file.
     """
@@ -181,6 +181,6 @@ def two_views(
 
 
 def nothing_left(geometry_only: bool) -> np.ndarray:
-    """The third item of `two_views`, for views that are to stay as they are."""
+    """Return the third result of `two_views` for views to which nothing is left to apply."""
     unchanged = View((0, 0, 1, 1), (), False, 0.0, False)
     return np.array(2 * [pack(unchanged) if geometry_only else []], np.float32)

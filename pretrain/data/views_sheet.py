@@ -1,4 +1,4 @@
-"""A picture of what the encoders see: images, their two views below them, and what was drawn for each view."""
+"""A picture of what the encoders see: images, each with its two views and their random parameters below it."""
 
 from pathlib import Path
 
@@ -16,31 +16,34 @@ from pretrain.data.folders import Images
 from pretrain.data.loader import ViewPairs
 from pretrain.data.views import View
 
-NARROWEST = 216  # pixels of a column: the captions need them; smaller views are enlarged
-_GAP, _LINE, _LABEL = 10, 15, 46  # pixels: between columns, of a line of text, of the words at the left
+NARROWEST = 216  # minimum column width in pixels, for the captions; smaller views are enlarged
+# Pixels: gap between columns, height of a text line, width of the row labels
+_GAP, _LINE, _LABEL = 10, 15, 46
 _KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-_ACROSS = 8  # columns side by side
+_ACROSS = 8  # columns per row
 _NAMES = ("query", "key")
 _COLOURS = ((220, 50, 32), (0, 90, 181))  # of the query's and the key's crop in the image
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 
 def write(path: Path, files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> None:
-    """Write the picture of the first `count` images of the first epoch, as a JPEG or PNG by its name.
+    """Write the picture of the first `count` images of the first epoch, as JPEG or PNG depending on its extension.
 
-    Raises `UserError` for another name, and where it cannot be written.
+    Raises `UserError` for another extension, or if the file cannot be written.
     """
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
-        raise UserError(f"{path}: the picture is a JPEG or a PNG: give a name that ends in .jpg or .png")
+        raise UserError(
+            f"{path}: the picture is written as JPEG or PNG: give a name that ends in .jpg or .png"
+        )
     picture = Image.fromarray(draw(files, cfg, count=count))
     write_atomic(path, lambda file: picture.save(file, kind, quality=92))
 
 
 def draw(files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> np.ndarray:
-    """(H, W, 3) uint8: image with both crops, query view, key view, each with a caption; 8 images in a row."""
+    """Return (H, W, 3) uint8: images with both crops, query views, key views, all with captions; 8 images per row."""
     pairs = ViewPairs(files, cfg)
-    pairs.geometry_only = False  # with INPUT.VIEWS gpu, the same views, finished here
+    pairs.geometry_only = False  # the same views with INPUT.VIEWS gpu, finished on the CPU
     chosen = files.order(cfg.SEED, 0)[:count]
     columns = [_column(pairs, files, int(index)) for index in chosen]
     rows = [columns[start : start + _ACROSS] for start in range(0, len(columns), _ACROSS)]
@@ -69,7 +72,7 @@ def _column(pairs: ViewPairs, files: Images, wanted: int) -> np.ndarray:
         ]  # fmt: skip
         thumbnail, captions = _thumbnail(image, drawn, side), [_caption(view) for view in drawn]
         about = [f"image {sample.image}, {image.width} x {image.height}"]
-    except Exception:  # as in `data.ViewPairs`: all that were tried are unreadable
+    except Exception:  # as in `ViewPairs`: all images tried were unreadable
         thumbnail, captions, about = np.full((side, side, 3), 128, np.uint8), [[], []], ["unreadable"]
     blocks = [_captioned(thumbnail, about, lines=1)]
     for pixels, caption in zip((sample.query, sample.key), captions, strict=True):
@@ -79,7 +82,7 @@ def _column(pairs: ViewPairs, files: Images, wanted: int) -> np.ndarray:
 
 
 def _thumbnail(image: ImageFile, drawn: list[View], side: int) -> np.ndarray:
-    """The image inside a white square, with the outlines of its two crops."""
+    """Return the image inside a white square, with the outlines of its two crops."""
     scale = side / max(image.width, image.height)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -95,7 +98,7 @@ def _thumbnail(image: ImageFile, drawn: list[View], side: int) -> np.ndarray:
 
 
 def _caption(view: View) -> list[str]:
-    """Everything that was drawn, in three short lines: geometry, colours in their order, the rest."""
+    """Return the parameters of a view as three short lines: geometry, colours in their order, the rest."""
     left, top, width, height = view.box
     colours = "  ".join(
         f"{name[:3]} {factor:{'+' if name == 'hue' else ''}.2f}" for name, factor in view.jitter
@@ -119,7 +122,7 @@ def _captioned(pixels: np.ndarray, caption: list[str], *, lines: int) -> np.ndar
 
 
 def _labels(height: int, width: int) -> np.ndarray:
-    """The words at the left of a row."""
+    """Return the labels at the left of a row."""
     side = width - _GAP
     picture = Image.new("RGB", (_LABEL, height), _PAPER)
     pen = ImageDraw.Draw(picture)
@@ -134,5 +137,5 @@ def _labels(height: int, width: int) -> np.ndarray:
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(12)
-    except TypeError:  # Pillow before 10.1 has a single size
+    except TypeError:  # Pillow before 10.1 has only one size
         return ImageFont.load_default()

@@ -1,4 +1,4 @@
-"""Image files of all sorts: decoded as Pillow does, upright, or refused."""
+"""Image files of all kinds: they are decoded as Pillow does, upright, or refused."""
 
 import io
 
@@ -36,7 +36,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 def test_jpegs_come_out_as_pillow_decodes_them(mode: str, options: dict[str, object]) -> None:
     data = encoded(photograph("coffee").convert(mode), quality=90, **options)
     assert plain_jpeg_size(data) == photograph("coffee").size
-    close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)  # equal where both hold the same libjpeg
+    close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)  # equal if both use the same libjpeg
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -52,7 +52,7 @@ def test_exif_turns_the_picture_upright(kind: str, orientation: int) -> None:
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP"])
 def test_the_size_is_that_of_the_upright_picture(kind: str, orientation: int) -> None:
-    """Pillow's own `size` is so for a TIFF in some versions, and never for the others."""
+    """Pillow's `size` is that of the upright picture for a TIFF in some versions, and never for other formats."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -60,7 +60,7 @@ def test_the_size_is_that_of_the_upright_picture(kind: str, orientation: int) ->
     file = ImageFile(data)
     assert (file.width, file.height) == ((90, 60) if orientation < 5 else (60, 90))
     close([decoded(data)], [by_pillow(data)], mean=0.1, p99=1)
-    if kind in ("PNG", "TIFF", "WEBP"):  # without loss
+    if kind in ("PNG", "TIFF", "WEBP"):  # lossless
         turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
         assert np.array_equal(decoded(data), np.rot90(photograph("rocket").resize((90, 60)), turns))
 
@@ -102,7 +102,7 @@ def test_thirty_two_bits_are_scaled_as_they_are_meant(values: np.ndarray) -> Non
 def test_values_that_are_no_colours_are_refused(value: float) -> None:
     values = RAMP.astype(np.float32 if isinstance(value, float) else np.int32)
     values[3, 5] = value
-    with pytest.raises(ValueError, match="are no colours"):
+    with pytest.raises(ValueError, match="are not colours"):
         decoded(encoded(Image.fromarray(values), "TIFF"))
 
 

@@ -1,4 +1,4 @@
-"""Folders and lists of images: what is found, in which order it is visited, and what broken files do."""
+"""Folders and lists of images: which images are found, their order, and the handling of broken files."""
 
 import functools
 import itertools
@@ -56,7 +56,7 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
     ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    os.symlink(tmp_path, tmp_path / "b" / "loop")  # a link that leads back up does no harm
+    os.symlink(tmp_path, tmp_path / "b" / "loop")  # a link to a parent folder is ignored
     found = [os.path.relpath(path, tmp_path) for path in find_images([str(tmp_path)], key="DATA.TRAIN")]
     assert found == ["a/deep/er/3.webp", "b/1.png", "b/2.JPG", "z.jpeg"]
 
@@ -82,7 +82,7 @@ def test_class_folders(tmp_path: Path) -> None:
 
 
 def test_folders_are_listed_in_the_order_of_whole_paths(tmp_path: Path) -> None:
-    """As one sort of all paths would put them, `a.jpg` before `a/` and after `a-b/`."""
+    """The order is that of sorting all paths at once: `a.jpg` before `a/` and after `a-b/`."""
     chance = random.Random(0)
     for _ in range(200):
         parts = [
@@ -105,7 +105,7 @@ def test_a_folder_that_nobody_may_read(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "secret").mkdir()
     scandir = os.scandir
 
-    def guarded(path: str) -> object:  # root may read everything, so that file modes do not show it
+    def guarded(path: str) -> object:  # file modes do not test this, since root may read everything
         if os.path.basename(path) == "secret":
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
@@ -301,7 +301,7 @@ def test_ten_names_at_the_end_and_names_that_are_no_text(tmp_path: Path) -> None
 def broken_worker(folder: str) -> None:
     distributed.init_from_env(CPU)
     broken = Broken(ImageFiles(["x"] * 20), 0.15, folder=Path(folder), going_on=False)
-    for mine in [([1], [1, 2]), ([], [2]), ([7], [])]:  # of each of two processes, in three steps
+    for mine in [([1], [1, 2]), ([], [2]), ([7], [])]:  # for two processes, in three steps
         broken.add(mine[distributed.rank()])
         if any(distributed.any_process(bool(broken.new))):
             broken.share()
@@ -318,7 +318,7 @@ def test_two_processes_count_each_image_once(tmp_path: Path) -> None:
 
 
 class _Unreadable(ImageFiles):
-    """Of which nothing can be read."""
+    """Files none of which can be read."""
 
     def read(self, index: int) -> bytes:
         raise OSError
@@ -332,7 +332,7 @@ def test_replacements_are_all_different(count: int) -> None:
 
 
 def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:
-    """5 of 100 may be broken. One that is met in both sessions counts once."""
+    """5 of 100 may be broken. An image that is found in both sessions counts once."""
     files = ImageFiles([f"{i}.jpg" for i in range(100)])
 
     def session(indices: list[int], *, going_on: bool = True) -> None:
@@ -346,7 +346,7 @@ def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:
     session([3, 4, 5])
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.05: 6 of 100"):
         session([6])
-    session([7])  # they have been mended
+    session([7])  # as if the others had been repaired
     assert (tmp_path / FILE).read_text() == "7.jpg\n"
 
 
@@ -380,14 +380,14 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
 
 
 class _Names(ImageFiles):
-    """Reads nothing from a disk, but asks for each name."""
+    """Reads nothing from the disk, but looks up each name."""
 
     def read(self, index: int) -> bytes:
         return self[index].encode()
 
 
 def private_megabytes(pid: int) -> float:
-    """Memory of a process that it shares with no other one."""
+    """Return the memory of a process that it shares with no other."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
@@ -406,17 +406,17 @@ def test_workers_outlive_a_scheduler_and_end_with_their_process(
     try:
         for number in ("TERM", "USR1", "TERM"):
             subprocess.run(["/bin/sh", "-c", f"kill -{number} {worker.pid}"], check=True)
-        assert len(list(itertools.islice(batches, 12))) == 12  # more than are made ahead
-        worker.terminate()  # what an interpreter does that ends
+        assert len(list(itertools.islice(batches, 12))) == 12  # more than are prefetched
+        worker.terminate()  # as an interpreter does when it exits
         worker.join(timeout=20)
         assert worker.exitcode == 0
     finally:
         worker.kill()
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is private")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports private memory")
 def test_workers_do_not_grow_over_an_epoch_of_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.3 million names: were they Python strings, their reference counts would copy them all into each worker."""
+    """1.3 million names: as Python strings, their reference counts would copy them all into each worker."""
     view, nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((2, 0), np.float32)
     monkeypatch.setattr("pretrain.data.views.two_views", lambda *_, **__: (view, view, nothing))
     count, batch = 1_300_000, 1000

@@ -1,4 +1,4 @@
-"""The views finished on whole batches, here on CPU tensors: what the CPU path makes of the same choices."""
+"""Views finished on whole batches, here on CPU tensors, equal those of the CPU path for the same choices."""
 
 import random
 from itertools import permutations
@@ -106,7 +106,8 @@ def test_nothing_chosen_changes_nothing(recipe: str) -> None:
     pixels = crops(1, 64)
     assert np.array_equal(finished(pixels, [NOTHING] * len(pixels), recipe), np.stack(pixels))
     images = torch.from_numpy(np.stack(pixels))
-    assert on_device.finish(images, torch.zeros(len(pixels), 0), RECIPES[recipe]) is images  # the CPU path's
+    done = torch.zeros(len(pixels), 0)  # the choices of views that the CPU path has finished
+    assert on_device.finish(images, done, RECIPES[recipe]) is images
 
 
 @pytest.mark.parametrize("without", [[], list(PARTS)])

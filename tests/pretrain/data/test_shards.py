@@ -1,4 +1,4 @@
-"""Tar shards: written and read by the `webdataset` library, and by tar itself; damage; order; exact resume."""
+"""Tar shards: written by the `webdataset` library and by tar itself; damage, order and exact resuming."""
 
 import collections
 import gzip
@@ -35,7 +35,7 @@ def no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def write_shards(folder: Path, images: Path, *, each: int) -> str:
-    """Shards by webdataset's own writer, with labels and texts beside the images; returns their pattern."""
+    """Write shards with webdataset's own writer, with labels and texts next to the images. Returns their pattern."""
     folder.mkdir(exist_ok=True)
     with webdataset.ShardWriter(str(folder / "train-%06d.tar"), maxcount=each, verbose=0) as writer:
         for path in sorted(images.rglob("*.jpg")):
@@ -169,10 +169,10 @@ def test_index_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tar_index, "_scan", lambda shard: scans.append(shard) or scan(shard))
     assert contents(str(path)) == contents(str(path)) == [b"one", b"two"] and len(scans) == 1
     (kept,) = tmp_path.rglob("x.tar.index")
-    kept.write_bytes(kept.read_bytes()[:-9])  # half written by somebody
+    kept.write_bytes(kept.read_bytes()[:-9])  # not completely written
     assert contents(str(path)) == [b"one", b"two"] and len(scans) == 2
     rows = np.fromfile(kept, np.int64)
-    rows[5] = 1 << 40  # the first image's length: another one's, or made to harm
+    rows[5] = 1 << 40  # the first image's size, wrong or hostile
     rows.tofile(kept)
     assert contents(str(path)) == [b"one", b"two"] and len(scans) == 3
     kept.write_bytes(b"")
@@ -205,18 +205,18 @@ def test_sizes_json_spares_the_headers(tmp_path: Path, monkeypatch: pytest.Monke
     sizes = tmp_path / "sizes.json"
     sizes.write_text(json.dumps({f"{i}.tar": i + 1 for i in range(3)}))
     with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "stored", None)  # nobody looks into a shard
+        patch.setattr(tar_index, "stored", None)  # no shard is opened
         files = sources.find([str(tmp_path / "*.tar")])
         assert len(files) == 6
     assert [files.read(i) for i in range(6)] == [bytes([i, j]) for i in range(3) for j in range(i + 1)]
-    sizes.write_text(json.dumps({"1.tar": 9}))  # wrong, and silent about the others
+    sizes.write_text(json.dumps({"1.tar": 9}))  # wrong, and without the other shards
     files = sources.find([str(tmp_path / "*.tar")])
     assert len(files) == 1 + 9 + 3
     with pytest.raises(UserError, match=r"1\.tar: holds 2 images, and 9 are expected: sizes\.json"):
         ViewPairs(files, settings())[0, 5]
     for wrong in ("[1]", '{"0.tar": -1}', '{"0.tar": "1"}', "{", "[" * 100_000):
         sizes.write_text(wrong)
-        with pytest.raises(UserError, match=r"sizes\.json: .*mend or remove it"):
+        with pytest.raises(UserError, match=r"sizes\.json: .*fix or remove it"):
             sources.find([str(paths[0])])
 
 
@@ -227,7 +227,7 @@ def settings(*overrides: object) -> config.CfgNode:
 
 
 def test_a_shard_damaged_since_stops_the_run(image_folder: MakeFolder, tmp_path: Path) -> None:
-    """Not one image after the other is replaced; also from a worker process."""
+    """The images are not replaced one after another, in worker processes either."""
     pattern = write_shards(tmp_path / "shards", image_folder(8), each=8)
     path = tmp_path / "shards" / "train-000000.tar"
     whole = path.read_bytes()
@@ -249,7 +249,7 @@ def test_block_order(number: int) -> None:
     order, total = BlockOrder(counts, 3, 1), int(counts.sum())
     whole = order[:total]
     assert sorted(whole) == list(range(total))
-    for start in range(0, total, 5):  # any part by itself, by an order that has seen nothing before
+    for start in range(0, total, 5):  # any part alone, from a new order
         assert np.array_equal(BlockOrder(counts, 3, 1)[start : start + 5], whole[start : start + 5])
     assert np.array_equal(order[0:total], whole) and len(order[total:]) == 0
     if total > 20:
@@ -259,11 +259,11 @@ def test_block_order(number: int) -> None:
     firsts = [int(np.flatnonzero(shard == s)[0]) for s in np.unique(shard)]
     lasts = [int(np.flatnonzero(shard == s)[-1]) for s in np.unique(shard)]
     alive = [sum(f <= p <= e for f, e in zip(firsts, lasts, strict=True)) for p in range(total)]
-    assert max(alive) <= BLOCK  # never more shards in use than those of a block
+    assert max(alive) <= BLOCK  # never more shards in use than one block has
 
 
 def test_order_is_uniform_enough() -> None:
-    """Every image is as likely at every place, over seeds: the mean of 2000 uniform places has deviation 0.0065."""
+    """Over seeds, an image is equally likely in every place: the mean of 2000 uniform places has deviation 0.0065."""
     counts = np.array([4] * 40)
     places = np.zeros(160)
     for seed in range(2000):
@@ -283,7 +283,7 @@ def test_files_and_shards_together(image_folder: MakeFolder, tmp_path: Path) -> 
     for start in range(27):
         assert np.array_equal(files.order(0, 0)[start : start + 4], whole[start : start + 4])
     share = np.cumsum(whole < 7) - np.arange(1, 28) * 7 / 27
-    assert abs(share).max() <= 1  # each part of the epoch has its share of either
+    assert abs(share).max() <= 1  # each part of the epoch has its share of both
 
 
 def test_sources_travel_to_spawned_workers(image_folder: MakeFolder, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_sources_travel_to_spawned_workers(image_folder: MakeFolder, tmp_path: P
 
 
 def test_few_shards_are_open_and_little_is_kept(tmp_path: Path) -> None:
-    """A stream of many images: what an order keeps does not grow with their number, nor do open files with shards."""
+    """An order's memory does not grow with the number of images, nor open files with the number of shards."""
     counts = {}
     for size in (10, 100_000):
         shard = np.full(200, size)
@@ -319,7 +319,7 @@ SMALL = [
 
 
 def test_resume_from_shards_is_bit_equal(image_folder: MakeFolder, tmp_path: Path) -> None:
-    """Stopped inside the second epoch, with more shards than a block holds."""
+    """The run is stopped inside the second epoch, with more shards than one block."""
     pattern = write_shards(tmp_path / "shards", image_folder(3 * BLOCK), each=2)
     assert len(list((tmp_path / "shards").glob("*.tar"))) > BLOCK
 

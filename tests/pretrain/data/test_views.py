@@ -1,7 +1,7 @@
-"""Views: the distribution of their parameters, and each operation against torchvision's on the same numbers.
+"""Views: the distribution of their parameters, and each operation compared with torchvision's for the same parameters.
 
-Differences are those of values from 0 to 255, over crops of photographs: a mean of 1 and a 99th percentile of 4 at
-most, against Pillow's operations and against those on float tensors, which round nothing.
+Differences are between values from 0 to 255, over crops of photographs: at most 1 in the mean and 4 at the 99th
+percentile, compared with Pillow's operations and with those on float tensors, which are not rounded.
 """
 
 import io
@@ -68,7 +68,7 @@ def as_numbers(view: View) -> list[float]:
 
 
 def test_choices_do_not_depend_on_each_other() -> None:
-    """Nor on the neighbour's: seeds of neighbouring images and of both views differ in a single bit."""
+    """Nor on those of the next image: seeds of neighbouring images and of both views differ in a single bit."""
     both = [
         [
             draw(rng.quick("view", 0, 0, n, k), RECIPES["v1"], width=400, height=300, min_scale=0.2)
@@ -81,7 +81,7 @@ def test_choices_do_not_depend_on_each_other() -> None:
     correlation = np.corrcoef(following.T)
     width = numbers.shape[1] // 2
     for view in range(0, 4 * width, width):
-        correlation[view : view + 3, view : view + 3] = 0  # place and size of a box belong together
+        correlation[view : view + 3, view : view + 3] = 0  # position and size of a box are correlated
     np.fill_diagonal(correlation, 0)
     same = np.eye(4 * width, k=2 * width) + np.eye(4 * width, k=-2 * width)
     assert np.abs(correlation * (1 - same)).max() < 5.5 / DRAWS**0.5
@@ -125,7 +125,7 @@ def test_without_crop_the_view_is_resize_and_centre_crop() -> None:
     query, key, _ = two_views(file.getvalue(), recipe, size=96, min_scale=0.2, counters=(0, 0, 0))
     theirs = np.asarray(tv.center_crop(tv.resize(picture, 96), [96, 96]))
     assert np.array_equal(query, key)
-    close([query[2:-2, 2:-2]], [theirs[2:-2, 2:-2]], p99=1)  # at the rim they see beyond the crop
+    close([query[2:-2, 2:-2]], [theirs[2:-2, 2:-2]], p99=1)  # at the border torchvision reads beyond the crop
 
 
 def test_an_unknown_part_is_refused() -> None:
@@ -167,8 +167,7 @@ def test_jitter_is_torchvisions(name: str, factor: float) -> None:
 
 @pytest.mark.parametrize("turn", [-0.5, -0.4, -0.1, 0.0, 0.03, 0.4, 0.5])
 def test_hue_is_torchvisions(turn: float) -> None:
-    """Pillow's hue has 255 steps, and torchvision cuts the turn off at a whole one below it: vivid colours then
-    differ by more."""
+    """Pillow's hue has 255 steps, and torchvision rounds the rotation down to one: vivid colours differ by more."""
     ours = [pixel_ops.adjust(crop, [("hue", turn)]) for crop in crops()]
     close(ours, [levels(tv.adjust_hue(floats(crop), turn)) for crop in crops()], mean=0.3, p99=1)
     close(ours, [np.asarray(tv.adjust_hue(Image.fromarray(crop), turn)) for crop in crops()], p99=8)
@@ -185,12 +184,12 @@ def test_blur_is_gaussian(sigma: float) -> None:
     ours = [pixel_ops.blur(crop, sigma) for crop in crops()]
     close(ours, [levels(tv.gaussian_blur(floats(crop), [13, 13], [sigma, sigma])) for crop in crops()], p99=2)
     blurred = [np.asarray(Image.fromarray(crop).filter(ImageFilter.GaussianBlur(sigma))) for crop in crops()]
-    close(ours, blurred, p99=5)  # three box filters in a row, which MoCo v2's authors call, are not quite one
+    close(ours, blurred, p99=5)  # MoCo v2's authors use this approximation by three box filters
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_whole_views_are_torchvisions(name: str) -> None:
-    """Same choices, same order. Pillow cuts off after each operation instead of rounding: up to two levels."""
+    """Same choices, same order. Pillow truncates instead of rounding after each operation: up to two levels less."""
     ours, exact, pillow = [], [], []
     for number, picture in enumerate(photographs() * 6):
         chance = random.Random(number)
@@ -227,7 +226,7 @@ def test_operations_that_share_a_pass_give_what_they_give_one_by_one() -> None:
 
 
 def test_gray_comes_before_the_jitter_in_v1_only() -> None:
-    """A gray picture stays gray under jitter; order shows in how bright it becomes."""
+    """A gray picture stays gray under jitter; the order changes its brightness."""
     crop = crops(1, 64)[0]
     jitter = (("saturation", 1.4), ("brightness", 1.4))
     view = NOTHING._replace(jitter=jitter, gray=True)

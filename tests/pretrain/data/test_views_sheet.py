@@ -1,4 +1,4 @@
-"""The picture of view pairs: its pixels are those that training sees, its captions what was drawn for them."""
+"""The picture of view pairs: its pixels are those used in training, and its captions give their parameters."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def _config(folder: Path, *more: str):
 
 
 def _inside(picture: np.ndarray, part: np.ndarray) -> bool:
-    """Whether the part lies somewhere in the picture, pixel by pixel."""
+    """Return whether the picture contains the part, pixel by pixel."""
     windows = np.lib.stride_tricks.sliding_window_view(picture[..., 1], part.shape[:2])[:, :, 0, :]
     rows, columns = np.nonzero((windows == part[0, :, 1]).all(-1))
     height, width = part.shape[:2]
