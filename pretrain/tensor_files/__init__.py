@@ -1,1 +1,1 @@
-"""Reading files that strangers made, without running anything in them."""
+"""Reading untrusted files of tensors without running any code in them."""

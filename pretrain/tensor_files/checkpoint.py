@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running anything that they contain."""
+"""Checkpoint files: written completely or not at all, and read without running any code that they contain."""
 
 from pathlib import Path
 from typing import IO, Any, cast
@@ -11,9 +11,9 @@ from pretrain.tensor_files.read_any import read_contents
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
-    """Write a dict of tensors, numbers, texts, lists, tuples and dicts, atomically, by `torch.save`.
+    """Write a dict of tensors, numbers, strings, lists, tuples and dicts atomically with `torch.save`.
 
-    Raises `UserError` naming the file: the disk is full, or nobody may write there.
+    Raises `UserError` naming the file if it cannot be written, as on a full disk or without permission.
     """
 
     def write(file: IO[bytes]) -> None:
@@ -27,14 +27,14 @@ def save(path: Path, contents: dict[str, Any]) -> None:
 
 
 class _Watched:
-    """A file that keeps its first `OSError`: torch puts one of its own about positions in its place."""
+    """A file that keeps its first `OSError`, since torch replaces it by a `RuntimeError` about positions."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """As the file's own."""
+        """Write to the file."""
         try:
             return self.file.write(data)
         except OSError as error:
@@ -42,24 +42,27 @@ class _Watched:
             raise
 
     def flush(self) -> None:
-        """As the file's own."""
+        """Flush the file."""
         self.file.flush()
 
 
 def load(path: Path, *, opaque: list[str] | None = None) -> Any:
-    """Read a file by `torch.save` on the CPU: no code of the file is ever run, and its claims are bounded.
+    """Read a file written by `torch.save`, with all tensors on the CPU, without running any code in the file.
 
-    By our own reader: torch's (`weights_only=True`) runs no code either, but crashes or hangs on some files.
+    This uses our own reader: torch's (`weights_only=True`) runs no code either, but crashes or hangs on some files.
     Objects of unknown classes (`argparse.Namespace`, a framework's configuration) become `Opaque`.
 
     Args:
-        opaque: a list to which the names of the classes that were replaced are added.
+        opaque: a list to which the names of the replaced classes are appended.
     Raises:
-        UserError: the file is missing, truncated, or no PyTorch checkpoint.
+        UserError: the file is missing, truncated, or not a PyTorch checkpoint.
     """
     contents, form, replaced = read_contents(path)
     if form != "torch":
-        raise UserError(f"{path}: is no PyTorch checkpoint, but a {form} file: is it detectron2's?")
+        raise UserError(
+            f"{path}: is a {form} file, not a PyTorch checkpoint; pass detectron2 weights to the tool that expects "
+            "them, as MODEL.WEIGHTS of tools/train_net.py"
+        )
     if opaque is not None:
         opaque.extend(replaced)
     return contents

@@ -1,4 +1,4 @@
-"""Numpy arrays inside pickles, as detectron2 keeps weights: built here, from their bytes, without numpy's code."""
+"""NumPy arrays inside pickles, as in detectron2's weights: built from bytes without calling what a file names."""
 
 import math
 import re
@@ -11,25 +11,25 @@ import numpy
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.pickle_machine import Buildable, Constructor, Machine, label
 
-MAX_PAIRS = 100_000  # of an OrderedDict that is given as a list
+MAX_PAIRS = 100_000  # in an OrderedDict that is stored as a list
 
 
 def read_pickle(path: Path, data: bytes) -> Any:
-    """A pickle of dicts, lists, texts, numbers and numpy arrays, which become `Array`s.
+    """Read a pickle of dicts, lists, strings, numbers and NumPy arrays, which become `Array`s.
 
-    Raises `UserError` for anything else in it.
+    Raises `UserError` if it holds anything else.
     """
     try:
         return Machine(data, NumpyObjects(4 * len(data)).resolve).load()
     except UserError as error:
         raise UserError(f"{path}: refused: {error}") from None
-    except Exception as error:  # whatever damaged data leads to
+    except Exception as error:  # damaged data can raise anything
         reason = label(" ".join(str(error).split()), 160) or type(error).__name__
         raise UserError(f"{path}: not a readable weights file (truncated?): {reason}") from None
 
 
 class Dtype(Buildable):
-    """A number type; only its kind, size and byte order count."""
+    """A number type; only its kind, size and byte order are used."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         match = re.fullmatch(r"([<>|=]?)([fiub][1248])", str(name)) if isinstance(name, str) else None
@@ -45,7 +45,7 @@ class Dtype(Buildable):
 
 
 class Array(Buildable):
-    """A numpy array of a pickle; `value` is set once its claimed size has proved to be that of its data."""
+    """A NumPy array of a pickle; `value` is set once its declared size has been checked against its data."""
 
     def __init__(self, owner: "NumpyObjects") -> None:
         self.owner = owner
@@ -57,10 +57,10 @@ class Array(Buildable):
 
 
 class NumpyObjects:
-    """What stands for numpy's constructors in one file.
+    """The replacements of NumPy's constructors for one file.
 
     Args:
-        budget: bytes that all arrays together may have: one text can be the data of many.
+        budget: bytes that all arrays together may have, since the same data can be used for many arrays.
     """
 
     def __init__(self, budget: int) -> None:
@@ -76,16 +76,14 @@ class NumpyObjects:
         }
 
     def resolve(self, module: str, name: str) -> Any:
-        """Raises `UserError` for what is no constructor of numpy arrays."""
+        """Return the replacement of a global. Raises `UserError` if it does not belong to NumPy arrays."""
         known = self.find(module, name)
         if known is None:
-            raise UserError(
-                f"the file asks for {label(f'{module}.{name}')}; only numpy arrays are read from a .pkl"
-            )
+            raise UserError(f"it uses {label(f'{module}.{name}')}; only NumPy arrays are read from a .pkl")
         return known
 
     def find(self, module: str, name: str) -> Constructor | None:
-        return self.known.get((module.replace("numpy._core", "numpy.core"), name))  # as numpy 2 writes it
+        return self.known.get((module.replace("numpy._core", "numpy.core"), name))  # the name in NumPy 2
 
     def spend(self, size: int) -> None:
         self.budget -= size
@@ -94,7 +92,7 @@ class NumpyObjects:
 
     def filled(self, data: Any, dtype: Any, shape: Any, *, fortran: bool) -> numpy.ndarray:
         if not isinstance(dtype, Dtype) or not isinstance(shape, tuple) or not isinstance(data, bytes | str):
-            raise UserError("it holds an array that is not made of numbers")
+            raise UserError("it holds an array that does not consist of numbers")
         self.spend(len(data))
         raw = data.encode("latin1") if isinstance(data, str) else data
         kind = dtype.numpy()
@@ -105,11 +103,11 @@ class NumpyObjects:
                 f"it holds an array of shape {label(str(shape), 60)} with {len(raw)} bytes: damaged"
             )
         array = numpy.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
-        return array.astype(kind.newbyteorder("="))  # a copy that can be written to
+        return array.astype(kind.newbyteorder("="))  # a writable copy
 
     def reconstruct(self, _: Any, shape: Any, __: Any) -> Array:
         if shape != (0,):
-            raise UserError("it asks for an array without data: damaged or hostile")
+            raise UserError("it creates an array without data: damaged or hostile")
         return Array(self)
 
     def from_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
@@ -122,7 +120,7 @@ class NumpyObjects:
 
     def encode(self, text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
         if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-            raise UserError(f"it asks for text in {label(encoding, 20)}")
+            raise UserError(f"it uses the text encoding {label(encoding, 20)}")
         self.spend(len(text))
         return text.encode("latin1")
 
@@ -132,12 +130,12 @@ def _no_call(*_: Any) -> None:
 
 
 def ordered(pairs: Any = (), *_: Any) -> Any:
-    """An `OrderedDict`; Python 2 pickled its entries as a list of pairs."""
+    """Return an `OrderedDict`, whose entries Python 2 pickled as a list of pairs."""
     if not isinstance(pairs, list | tuple) or len(pairs) > MAX_PAIRS:
-        raise UserError("it holds an OrderedDict of a strange form: damaged or hostile")
+        raise UserError("it holds an OrderedDict in an unknown form: damaged or hostile")
     made: OrderedDict[str, Any] = OrderedDict()
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise UserError("it holds an OrderedDict of a strange form: damaged or hostile")
+            raise UserError("it holds an OrderedDict in an unknown form: damaged or hostile")
         made[pair[0]] = pair[1]
     return made

@@ -1,8 +1,8 @@
-"""A pickle machine of our own: it builds plain data, and calls nothing that a file names.
+"""Our own pickle interpreter: it builds plain data and calls nothing that a file names.
 
-Python's unpickler runs whatever its `find_class` returns, lets a file set attributes of it, allocates what a
-memo index claims, and hashes nested tuples without a limit, which crashes the interpreter. Here a global is one
-of our `Constructor`s or an inert `Opaque`, and everything is bounded by the file's own size.
+Python's unpickler calls whatever its `find_class` returns, lets a file set attributes of it, allocates memory for any
+memo index, and hashes nested tuples without a limit, which crashes the interpreter. Here a global is one of our
+`Constructor`s or an inert `Opaque`, and all sizes are bounded by the size of the file.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from typing import Any
 
 from pretrain.common.errors import UserError
 
-MAX_STEPS = 3_000_000  # opcodes: the largest real files have some 100,000
+MAX_STEPS = 3_000_000  # opcodes; the largest real files have about 100,000
 MAX_INTEGER = 256  # bytes
-MAX_KEYS = 10_000  # of a dict, if they are no texts: hashes of numbers can be made to collide
-MAX_KEY_PARTS = 64  # of a tuple that is a key
+MAX_KEYS = 10_000  # keys of a dict that are not strings: hashes of numbers can be made to collide
+MAX_KEY_PARTS = 64  # parts of a tuple used as a key
 
 
 class Constructor:
-    """Stands for a function or class that a file names: `make(*arguments)` is called in its place."""
+    """The replacement of a function or class that a file names: `make(*arguments)` is called instead."""
 
     __slots__ = ("make", "name")
 
@@ -28,15 +28,15 @@ class Constructor:
 
 
 class Buildable:
-    """An object that a pickle fills after having made it."""
+    """An object whose state a pickle sets after creating it."""
 
     def build(self, state: Any) -> None:
-        """Take the state in; raise for one that is damaged."""
+        """Set the state. Raises an exception if it is damaged."""
         raise NotImplementedError
 
 
 class Opaque(dict):
-    """Stands for an object of a class that we do not load. It keeps entries that a dict's subclass would."""
+    """The replacement of an object whose class is not loaded. It keeps the entries of a dict subclass."""
 
     __slots__ = ("name",)
 
@@ -49,7 +49,7 @@ class Opaque(dict):
 
 
 def label(value: Any, limit: int = 200) -> str:
-    """A key or name of a file as short text of printable characters, for tables, messages and terminals."""
+    """Return a key or name from a file as short printable text, for tables, messages and terminals."""
     if isinstance(value, Constructor | Opaque):
         value = value.name
     if isinstance(value, tuple):
@@ -63,13 +63,13 @@ def label(value: Any, limit: int = 200) -> str:
 
 
 class Machine:
-    """Runs the opcodes of one pickle after another.
+    """An interpreter for the opcodes of one pickle after another.
 
     Args:
         data: the file's bytes.
-        resolve: (module, name) -> what stands for that global: a `Constructor` or plain data.
-        persistent: identity -> object, for torch's storages.
-        position: of the first opcode.
+        resolve: function (module, name) -> replacement of that global: a `Constructor` or plain data.
+        persistent: function identity -> object, for torch's storages.
+        position: offset of the first opcode.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """The next pickle's object.
+        """Return the object of the next pickle.
 
         Raises:
-            UserError: what no file of weights does. Damage raises whatever it leads to.
+            UserError: the pickle does something that no weights file does. Damaged data can raise any exception.
         """
         self.stack, self.marks, self.memo = [], [], {}
         data = self.data
@@ -102,14 +102,14 @@ class Machine:
                 return self.stack.pop()
             operation = _OPERATIONS.get(code)
             if operation is None:
-                raise UserError(f"it uses the pickle opcode {code:#x}, which no file of weights needs")
+                raise UserError(f"it uses the pickle opcode {code:#x}, which no weights file needs")
             operation(self)
             self.steps += 1
             if self.steps > MAX_STEPS:
                 raise UserError(f"it holds more than {MAX_STEPS} objects: damaged or hostile")
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next `count` bytes."""
         end = self.position + count
         if count < 0 or end > len(self.data):
             raise EOFError("it ends in the middle of an object")
@@ -143,14 +143,14 @@ class Machine:
         self.stack = []
 
     def items(self) -> list[Any]:
-        """What was pushed since the mark."""
+        """Return what was pushed since the last mark, and remove it."""
         found, self.stack = self.stack, self.marks.pop()
         return found
 
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(arguments, tuple):
             raise UserError("it calls something without a tuple of arguments: damaged or hostile")
-        if isinstance(function, Opaque):  # what an unknown class's method would return
+        if isinstance(function, Opaque):  # a method of an unknown class
             return function
         if not isinstance(function, Constructor):
             raise UserError(f"it calls a {type(function).__name__}: damaged or hostile")
@@ -177,19 +177,19 @@ class Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Buildable):
             target.build(state)
-        # attributes of a dict, such as `_metadata`, are not needed, nor a parameter's
+        # Attributes of a dict, such as `_metadata`, and of a parameter are not needed.
         elif not isinstance(target, dict) and type(target).__module__ != "torch":
             raise UserError(f"it sets the state of a {type(target).__name__}: damaged or hostile")
 
     def named(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise UserError("it asks for a global without a name: damaged or hostile")
+            raise UserError("it refers to a global without a name: damaged or hostile")
         self.push(self.resolve(module, name))
 
     def identified(self, identity: Any) -> None:
         if self.persistent is None:
-            raise UserError("it refers to data outside of the pickle: no file of weights")
+            raise UserError("it refers to data outside of the pickle: not a weights file")
         self.push(self.persistent(identity))
 
     def append(self, values: list[Any]) -> None:
@@ -212,7 +212,7 @@ class Machine:
             target[key] = value
 
     def check_key(self, key: Any, target: dict[Any, Any]) -> None:
-        """Hashing a tuple takes a call for each nested one, and as long as its parts together."""
+        """Limit keys that are not strings, since hashing a tuple is recursive and takes time for all of its parts."""
         parts = [key]
         for _ in range(MAX_KEY_PARTS):
             if not parts:
@@ -222,7 +222,7 @@ class Machine:
                 parts += part[: MAX_KEY_PARTS + 1]
         self.keys += 1
         if parts or len(target) > MAX_KEYS or self.keys > 10 * MAX_KEYS:
-            raise UserError("it has too many keys that are no texts: damaged or hostile")
+            raise UserError("it has too many keys that are not strings: damaged or hostile")
 
     def set_one(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -239,7 +239,7 @@ class Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise IndexError("it takes more than there is")
+            raise IndexError("it takes more objects than there are")
         made = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(made)
@@ -254,19 +254,19 @@ class Machine:
 
     def integer_line(self) -> None:
         text = self.line(4 * MAX_INTEGER).rstrip(b"L")
-        self.push(text == b"01" if text in (b"00", b"01") else int(text))  # protocol 0's False and True
+        self.push(text == b"01" if text in (b"00", b"01") else int(text))  # False and True in protocol 0
 
     def quoted(self) -> None:
         text = self.line(len(self.data)).strip()
         if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"\"'":
-            raise ValueError("a text without quotes")
+            raise ValueError("a string without quotes")
         self.push(codecs.escape_decode(text[1:-1])[0].decode("latin1"))
 
     def text(self, size: int) -> None:
         self.push(self.take(size).decode("utf-8", "surrogatepass"))
 
     def old_text(self, size: int) -> None:
-        self.push(self.take(size).decode("latin1"))  # arrays' data in pickles by Python 2
+        self.push(self.take(size).decode("latin1"))  # data of arrays in Python 2 pickles
 
     def pop(self) -> None:
         if self.stack:
@@ -321,7 +321,7 @@ _OPERATIONS: dict[int, _Operation] = {
         "d": Machine.whole_dict,
         "s": Machine.set_one,
         "u": Machine.set_many,
-        "\x8f": lambda m: m.push([]),  # a set: nothing needs it as one
+        "\x8f": lambda m: m.push([]),  # a set: a list serves as well
         "\x90": lambda m: m.append(m.items()),
         "\x91": lambda m: m.push(m.items()),  # a frozenset
         "p": lambda m: m.store(int(m.line(32))),

@@ -1,7 +1,7 @@
-"""Any weights file as named tensors, read without running anything that it contains.
+"""Reading a weights file of any format as named tensors, without running any code in it.
 
-Downloads are untrusted: torch files and pickles are read by a machine of our own that knows tensors, arrays and
-plain containers only, and sizes are bounded by the file's own size before anything is allocated.
+Downloads are untrusted: torch files and pickles are read by our own interpreter, which knows only tensors, arrays and
+plain containers, and sizes are checked against the file's own size before anything is allocated.
 """
 
 import contextlib
@@ -22,30 +22,32 @@ from pretrain.tensor_files.numpy_pickle import Array, read_pickle
 from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.torch_zip import MAGIC, read_legacy, read_zip
 
-MAX_DEPTH = 32  # of containers in one another: real files have 6
+MAX_DEPTH = 32  # of nested containers; real files have 6
 MAX_TENSORS = 50_000
-MAX_ITEMS = 2_000_000  # in all containers together: one container can be in a file a million times
-MAX_NAME = 400  # characters of the way to a tensor
+MAX_ITEMS = 2_000_000  # in all containers together, since a file can contain one container a million times
+MAX_NAME = 400  # characters of a tensor's dotted name
 MAX_WHOLE = 8 << 30  # bytes of a pickle; the largest ResNet here, four times as wide, has 1.5 GB
-HEADER = "detectron2"  # the entry of a safetensors header that holds what a weights file has beside tensors
+HEADER = (
+    "detectron2"  # the entry of a safetensors header for the contents of a weights file other than tensors
+)
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
-# what timm (the first) and transformers say of a ResNet that its tensors do not
+# Properties of a ResNet that its tensors do not show, as named by timm (the first) and transformers
 CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a weights file holds.
+    """The contents of a weights file.
 
     Attributes:
         format: torch, safetensors or pickle.
-        tensors: the way to each tensor, joined by dots -> the tensor, on the CPU, of any type.
-        other: the top level's entries that hold no tensor: numbers, texts, plain dicts.
-        keys: the top level's keys; empty where it is no dict.
+        tensors: tensors on the CPU, of any type, by their dotted names.
+        other: the top-level entries that are not tensors: numbers, strings, plain dicts.
+        keys: the top-level keys; empty if the top level is not a dict.
         kind: the top level's type, for messages.
         opaque: names of the classes in the file that were not loaded.
-        card: from the `config.json` beside a safetensors or .bin file: those of `CARD` that it has, and `mean`
+        card: from the `config.json` next to a safetensors or .bin file: the entries of `CARD` that it has, and `mean`
             and `std` (of RGB in [0, 1]).
     """
 
@@ -59,10 +61,10 @@ class Loaded:
 
 
 def read_file(path: Path) -> Loaded:
-    """Read a weights file of any format that we know, told by its content and not by its name.
+    """Read a weights file of any known format, which is recognised by its content and not by its name.
 
     Raises:
-        UserError: missing, no regular file, unreadable, unsafe, or larger inside than outside.
+        UserError: the file is missing, not a regular file, unreadable or unsafe, or claims to hold more than its size.
     """
     contents, form, opaque = read_contents(path)
     tensors = named_tensors(path, contents)
@@ -73,7 +75,7 @@ def read_file(path: Path) -> Loaded:
 
 
 def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
-    """The file's object with tensors in it, its format, and the classes that were not loaded."""
+    """Return the file's contents with tensors, its format, and the names of the classes that were not loaded."""
     opaque: list[str] = []
     with open_regular(path) as file:
         before = _stamp(file)
@@ -86,7 +88,7 @@ def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
         else:
             if size > MAX_WHOLE:
                 raise UserError(
-                    f"{path}: {size / 1e9:.0f} GB that would be read as a whole: no weights file of a ResNet"
+                    f"{path}: has {size / 1e9:.0f} GB, too much for a weights file of a ResNet: name another file"
                 )
             data = file.read(size)
             readers = {"safetensors": _read_safetensors, "pickle": read_pickle}
@@ -98,29 +100,29 @@ def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file, or a link to one; a device or pipe is never waited for.
+    """Open a regular file, or a link to one, without ever waiting for a device or pipe.
 
     Raises:
-        UserError: missing, no regular file, or unreadable.
+        UserError: the file is missing, not a regular file, or unreadable.
     """
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # first, since to open a device can do something
+        regular = stat.S_ISREG(path.stat().st_mode)  # first, since opening a device can have side effects
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint file") from None
-    except (OSError, ValueError) as error:  # a name with a zero byte
+    except (OSError, ValueError) as error:  # `ValueError` for a name with a zero byte
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not regular:
-        raise UserError(f"{path}: is no regular file; name a checkpoint file")
+        raise UserError(f"{path}: is not a regular file; name a checkpoint file")
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: is no regular file; name a checkpoint file")
+            raise UserError(f"{path}: is not a regular file; name a checkpoint file")
         try:
             yield file
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
         except MemoryError:
-            raise UserError(f"{path}: this machine has not enough memory to read it") from None
+            raise UserError(f"{path}: this machine does not have enough memory to read it") from None
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:
@@ -139,36 +141,36 @@ def _format(path: Path, head: bytes, size: int) -> str:
         return "legacy"
     if head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"./PaxHeaders")):
         raise UserError(
-            f"{path}: a tar file, of PyTorch 0.1 or an archive; unpack it, or load it with an old PyTorch and "
+            f"{path}: is a tar file, an archive or from PyTorch 0.1; unpack it, or load it with an old PyTorch and "
             "save its state_dict() again"
         )
     if head[:1] in (b"\x80", b"(", b"}", b"]", b"c"):
         return "pickle"
     if head.startswith((b"version https://git-lfs", b"<", b"{")):
-        raise UserError(f"{path}: is text, not weights: the download gave a web page or a pointer")
+        raise UserError(f"{path}: is text, not weights: the download gave a web page or a Git LFS pointer")
     raise UserError(
-        f"{path}: neither a PyTorch checkpoint (truncated?), nor safetensors, nor a pickle of numpy arrays"
+        f"{path}: is neither a PyTorch checkpoint (truncated?), nor safetensors, nor a pickle of NumPy arrays"
     )
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
-    """The tensors; under `model`, beside what the header says of them, in a file by `transfer.convert.weights_file`."""
+    """Return the tensors; in files by `transfer.convert.weights_file` they are under `model` next to other entries."""
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
-        raise UserError(f"{path}: a safetensors header of {length} bytes: damaged or hostile")
+        raise UserError(f"{path}: has a safetensors header of {length} bytes: damaged or hostile")
     try:
         header = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         tensors = dict(parse_safetensors(data))
         if HEADER not in header:
             return tensors
         return {**json.loads(header[HEADER]), "model": tensors}
-    except Exception as error:  # safetensors_rust's own class, json's, a type that PyTorch lacks
+    except Exception as error:  # of safetensors or json, or for a type that PyTorch lacks
         reason = label(" ".join(str(error).split()), 160) or type(error).__name__
         raise UserError(f"{path}: not a readable safetensors file: {reason}") from None
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """What the `config.json` beside the file says, as timm and the Hugging Face hub lay it there."""
+    """Return what is used of the `config.json` next to the file, where timm and the Hugging Face Hub put it."""
     if path.suffix not in (".safetensors", ".bin"):
         return {}
     try:
@@ -188,12 +190,12 @@ def _card(path: Path) -> dict[str, Any]:
 
 
 def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:
-    """Each tensor in nested containers by the way to it. Raises `UserError` for more data than the file has."""
+    """Return the tensors in nested containers by dotted name. Raises `UserError` if they are larger than the file."""
     tensors: dict[str, torch.Tensor] = {}
-    budget = 4 * path.stat().st_size + (1 << 20)  # bfloat16 becomes float32; shared storage is counted anew
+    budget = 4 * path.stat().st_size + (1 << 20)  # bfloat16 becomes float32; shared storage counts repeatedly
     for name, value in _leaves(path, contents):
         if name in tensors:
-            raise UserError(f"{path}: holds two tensors by the name {name}: save the wanted network alone")
+            raise UserError(f"{path}: holds two tensors named {name}: save only the wanted network")
         tensors[name] = value
         budget -= value.numel() * value.element_size()
         if budget < 0 or len(tensors) > MAX_TENSORS:
@@ -204,7 +206,7 @@ def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:
 
 
 def _leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(dotted name, tensor) of everything in nested containers, in the file's order."""
+    """Yield (dotted name, tensor) for every tensor in nested containers, in the file's order."""
     stack: list[tuple[str, Any, int]] = [("", contents, 0)]
     items = 0
     while stack:
@@ -216,7 +218,7 @@ def _leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
             if node.value is not None:
                 yield name, torch.from_numpy(node.value)
             continue
-        if not isinstance(node, dict | list | tuple):  # the whole file is one number
+        if not isinstance(node, dict | list | tuple):  # the file is a single number
             continue
         items += 1 + len(node)
         if depth > MAX_DEPTH or items > MAX_ITEMS:
@@ -228,5 +230,7 @@ def _leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
             if isinstance(value, torch.Tensor | Array | dict | list | tuple)
         ]
         if inner and len(name) > MAX_NAME:
-            raise UserError(f"{path}: a name of more than {MAX_NAME} characters: damaged or hostile; refused")
+            raise UserError(
+                f"{path}: has a name of more than {MAX_NAME} characters: damaged or hostile; refused"
+            )
         stack.extend(reversed(inner))

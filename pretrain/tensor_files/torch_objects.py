@@ -1,4 +1,4 @@
-"""What stands for PyTorch's own classes and functions while one of its checkpoints is read."""
+"""The replacements of PyTorch's own classes and functions while a checkpoint is read."""
 
 import math
 from collections.abc import Callable
@@ -25,13 +25,13 @@ Storage = Callable[[torch.dtype, Any, Any, Any], torch.Tensor]
 
 
 class _Lenient(Buildable):
-    """An array of texts, objects or dates beside the weights: nothing of it is kept."""
+    """An array of strings, objects or dates next to the weights, which is dropped."""
 
     def build(self, _: Any) -> None: ...
 
 
 class _Inner(Array):
-    """A numpy array in a torch file; `value` stays None where it holds no numbers."""
+    """A NumPy array in a torch file; `value` stays None if it does not hold numbers."""
 
     def build(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], Dtype):
@@ -42,11 +42,11 @@ class TorchObjects:
     """Globals and storages of one checkpoint.
 
     Attributes:
-        opaque: the names of the classes that were met and not loaded.
+        opaque: the classes in the file that were not loaded, by name.
 
     Args:
-        storage: (dtype, key, number of elements, view) -> the storage as a flat tensor.
-        budget: bytes that numpy arrays in the file may have together.
+        storage: function (dtype, key, number of elements, view) -> the storage as a flat tensor.
+        budget: bytes that all NumPy arrays in the file together may have.
     """
 
     def __init__(self, storage: Storage, budget: int) -> None:
@@ -85,10 +85,10 @@ class TorchObjects:
         return self.opaque[full]
 
     def persistent(self, identity: Any) -> Any:
-        """("storage", type, key, location, number of elements[, view]) -> the storage as a flat tensor."""
+        """Map ("storage", type, key, location, number of elements[, view]) to the storage as a flat tensor."""
         if not isinstance(identity, tuple) or len(identity) < 2:
-            raise UserError("it refers to data outside of the pickle in a strange way: damaged")
-        if identity[0] == "module":  # of whole networks before PyTorch 1.6: a class and its source
+            raise UserError("it refers to data outside of the pickle in an unknown way: damaged")
+        if identity[0] == "module":  # in pickled networks before PyTorch 1.6: a class and its source code
             return identity[1]
         _, kind, key, _, count, *view = identity
         if not isinstance(kind, torch.dtype):
@@ -98,7 +98,7 @@ class TorchObjects:
         return self.storage(kind, key, count, view[0] if view else None)
 
     def _from_type(self, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-        """A tensor of a subclass, such as torchvision's, or a parameter with attributes."""
+        """Return a tensor of a subclass, such as torchvision's, or a parameter with attributes."""
         plain = [
             self.own[f"torch._utils._rebuild_{name}"] for name in ("tensor_v2", "tensor_v3", "parameter")
         ]
@@ -119,13 +119,13 @@ def _dtype(name: Any = "", *_: Any) -> Any:
 
 def _size(items: Any = (), *_: Any) -> tuple[Any, ...]:
     if not isinstance(items, tuple | list) or len(items) > MAX_DIMENSIONS:
-        raise UserError("it has a tensor of too many dimensions: damaged")
+        raise UserError("it has a tensor with too many dimensions: damaged")
     return tuple(items)
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    """A view of a storage. The last of `rest` may mark a turned sign."""
-    if not isinstance(storage, torch.Tensor):  # of a class that was not loaded
+    """Return a view of a storage. The last of `rest` may mark a lazy negation or conjugation."""
+    if not isinstance(storage, torch.Tensor):  # an object of a class that was not loaded
         return Opaque(label(storage))
     size, stride = _size(size), _size(stride)
     if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
@@ -139,12 +139,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> An
             f"it has a tensor of shape {shape} that is larger than its {storage.numel()} numbers: damaged"
         )
     if any(isinstance(part, dict) and (part.get("neg") or part.get("conj")) for part in rest):
-        raise UserError("it has a tensor whose sign is only marked as turned: save a copy of it (.clone())")
+        raise UserError("it has a tensor with a lazy negation or conjugation: save a copy of it (.clone())")
     return torch.as_strided(storage, size, stride, offset)
 
 
 def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    """Of a type that has no storage class of its own, such as uint16: the storage is of bytes."""
+    """Return a tensor of a type without its own storage class, such as uint16, from a storage of bytes."""
     kind = rest[2] if len(rest) > 2 else None
     if not isinstance(storage, torch.Tensor) or not isinstance(kind, torch.dtype):
         return Opaque(label(str(kind)))

@@ -1,7 +1,7 @@
-"""PyTorch's checkpoints, new (zip) and old (before 1.6), read without running anything that they name.
+"""Reading PyTorch's checkpoints, new (zip) and old (before 1.6), without running any code that they name.
 
-`torch.load(weights_only=True)` is as safe, but refuses whole files for objects beside the weights that real ones
-have: dicts of a framework's own class, enums, functions. Here each of them becomes an inert `Opaque`.
+`torch.load(weights_only=True)` is as safe, but refuses a whole file for objects that real files have next to the
+weights: dicts of a framework's own class, enums, functions. Here each of them becomes an inert `Opaque`.
 """
 
 import struct
@@ -17,14 +17,14 @@ from pretrain.tensor_files.stored_zip import StoredZip
 from pretrain.tensor_files.torch_objects import TorchObjects
 
 MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # first object of the old files
-MAX_PICKLE = 256 << 20  # bytes of a zip's data.pkl, in which no tensor's data lies
+MAX_PICKLE = 256 << 20  # bytes of a zip's data.pkl, which does not contain the tensors' data
 
 
 def read_zip(path: Path, file: IO[bytes], size: int, opaque: list[str]) -> Any:
-    """The object in a zip checkpoint, with `Opaque`s; their classes' names are added to `opaque`.
+    """Return the object in a zip checkpoint; the names of classes replaced by `Opaque` are appended to `opaque`.
 
     Raises:
-        UserError: damaged, compressed, of another byte order, or a tensor that is larger than its data.
+        UserError: the file is damaged, compressed or big-endian, or a tensor is larger than its data.
     """
 
     def read() -> tuple[Any, TorchObjects]:
@@ -49,25 +49,25 @@ def read_zip(path: Path, file: IO[bytes], size: int, opaque: list[str]) -> Any:
 def _root(path: Path, archive: StoredZip) -> str:
     found = [name for name in archive.members if name.count("/") <= 1 and name.endswith("data.pkl")]
     if len(found) != 1:
-        raise UserError(f"{path}: a zip without PyTorch's data.pkl: not a checkpoint")
+        raise UserError(f"{path}: is a zip file without PyTorch's data.pkl, not a checkpoint")
     root = found[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in archive.members:
-        raise UserError(f"{path}: a TorchScript program: save its state_dict() by torch.save instead")
+        raise UserError(f"{path}: is a TorchScript program: save its state_dict() with torch.save instead")
     if archive.members[found[0]][1] > MAX_PICKLE:
         raise UserError(
-            f"{path}: objects of {archive.members[found[0]][1]} bytes beside its tensors: refused"
+            f"{path}: has objects of {archive.members[found[0]][1]} bytes in addition to its tensors: refused"
         )
     order = f"{root}byteorder"
     if order in archive.members and archive.read(order) != b"little":
-        raise UserError(f"{path}: of a big-endian machine: save it again on a little-endian one")
+        raise UserError(f"{path}: was written on a big-endian machine: save it again on a little-endian one")
     return root
 
 
 def read_legacy(path: Path, data: bytes, opaque: list[str]) -> Any:
-    """The object in a file of PyTorch before 1.6; as `read_zip`.
+    """Return the object in a file from before PyTorch 1.6, as `read_zip` does.
 
-    The file: magic number, version, a description of the machine, the object, the list of its storages' keys,
-    each as a pickle; then for each key the number of elements and the numbers.
+    The file consists of magic number, version, a description of the machine, the object and the list of its storages'
+    keys, each as a pickle; then for each key the number of elements and their values.
     """
 
     def read() -> tuple[Any, TorchObjects]:
@@ -96,7 +96,7 @@ def read_legacy(path: Path, data: bytes, opaque: list[str]) -> Any:
         _, version, system, contents, keys = (machine.load() for _ in range(5))
         if version != 1001 or not isinstance(system, dict) or not system.get("little_endian", True):
             raise UserError(
-                "of an unknown version or a big-endian machine: save it again with a newer PyTorch"
+                "it is of an unknown version or from a big-endian machine: save it again with a newer PyTorch"
             )
         _fill(data, machine.position, keys, storages)
         return contents, objects
@@ -105,15 +105,15 @@ def read_legacy(path: Path, data: bytes, opaque: list[str]) -> Any:
 
 
 def _fill(data: bytes, position: int, keys: Any, storages: dict[Any, torch.Tensor]) -> None:
-    """Copy the numbers behind the pickles into the storages, in the order of `keys`."""
+    """Copy the numbers after the pickles into the storages, in the order of `keys`."""
     if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys) or len(keys) != len(storages):
-        raise UserError("its list of storages is not that of its tensors: damaged")
+        raise UserError("its list of storages does not match its tensors: damaged")
     for key in keys:
         whole = storages[key]
         (count,) = struct.unpack_from("<q", data, position)
         size = whole.numel() * whole.element_size()
         if count != whole.numel() or position + 8 + size > len(data):
-            raise UserError(f"storage {label(key)} is not whole: truncated")
+            raise UserError(f"storage {label(key)} is incomplete: truncated")
         if size:
             part = torch.frombuffer(bytearray(data[position + 8 : position + 8 + size]), dtype=whole.dtype)
             whole.copy_(part)
@@ -132,7 +132,7 @@ def _guarded(path: Path, read: Callable[[], tuple[Any, TorchObjects]], opaque: l
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(str(path)) else f"{path}: refused: {text}") from None
-    except Exception as error:  # whatever a damaged stack leads to
+    except Exception as error:  # damaged data can raise anything
         reason = label(" ".join(str(error).split()), 160) or type(error).__name__
         raise UserError(f"{path}: not a readable PyTorch checkpoint (truncated?): {reason}") from None
     opaque.extend(sorted({constructor.name for constructor in objects.opaque.values()}))

@@ -1,4 +1,4 @@
-"""Checkpoint files: nothing in them is executed, nothing is half-written."""
+"""Checkpoint files: no code in them is executed, and no file is incomplete."""
 
 import argparse
 import contextlib
@@ -118,7 +118,7 @@ def test_it_reads_what_torch_reads(tmp_path: Path) -> None:
 
 
 def same(a: Any, b: Any) -> None:
-    """Equal values, element types, and kinds of containers."""
+    """Assert equal values, element types and container types."""
     if isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype and torch.equal(a, b) and a.stride() == b.stride()
     elif isinstance(a, dict):

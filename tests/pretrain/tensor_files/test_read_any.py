@@ -1,4 +1,4 @@
-"""Untrusted files: nothing in them runs, hangs or crashes the reader, and what PyTorch writes is read."""
+"""Untrusted files: none runs code, hangs or crashes the reader, and files that PyTorch writes are read."""
 
 import argparse
 import contextlib
@@ -45,12 +45,12 @@ def assert_query(path: Path) -> None:
 def refusal(path: Path, read: Callable[[Path], Any] = read_file) -> str:
     with pytest.raises(UserError) as error:
         read(path)
-    assert str(error.value).isprintable()  # one line, and nothing that a terminal obeys
+    assert str(error.value).isprintable()  # one line, without control characters
     return str(error.value)
 
 
 def zip_with(path: Path, change: Callable[[bytes], bytes], contents: Any = QUERY, **options: Any) -> Path:
-    """A file by `torch.save` whose pickle is changed."""
+    """Write a file with `torch.save`, with its pickle changed by `change`."""
     buffer = io.BytesIO()
     torch.save(contents, buffer)
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", **options) as new:
@@ -65,7 +65,7 @@ def zip_with(path: Path, change: Callable[[bytes], bytes], contents: Any = QUERY
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_pickles_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str) -> None:
-    """In a torch file such a name becomes an inert object or is refused; a pickle of arrays is refused."""
+    """In a torch file a hostile global becomes an inert object or is refused; in a pickle of arrays it is refused."""
     monkeypatch.chdir(tmp_path)
     pickled = pickle.dumps({"model": detectron2_names(QUERY), "__author__": "x"}, protocol=2)
     (tmp_path / "a.pkl").write_bytes(pickled[:2] + ATTACKS[attack] + b"0" + pickled[2:])
@@ -92,7 +92,7 @@ def test_the_classes_of_an_attack_are_named(tmp_path: Path) -> None:
 
 
 def test_one_file_does_not_change_how_the_next_is_read(tmp_path: Path) -> None:
-    """`BUILD` sets attributes of what is on the stack, also of a function or class of ours."""
+    """The opcode `BUILD` sets attributes of the object on the stack, which could be one of our functions or classes."""
     for attack in ("BUILD of a function", "BUILD of a class", "setitem of a module"):
         zip_with(tmp_path / "a.pth", lambda data, attack=attack: data[:2] + ATTACKS[attack] + b"0" + data[2:])
         refusal(tmp_path / "a.pth")
@@ -126,9 +126,9 @@ def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
 def test_views_that_claim_more_than_the_file_holds_are_refused(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
-    """Strides of zero make a tensor of any size out of one number."""
+    """Strides of zero make a tensor of any size from one number."""
     torch.save({**QUERY, "x": torch.zeros(1).expand(shape)}, tmp_path / "a.pth")
-    if shape == (500, 500):  # a few times the file is what bfloat16 and shared storage may come to
+    if shape == (500, 500):  # bfloat16 and shared storage may take a few times the file size
         read_file(tmp_path / "a.pth")
     else:
         assert "larger than the file" in refusal(tmp_path / "a.pth")
@@ -197,11 +197,11 @@ def test_a_strange_card_beside_the_file_is_passed_over(tmp_path: Path) -> None:
         card.write_text(content)
         assert_query(tmp_path / "a.safetensors")
     card.unlink()
-    os.mkfifo(card)  # nobody writes to it
+    os.mkfifo(card)  # a pipe without a writer
     assert_query(tmp_path / "a.safetensors")
 
 
-# --- what is no file ---
+# --- not a regular file, or not weights ---
 
 
 def test_pipes_devices_folders_and_dangling_links_are_refused(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_pipes_devices_folders_and_dangling_links_are_refused(tmp_path: Path) ->
     for file in ("pipe.pth", "folder.pth", "link.pth", "zero.pth", "loop.pth"):
         for read in (read_file, read_source, read_weights, checkpoint.load):
             refusal(tmp_path / file, read)
-    assert "no regular file" in refusal(Path("/dev/zero"))
-    assert "no regular file" in refusal(tmp_path / "pipe.pth")
+    assert "not a regular file" in refusal(Path("/dev/zero"))
+    assert "not a regular file" in refusal(tmp_path / "pipe.pth")
 
 
 def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
@@ -265,18 +265,18 @@ class Colour(enum.Enum):
 
 
 class AttributeDict(dict):
-    """As Lightning's."""
+    """Like Lightning's."""
 
     def __getattr__(self, key: str) -> Any:
         return self[key]
 
 
 class Ordered(OrderedDict):
-    """A subclass, as of old frameworks' state dicts."""
+    """A subclass, as in the state dicts of old frameworks."""
 
 
 class Hook:
-    """As in mmcv's `meta`."""
+    """Like the hooks in mmcv's `meta`."""
 
     def __init__(self) -> None:
         self.interval = 10
@@ -407,7 +407,7 @@ def test_tensors_of_a_gpu_are_read_without_one(tmp_path: Path) -> None:
 
 
 def test_zip64_and_additional_members_are_read(tmp_path: Path) -> None:
-    """As in files above 4 GB: sizes and places in their 64-bit fields."""
+    """As in files above 4 GB, sizes and offsets are in their 64-bit fields."""
     buffer = io.BytesIO()
     torch.save(QUERY, buffer)
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "a.pth", "w") as new:
@@ -469,7 +469,7 @@ def test_old_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) ->
     assert "larger than the file" in refusal(tmp_path / "a.pth")
 
 
-# --- records in the file that we read ---
+# --- records in the file ---
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ def test_a_file_without_its_query_network_does_not_give_the_key_network(tmp_path
     torch.save({"state_dict": key}, tmp_path / "a.pth")
     assert "--branch encoder_k" in refusal(tmp_path / "a.pth", read_source)
     assert read_source(tmp_path / "a.pth", branch="encoder_k").branch == "module.encoder_k"
-    del query["module.encoder_q.layer1.0.conv1.weight"]  # by which a network is found
+    del query["module.encoder_q.layer1.0.conv1.weight"]  # the tensor by which a network is found
     torch.save({"state_dict": key | query}, tmp_path / "b.pth")
     assert "without tensor layer1.0.conv1.weight" in refusal(tmp_path / "b.pth", read_source)
 
@@ -524,7 +524,7 @@ def test_a_file_without_its_query_network_does_not_give_the_key_network(tmp_path
     ],
 )
 def test_a_second_tensor_for_one_place_is_never_taken(tmp_path: Path, extra: str) -> None:
-    """The last of two would win, without a word."""
+    """Otherwise the last of the two would be used silently."""
     named = {n: torch.from_numpy(a) for n, a in detectron2_names(QUERY).items()}
     for number, state in enumerate((named, transformers_names(QUERY))):
         path = tmp_path / f"{number}.pth"

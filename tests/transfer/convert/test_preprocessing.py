@@ -55,7 +55,7 @@ def test_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
 
 def test_a_turned_sign_is_refused(tmp_path: Path) -> None:
     torch.save(dict(QUERY) | {"bn1.bias": torch._neg_view(QUERY["bn1.bias"])}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="sign is only marked as turned"):
+    with pytest.raises(UserError, match="lazy negation or conjugation"):
         read_source(tmp_path / "a.pth")
 
 
