@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, chunk: int = 1
 ) -> Iterator[Result]:
-    """Yield `function(item)` for every item, in order; `function` must be picklable. Workers get `chunk` items at a time.
+    """Yield `function(item)` for every item, in order, with `chunk` items per task. `function` must be picklable.
 
     If this stops early (an error, Ctrl-C), the items in progress are finished and the others dropped. Workers end with
     their parent, even if it is killed.
