@@ -1,8 +1,8 @@
 """Run the demo: from photographs to a detection table and demo/report.html.
 
-python tools/demo.py --size quick       # about a minute on two cores: every step runs, nothing is learnt
+python tools/demo.py --size quick       # about a minute on two cores: every stage runs, but nothing is learnt
 python tools/demo.py                    # eight and a half minutes on two cores
-python tools/demo.py --mechanism        # what batch norm and the momentum do, as curves
+python tools/demo.py --mechanism        # curves that show the effects of batch norm and momentum
 """
 
 import argparse
@@ -16,26 +16,22 @@ from pretrain.common.errors import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]"
-    )
-    parser.add_argument("--mechanism", action="store_true", help="pre-train only, under six settings")
-    parser.add_argument("--root", type=Path, default=Path("datasets"), help="data sets' folder [%(default)s]")
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="results' folder [%(default)s]")
-    parser.add_argument(
-        "--deb", type=Path, nargs="+", default=[], help="packages fetched elsewhere, without apt"
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    add = parser.add_argument
+    add("--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]")
+    add("--mechanism", action="store_true", help="only pre-train, with six different settings")
+    add("--root", type=Path, default=Path("datasets"), help="folder of the data sets [%(default)s]")
+    add("--output", type=Path, default=Path("demo"), help="folder of the results [%(default)s]")
+    add("--deb", type=Path, nargs="+", default=[], help="Debian packages downloaded elsewhere, without apt")
     args = parser.parse_args()
-    # The steps run in the project's folder: say paths as seen from there.
+    # The stages run in the project's folder, so paths are made relative to it.
     args.root, args.output, *args.deb = (
         Path(os.path.relpath(path, sys.path[0])) for path in (args.root, args.output, *args.deb)
     )
     os.chdir(sys.path[0])
 
-    from transfer.demo import run  # under run_tool: without detectron2 it says what to install
+    from transfer.demo import run  # inside run_tool, which reports a missing detectron2 in one line
 
     if args.mechanism:
         run.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))

@@ -1,4 +1,4 @@
-"""Two initialisations side by side: their AP, the difference, and what may be said about it."""
+"""Compares two initialisations: their AP, the difference, and what can be concluded from it."""
 
 import math
 from collections.abc import Sequence
@@ -10,18 +10,17 @@ TASKS = {"bbox": "box", "segm": "mask"}
 METRICS = ("AP", "AP50", "AP75")
 ABSENT = "–"
 
-Results = Sequence[
-    dict[str, Any]
-]  # the contents of results.json, one a seed, in the same order for both inits
+# The contents of results.json, one per seed, in the same order for both initialisations.
+Results = Sequence[dict[str, Any]]
 
 
 def metric(results: Results, task: str, name: str) -> list[float | None]:
-    """A metric of the first test set, one value a seed, in percent; None where it is undefined."""
+    """Return a metric of the first test set in percent, one value per seed; None if it is undefined."""
     return [next(iter(found["metrics"].values())).get(task, {}).get(name) for found in results]
 
 
 def shown(interval: tuple[float | None, float | None], *, signed: bool = False) -> str:
-    """`5.91`, `+0.42 ± 0.30`, or a dash for what is undefined."""
+    """Format a value and half its interval: `5.91`, `+0.42 ± 0.30`, or a dash if the value is undefined."""
     mean, half = interval
     if mean is None or mean != mean:
         return ABSENT
@@ -30,7 +29,7 @@ def shown(interval: tuple[float | None, float | None], *, signed: bool = False) 
 
 
 def overall(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
-    """Rows (name, AP, AP50 and AP75 of boxes, then of masks): both inits and their paired difference."""
+    """Return rows (name, AP, AP50 and AP75 of boxes, then of masks): both initialisations and their difference."""
     columns = [(task, name) for task in TASKS for name in METRICS]
     rows = [
         (label, [shown(mean_interval(metric(results, *column))) for column in columns])
@@ -41,7 +40,7 @@ def overall(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
 
 
 def classes(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
-    """Rows (class, box AP of random and MoCo, mask AP of random and MoCo)."""
+    """Return rows (class, box AP of random and MoCo, mask AP of random and MoCo)."""
     names = [
         key.removeprefix("AP-")
         for key in next(iter(random[0]["metrics"].values())).get("bbox", {})
@@ -61,7 +60,7 @@ def classes(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
 
 
 def seeds(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
-    """Rows (seed, box AP of random and MoCo, mask AP of random and MoCo); none for a single seed."""
+    """Return rows (seed, box AP of random and MoCo, mask AP of random and MoCo); none for a single seed."""
     if len(moco) < 2:
         return []
     columns = [metric(results, task, "AP") for task in TASKS for results in (random, moco)]
@@ -72,7 +71,7 @@ def seeds(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
 
 
 def verdict(moco: Results, random: Results) -> str:
-    """The sentence under the table: the difference with its sign, and what follows from it."""
+    """Return the text under the table: the difference with its sign, and what can be concluded from it."""
     count = len(moco)
     found = {
         word: paired_difference(metric(moco, task, "AP"), metric(random, task, "AP"))
@@ -98,24 +97,24 @@ def _range(mean: float | None, half: float | None) -> str:
 
 def _conclusion(word: str, mean: float | None, half: float | None) -> str:
     if mean is None or half is None:
-        return f"Nothing follows for {word} AP, which is undefined in a run."
+        return f"Nothing can be concluded about {word} AP, because it is undefined in a run."
     if abs(mean) <= half:
         return f"The {word} interval contains zero: no difference in {word} AP was shown."
     better = "MoCo" if mean > 0 else "random initialisation"
-    return f"The {word} interval excludes zero, in favour of {better}: for this data and this schedule only."
+    return f"The {word} interval excludes zero, in favour of {better}, for these data and this schedule only."
 
 
 def _number(value: float, *, signed: bool) -> str:
     text = f"{value:+.2f}" if signed else f"{value:.2f}"
     if float(text) == 0:
-        text = "0.00"  # no sign on a rounded zero
+        text = "0.00"  # a value that rounds to zero has no sign
     return text.replace("-", "−")
 
 
 def mean_interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean, and half the width of its 95 % t interval.
+    """Return the mean, and half the width of its 95 % t interval.
 
-    Both are None where a value is undefined (None or not finite); the width also for a single value.
+    Both are None if any value is undefined (None or not finite). The width is also None for a single value.
     """
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if not numbers or len(numbers) < len(values):
@@ -131,6 +130,6 @@ def mean_interval(values: Sequence[float | None]) -> tuple[float | None, float |
 def paired_difference(
     values: Sequence[float | None], baseline: Sequence[float | None]
 ) -> tuple[float | None, float | None]:
-    """`mean_interval` of `values` less `baseline`, seed by seed."""
+    """Return `mean_interval` of the differences `values` minus `baseline`, seed by seed."""
     pairs = zip(values, baseline, strict=True)
     return mean_interval([None if a is None or b is None else a - b for a, b in pairs])

@@ -1,4 +1,4 @@
-"""What the demo's page shows, gathered from the files that the steps left."""
+"""Collects the content of the demo page from the files that the stages wrote."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from transfer.report.run_files import (
     photographs,
     read_config,
     read_json,
-    read_log,  # fmt: skip
+    read_log,
 )
 
 PICTURES = 8  # test images shown
@@ -26,7 +26,7 @@ MOCO, RANDOM = 0, 1  # line styles
 
 
 def context(folder: Path) -> dict[str, Any]:
-    """Everything that `templates/report.html` names, but the steps. `UserError` names a missing file."""
+    """Return all variables of `templates/report.html` except the stages. Raises `UserError` if a file is missing."""
     demo = read_json(folder / "demo.json")
     data = Path(demo["data"])
     runs = demo["seeds"]
@@ -58,7 +58,7 @@ def context(folder: Path) -> dict[str, Any]:
 
 
 def _pictures(moco: Path, random: Path, names: list[str]) -> list[dict[str, str]]:
-    """Per test image the ground truth and both predictions: the runs draw the same images, by number."""
+    """Return ground truth and both predictions of each test image. All runs draw the same images, by number."""
     rows = []
     for name in names[:PICTURES]:
         (truth, found), (_, found_random) = halves(moco / name), halves(random / name)
@@ -124,7 +124,7 @@ def _conversion(path: Path) -> dict[str, Any]:
 
 
 def _power(text: str) -> str:
-    """`1e-04` -> `1e−4`."""
+    """Turn `1e-04` into `1e−4`."""
     return re.sub(r"e-0*", "e−", text)
 
 

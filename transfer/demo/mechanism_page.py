@@ -1,4 +1,4 @@
-"""What the page about batch norm (Figure A.1 of He et al.) and momentum (their Section 4.1) shows."""
+"""Collects the content of the page about batch norm (Figure A.1 of He et al. 2020) and momentum (Section 4.1)."""
 
 import itertools
 import math
@@ -14,13 +14,13 @@ from transfer.report.run_files import read_config, read_log
 
 BATCH_NORM = {"shuffle_bn": "ShuffleBN", "no_shuffle": "no shuffling", "sync_bn": "SyncBN"}
 MOMENTUM = ("m_0", "m_0.9", "m_0.99", "m_0.999")
-KNN_IMAGES = RECIPES["standard"].knn_val  # classified at each kNN measurement
-TAIL = 0.1  # share of the log lines, the last ones, whose mean is called the end of a run
+KNN_IMAGES = RECIPES["standard"].knn_val  # number of images classified in each kNN measurement
+TAIL = 0.1  # the end value of a run is the mean over this share of its log lines, the last ones
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting, as it ran. `log` is the whole log, `cfg` the effective config."""
+    """A run with one setting. `log` is the whole log, `cfg` the effective config."""
 
     name: str
     log: list[dict[str, Any]]
@@ -28,16 +28,16 @@ class Variant:
     style: int
 
     def end(self, key: str, *, scale: float = 1.0) -> float | None:
-        """The mean of a value over the last tenth of its log lines; None if it was never logged."""
+        """Return the mean of a value over the last tenth of its log lines; None if it was never logged."""
         values = [y for _, y in points(self.log, key, scale=scale)]
         return statistics.fmean(values[-max(round(TAIL * len(values)), 1) :]) if values else None
 
     def knn(self) -> list[float]:
-        """kNN accuracy in percent, in order; the first one is the random initialisation's."""
+        """Return the kNN accuracies in percent, in order. The first one is that of the random initialisation."""
         return [y for _, y in points(self.log, "knn")]
 
     def swing(self) -> float | None:
-        """Mean change of the loss between neighbouring log lines of the second half: its oscillation."""
+        """Return the mean change of the loss between consecutive log lines in the second half of the run."""
         losses = [y for _, y in points(self.log, "loss")]
         losses = losses[len(losses) // 2 :]
         steps = [abs(after - before) for before, after in itertools.pairwise(losses)]
@@ -45,7 +45,7 @@ class Variant:
 
 
 def context(folder: Path) -> dict[str, Any]:
-    """Everything that `templates/mechanism.html` names, but the steps. `UserError` names a missing file."""
+    """Return all variables of `templates/mechanism.html` except the stages. Raises `UserError` if a file is missing."""
     norms = [_read(folder / key, name, style) for style, (key, name) in enumerate(BATCH_NORM.items())]
     momenta = _momenta(folder, norms[0])
     return {
@@ -64,7 +64,7 @@ def _read(folder: Path, name: str, style: int) -> Variant:
 
 
 def _momenta(folder: Path, shuffled: Variant) -> list[Variant]:
-    """The momentum's variants in rising order; the ShuffleBN run stands for the momentum that it has."""
+    """Return the runs with different momentum, in increasing order. The ShuffleBN run is the one for its momentum."""
     found = [_read(folder / key, "", 0) for key in MOMENTUM if (folder / key).is_dir()]
     if all(variant.cfg["MOCO"]["M"] != shuffled.cfg["MOCO"]["M"] for variant in found):
         found.append(shuffled)
@@ -84,7 +84,7 @@ def _charts(variants: list[Variant]) -> list[Chart]:
 
     drawn = [
         draw("Contrastive accuracy, queue", "accuracy", scale=100, unit="%"),
-        draw("Accuracy inside the batch", "in_batch_accuracy", scale=100, unit="%"),
+        draw("Contrastive accuracy, batch", "in_batch_accuracy", scale=100, unit="%"),
         draw("kNN accuracy", "knn", unit="%"),
         draw("Loss", "loss", from_zero=False),
     ]
@@ -92,7 +92,7 @@ def _charts(variants: list[Variant]) -> list[Chart]:
 
 
 def _row(variant: Variant) -> tuple[str, list[str]]:
-    """Name; loss and its swing; queue and in-batch accuracy; kNN at the start, at its best, at the end."""
+    """Return name and cells: loss and swing; queue and in-batch accuracy; kNN at the start, best and at the end."""
     knn = variant.knn()
     cells = [
         _text(variant.end("loss")),
@@ -105,15 +105,15 @@ def _row(variant: Variant) -> tuple[str, list[str]]:
 
 
 def leak_sentences(shuffled: Variant, unshuffled: Variant, synced: Variant) -> list[str]:
-    """What the numbers say on Figure A.1, for no shuffling and for SyncBN against ShuffleBN."""
+    """Return sentences that compare no shuffling and SyncBN with ShuffleBN, as in Figure A.1."""
     sentences = []
     for other in (unshuffled, synced):
         accuracy = _gap(other.end("accuracy", scale=100), shuffled.end("accuracy", scale=100))
         batch = _gap(other.end("in_batch_accuracy", scale=100), shuffled.end("in_batch_accuracy", scale=100))
         knn = _gap(_last(other), _last(shuffled))
         text = (
-            f"With {other.name} the run ended {_points(accuracy)} in queue accuracy, {_points(batch)} in "
-            f"in-batch accuracy and {_points(knn)} in kNN, against ShuffleBN."
+            f"Compared with ShuffleBN, the run with {other.name} ended at {_points(accuracy)} in queue accuracy, "
+            f"{_points(batch)} in in-batch accuracy and {_points(knn)} in kNN."
         )
         if accuracy is not None and knn is not None:
             text += " " + _leak(accuracy, knn, noise=_noise(shuffled, other))
@@ -122,16 +122,16 @@ def leak_sentences(shuffled: Variant, unshuffled: Variant, synced: Variant) -> l
 
 
 def _leak(accuracy: float, knn: float, *, noise: float) -> str:
-    sign = "Higher contrastive accuracy with lower kNN is the sign of a leak"
+    sign = "Higher contrastive accuracy with lower kNN is a sign of a leak"
     if accuracy > 0 and knn < -noise:
-        return f"{sign}: both are seen here."
+        return f"{sign}: both are observed here."
     if accuracy > 0 and knn < noise:
-        return f"{sign}: only the former is seen; kNN differs by less than its uncertainty of ±{noise:.1f}."
-    return f"{sign}: not both are seen here."
+        return f"{sign}: only the former is observed; kNN differs by less than its uncertainty of ±{noise:.1f} points."
+    return f"{sign}: they are not both observed here."
 
 
 def momentum_sentences(variants: list[Variant]) -> list[str]:
-    """What the numbers say on Section 4.1: where kNN ended highest, and where the loss swung most."""
+    """Return sentences about Section 4.1: with which momentum kNN ended highest, and the loss changed most."""
     sentences = []
     measured = {variant.name: knn for variant in variants if (knn := _last(variant)) is not None}
     if measured:
@@ -140,15 +140,15 @@ def momentum_sentences(variants: list[Variant]) -> list[str]:
         within = measured[best] - measured[worst] < noise
         sentences.append(
             f"kNN ended highest with {best} ({measured[best]:.1f} %) and lowest with {worst} "
-            f"({measured[worst]:.1f} %), {'less' if within else 'more'} than its uncertainty of "
-            f"±{noise:.1f} points apart."
+            f"({measured[worst]:.1f} %). The difference is {'smaller' if within else 'larger'} than its uncertainty "
+            f"of ±{noise:.1f} points."
         )
     swings = {variant.name: swing for variant in variants if (swing := variant.swing()) is not None}
     if swings:
         wildest = max(swings, key=swings.__getitem__)
         values = ", ".join(f"{name}: {value:.3f}" for name, value in swings.items())
         sentences.append(
-            f"In the second half the loss changed most between log lines with {wildest} ({values})."
+            f"In the second half of the run, the loss changed most between log lines with {wildest} ({values})."
         )
     return sentences
 
@@ -159,7 +159,7 @@ def _last(variant: Variant) -> float | None:
 
 
 def _noise(*variants: Variant) -> float:
-    """Twice the standard error, in points, of a difference between two kNN measurements (binomial)."""
+    """Return twice the (binomial) standard error of a difference between two kNN measurements, in points."""
     shares = [knn / 100 for variant in variants if (knn := _last(variant)) is not None]
     share = statistics.fmean(shares) if shares else 0.5
     return 200 * math.sqrt(2 * share * (1 - share) / KNN_IMAGES)

@@ -1,4 +1,4 @@
-"""The demo: photographs -> MoCo -> detectron2 weights -> Mask R-CNN, twice -> a page to look at."""
+"""The demo: photographs -> MoCo -> detectron2 weights -> Mask R-CNN from two initialisations -> an HTML page."""
 
 import json
 import time
@@ -20,7 +20,8 @@ from transfer.demo.stages import Stage
 from transfer.report.html import render
 from transfer.results import environment
 
-# The code that each stage's result depends on; what only shows results (report, demo, reproduce) does not count.
+# The code that the result of each stage depends on. Code that only presents results (report, demo, reproduce) does not
+# count.
 PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "tools/pretrain.py")
 TRANSFER_CODE = (
     ROOT / "pretrain",
@@ -36,12 +37,12 @@ DATA_CODE = (ROOT / "transfer/prepare", ROOT / "transfer/prepare/demo/data/demo_
 
 @dataclass(frozen=True)
 class Size:
-    """How long the demo takes. Both inits get the same schedule.
+    """A size of the demo. Both initialisations are fine-tuned with the same schedule.
 
     Attributes:
         pretrain: overrides of `pretrain/demo_R50w25.yaml`.
         finetune: overrides of `transfer/demo_R50w25_FPN.yaml`.
-        seeds: each one a fine-tuning run of either init.
+        seeds: seeds of the fine-tuning runs of each initialisation.
     """
 
     pretrain: tuple[str, ...] = ()
@@ -50,7 +51,7 @@ class Size:
 
 
 SIZES = {
-    # for CI: the chain runs; nothing is learnt
+    # For CI: every stage runs, but the networks learn nothing.
     "quick": Size(
         pretrain=("SOLVER.MAX_EPOCH", "3", "KNN.PERIOD", "3", "KNN.MAX_IMAGES", "200"),
         finetune=("SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(40, 54)", "SOLVER.WARMUP_ITERS", "10"),
@@ -63,7 +64,7 @@ SIZES = {
     ),
 }
 
-# Figure A.1 (batch norm) and Section 4.1 (momentum). The first one stands for m = 0.99 too.
+# Figure A.1 (batch norm) and Section 4.1 (momentum). The first run is also the one with m = 0.99.
 MECHANISM = {
     "shuffle_bn": (),
     "no_shuffle": ("MOCO.SHUFFLE", "False"),
@@ -75,15 +76,15 @@ MECHANISM = {
 
 
 def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
-    """Run the demo and write `output/report.html`. What is done already is not done again.
+    """Run the demo and write `output/report.html`. Stages that are already done are skipped.
 
     Args:
         size: one of `SIZES`.
         root: folder of the data sets.
         output: folder of the results.
-        debs: Debian packages fetched elsewhere, for a machine without apt.
+        debs: Debian packages downloaded elsewhere, for a machine without apt.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
     done = stages.run([_data_stage(size, root, debs)], folder / "stages")
     pretrain = _pretrain_stage(
@@ -102,12 +103,12 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
         done += stages.run(pair, folder / "stages")
     write_json(folder / "demo.json", {"size": size, "data": str(data), "seeds": list(plan.seeds)})
     write_demo(folder, done, output / "report.html")
-    say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - began)} in all)")
+    say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - start)} in total)")
 
 
 def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
-    """Pre-train under each setting of `MECHANISM`, two at a time, and write `output/mechanism.html`."""
-    began = time.perf_counter()
+    """Pre-train with each setting of `MECHANISM`, two at a time, and write `output/mechanism.html`."""
+    start = time.perf_counter()
     folder, data = output / "mechanism", root / "demo_standard"
     done = stages.run([_data_stage("standard", root, debs)], folder / "stages")
     variants = [
@@ -117,7 +118,7 @@ def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> N
     for first in range(0, len(variants), 2):
         done += stages.run(variants[first : first + 2], folder / "stages")
     write_mechanism(folder, done, output / "mechanism.html")
-    say(f"report: {output / 'mechanism.html'}   ({duration(time.perf_counter() - began)} in all)")
+    say(f"report: {output / 'mechanism.html'}   ({duration(time.perf_counter() - start)} in total)")
 
 
 def _data_stage(size: str, root: Path, debs: tuple[Path, ...]) -> Stage:
@@ -182,11 +183,11 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
     """Write the demo's page.
 
     Args:
-        folder: of one run of the demo: `demo.json`, `pretrain/`, `convert.json`, `finetune/INIT-seedN/`.
-        stages: `name`, `command`, `seconds` and `cached` of each step, in order.
-        output: the HTML file; links to `mechanism.html` beside it, if that is there.
+        folder: results of one demo run: `demo.json`, `pretrain/`, `convert.json`, `finetune/INIT-seedN/`.
+        stages: `name`, `command`, `seconds` and `cached` of each stage, in order.
+        output: the HTML file. It links to `mechanism.html` in the same folder if that file exists.
     Raises:
-        UserError: a file that the page needs is missing or unreadable; names it.
+        UserError: a file that the page needs is missing or unreadable.
     """
     other = output.with_name("mechanism.html")
     context = demo_page.context(folder) | {"mechanism": other.name if other.exists() else None}
@@ -194,10 +195,10 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
 
 
 def write_mechanism(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the page about batch norm and momentum, as `write_demo`.
+    """Write the page about batch norm and momentum, in the same way as `write_demo`.
 
     Args:
-        folder: holds `metrics.json` and `config.yaml` of each setting, in a folder of its name.
+        folder: contains a folder for each setting, with `metrics.json` and `config.yaml`.
     """
     other = output.with_name("report.html")
     context = mechanism_page.context(folder) | {"report": other.name if other.exists() else None}

@@ -1,4 +1,4 @@
-"""A few commands in a row, each run only when something that it depends on has changed."""
+"""Runs commands, each only if something that it depends on has changed since it last ran."""
 
 import contextlib
 import hashlib
@@ -23,16 +23,16 @@ from pretrain.common.files import write_json
 
 @dataclass(frozen=True)
 class Stage:
-    """One command.
+    """A command and what its result depends on.
 
     Attributes:
-        name: for the report and the prefix of its lines.
-        command: what follows `python`, from the repository's root.
-        output: the file whose presence proves that the command has finished.
+        name: shown in the report and in front of the lines that the command prints.
+        command: the arguments of `python`, run in the root folder of the repository.
+        output: the file that exists once the command has finished.
         inputs: files and folders of code whose content the result depends on.
-        settings: further text that the result depends on, such as an effective config.
-        resumable: an interrupted run goes on with `--resume`.
-        is_whole: whether what was made is still all there, for an output of many files.
+        settings: other text that the result depends on, such as an effective config.
+        resumable: whether an interrupted run continues with `--resume`.
+        is_whole: for an output of many files, returns whether all of them still exist.
     """
 
     name: str
@@ -44,27 +44,27 @@ class Stage:
     is_whole: Callable[[], bool] = lambda: True
 
     def key(self) -> str:
-        """Digest of everything that the result depends on; equal keys mean an equal result."""
+        """Return a digest of everything that the result depends on. Equal keys mean equal results."""
         digest = hashlib.sha256("\0".join([*self.command, self.settings]).encode())
         for path in _files(self.inputs):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
     def text(self) -> str:
-        """The command as a user would type it."""
+        """Return the command as a user would type it."""
         return shlex.join(["python", *self.command])
 
 
 def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
-    """Run stages side by side, those that are not done already.
+    """Run stages at the same time, except those that are already done.
 
     Args:
-        stages: independent of one another.
-        records: folder of one JSON file a stage, which remembers the key, the time and whether it finished.
+        stages: stages that do not depend on one another.
+        records: folder with a JSON file for each stage, which stores its key, its time and whether it finished.
     Returns:
-        One record a stage: `name`, `command`, `seconds`, `cached`.
+        One record per stage: `name`, `command`, `seconds`, `cached`.
     Raises:
-        UserError: a command failed. The others ran to their end, and what is done stays done.
+        UserError: a command failed. The others have run to their end, and finished stages are not repeated.
     """
     waiting = [stage for stage in stages if not _is_done(stage, records)]
     for stage in stages:
@@ -85,18 +85,18 @@ def _run_together(stages: Sequence[Stage], records: Path) -> None:
             raise
     if failed:
         raise UserError(
-            f"{', '.join(failed)} failed; the reason stands above. The same command goes on from there"
+            f"{', '.join(failed)} failed; the reason is printed above. The same command continues from there"
         )
 
 
 def _watch(stage: Stage, job: subprocess.Popen[str], records: Path) -> str:
-    """Follow a job to its end and remember a success. Returns what failed, or nothing."""
-    began = time.perf_counter()
+    """Print the output of a job and record its success. Return what failed, or an empty string."""
+    start = time.perf_counter()
     for line in job.stdout or ():
         say(f"[{stage.name}] {line.rstrip()}")
     if status := job.wait():
         return f"{stage.name} (exit status {status})"
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = round(time.perf_counter() - start, 1)
     write_json(_path(stage, records), {**_read(stage, records), "seconds": seconds, "done": True})
     say(f"== {stage.name}: done in {duration(seconds)}")
     return ""
@@ -105,7 +105,7 @@ def _watch(stage: Stage, job: subprocess.Popen[str], records: Path) -> str:
 def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[str]:
     key = stage.key()
     resume = stage.resumable and _read(stage, records).get("key") == key
-    if not resume and stage.output.parent.name == stage.name:  # a folder of this stage alone
+    if not resume and stage.output.parent.name == stage.name:  # the folder belongs to this stage only
         shutil.rmtree(stage.output.parent, ignore_errors=True)
     write_json(
         _path(stage, records), {"name": stage.name, "command": stage.text(), "key": key, "done": False}
@@ -125,7 +125,7 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
 
 
 def _stop(jobs: Sequence[subprocess.Popen[str]]) -> None:
-    """Ctrl-C at a terminal reached the jobs too: let them save and end; then ask, then force."""
+    """Wait for the jobs, which save and end because Ctrl-C reaches them too; then terminate and at last kill them."""
     for insist in (subprocess.Popen.terminate, subprocess.Popen.kill):
         for job in jobs:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: small, sharp at any size, coloured by the page, so legible in the dark too."""
+"""Line charts as inline SVG. They are sharp at any size, and the page sets their colours, also in dark mode."""
 
 import math
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 34  # margins for the ticks' labels
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 34  # margins for the tick labels
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `style` 0, 1, 2, ... picks colour and dashes from the page's style sheet.
+    """One curve. `style` 0, 1, 2, ... selects colour and dashes from the page's style sheet.
 
-    `thin` is for what stands behind the curve of the same name: the seeds behind their mean.
+    `thin` curves are drawn behind the thick one of the same name: single seeds behind their mean.
     """
 
     name: str
@@ -26,15 +26,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: its SVG, and what the page writes around it."""
+    """A drawn chart: its SVG, and the title and legend that the page puts around it."""
 
     title: str
     svg: Markup
-    legend: list[tuple[str, int]]  # (name, style), one entry a name
+    legend: list[tuple[str, int]]  # (name, style), one entry per name
 
 
 def points(log: Iterable[dict[str, Any]], key: str, *, scale: float = 1.0) -> list[tuple[float, float]]:
-    """(iteration, value x scale) of the log lines that hold a finite `key`."""
+    """Return (iteration, value x scale) of the log lines in which `key` has a finite value."""
     found = []
     for line in log:
         value, iteration = line.get(key), line.get("iteration")
@@ -47,8 +47,8 @@ def chart(title: str, lines: list[Line], *, unit: str = "", from_zero: bool = Fa
     """Draw curves over iterations; None if there is no point to draw.
 
     Args:
-        unit: follows the numbers of the vertical axis, such as `%`.
-        from_zero: let the vertical axis begin at 0, whatever the values.
+        unit: printed after the numbers of the vertical axis, such as `%`.
+        from_zero: start the vertical axis at 0.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -80,7 +80,7 @@ def chart(title: str, lines: list[Line], *, unit: str = "", from_zero: bool = Fa
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers, three to seven of them, of which the first and last enclose `low` and `high`."""
+    """Return three to seven round numbers that enclose `low` and `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
@@ -89,7 +89,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Four significant digits at most, thousands as k: 0.25, 12.5, 1500, 12k."""
+    """Format with at most four significant digits, and large numbers in thousands: 0.25, 12.5, 1500, 12k."""
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}".replace("-", "−")

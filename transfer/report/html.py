@@ -1,4 +1,4 @@
-"""The HTML pages of all reports: one file that needs nothing else, from one set of templates."""
+"""Renders the HTML pages of all reports from one set of templates. Each page is one self-contained file."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def render(template: str, context: Mapping[str, Any], **filters: Callable[..., A
     """Fill in a template of `templates/` and return the page.
 
     Args:
-        filters: functions that this template calls by these names, besides `duration`.
+        filters: functions that this template calls by these names, in addition to `duration`.
     """
     environment = _TEMPLATES.overlay() if filters else _TEMPLATES
     environment.filters = {**_TEMPLATES.filters, **filters}

@@ -1,4 +1,4 @@
-"""Reads what the demo's stages left, for the report pages: JSON, logs, pictures, credits."""
+"""Reads the files of finished runs for the report pages: JSON, logs, pictures and credits."""
 
 import base64
 import io
@@ -13,34 +13,34 @@ from PIL import Image
 from pretrain.common.errors import UserError
 from transfer.visualize.drawing import COLUMN_GAP
 
-PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data in the page
+PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data on the page
 
 
 def read_text(path: Path) -> str:
-    """A text file that the report cannot do without. Raises `UserError` naming it."""
+    """Return the content of a text file that the report needs. Raises `UserError` if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{path}: the report needs this file ({error.strerror}): run the demo again"
+            f"{path}: the report needs this file ({error.strerror}); run the demo again"
         ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `UserError` naming the file."""
+    """Return the JSON object in a file. Raises `UserError` if it cannot be read."""
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): remove it and run the demo again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); remove it and run the demo again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object: remove it and run the demo again")
+        raise UserError(f"{path}: not a JSON object; remove it and run the demo again")
     return content
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.json`; an unfinished last line of an interrupted run is left out.
+    """Return the lines of a `metrics.json`, without the incomplete last line of an interrupted run.
 
-    Raises `UserError` naming the file if no line can be read.
+    Raises `UserError` if no line can be read.
     """
     lines = []
     for line in read_text(path).splitlines():
@@ -49,39 +49,39 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     if not lines:
-        raise UserError(f"{path}: no log line in it: remove it and run the demo again")
+        raise UserError(f"{path}: it contains no valid log line; remove it and run the demo again")
     return lines
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config of a run as nested dicts. Raises `UserError` naming the file."""
+    """Return the config of a run as nested dicts. Raises `UserError` if it cannot be read."""
     try:
         return dict(yaml.safe_load(read_text(path)))
     except (yaml.YAMLError, TypeError, ValueError):
-        raise UserError(f"{path}: not a YAML mapping: remove it and run the demo again") from None
+        raise UserError(f"{path}: not a YAML mapping; remove it and run the demo again") from None
 
 
 def jpeg_uri(image: Image.Image, *, quality: int = 88) -> str:
-    """An image as a `data:` URI."""
+    """Return an image as a `data:` URI."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def open_picture(path: Path, *, width: int | None = None) -> Image.Image:
-    """A picture, reduced to `width` pixels if it is wider. Raises `UserError` naming the file."""
+    """Return a picture, scaled down to `width` if it is wider. Raises `UserError` if it cannot be read."""
     try:
         with Image.open(path) as image:
             image.load()
     except (OSError, SyntaxError):
-        raise UserError(f"{path}: missing, or no picture: run the demo again") from None
+        raise UserError(f"{path}: this picture is missing or damaged; run the demo again") from None
     if width and image.width > width:
         return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     return image
 
 
 def halves(path: Path) -> tuple[Image.Image, Image.Image]:
-    """Ground truth and predictions out of one picture by `transfer.visualize.drawing`."""
+    """Split a picture of `transfer.visualize.drawing` into ground truth and predictions."""
     image = open_picture(path)
     width = (image.width - COLUMN_GAP) // 2
     left = image.crop((0, 0, width, image.height))
@@ -89,7 +89,7 @@ def halves(path: Path) -> tuple[Image.Image, Image.Image]:
 
 
 def photographs(folder: Path, count: int) -> list[str]:
-    """`count` JPEGs of a folder, spread evenly over its names, as small `data:` URIs."""
+    """Return `count` JPEG files of a folder, spread evenly over the sorted names, as small `data:` URIs."""
     paths = sorted(folder.glob("*.jpg"))
     step = max(len(paths) / count, 1)
     chosen = [paths[int(i * step)] for i in range(min(count, len(paths)))]
@@ -97,10 +97,10 @@ def photographs(folder: Path, count: int) -> list[str]:
 
 
 def credits_of(path: Path) -> dict[str, Any]:
-    """What a page quotes of `CREDITS.txt`: each package with its licence, or else the list as it stands.
+    """Return what a page quotes from `CREDITS.txt`: the packages with their licences, or else the text itself.
 
     Returns:
-        `packages`: name and version, licence, number of files; `text`: the list, if it names no package.
+        `packages`: name and version, licence and number of files of each; `text`: the list if it names no package.
     """
     listed = re.split(r"^={10,}$", read_text(path), maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.split(r"^Debian package ", listed, flags=re.MULTILINE)[1:]

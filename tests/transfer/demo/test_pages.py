@@ -1,4 +1,4 @@
-"""The report pages against the artefacts that they were made from, and against hand computation."""
+"""Compare the report pages with the files that they were made from and with values computed by hand."""
 
 import base64
 import io
@@ -28,11 +28,8 @@ SOLVER: {IMS_PER_BATCH: 64, BASE_LR: 0.03}
 TEST: {PICTURE_SCORE: 0.5}
 SEED: 0
 """
-TRUTH, MOCO, RANDOM = (
-    (200, 30, 30),
-    (30, 200, 30),
-    (30, 30, 200),
-)  # colours that stand for the pictures' content
+# Colours that represent the content of the pictures.
+TRUTH, MOCO, RANDOM = (200, 30, 30), (30, 200, 30), (30, 30, 200)
 STAGES = [
     {"name": "data", "command": "python tools/prepare_data.py demo", "seconds": 61.0, "cached": True},
     {
@@ -45,7 +42,7 @@ STAGES = [
 
 
 class Page(HTMLParser):
-    """Texts of the cells, addresses of the resources, and pictures (alternative text, image) of a page."""
+    """The cell texts, link targets and pictures (alternative text, image) of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -78,7 +75,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def row(self, name: str) -> list[str]:
-        """The cells behind the first row header `name`."""
+        """Return the cells after the first row header `name`."""
         return next(row[1:] for row in self.rows if row and row[0] == name)
 
 
@@ -150,7 +147,7 @@ def data_set(folder: Path, source: str = "debian packages") -> None:
 
 @pytest.fixture
 def demo(tmp_path: Path):
-    """Maker of a run of the demo: `demo([(box, mask), ...] of MoCo, [...] of random)` -> its folder."""
+    """Return a function that writes a demo run, given the (box, mask) AP of MoCo and random, and returns its folder."""
 
     def make(
         moco: list[tuple], random: list[tuple], *, size: str = "standard", source: str = "debian packages"
@@ -189,7 +186,7 @@ def test_numbers_are_those_of_the_results(demo):
     assert "−1.12 box AP, +0.50 mask AP, from one seed. No conclusion" in page.source
     assert page.row("largest relative difference") == ["1.2e−15", "3.5e−14", "1e−4"]
     assert "<code>encoder_k</code> (320 tensors)" in page.source
-    assert page.row("data")[0] == "1:01*" and page.row("sum")[0] == "1:31"
+    assert page.row("data")[0] == "1:01*" and page.row("total")[0] == "1:31"
     assert page.row("pretrain") == ["0:30", "python tools/pretrain.py --config a<b"]
     assert page.row("stamps 2022.06-1") == ["GPL-2 <x>", "2"]
 
@@ -240,7 +237,7 @@ def test_seeds_give_intervals(demo):
 
 def test_fallback_data_are_said_to_be_so(demo):
     page = write(demo([(7.0, 6.0)], [(8.0, 6.0)], source="fallback photographs"))
-    assert "The data are the fallback" in page.source
+    assert "This run used the fallback data" in page.source
     assert "that no training step has seen" not in page.source
 
 
@@ -249,7 +246,7 @@ def test_optional_artefacts_may_be_missing(demo):
     pretrain_run(folder / "pretrain", knn=())
     (folder / "pretrain/views.jpg").unlink()
     page = write(folder)
-    assert "kNN" not in page.source and "This run left no picture of its views" in page.source
+    assert "kNN" not in page.source and "This run saved no picture of its views" in page.source
 
 
 @pytest.mark.parametrize(
@@ -276,7 +273,7 @@ def test_unfinished_json_and_log_lines(demo):
         file.write('{"iteration": 9')
     write(folder)
     (folder / "convert.json").write_text("{")
-    with pytest.raises(UserError, match=r"convert\.json: not JSON"):
+    with pytest.raises(UserError, match=r"convert\.json: not valid JSON"):
         write(folder)
 
 
@@ -293,13 +290,13 @@ def test_mechanism_page(tmp_path):
     folder = mechanism(tmp_path / "mechanism", accuracy=0.999, knn=(20.0, 30.0, 25.0))
     run.write_mechanism(folder, STAGES, tmp_path / "mechanism.html")
     page = Page(tmp_path / "mechanism.html")
-    # the losses of the last two of twenty lines are 5.1 and 5.0, and neighbours are 0.1 apart
+    # The losses of the last two of twenty lines are 5.1 and 5.0, and consecutive ones differ by 0.1.
     assert page.row("no shuffling") == ["5.050", "0.100", "99.9 %", "99.9 %", "20.0 %", "30.0 %", "25.0 %"]
     assert [row[0] for row in page.rows if row and row[0].startswith("m = ")] == [
         "m = 0", "m = 0.9", "m = 0.99", "m = 0.999",
     ]  # fmt: skip
     assert "+49.9 points in queue accuracy" in page.source and "−15.0 points in kNN" in page.source
-    assert "both are seen here" in page.source
+    assert "both are observed here" in page.source
     assert all(link.startswith("#") for link in page.links)
 
 
@@ -307,8 +304,8 @@ def test_mechanism_page(tmp_path):
     ("accuracy", "knn", "words"),
     [
         (0.9, 39.0, "less than its uncertainty"),
-        (0.9, 60.0, "not both are seen"),
-        (0.1, 20.0, "not both are seen"),
+        (0.9, 60.0, "not both observed"),
+        (0.1, 20.0, "not both observed"),
     ],
 )
 def test_mechanism_claims_no_leak_that_it_did_not_see(tmp_path, accuracy, knn, words):

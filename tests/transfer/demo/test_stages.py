@@ -1,4 +1,4 @@
-"""A stage runs once, again when something that it depends on changes, and goes on after an interruption."""
+"""A stage runs once, runs again when something that it depends on changes, and resumes after an interruption."""
 
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,7 @@
-// Click on a table's head to sort it; without this script the tables stay in the order of the paper.
+// Click a column header to sort a table. Without this script, the rows stay in the order of the paper.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
-  const whole = table.classList.contains("main"); // a body each row, so that the notes go along
+  const whole = table.classList.contains("main"); // one tbody per row, so that its notes move with it
   const items = () => whole ? [...table.tBodies] : [...table.tBodies[0].rows];
   const key = (item, column) => {
     const cell = (whole ? item.rows[0] : item).cells[column];

@@ -149,7 +149,7 @@ def test_smoke_and_shortened_runs_are_never_compared(
     assert words in found.text and 'class="banner"' in found.source
     assert all("not comparable" in cell for cell in found.row("random init")[1:])
     assert not re.search("within noise|▲|▼|distinguishable", found.text)
-    assert "nothing" in found.text.partition("What follows")[2][:200]
+    assert "nothing" in found.text.partition("Conclusions")[2][:200]
 
 
 def test_facts_of_the_runs(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_facts_of_the_runs(tmp_path: Path) -> None:
     assert found.row("pretrain/moco")[1:] == ["2:00:00", "4", "8.0", "–"]
     assert found.row("fetch/moco")[1:4] == ["1:00", "1", "–"]
     assert found.row("finetune/voc/moco-seed0")[1:] == ["30:00", "8", "4.0", "node1"]
-    assert "11 jobs, 6:31:00 in sum" in found.text  # 9 x 30 min + 2 h + 1 min
+    assert "11 jobs, 6:31:00 in total" in found.text  # 9 x 30 min + 2 h + 1 min
     assert "44.0 GPU hours" in found.text  # 9 x 8 x 0.5 + 4 x 2
     assert "d" * 64 in found.text and "c" * 64 in found.text and "tools/train_net.py moco-seed0" in found.text
 
@@ -250,8 +250,8 @@ def test_tuned_beside_untuned(tmp_path: Path) -> None:
     assert own == 0.02  # the published detectron2 config
     found = write(tmp_path, reproduce_runs.table({"MoCo": cell}, sweep="SOLVER.BASE_LR"))
     assert found.row("MoCo", after=1) == ["tuned: SOLVER.BASE_LR 0.04, the best of 3 values"]
-    assert found.row("0.02") == ["0.02", "71.0", "71.0", "71.0", "1", "recipe’s own (untuned)"]
-    assert found.row("0.04")[-1] == "★ best (tuned)" and "Tuned less untuned, bbox.AP50: +2.5" in found.text
+    assert found.row("0.02") == ["0.02", "71.0", "71.0", "71.0", "1", "recipe’s value (untuned)"]
+    assert found.row("0.04")[-1] == "★ best (tuned)" and "Tuned minus untuned, bbox.AP50: +2.5" in found.text
     assert recipe_value("transfer/voc_R50_C4_24k.yaml", "SOLVER.NONE") is None
     assert recipe_value("linear/imagenet.yaml", "SOLVER.BASE_LR") == 30  # He et al. Sec. 4.1
 
