@@ -25,10 +25,6 @@ from transfer.models import init_weights as weights_module
 from transfer.train import run
 
 OURS = sorted(path.name for path in (ROOT / "configs/transfer").glob("*.yaml"))
-NARROW = [
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.FPN.OUT_CHANNELS", "16",
-]  # fmt: skip
 
 # Config files as the authors of MoCo published them for detectron2, written from their keys
 # (Base-RCNN-C4-BN.yaml and what builds on it; the settings are those of He et al. Sec. 4.2 and App. A.1).
@@ -140,7 +136,7 @@ def test_published_files_run_unchanged(
     )
     detection_data.write_voc(published / "datasets")
     overrides = [
-        *NARROW,
+        *detection_data.NARROW,
         *detection_data.TINY,
         "OUTPUT_DIR",
         "out",
@@ -163,7 +159,7 @@ def test_weights_at_an_address_are_fetched_by_detectron2(
     published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The supervised baseline is a Caffe2 file: batch norm merged into weight and bias, BGR, stride in 1x1."""
-    cfg = load_config("pascal_voc_R_50_C4_24k.yaml", [*NARROW, *detection_data.TINY])
+    cfg = load_config("pascal_voc_R_50_C4_24k.yaml", [*detection_data.NARROW, *detection_data.TINY])
     torch.manual_seed(0)
     model = build_model(cfg)
     stored = {
@@ -245,14 +241,14 @@ def test_our_files_build_in_plain_detectron2(name: str) -> None:
     """detectron2 reads the file itself, without our loader."""
     cfg = get_cfg()
     cfg.merge_from_file(str(ROOT / "configs/transfer" / name))
-    cfg.merge_from_list([*NARROW, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    cfg.merge_from_list([*detection_data.NARROW, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     assert sum(parameter.numel() for parameter in build_model(cfg).parameters()) > 0
 
 
 def test_our_file_trains_by_detectron2s_own_trainer(tmp_path: Path) -> None:
     detection_data.write_voc(tmp_path / "data")
     tiny = [
-        *NARROW,
+        *detection_data.NARROW,
         *detection_data.TINY,
         "SOLVER.MAX_ITER",
         "1",
@@ -307,17 +303,6 @@ def test_every_config_of_the_zoo_loads_or_says_why_not() -> None:
             assert reason is None, name
 
 
-SMALL_HEADS = [
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "32",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "16",
-    "MODEL.RPN.CONV_DIMS",
-    "[16]",
-]
-
-
-@pytest.mark.slow
 def _with_sizes_written_out(folder: Path) -> Path:
     """The zoo's RetinaNet with the anchor sizes as numbers, as the error asks for."""
     base = (_zoo() / "Base-RetinaNet.yaml").read_text()
@@ -329,6 +314,7 @@ def _with_sizes_written_out(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task"),
     [
@@ -346,7 +332,9 @@ def test_zoo_configs_train(tmp_path: Path, name: str, task: str) -> None:
     """One step, evaluation and pictures, for one config of each kind of model."""
     keypoints = 17 if task == "keypoints" else 0
     data = detection_data.write_coco(tmp_path / "a", images=3, keypoints=keypoints, classes=("person",))
-    narrow = [*NARROW, *SMALL_HEADS] if "_gn" not in name else []  # 32 groups need their channels
+    narrow = (
+        [*detection_data.NARROW, "MODEL.RPN.CONV_DIMS", "[16]"] if "_gn" not in name else []
+    )  # 32 groups need their channels
     overrides = [
         "MODEL.INIT", "random", "MODEL.WEIGHTS", "", *narrow, *detection_data.TINY, "SOLVER.MAX_ITER", "1",
         "SOLVER.STEPS", "()", *detection_data.custom(data, data), "OUTPUT_DIR", str(tmp_path / "out"),

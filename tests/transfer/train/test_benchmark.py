@@ -76,7 +76,7 @@ def test_command_line_without_data(tmp_path: Path) -> None:
         "--config", "transfer/coco_R50_FPN.yaml",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "synthetic images take the place" in done.stdout
+    assert "synthetic images are used instead" in done.stdout
     assert re.search(r"ratio, ours to plain: \d+\.\d{3} \(median; \d+\.\d{3} to \d+\.\d{3}\)", done.stdout)
     assert re.search(r"our step: data \d+ ms \(\d+%\), forward .*, backward .*, optimizer ", done.stdout)
 
