@@ -7,15 +7,13 @@ from typing import Any
 
 import cv2
 import numpy
-import pycocotools
 import torch
 import torchvision
-from detectron2.config import CfgNode
+from fvcore.common.config import CfgNode
 
 from pretrain import __version__
 from pretrain.common import distributed
 from pretrain.common.configs import digest_text
-from transfer import d2_compat
 
 # These keys say where a run reads, computes and writes, and how it is monitored. They do not change its numbers.
 IRRELEVANT = (
@@ -38,9 +36,12 @@ def config_digest(cfg: CfgNode) -> str:
     return hashlib.sha256(digest_text(copy).encode()).hexdigest()
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Return the library versions and the hardware of a run on `device` (cpu or cuda)."""
-    detectron2 = d2_compat.describe()
+def environment(device: str, *, detector: bool = True) -> dict[str, Any]:
+    """Return the library versions and the hardware of a run on `device` (cpu or cuda).
+
+    Args:
+        detector: include the libraries of detection; without it, detectron2 need not be installed.
+    """
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {
         "versions": {
@@ -48,10 +49,9 @@ def environment(device: str) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
-            "detectron2": f"{detectron2['version']} ({detectron2['origin']})",
+            **(_detection_versions() if detector else {}),
             "numpy": numpy.__version__,
             "opencv": cv2.__version__,
-            "pycocotools": getattr(pycocotools, "__version__", "unknown"),
         },
         "hardware": {
             "machine": platform.machine(),
@@ -60,6 +60,18 @@ def environment(device: str) -> dict[str, Any]:
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
         },
+    }
+
+
+def _detection_versions() -> dict[str, str]:
+    import pycocotools
+
+    from transfer import d2_compat
+
+    about = d2_compat.describe()
+    return {
+        "detectron2": f"{about['version']} ({about['origin']})",
+        "pycocotools": getattr(pycocotools, "__version__", "unknown"),
     }
 
 

@@ -54,7 +54,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def provenance(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[str, Any]:
     """Return what the numbers depend on: seed, config, versions and hardware."""
     settings = {key: value for key, value in flatten(cfg).items() if key not in IRRELEVANT}
-    found = environment(device.type)
+    found = environment(device.type, detector=False)
     return {
         "seed": cfg.SEED,
         "seconds": round(seconds, 1),
