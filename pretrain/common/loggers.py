@@ -124,9 +124,8 @@ class _Wandb:
         self.run = self.wandb.init(
             project=cfg.LOG.WANDB,
             name=folder.name,
-            id=hashlib.sha256(str(folder).encode()).hexdigest()[
-                :16
-            ],  # a resumed run continues its own curves
+            # The same for a resumed run, which continues its own curves.
+            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
             resume="allow",  # wandb ignores iterations that it already has
             dir=str(folder),
             config=yaml.safe_load(cfg.dump()),

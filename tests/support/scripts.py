@@ -23,13 +23,21 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-_PRELOADED = ["transfer.d2_compat", "detectron2.engine", "torchvision", "cv2", "pytest", "torch.utils.tensorboard"]
+_PRELOADED = [
+    "transfer.d2_compat",
+    "detectron2.engine",
+    "torchvision",
+    "cv2",
+    "pytest",
+    "torch.utils.tensorboard",
+]
 
 
 def server() -> ForkServerContext:
     """Return the server, which starts with the first process that it is asked for."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)  # d2_compat has replaced the list, when a test has imported detectron2
+    # Again each time: d2_compat replaces the list when a test imports detectron2.
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 

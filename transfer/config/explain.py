@@ -1,4 +1,4 @@
-"""What a configuration does otherwise than the paper, and otherwise than plain detectron2, and on whose word."""
+"""How a configuration differs from the paper and from plain detectron2, with the source of each value."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,19 +6,20 @@ from typing import Any
 
 import detectron2
 from detectron2.config import CfgNode, get_cfg
+from tabulate import tabulate
 
 from pretrain.common.configs import equal, flatten, merge
 from transfer.config.keys import add_keys
 from transfer.config.paper_models import FPN, OPEN, TRAINED, Facts
 from transfer.config.paper_tasks import RECIPES, Recipe
 
-# What changes nothing in the numbers of a run, or names the run itself.
+# Keys that do not change the numbers of a run, or that identify the run.
 _BOOKKEEPING = (
     "DATALOADER.NUM_WORKERS", "DATASETS.ROOT", "LOG.", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "MODEL.DEVICE",
     "MODEL.INIT", "MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "TEST.EVAL_PERIOD",
     "TEST.KEEP_BEST", "TEST.PICTURE", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK",
 )  # fmt: skip
-# Reasons for values that no recipe holds.
+# Reasons for values that are in no recipe.
 _REASONS = {
     "SEED": "every run is reproducible",
     "DATASETS.TRAIN": "the data",
@@ -30,7 +31,7 @@ _LONGEST = 26  # characters of a list in a table; longer ones are shortened
 
 
 def explain(cfg: CfgNode, name: str) -> list[str]:
-    """Lines that hold a configuration against the paper's recipe of that name and against detectron2.
+    """Yield lines that compare a configuration with the paper's recipe of that name and with detectron2.
 
     Args:
         cfg: as `transfer.config.load.load_config` gives it, overrides included.
@@ -41,25 +42,25 @@ def explain(cfg: CfgNode, name: str) -> list[str]:
 
 
 def differences(cfg: CfgNode, facts: Facts) -> list[str]:
-    """Those keys of `facts` whose value in `cfg` is another one, sorted."""
+    """Return the keys of `facts` whose value in `cfg` is different, sorted."""
     values = flatten(cfg)
     return sorted(key for key, (value, _) in facts.items() if not equal(values[key], value))
 
 
 def _paper(cfg: CfgNode, name: str, recipe: Recipe | None) -> Iterator[str]:
     if recipe is None:
-        yield f"{name}: no recipe of the paper by this name; there are {', '.join(RECIPES)}"
+        yield f"{name}: the paper has no recipe of this name; recipes are {', '.join(RECIPES)}"
         return
     values = flatten(cfg)
     wrong = differences(cfg, recipe.facts)
     yield f"{name}: {recipe.experiment}"
-    yield f"Differences to that recipe, of {len(recipe.facts)} values: {len(wrong) or 'none'}"
+    yield f"Differences from that recipe, in {len(recipe.facts)} values: {len(wrong) or 'none'}"
     rows = [(key, _text(values[key]), _text(recipe.facts[key][0]), recipe.facts[key][1]) for key in wrong]
     yield from _table(("key", "here", "recipe", "source of the recipe's value"), rows)
     chosen = [key for key, (_, source) in sorted(recipe.facts.items()) if source.startswith(OPEN)]
     if chosen:
         yield ""
-        yield f"Not stated by the authors, in the recipe our choice: {len(chosen)}"
+        yield f"Not stated by the authors, so our choice in the recipe: {len(chosen)}"
         reasons = [
             (key, _text(recipe.facts[key][0]), recipe.facts[key][1].removeprefix(OPEN)) for key in chosen
         ]
@@ -81,7 +82,7 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
         if not equal(value, plain[key]) and not key.startswith(_BOOKKEEPING)
     ]
     against = f"its defaults and its {zoo}" if path else "its defaults"
-    yield f"Differences to plain detectron2, {against}: {len(rows) or 'none'}"
+    yield f"Differences from plain detectron2, {against}: {len(rows) or 'none'}"
     yield from _table(("key", "here", "detectron2", "why"), rows)
 
 
@@ -102,7 +103,7 @@ def _nearest_base(cfg: CfgNode) -> str:
 
 
 def _zoo_path(name: str) -> Path | None:
-    """A config of detectron2's zoo: inside an installed package, beside the package in a checkout."""
+    """Return a config of detectron2's zoo: inside an installed package, or next to the package in a checkout."""
     package = Path(detectron2.__file__).parent
     places = (package / "model_zoo" / "configs" / name, package.parent / "configs" / name)
     return next((place for place in places if place.is_file()), None)
@@ -116,9 +117,7 @@ def _text(value: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Left-aligned columns, two spaces apart; nothing for no rows."""
-    if not rows:
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    """Yield the lines of an indented table; none if there are no rows."""
+    if rows:
+        for line in tabulate(rows, headers=head, tablefmt="plain", disable_numparse=True).splitlines():
+            yield f"  {line.rstrip()}"

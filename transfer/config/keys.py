@@ -4,39 +4,38 @@ from typing import Any
 
 
 def add_keys(cfg: Any) -> None:
-    """Add our keys to detectron2's, which stay as they are.
+    """Add our keys to detectron2's, which remain unchanged.
 
     Args:
         cfg: a detectron2 `CfgNode`, in place; those of plain detectron2 get the keys by `transfer.d2_import_hook`.
     """
     node = type(cfg)
-    # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: from scratch, and said so.
+    # weights: MODEL.WEIGHTS must name a file that fills the whole backbone. random: train from scratch.
     cfg.MODEL.INIT = "weights"
-    cfg.MODEL.CHANNELS_LAST = (
-        True  # memory format of the convolutions; the order of additions changes, no more
-    )
+    # Memory format of the convolutions. It changes only the order of additions.
+    cfg.MODEL.CHANNELS_LAST = True
     cfg.MODEL.COMPILE = False  # torch.compile of the backbone
-    cfg.MODEL.DC5 = node({"CHANNELS": 512})  # of the 3x3 convolution behind a dilated C5 (App. A.1)
+    cfg.MODEL.DC5 = node({"CHANNELS": 512})  # of the 3x3 convolution after a dilated C5 (App. A.1)
     cfg.MODEL.SEM_SEG_HEAD.DILATION = 6  # of the two 3x3 convolutions of FCN16sHead (App. A.5)
-    # Semantic segmentation: a random scale of the whole image, then a square crop, padded where it is smaller.
+    # Semantic segmentation: a random scale of the whole image, then a square crop, padded if the image is smaller.
     cfg.INPUT.SCALE_CROP = node({"ENABLED": False, "SCALES": (0.5, 2.0), "SIZE": 513})
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD (the paper) | AdamW (the demo: trains from scratch in minutes)
-    cfg.SOLVER.ACCUMULATE = 1  # parts of each process's share of a batch, one after the other
+    cfg.SOLVER.ACCUMULATE = 1  # parts into which each process divides its share of a batch
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # bfloat16 | float16 (scaled losses, as in detectron2)
     cfg.SOLVER.LOG_PERIOD = 20  # iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
     cfg.DATASETS.ROOT = "datasets"  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
-    # your own COCO-format data: all four together, in the place of TRAIN and TEST
+    # Your own COCO-format data: set all four, instead of TRAIN and TEST.
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.TEST_JSON = ""
     cfg.DATASETS.TEST_IMAGES = ""
-    cfg.DATASETS.REPAIR = False  # leave out annotations that cannot be used, instead of stopping at them
-    # train on a part of the labels: a fraction of the images, or images until each class has SHOTS objects
+    cfg.DATASETS.REPAIR = False  # repair or leave out annotations that cannot be used, instead of stopping
+    # Train on part of the labels: a fraction of the images, or images until each class has SHOTS objects.
     cfg.DATASETS.FRACTION = 1.0
     cfg.DATASETS.SHOTS = 0
     cfg.DATASETS.SUBSET_SEED = 0
-    cfg.TEST.KEEP_BEST = ""  # e.g. bbox/AP: with TEST.EVAL_PERIOD, keeps model_best.pth
-    cfg.TEST.PICTURES = 8  # test images that are drawn, predictions beside ground truth
+    cfg.TEST.KEEP_BEST = ""  # for example bbox/AP: with TEST.EVAL_PERIOD, writes model_best.pth
+    cfg.TEST.PICTURES = 8  # number of test images to draw, with predictions and ground truth
     cfg.TEST.PICTURE_SCORE = 0.5  # detections below this score are not drawn
-    cfg.LOG = node({"TENSORBOARD": True, "WANDB": ""})  # WANDB: a project's name, where wandb is installed
+    cfg.LOG = node({"TENSORBOARD": True, "WANDB": ""})  # WANDB: the name of a project; needs wandb

@@ -1,4 +1,4 @@
-"""Configuration of the fine-tuning stage: detectron2's keys, a few of ours, and the checks before a run."""
+"""The configuration of fine-tuning: detectron2's keys, some of ours, and the checks before a run."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ _TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 
 
 def default_config() -> CfgNode:
-    """detectron2's defaults with our keys, and the defaults that are others here."""
+    """Return detectron2's defaults with our keys, and with the defaults that we change."""
     cfg = get_cfg()
     add_keys(cfg)
     cfg.MODEL.DEVICE = "auto"  # auto | cpu | cuda
@@ -51,7 +51,7 @@ def load_config(name: str, overrides: Sequence[str] = (), *, need_weights: bool 
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """A config without the checks of values. Raises `UserError` for unknown keys and files."""
+    """Read a config without checking its values. Raises `UserError` for unknown keys and files."""
     cfg = default_config()
     merge(cfg, find_config(name), overrides)
     return cfg
@@ -62,12 +62,12 @@ def _check_init(cfg: CfgNode, *, need_weights: bool) -> None:
         raise UserError(f"MODEL.INIT {cfg.MODEL.INIT}: choose weights or random")
     if cfg.MODEL.INIT == "random" and cfg.MODEL.WEIGHTS:
         raise UserError(
-            f"MODEL.INIT random contradicts MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: give one of the two"
+            f"MODEL.INIT random contradicts MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: set only one of them"
         )
     if need_weights and cfg.MODEL.INIT == "weights" and not cfg.MODEL.WEIGHTS:
         raise UserError(
             "MODEL.WEIGHTS is empty: name a converted file (MODEL.WEIGHTS w.pkl), "
-            "or say MODEL.INIT random to train from scratch"
+            "or set MODEL.INIT random to train from scratch"
         )
 
 
@@ -77,7 +77,7 @@ def _check(cfg: CfgNode) -> None:
         if value not in choices:
             raise UserError(f"{key} {value}: choose {' or '.join(choices)}")
     if cfg.SEED < 0:
-        raise UserError(f"SEED {cfg.SEED}: give 0 or more; every run here is reproducible")
+        raise UserError(f"SEED {cfg.SEED}: give 0 or more, so that the run is reproducible")
     if cfg.SOLVER.MAX_ITER < 1:
         raise UserError(
             f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: give 1 or more; --eval-only tests without training"
@@ -89,7 +89,7 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"{key} {get(cfg, key)}: give {least} or more")
     if cfg.SOLVER.BASE_LR <= 0:
         raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}: give a number above 0")
-    # detectron2's trainer knows it; our loop does not, and a key without effect would mislead
+    # detectron2's trainer supports this and our loop does not; a key without effect would mislead.
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")
     _check_data(cfg)
@@ -114,7 +114,7 @@ def _check_data(cfg: CfgNode) -> None:
         raise UserError(f"INPUT.SCALE_CROP.SIZE {crop.SIZE}: give the crop's side in pixels")
     if crop.ENABLED and not (len(crop.SCALES) == 2 and 0 < crop.SCALES[0] <= crop.SCALES[1]):
         raise UserError(
-            f"INPUT.SCALE_CROP.SCALES {tuple(crop.SCALES)}: give the least and the largest, as (0.5, 2.0)"
+            f"INPUT.SCALE_CROP.SCALES {tuple(crop.SCALES)}: give the smallest and the largest scale, such as (0.5, 2.0)"
         )
 
 
@@ -128,12 +128,15 @@ def _check_evaluation(cfg: CfgNode) -> None:
         raise UserError(f"TEST.KEEP_BEST {cfg.TEST.KEEP_BEST}: write bbox/AP, for example; tasks are {tasks}")
     if not cfg.TEST.EVAL_PERIOD:
         raise UserError(
-            f"TEST.KEEP_BEST {cfg.TEST.KEEP_BEST} needs TEST.EVAL_PERIOD: test every so many iterations"
+            f"TEST.KEEP_BEST {cfg.TEST.KEEP_BEST} needs TEST.EVAL_PERIOD, the number of iterations between tests"
         )
 
 
 def _check_resnet(cfg: CfgNode) -> None:
-    """detectron2 builds basic blocks (ResNet-18 and 34) in FPN models, at one width and undilated, only."""
+    """Raise `UserError` for basic blocks (ResNet-18 and 34) outside FPN models, dilated or of another width.
+
+    detectron2 cannot build those.
+    """
     depth = cfg.MODEL.RESNETS.DEPTH
     if depth not in _DEPTHS:
         raise UserError(f"MODEL.RESNETS.DEPTH {depth}: choose one of {', '.join(map(str, _DEPTHS))}")
@@ -150,7 +153,7 @@ def _check_resnet(cfg: CfgNode) -> None:
 
 
 def _check_compiled(cfg: CfgNode) -> None:
-    """Refuse models whose operators live in detectron2's C++ extension, where that is not compiled."""
+    """Raise `UserError` for a model that needs detectron2's C++ extension if that is not compiled."""
     if d2_compat.describe()["has_C"]:
         return
     for key, needs in (
@@ -167,7 +170,7 @@ def _check_compiled(cfg: CfgNode) -> None:
 
 
 def check_processes(cfg: CfgNode, processes: int, *, local: int, train: bool = True) -> None:
-    """Refuse a number of processes that this machine or the batch size does not allow. Raises `UserError`.
+    """Raise `UserError` for a number of processes that this machine or the batch size does not allow.
 
     Args:
         processes: of the whole job.
@@ -184,14 +187,14 @@ def check_processes(cfg: CfgNode, processes: int, *, local: int, train: bool = T
     share = cfg.SOLVER.IMS_PER_BATCH // processes
     if train and share % cfg.SOLVER.ACCUMULATE:
         raise UserError(
-            f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: the {share} images of each process cannot be divided into as "
-            f"many parts: use {_largest_divisor(share, cfg.SOLVER.ACCUMULATE)}"
+            f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: the {share} images of each process cannot be divided into "
+            f"that many parts: use {_largest_divisor(share, cfg.SOLVER.ACCUMULATE)}"
         )
     gpus = torch.cuda.device_count()
     if processes > 1 and cfg.MODEL.DEVICE != "cpu" and gpus < local:
         raise UserError(
-            f"--num-gpus {local}: PyTorch sees {gpus} GPU(s) here; lower it, "
-            "or add MODEL.DEVICE cpu for as many processes on the CPU"
+            f"--num-gpus {local}: PyTorch sees {gpus} GPU(s) here: lower it, "
+            "or add MODEL.DEVICE cpu to run that many processes on the CPU"
         )
 
 

@@ -1,14 +1,14 @@
-"""A recipe for fewer or more GPUs: batch, learning rate and schedule together, by the linear rule."""
+"""Scale a recipe to fewer or more GPUs: batch, learning rate and schedule together, by the linear rule."""
 
 from detectron2.config import CfgNode
 
 from pretrain.common.errors import UserError
 
-REFERENCE_GPUS = 8  # of the paper and of detectron2's zoo, where SOLVER.REFERENCE_WORLD_SIZE says nothing
+REFERENCE_GPUS = 8  # of the paper and of detectron2's zoo; used if SOLVER.REFERENCE_WORLD_SIZE is not set
 
 
 def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
-    """The config for `gpus` GPUs with as many images on each as before, and a sentence that says so.
+    """Return the config for `gpus` GPUs with the same number of images on each, and a sentence about the change.
 
     As detectron2's `DefaultTrainer.auto_scale_workers`: the batch and the learning rate in proportion (Goyal
     et al. 2017), iterations, steps and warm-up in inverse proportion, so that as many images are seen; the
@@ -19,11 +19,11 @@ def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or REFERENCE_GPUS
     if gpus < 1:
-        raise UserError(f"--scale {gpus}: give the number of GPUs that the recipe is to be for, 1 or more")
+        raise UserError(f"--scale {gpus}: give the number of GPUs to scale the recipe to, 1 or more")
     if cfg.SOLVER.IMS_PER_BATCH % reference:
         raise UserError(
-            f"--scale {gpus}: SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of the {reference} GPUs "
-            "that the recipe is for; say how many in SOLVER.REFERENCE_WORLD_SIZE"
+            f"--scale {gpus}: SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of the {reference} "
+            "GPUs that the recipe is written for; set their number in SOLVER.REFERENCE_WORLD_SIZE"
         )
     old, new = cfg.SOLVER, cfg.clone()
     new.defrost()
@@ -41,22 +41,22 @@ def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
         f"steps {tuple(old.STEPS)} -> {tuple(new.SOLVER.STEPS)}",
         f"warm-up {old.WARMUP_ITERS} -> {new.SOLVER.WARMUP_ITERS}",
     ]
-    return new, f"the recipe for {reference} GPUs, for {gpus}: {', '.join(parts)}"
+    return new, f"the recipe for {reference} GPUs, scaled to {gpus}: {', '.join(parts)}"
 
 
 def lr_warning(cfg: CfgNode, recipe: CfgNode) -> str | None:
-    """A line about a learning rate that is out of proportion to the batch, else None.
+    """Return a warning if the learning rate is out of proportion to the batch, else None.
 
     Args:
         cfg: the config that will run.
         recipe: the same file without overrides.
     """
     now, meant = (c.SOLVER.BASE_LR / c.SOLVER.IMS_PER_BATCH for c in (cfg, recipe))
-    if cfg.SOLVER.OPTIMIZER != "SGD" or 2 / 3 < now / meant < 3 / 2:  # the linear rule is SGD's
+    if cfg.SOLVER.OPTIMIZER != "SGD" or 2 / 3 < now / meant < 3 / 2:  # the linear rule holds for SGD
         return None
     return (
         f"warning: SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g} for a batch of {cfg.SOLVER.IMS_PER_BATCH}: the recipe's "
-        f"{recipe.SOLVER.BASE_LR:g} for {recipe.SOLVER.IMS_PER_BATCH} in proportion is "
+        f"{recipe.SOLVER.BASE_LR:g} for {recipe.SOLVER.IMS_PER_BATCH} corresponds to "
         f"{meant * cfg.SOLVER.IMS_PER_BATCH:g}; --scale N sets batch, rate and schedule together"
     )
 

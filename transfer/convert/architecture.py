@@ -1,4 +1,4 @@
-"""Which ResNet a set of tensors is, by their names and shapes, and whether it is all there."""
+"""Determine from tensor names and shapes which ResNet a file holds, and check that it is complete."""
 
 import re
 from collections import Counter
@@ -15,12 +15,12 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architecture:
-    """Read depth, widths and groups of a torchvision-named ResNet from its names and shapes.
+    """Read depth, widths and groups of a ResNet with torchvision's names from the names and shapes.
 
-    Each size is the vote of several tensors, so that one wrong tensor is named as such by `checked`.
+    Each size is the most frequent one among several tensors, so that `checked` can name a single wrong tensor.
 
     Raises:
-        UserError: no member of the family that detectron2 can build; the message starts with `path`.
+        UserError: detectron2 cannot build this network; the message starts with `path`.
     """
     blocks = [0, 0, 0, 0]
     for name in network:
@@ -33,8 +33,8 @@ def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architect
     if depth is None:
         block = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{path}: a ResNet of {blocks} {block} blocks, which detectron2 cannot build; "
-            f"it has depths {', '.join(map(str, sorted(set(depths.values()))))}"
+            f"{path}: this is a ResNet with {blocks} {block} blocks, which detectron2 cannot build; "
+            f"it builds depths {', '.join(map(str, sorted(set(depths.values()))))}"
         )
     norm = ("weight", "bias", "running_mean", "running_var")
     stem = _size(path, network, [f"bn1.{part}" for part in norm], 0)
@@ -49,25 +49,25 @@ def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architect
         per_group = _size(path, network, [f"layer1.{b}.conv2.weight" for b in range(blocks[0])], 1)
         if inner % per_group or per_group * 64 % stem:
             raise UserError(
-                f"{path}: {inner} channels in groups of {per_group} inside the blocks of a ResNet with a "
-                f"stem of {stem}: no member of the family"
+                f"{path}: a stem of {stem} channels and blocks of {inner} channels in groups of {per_group} "
+                "do not belong to a ResNet, ResNeXt or wide ResNet"
             )
         shape |= {"groups": inner // per_group, "width_per_group": per_group * 64 // stem}
     return Architecture(**shape)
 
 
 def _size(path: Path, network: dict[str, torch.Tensor], names: list[str], dim: int) -> int:
-    """The most frequent size along `dim` among the named tensors."""
+    """Return the most frequent size along `dim` among the named tensors."""
     held = [network[name] for name in names if name in network]
     sizes = [tensor.shape[dim] for tensor in held if tensor.ndim > dim and tensor.numel()]
     if not sizes:
-        raise UserError(f"{path}: tensor {names[0]} is missing or has no size")
+        raise UserError(f"{path}: tensor {names[0]} is missing or empty")
     return Counter(sizes).most_common(1)[0][0]
 
 
 @lru_cache(8)
 def _expected(architecture: Architecture) -> dict[str, torch.Size]:
-    """Names and shapes of a network's tensors, in its order; callers only read them."""
+    """Return a network's tensor names and shapes, in its order. Cached, so callers must not change the result."""
     with torch.device("meta"):
         reference = ResNet(architecture).state_dict()
     return {
@@ -78,10 +78,11 @@ def _expected(architecture: Architecture) -> dict[str, torch.Size]:
 def checked(
     path: Path, network: dict[str, torch.Tensor], architecture: Architecture
 ) -> dict[str, torch.Tensor]:
-    """The network's tensors as float32, in torchvision's order.
+    """Return the network's tensors as float32, in torchvision's order.
 
     Raises:
-        UserError: names the first tensor that is missing, unexpected, mis-shaped, no float, or not finite.
+        UserError: a tensor is missing, unexpected, not floating-point or not finite, or has the wrong shape; the
+            message names the first one.
     """
     expected = _expected(architecture)
     missing = [name for name in expected if name not in network]
@@ -89,25 +90,30 @@ def checked(
     what = f"a ResNet-{architecture.depth}"
     if missing:
         raise UserError(
-            f"{path}: {what} without tensor {missing[0]} ({len(missing)} missing): not a whole backbone"
+            f"{path}: {what} without tensor {missing[0]} ({len(missing)} missing): the backbone is incomplete"
         )
     if extra:
         raise UserError(
-            f"{path}: tensor {extra[0]} has no place in {what} ({len(extra)} such): another kind of ResNet?"
+            f"{path}: tensor {extra[0]} has no place in {what} ({len(extra)} such tensors): "
+            "is it another kind of ResNet?"
         )
     for name, shape in expected.items():
         tensor = network[name]
         if tensor.shape != shape:
-            found = f"{tuple(tensor.shape)}, not {tuple(shape)}"
-            raise UserError(f"{path}: tensor {name} has shape {found} as in {what}: another kind of ResNet?")
+            raise UserError(
+                f"{path}: tensor {name} has shape {tuple(tensor.shape)}, not {tuple(shape)} as in {what}: "
+                "is it another kind of ResNet?"
+            )
         if tensor.dtype not in _FLOATS:
             raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{path}: tensor {name} holds NaN or infinity: the training diverged; use an earlier file"
+                f"{path}: tensor {name} holds NaN or infinity: the training run diverged; use an earlier checkpoint"
             )
         if name.endswith("running_var") and (tensor < 0).any():
-            raise UserError(f"{path}: tensor {name} holds negative variances: a damaged file")
+            raise UserError(f"{path}: tensor {name} holds negative variances: the file is damaged")
         if tensor.dtype == torch.float64 and not torch.isfinite(tensor.to(torch.float32)).all():
-            raise UserError(f"{path}: tensor {name} holds numbers beyond float32: the training diverged")
+            raise UserError(
+                f"{path}: tensor {name} holds numbers beyond float32's range: the training run diverged"
+            )
     return {name: network[name].detach().to(torch.float32).contiguous() for name in expected}

@@ -1,5 +1,6 @@
-"""`tools/convert_to_d2.py` for one file or many: what is printed, and what becomes of failures."""
+"""What `tools/convert_to_d2.py` does with its flags: inspect, convert or export files, and print the results."""
 
+import argparse
 import glob
 import json
 from collections import defaultdict
@@ -8,22 +9,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest, write_text
 from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded, read_file
+from transfer.convert import export
 from transfer.convert.convert import convert
 from transfer.convert.preprocessing import Input, config_block, describe_input
 from transfer.convert.recognise import Source, read_source
 from transfer.convert.tensor_names import clean, find_candidates
 
-LISTED = 12  # groups of tensors in full; more are summed up
+LISTED = 12  # groups of tensors that are listed; the others are only counted
+
+
+def run(args: argparse.Namespace) -> None:
+    """Inspect, convert or export the files, as the flags say.
+
+    Raises:
+        UserError: flags that do not fit together, or a file that cannot be read, converted or written.
+    """
+    _refuse_idle_flags(args)
+    choice = {"source": args.source, "branch": args.branch}
+    keep = tuple(part for part in args.keep.split(",") if part)
+    options = {**choice, "verify": args.verify, "keep": keep, "overwrite": args.overwrite}
+    if args.inspect:
+        inspect_all(expand(args.files), **choice)
+        return
+    if args.output_dir:
+        convert_all(expand(args.files), args.output_dir, form=args.format or "pkl", **options)
+        return
+    if len(args.files) != 2:
+        raise UserError("give INPUT OUTPUT.pkl, or several inputs with --output-dir DIR, or --inspect")
+    source, output = map(Path, args.files)
+    if args.to:
+        say("\n".join(export.export(source, output, to=args.to, overwrite=args.overwrite, **choice)))
+        return
+    convert_one(source, output, record=args.record, **options)
+
+
+def _refuse_idle_flags(args: argparse.Namespace) -> None:
+    """Raise `UserError` for a flag that would change nothing: the user expects something else from it."""
+    given = {
+        "--output-dir": args.output_dir, "--to": args.to, "--keep": args.keep, "--record": args.record,
+        "--format": args.format, "--no-verify": not args.verify, "--overwrite": args.overwrite,
+    }  # fmt: skip
+    if args.inspect:
+        mode, idle = "--inspect", set(given)
+    elif args.output_dir:
+        mode, idle = "--output-dir", {"--record", "--to"}
+    else:
+        mode, idle = "--to" if args.to else "INPUT OUTPUT", {"--format"}
+    if args.to and not args.inspect:
+        idle |= {"--keep", "--record", "--no-verify"}
+    for flag, value in given.items():
+        if value and flag in idle:
+            hint = "; the extension of OUTPUT decides the format" if flag == "--format" else ""
+            raise UserError(f"{flag} has no effect with {mode}{hint}: leave it out")
 
 
 def expand(names: Sequence[str]) -> list[Path]:
-    """Files by name or glob (`'runs/*/checkpoint_last.pth.tar'`), each once, in order.
+    """Return the files given by name or glob (`'runs/*/checkpoint_last.pth.tar'`), each once, in order.
 
     Raises `UserError` for a pattern that matches nothing.
     """
@@ -41,7 +89,7 @@ def expand(names: Sequence[str]) -> list[Path]:
 
 
 def inspect_all(paths: Sequence[Path], **choice: str) -> None:
-    """Say what each file is. Raises `UserError` at the end if one or more could not be read."""
+    """Print what each file holds. Raises `UserError` at the end if any file could not be read."""
     failed = []
     for path in paths:
         try:
@@ -51,17 +99,17 @@ def inspect_all(paths: Sequence[Path], **choice: str) -> None:
             lines = [f"file      {path}", f"verdict   cannot be read: {str(error).removeprefix(f'{path}: ')}"]
         say("\n".join([*lines, ""]))
     if failed:
-        raise UserError(f"{len(failed)} of {len(paths)} files could not be read; first {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(paths)} files could not be read, first {failed[0]}")
 
 
 def convert_all(inputs: Sequence[Path], folder: Path, *, form: str, **options: Any) -> None:
-    """Convert each file into `folder`, go on after failures, and print a table.
+    """Convert each file into `folder`, continue after failures, and print a table.
 
     Raises:
-        UserError: two inputs would have one output; or, at the end, how many failed.
+        UserError: two inputs would have the same output; or, after all files, how many failed.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir {folder}: is a file; name a folder")
+        raise UserError(f"--output-dir {folder} is a file: give a folder")
     outputs = _outputs(inputs, folder, form)
     rows, failed = [], 0
     for path, output in zip(inputs, outputs, strict=True):
@@ -73,29 +121,28 @@ def convert_all(inputs: Sequence[Path], folder: Path, *, form: str, **options: A
             continue
         record = written["record"]
         proof = record["proof"]
-        worst = f"{max(proof.values()):.1e}" if proof else "none"
+        worst = f"{max(proof.values()):.1e}" if proof else "no"
         branch = record["branch"] or "the top"
         rows.append((path.name, f"{record['source']}, {branch}", worst, str(output)))
-    for line in _table([("file", "taken", "proof", "written"), *rows]):
-        say(line)
+    header = ("file", "taken", "verified", "written")
+    say(tabulate(rows, header, tablefmt="plain", disable_numparse=True))
     if failed:
-        raise UserError(f"{failed} of {len(inputs)} files were not converted; the table says why")
+        raise UserError(f"{failed} of {len(inputs)} files were not converted; the table gives the reasons")
 
 
 def convert_one(path: Path, output: Path, *, record: Path | None, **options: Any) -> None:
-    """Convert one file and print what was found, the proof, and the configuration to paste."""
+    """Convert one file and print what was found, how it was verified, and the configuration to paste."""
     if record and record.suffix != ".json":
-        raise UserError(f"--record {record}: name a file *.json")
+        raise UserError(f"--record {record}: the name must end in .json")
     written = convert(path, output, **options)
     if record:
-        text = json.dumps(written, indent=2) + "\n"
-        write_text(record, text)
+        write_text(record, json.dumps(written, indent=2) + "\n")
     for line in _report(written, output):
         say(line)
 
 
 def _outputs(inputs: Sequence[Path], folder: Path, form: str) -> list[Path]:
-    """Named by the file, and by its folder too where two files have one name."""
+    """Name each output after its input, with the input's folder if several inputs have the same name."""
     stems = [path.name.removesuffix(".tar").rpartition(".")[0] or path.name for path in inputs]
     names = [
         f"{path.parent.name}_{stem}" if stems.count(stem) > 1 and path.parent.name else stem
@@ -103,13 +150,8 @@ def _outputs(inputs: Sequence[Path], folder: Path, form: str) -> list[Path]:
     ]
     for name, path in zip(names, inputs, strict=True):
         if names.count(name) > 1:
-            raise UserError(f"{path}: two inputs would be written as {name}.{form}; convert them one by one")
+            raise UserError(f"{path}: two inputs would be written to {name}.{form}; convert them one by one")
     return [folder / f"{name}.{form}" for name in names]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    return ["  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1])) for row in rows]
 
 
 def _report(written: dict[str, Any], output: Path) -> list[str]:
@@ -133,17 +175,22 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
     if record["opaque"]:
         lines.append("not read  " + ", ".join(record["opaque"]))
     if record["proof"]:
-        lines.append("proof     the source network and detectron2's backbone differ by at most (relative):")
+        from transfer.convert.verify import TOLERANCE  # imports detectron2, which --no-verify does not need
+
+        lines.append(
+            "verified  the source network and detectron2's backbone differ by at most "
+            f"(relative; limit {TOLERANCE:.0e}):"
+        )
         lines.append("          " + ", ".join(f"{level} {v:.1e}" for level, v in record["proof"].items()))
     else:
-        lines.append("proof     none (--no-verify)")
+        lines.append("verified  no (--no-verify)")
     if output.suffix == ".safetensors":
         lines.append("note      detectron2 itself reads .pkl and .pth; tools/train_net.py reads this one too")
     return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]
 
 
 def describe(path: Path, *, source: str = "auto", branch: str = "") -> list[str]:
-    """Lines about any file that can be read safely; one says why it could not be converted, if so.
+    """Return lines about any file that can be read safely. If it cannot be converted, the last one gives the reason.
 
     Raises:
         UserError: the file cannot be read.
@@ -181,12 +228,12 @@ def _about(found: Source) -> list[str]:
         "dropped   " + (", ".join(f"{name} ({count})" for name, count in found.dropped.items()) or "nothing"),
     ]
     if found.passed_over:
-        lines.append("passed    " + ", ".join(found.passed_over) + " (take one by --branch)")
+        lines.append("passed    " + ", ".join(found.passed_over) + " (take one with --branch)")
     return lines
 
 
 def _heads(loaded: Loaded, found: Source) -> list[str]:
-    """The matrices among what is dropped: the layers of projection heads and classifiers, in order."""
+    """Describe the dropped matrices, in order: the layers of projection heads and classifiers."""
     shapes = defaultdict(list)
     for name, tensor in loaded.tensors.items():
         tokens = clean(name).split(".")
@@ -201,13 +248,14 @@ def _record(loaded: Loaded) -> list[str]:
     if not isinstance(record, dict):
         return []
     proof = record.get("proof")
-    figures = [  # whatever the file says of itself is only shown
+    # The record is only printed, never trusted.
+    figures = [
         f"{label(level, 20)} {value:.0e}"
         for level, value in (proof.items() if isinstance(proof, dict) else ())
         if isinstance(value, float)
     ]
     source, branch = (label(record.get(key), 80) for key in ("source", "branch"))
-    return [f"record    from {source}, branch {branch}; proof: {', '.join(figures[:8]) or 'none'}"]
+    return [f"record    from {source}, branch {branch}; verified: {', '.join(figures[:8]) or 'no'}"]
 
 
 def _groups(loaded: Loaded) -> list[str]:

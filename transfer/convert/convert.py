@@ -1,4 +1,4 @@
-"""A checkpoint's backbone as a detectron2 weights file, with the settings that it needs and its origin."""
+"""Convert a checkpoint's backbone to a detectron2 weights file that records its settings and its origin."""
 
 import os
 import tempfile
@@ -17,8 +17,8 @@ from transfer.convert.tensor_names import detectron2_name
 from transfer.convert.weights_file import format_of, read_weights, write_weights
 
 AUTHOR = "moco-detection-transfer"
-# Differences below this are rounding in float64. They depend on the processor, so in the file they count as
-# this much: its bytes, and digest, are then the same on every machine.
+# Differences below this are float64 rounding, which depends on the processor. The file records this number instead, so
+# that its bytes and its digest are the same on every machine.
 ROUNDING = 1e-9
 
 
@@ -32,23 +32,24 @@ def convert(
     verify: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a checkpoint's backbone as a detectron2 weights file, once the written file has proved right.
+    """Write a checkpoint's backbone as a detectron2 weights file, and verify it before it gets its name.
 
-    The same input gives the same bytes. `num_batches_tracked` is left out: no BN layer with a momentum uses
-    it, FrozenBN has no such tensor, and PyTorch fills it in without a warning.
+    The same input gives the same bytes. `num_batches_tracked` is left out: BN layers with a momentum do not use it,
+    FrozenBN does not have it, and PyTorch fills it in without a warning.
 
     Args:
-        input: any checkpoint with a ResNet in it (see `transfer.convert.layouts`).
-        output: the file to write, `*.pkl`, `*.pth` or `*.safetensors`; replaced only by a complete and proven one.
+        input: any checkpoint that holds a ResNet (see `transfer.convert.layouts`).
+        output: the file to write, `*.pkl`, `*.pth` or `*.safetensors`. It appears, or replaces an older file, only when
+            it is complete and verified.
         source: a layout's name or `auto`.
-        branch: the network to take; empty: the one that the layout says.
-        keep: `fpn`, `box_head`: parts beside the backbone that go into the file too, unproven but bit for bit.
-        verify: prove the file by `transfer.convert.verify` (needs detectron2).
-        overwrite: replace whatever is at `output`; else only a file by this converter is replaced.
+        branch: the network to take; if empty, the layout decides.
+        keep: `fpn`, `box_head`: parts outside the backbone that are also written, bit for bit but not verified.
+        verify: compare the file with its source by `transfer.convert.verify` (needs detectron2).
+        overwrite: replace any file at `output`; by default, only a file written by this converter is replaced.
     Returns:
-        The contents of the file, less `model`; `record` has the proof's figures as measured.
+        The contents of the file except `model`; `record["proof"]` has the differences as measured.
     Raises:
-        UserError: the input cannot be converted, or the proof failed; nothing is written then.
+        UserError: the input cannot be converted, or the verification failed. Then nothing is written.
     """
     form = format_of(output)
     check_output(input, output, overwrite=overwrite)
@@ -61,9 +62,9 @@ def convert(
             draft = Path(folder) / "draft.pkl"
             write_weights(draft, contents)
             if verify:
-                measured = _prove(found, draft, contents, input=input)
+                measured = _verify(found, draft, contents, input=input)
             draft = draft.with_suffix(f".{form}")
-            write_weights(draft, contents)  # with the figures
+            write_weights(draft, contents)  # now with the measured differences
             _check_written(draft, contents)
             os.replace(draft, output)
     except OSError as error:
@@ -76,8 +77,8 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
     architecture = source.architecture
     if not architecture.bottleneck and architecture.width != 1:
         raise UserError(
-            f"{path}: a ResNet-{architecture.depth} with {architecture.stem_channels} channels in the stem; "
-            "detectron2 builds depths 18 and 34 with 64 only: pre-train a resnet50 at this width"
+            f"{path}: this is a ResNet-{architecture.depth} with {architecture.stem_channels} channels in the stem; "
+            "detectron2 builds depths 18 and 34 only with 64: pre-train a resnet50 at this width"
         )
     return {
         "model": {detectron2_name(n): t.numpy() for n, t in source.backbone.items()} | source.kept,
@@ -101,9 +102,9 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
     }
 
 
-def _prove(source: Source, draft: Path, contents: dict[str, Any], *, input: Path) -> dict[str, float]:
-    """Verify the draft and put the figures into the contents."""
-    from transfer.convert import verify  # imports detectron2, which --no-verify does without
+def _verify(source: Source, draft: Path, contents: dict[str, Any], *, input: Path) -> dict[str, float]:
+    """Verify the draft, put the differences into the contents, and return them as measured."""
+    from transfer.convert import verify  # imports detectron2, which --no-verify does not need
 
     try:
         measured = verify.verify(source, draft)
@@ -117,21 +118,24 @@ def _check_written(draft: Path, contents: dict[str, Any]) -> None:
     written = read_weights(draft)["model"]
     for name, array in contents["model"].items():
         if not numpy.array_equal(written[name], array):
-            raise UserError(f"{draft}: tensor {name} did not survive writing: is the disk full or failing?")
+            raise UserError(f"{draft}: tensor {name} was not written correctly: is the disk full or failing?")
 
 
 def check_output(input: Path, output: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is a folder, the input itself, or, without `overwrite`, a file not made by us.
+    """Refuse an output that is a folder, the input itself or, without `overwrite`, a file written by another program.
 
-    A shell expands `*.pth` to INPUT OUTPUT where there are two files: the second is somebody's checkpoint.
+    If two files match, a shell expands `*.pth` to INPUT OUTPUT, and the second one is the user's checkpoint.
+
+    Raises:
+        UserError: the output is refused.
     """
     if output.is_dir():
-        raise UserError(f"{output}: is a folder; name a file, or give --output-dir {output}")
+        raise UserError(f"{output} is a folder: name a file, or use --output-dir {output}")
     if output.exists() and input.exists() and output.samefile(input):
-        raise UserError(f"{output}: is the input; name another output")
+        raise UserError(f"{output} is the input: name another output")
     if output.exists() and not overwrite and not _is_ours(output):
         raise UserError(
-            f"{output}: exists and is no weights file of this converter; name another output, or add --overwrite"
+            f"{output} exists and was not written by this converter: name another output, or add --overwrite"
         )
 
 

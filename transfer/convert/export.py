@@ -1,4 +1,4 @@
-"""The way back: a backbone from any source as a file for torchvision, timm or MoCo's tools."""
+"""Export the backbone of any supported checkpoint to torchvision's, timm's or MoCo's format."""
 
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,20 @@ def export(
     branch: str = "",
     overwrite: bool = False,
 ) -> list[str]:
-    """Write the backbone of `input` by the names of `to`, bit for bit.
+    """Write the backbone of `input` under the names that `to` uses, bit for bit.
 
-    torchvision and timm share their names; a `.safetensors` output is what timm's hub files are. `moco` gives
-    a query encoder without a head, as the public MoCo files would be read by their tools.
+    torchvision and timm use the same names; timm's hub files are `.safetensors`. `moco` writes a query encoder without
+    a head, in the layout of the public MoCo files.
 
     Args:
-        input: any checkpoint that `read_source` takes, detectron2's included.
+        input: any checkpoint that `read_source` accepts, including detectron2's.
         output: `*.pth`, `*.pth.tar` or, except for moco, `*.safetensors`.
         to: one of `TARGETS`.
-        overwrite: replace a file that is at `output` already.
+        overwrite: replace any file at `output`; by default, only a file written by `convert` is replaced.
     Returns:
-        Lines that say what was written and how to load it.
+        Lines that describe what was written and how to load it.
     Raises:
-        UserError: the input is not readable, or its network cannot be one of torchvision's.
+        UserError: the input cannot be read, torchvision cannot build its network, or the output is refused.
     """
     check_output(input, output, overwrite=overwrite)
     safe = output.suffix == ".safetensors"
@@ -49,7 +49,8 @@ def export(
     found = read_source(input, source=source, branch=branch)
     if found.input.stride_in_1x1:
         raise UserError(
-            f"{input}: its bottlenecks have the stride in the 1x1 convolution (MSRA's); {to} builds no such network"
+            f"{input}: its bottlenecks have the stride in the 1x1 convolution, as in MSRA's networks; {to} does not "
+            "build such networks"
         )
     arch = _name(found.architecture)
     if safe:
@@ -76,7 +77,7 @@ def _name(architecture: Architecture) -> str:
 
 
 def _summary(found: Source, output: Path, arch: str) -> list[str]:
-    network = arch or f"a ResNet-{found.architecture.depth} of {found.architecture.width:g} times the width"
+    network = arch or f"a ResNet-{found.architecture.depth} with {found.architecture.width:g} times the width"
     return [
         f"source    {found.kind}, branch {found.branch or '(none)'} ({found.why})",
         f"wrote     {output}: {network}, {len(found.backbone)} tensors, without a head",
@@ -88,11 +89,11 @@ def _advice(found: Source, output: Path, *, to: str, arch: str) -> list[str]:
     if found.input != IMAGENET:
         scale = ", ".join(f"{value / 255:.4g}" for value in found.input.std)
         lines.append(
-            f"note      this network was fed {found.input.format}, mean "
-            f"{', '.join(f'{value / 255:.4g}' for value in found.input.mean)}, std {scale} of pixels in [0, 1]"
+            f"note      this network expects {found.input.format}, mean "
+            f"{', '.join(f'{value / 255:.4g}' for value in found.input.mean)}, std {scale} for pixels in [0, 1]"
         )
     if not arch:
-        return [*lines, f"note      {to} has no constructor for this width: build the network by hand"]
+        return [*lines, f"note      {to} has no constructor for this width: build the network yourself"]
     if to == "timm":
         lines.append(f'load      timm.create_model("{arch}", num_classes=0, checkpoint_path="{output}")')
     elif to == "torchvision":

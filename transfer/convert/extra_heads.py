@@ -1,4 +1,4 @@
-"""FPN and box head of checkpoints that pre-train them too (SoCo, InstanceLoc), by detectron2's names."""
+"""FPN and box head of checkpoints that also pre-train them (SoCo, InstanceLoc), under detectron2's names."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from transfer.convert.tensor_names import Candidate, clean
 
 PARTS = ("fpn", "box_head")
 _FPN = re.compile(r"neck\.(lateral|fpn)_convs\.(\d+)\.(conv|bn)\.(weight|bias|running_mean|running_var)")
-# mmdetection's names in InstanceLoc, plain ones in SoCo
+# InstanceLoc has mmdetection's names, SoCo has plain ones.
 _BOX = re.compile(
     r"(?:roi_head\.bbox_head\.shared_(conv|fc)s\.(\d+)\.(?:(conv|bn)\.)?|head\.(conv|bn|fc)(\d)\.)"
     r"(weight|bias|running_mean|running_var)"
@@ -21,28 +21,30 @@ _BOX = re.compile(
 def kept(
     tensors: Mapping[str, torch.Tensor], chosen: Candidate, parts: tuple[str, ...]
 ) -> dict[str, numpy.ndarray]:
-    """The wanted parts beside the chosen backbone.
+    """Return the requested parts that belong to the chosen backbone.
 
     Args:
-        tensors: all of the file's.
-        chosen: the backbone whose neighbours they are (`neck` beside `backbone`, not `neck_k`).
-        parts: of `PARTS`.
+        tensors: all tensors of the file.
+        chosen: the backbone; with `backbone`, for example, `neck` is used and not `neck_k`.
+        parts: members of `PARTS`.
     Returns:
-        detectron2's name, such as `fpn_lateral2.weight` or `roi_heads.box_head.conv1.norm.bias` -> float32.
+        detectron2's name, such as `fpn_lateral2.weight` or `roi_heads.box_head.conv1.norm.bias` -> float32 array.
     Raises:
-        UserError: the file has no such part beside this backbone, half of one, or numbers that are not finite.
+        UserError: a part is not in the file or is incomplete, or holds numbers that are not finite.
     """
     root = chosen.branch.rpartition(".")[0]
-    beside = {clean(name).removeprefix(f"{root}."): tensor for name, tensor in tensors.items()}
+    neighbours = {clean(name).removeprefix(f"{root}."): tensor for name, tensor in tensors.items()}
     if chosen.branch.endswith("_k"):  # the key network's neck is `neck_k`
-        beside = {name.replace("_k.", ".", 1): t for name, t in beside.items() if re.match(r"\w+_k\.", name)}
+        neighbours = {
+            name.replace("_k.", ".", 1): t for name, t in neighbours.items() if re.match(r"\w+_k\.", name)
+        }
     found: dict[str, numpy.ndarray] = {}
     for part in parts:
         if part not in PARTS:
             raise UserError(f"--keep {part}: choose {' or '.join(PARTS)}, or both as {','.join(PARTS)}")
-        named = _fpn(beside) if part == "fpn" else _box_head(beside)
+        named = _fpn(neighbours) if part == "fpn" else _box_head(neighbours)
         if not named:
-            raise UserError(f"--keep {part}: the file has none beside {chosen} by names that are known here")
+            raise UserError(f"--keep {part}: the file has none for {chosen} under a name that is known here")
         found |= {name: _checked(name, tensor) for name, tensor in named.items()}
     return found
 
@@ -50,14 +52,12 @@ def kept(
 def _checked(name: str, tensor: torch.Tensor) -> numpy.ndarray:
     single = tensor.detach().to(torch.float32)
     if not tensor.is_floating_point() or not torch.isfinite(single).all():
-        raise UserError(
-            f"--keep: {name} holds NaN, infinity or no floating-point numbers; convert without it"
-        )
+        raise UserError(f"--keep: {name} is not floating-point, or holds NaN or infinity; convert without it")
     return single.numpy()
 
 
 def settings(arrays: Mapping[str, numpy.ndarray]) -> dict[str, int]:
-    """The detectron2 configuration that the kept parts need."""
+    """Return the detectron2 settings that the kept parts need."""
     needed = {}
     if laterals := [name for name in arrays if re.fullmatch(r"fpn_lateral\d\.weight", name)]:
         needed["MODEL.FPN.OUT_CHANNELS"] = int(arrays[laterals[0]].shape[0])
@@ -70,24 +70,24 @@ def settings(arrays: Mapping[str, numpy.ndarray]) -> dict[str, int]:
     return needed
 
 
-def _fpn(beside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    matches = {name: match for name in beside if (match := _FPN.fullmatch(name))}
+def _fpn(neighbours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    matches = {name: match for name in neighbours if (match := _FPN.fullmatch(name))}
     levels = {int(match[2]) for match in matches.values()}
     for part in ("lateral", "fpn"):
         if {int(match[2]) for match in matches.values() if match[1] == part} != set(range(len(levels))):
-            raise UserError(f"--keep fpn: the file's {part}_convs are not complete: levels {sorted(levels)}")
-    start = 6 - len(levels)  # the last one is res5's
+            raise UserError(f"--keep fpn: the file's {part}_convs are incomplete: levels {sorted(levels)}")
+    start = 6 - len(levels)  # the last level belongs to res5
     named = {}
     for name, match in matches.items():
         kind = "lateral" if match[1] == "lateral" else "output"
         norm = "norm." if match[3] == "bn" else ""
-        named[f"fpn_{kind}{start + int(match[2])}.{norm}{match[4]}"] = beside[name]
+        named[f"fpn_{kind}{start + int(match[2])}.{norm}{match[4]}"] = neighbours[name]
     return named
 
 
-def _box_head(beside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _box_head(neighbours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     named = {}
-    for name, tensor in beside.items():
+    for name, tensor in neighbours.items():
         match = _BOX.fullmatch(name)
         if not match:
             continue

@@ -1,7 +1,7 @@
-"""Who saves a ResNet where: one entry for each kind of checkpoint. A new kind is one more entry and a fixture.
+"""Where each kind of checkpoint stores its ResNet: one entry per kind. A new kind needs an entry and a test fixture.
 
-A *branch* is the way to a network's tensors in the file, such as `encoder_q`, without the wrappers that say
-nothing (`state_dict`, `module`, `_orig_mod`). Most files hold two networks: which one is meant stands here.
+A *branch* is the path to a network's tensors in the file, such as `encoder_q`, without wrappers that carry no
+information (`state_dict`, `module`, `_orig_mod`). Most files hold two networks; the entry states which one to take.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ class Layout:
 
     Attributes:
         wanted: pattern of the branch to take.
-        why: what that branch is, for the report.
-        over: pattern of branches that such files also hold and that are passed over.
-        evidence: pattern searched for in the names of all tensors (wrappers removed); must be found.
-        dialect: that of `transfer.convert.tensor_names` that it is restricted to.
-        input: what the network was fed.
-        elsewhere: stages that such files may keep at another place: torchvision's name -> branch.
-        guess: whether `--source auto` may decide for it.
+        why: what that branch is; printed and recorded.
+        over: pattern of branches that such files also hold but that are not taken.
+        evidence: pattern that must match in at least one tensor name (without wrappers).
+        dialect: the only dialect of `transfer.convert.tensor_names` that the entry applies to; empty: any.
+        input: the preprocessing that the network expects.
+        elsewhere: stages that such files may store outside the branch: torchvision's name -> branch.
+        guess: whether `--source auto` may choose this kind.
     """
 
     wanted: str
@@ -35,7 +35,7 @@ class Layout:
     guess: bool = True
 
 
-# In this order: the first entry that a file matches wins.
+# The order matters: the first entry that matches a file wins.
 LAYOUTS = {
     "moco": Layout(r"(model\.)?encoder_q", "the query encoder", over=r"(model\.)?encoder_k"),
     "mocov3": Layout(r"base_encoder", "the base encoder", over=r"momentum_encoder"),

@@ -1,4 +1,4 @@
-"""What a network was fed: as its file says, else by the rule of its kind."""
+"""The preprocessing that a network expects: as its file states, otherwise the default of its layout."""
 
 import json
 import math
@@ -20,13 +20,13 @@ MAX_CONFIG = 100_000  # characters
 
 @dataclass(frozen=True)
 class Input:
-    """What a network was fed, in detectron2's terms.
+    """The input that a network was trained on, in detectron2's terms.
 
     Attributes:
         format: RGB or BGR.
-        mean: subtracted from pixels in 0..255, in the order of `format`.
-        std: they are divided by it afterwards.
-        stride_in_1x1: whether the stride of a bottleneck sits in its first 1x1 convolution.
+        mean: subtracted from pixels in 0..255, in the channel order of `format`.
+        std: divides the result.
+        stride_in_1x1: whether the stride of a bottleneck is in its first 1x1 convolution.
     """
 
     format: str = "RGB"
@@ -36,25 +36,26 @@ class Input:
 
 
 IMAGENET = Input()
-SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # SwAV's transforms say 0.228
-UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], nothing subtracted
+SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # 0.228 is in SwAV's own transforms
+UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], no mean
 MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)  # detectron2's default
-FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # its ResNeXts from Caffe2
+FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # detectron2's ResNeXts from Caffe2
 
 
 def read_input(
     path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture, *, default: Input
 ) -> Input:
-    """Return what the file says (ours, a converted one, timm's card), else `default`, that of its layout.
+    """Return what the file states (our checkpoint, a converted file, timm's card), else its layout's `default`.
 
-    Raises `UserError` for a damaged record.
+    Raises:
+        UserError: the file's record is damaged.
     """
     settings = loaded.other.get("preprocessing")
     if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
         return _recorded(path, settings)
     text = loaded.other.get("config")
     if isinstance(text, str) and "iterations_per_epoch" in loaded.other:
-        return _configured(path, text)  # by tools/pretrain.py
+        return _configured(path, text)  # written by tools/pretrain.py
     if kind == "caffe2" and architecture.groups > 1:
         return FAIR
     if kind == "detectron2" and (found := _detectors(path, loaded, architecture)):
@@ -70,10 +71,10 @@ def read_input(
 
 
 def _detectors(path: Path, loaded: Loaded, architecture: Architecture) -> Input | None:
-    """Of a detector that another saved: by its own pixel statistics, or as all of detectron2's zoo was fed.
+    """Return the input of a detector without our record: its pixel statistics, or those of detectron2's zoo.
 
-    Nothing in its tensors tells the place of the stride: the zoo's ResNets start from MSRA's, with the stride in
-    the 1x1 convolution, its ResNeXts from Caffe2's, with the stride in the 3x3.
+    No tensor shows which convolution has the stride. The zoo's ResNets start from MSRA's, with the stride in the 1x1
+    convolution, and its ResNeXts from Caffe2's, with the stride in the 3x3.
     """
     zoo = MSRA if architecture.groups == 1 else FAIR
     mean, std = (_statistics(path, loaded, f"pixel_{part}") for part in ("mean", "std"))
@@ -87,14 +88,18 @@ def _detectors(path: Path, loaded: Loaded, architecture: Architecture) -> Input 
 
 
 def _statistics(path: Path, loaded: Loaded, name: str) -> tuple[float, ...]:
-    """Three numbers of a buffer of this name; none where there is no such, or networks that disagree."""
+    """Return the three numbers of the buffer with this name, or nothing if there is no usable one.
+
+    Raises `UserError` if the file holds several that differ.
+    """
     found = [tensor for key, tensor in loaded.tensors.items() if key.rpartition(".")[2] == name]
     if not found or not all(t.is_floating_point() and t.numel() == 3 for t in found):
         return ()
     values = {tuple(round(float(value), 4) for value in tensor.flatten()) for tensor in found}
     if len(values) > 1:
         raise UserError(
-            f"{path}: its networks were fed differently: several {name}; save the wanted one alone"
+            f"{path}: it holds several {name} that differ, so its networks have different inputs; "
+            "save only the wanted network"
         )
     try:
         return _three(list(values.pop()), positive=name == "pixel_std")
@@ -103,13 +108,15 @@ def _statistics(path: Path, loaded: Loaded, name: str) -> tuple[float, ...]:
 
 
 def _configured(path: Path, text: str) -> Input:
-    """From the configuration in a checkpoint by tools/pretrain.py."""
+    """Return the input stated by the configuration in a checkpoint of tools/pretrain.py."""
     try:
         ours = read_dump(text[:MAX_CONFIG])["INPUT"]
         mean, std = (_three([255 * v for v in ours[key]], positive=key == "STD") for key in ("MEAN", "STD"))
         return replace(IMAGENET, mean=mean, std=std)
     except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        raise UserError(f"{path}: its `config` is damaged: no INPUT.MEAN and INPUT.STD in it") from None
+        raise UserError(
+            f"{path}: its `config` is damaged: it holds no valid INPUT.MEAN and INPUT.STD"
+        ) from None
 
 
 def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
@@ -135,9 +142,9 @@ def _three(values: Any, *, positive: bool) -> tuple[float, ...]:
 
 
 def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
-    """The detectron2 configuration, dotted key -> value, under which the converted weights mean the same."""
+    """Return the detectron2 settings, dotted key -> value, that the converted weights need."""
     stem = architecture.stem_channels
-    # detectron2 has no width factor: a group's channels are given as they are.
+    # detectron2 has no width factor: WIDTH_PER_GROUP is the actual number of channels.
     group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
     return {
         "INPUT.FORMAT": input.format,
@@ -153,7 +160,7 @@ def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[s
 
 
 def config_block(settings: dict[str, Any], weights: Path) -> str:
-    """The settings and the file's name as YAML to paste into a detectron2 configuration."""
+    """Return the settings and the file's name as YAML to paste into a detectron2 configuration."""
     tree: dict[str, Any] = {"MODEL": {"WEIGHTS": str(weights)}}
     for key, value in settings.items():
         *sections, leaf = key.split(".")
@@ -174,7 +181,7 @@ def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def describe_input(settings: Input) -> str:
-    """`RGB, mean ..., std ..., stride in the 3x3 convolution`, of pixels in 0..255."""
+    """Return `RGB, mean ..., std ...; stride in the 3x3 convolution`, for pixels in 0..255."""
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (settings.mean, settings.std))
     kernel = "1x1" if settings.stride_in_1x1 else "3x3"
     return f"{settings.format}, mean {mean}, std {std}; stride in the {kernel} convolution"

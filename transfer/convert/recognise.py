@@ -1,4 +1,4 @@
-"""Recognise a checkpoint by its structure and take its ResNet out, with an account of every tensor in it."""
+"""Recognise a checkpoint by its structure and extract its ResNet, accounting for every tensor in the file."""
 
 import re
 import shlex
@@ -21,9 +21,9 @@ from transfer.convert.layouts import LAYOUTS, Layout
 from transfer.convert.preprocessing import IMAGENET, Input, read_input
 from transfer.convert.tensor_names import Candidate, Tensors, clean, find_candidates, places, same, translated
 
-MAX_NETWORKS = 32  # in one file: each is held against each
+MAX_NETWORKS = 32  # in one file; each is compared with each other one
 _COUNTER = "num_batches_tracked"
-# What looks like a part of a ResNet's trunk: where it has no place there, the network is of another kind.
+# Names that look like parts of a ResNet's trunk. If one has no place in it, the network is of another kind.
 _TRUNK_LIKE = re.compile(r"(conv|bn|norm|layer|stem|maxpool|res)\d*")
 
 
@@ -32,18 +32,18 @@ class Source:
     """A backbone found in a checkpoint.
 
     Attributes:
-        kind: a key of `LAYOUTS`, or `unknown`: one ResNet at a place that no entry names.
-        branch: the prefix of the chosen network in the file, such as `module.encoder_q` (empty: none).
-        why: what this branch is among the file's networks.
+        kind: a key of `LAYOUTS`, or `unknown` for a single ResNet at a place that no entry lists.
+        branch: the prefix of the chosen network in the file, such as `module.encoder_q`; empty if there is none.
+        why: why this one of the file's networks was taken.
         passed_over: the other networks in the file.
-        architecture: read from the shapes.
-        backbone: torchvision's names -> float32 tensors, in torchvision's order, no `num_batches_tracked`.
-        dropped: everything else: group -> number of tensors.
+        architecture: read from the tensors' shapes.
+        backbone: torchvision's names -> float32 tensors, in torchvision's order, without `num_batches_tracked`.
+        dropped: all other tensors: group -> number of tensors.
         opaque: names of the classes in the file that were not loaded.
-        epoch: as the file states it, if it does.
+        epoch: as stated in the file, if it is.
         digest: SHA-256 of the file.
-        input: what the network was fed: the file's own statement if it has one, the layout's otherwise.
-        kept: FPN and box head, where asked for, by detectron2's names.
+        input: the preprocessing that the network expects, from the file if it states it, otherwise from the layout.
+        kept: FPN and box head if requested, under detectron2's names.
     """
 
     kind: str
@@ -61,15 +61,16 @@ class Source:
 
 
 def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tuple[str, ...] = ()) -> Source:
-    """Read a checkpoint and take its backbone out.
+    """Read a checkpoint and extract its backbone.
 
     Args:
-        path: by `torch.save`, safetensors, or a pickle of numpy arrays such as detectron2's.
+        path: a file by `torch.save` or safetensors, or a pickle of numpy arrays such as detectron2's.
         source: a key of `LAYOUTS`, or `auto`.
-        branch: the network to take, as `--inspect` names it; empty: the one that the layout says.
-        keep: parts beside the backbone to keep: of `transfer.convert.extra_heads.PARTS`.
+        branch: the network to take, as `--inspect` prints it; if empty, the layout decides.
+        keep: parts outside the backbone to keep, from `transfer.convert.extra_heads.PARTS`.
     Raises:
-        UserError: unreadable, unsafe, no ResNet that detectron2 can build, or several and no rule to choose.
+        UserError: the file is unreadable or unsafe, holds no ResNet that detectron2 can build, or holds several and
+            no rule chooses one.
     """
     if source != "auto" and source not in LAYOUTS:
         raise UserError(f"--source {source}: choose auto, {', '.join(LAYOUTS)}")
@@ -77,7 +78,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
     tensors = loaded.tensors
     candidates = find_candidates(tensors)
     if len(candidates) > MAX_NETWORKS:
-        raise UserError(f"{path}: holds {len(candidates)} ResNets: damaged or hostile; refused")
+        raise UserError(f"{path}: it holds {len(candidates)} ResNets: damaged or hostile")
     if not candidates:
         raise UserError(f"{path}: {refusals.no_resnet(loaded)}")
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
@@ -112,17 +113,17 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
 def _choose(
     path: Path, tensors: Tensors, candidates: list[Candidate], *, source: str, branch: str
 ) -> tuple[str, Candidate, str]:
-    """Kind, network, and what that network is."""
+    """Return the kind, the network, and what that network is."""
     pool = _named(path, candidates, branch) if branch else candidates
     names = [clean(name) for name in tensors]
     for kind in LAYOUTS if source == "auto" else (source,):
         layout = LAYOUTS[kind]
         if source == "auto" and not (layout.guess and _evident(layout, names)):
             continue
-        # with --branch the file is of this kind if any of its networks is; the wanted one is given
+        # With --branch, the file is of this kind if any of its networks matches; the wanted one is given.
         if branch:
             if any(_matches(layout, layout.wanted, c) for c in candidates):
-                return kind, pool[0], "as --branch says"
+                return kind, pool[0], "chosen by --branch"
             continue
         wanted = [c for c in candidates if _matches(layout, layout.wanted, c)]
         if not wanted:
@@ -131,24 +132,24 @@ def _choose(
         choices = [wanted[0], *(c for c in (*wanted[1:], *others) if not same(tensors, wanted[0], c))]
         if len(choices) > 1:
             raise UserError(
-                f"{path}: ambiguous: {kind} networks at {places(choices)}; choose by --branch, "
+                f"{path}: ambiguous: it holds {kind} networks at {places(choices)}; choose one with --branch, "
                 f"such as --branch {_quoted(choices[0])}"
             )
         return kind, wanted[0], layout.why if len(candidates) > 1 else "the only network"
     if branch:
-        return "unknown", pool[0], "as --branch says"
+        return "unknown", pool[0], "chosen by --branch"
     distinct = [candidates[0], *(c for c in candidates[1:] if not same(tensors, candidates[0], c))]
     if source == "auto" and len(distinct) == 1:
         if kind := _passed_over(candidates[0]):
             raise UserError(
-                f"{path}: its only ResNet, at {candidates[0]}, is one that {kind} files hold beside the wanted one: "
-                f"not the whole file? Take it by --branch {_quoted(candidates[0])}"
+                f"{path}: its only ResNet, at {candidates[0]}, is not the one to take from {kind} files: give the "
+                f"whole file, or take this one with --branch {_quoted(candidates[0])}"
             )
         return "unknown", candidates[0], "the only network"
     wanted_text = f"--source {source}" if source != "auto" else "a known layout"
     raise UserError(
         f"{path}: ambiguous: its ResNets, at {places(candidates)}, are not where {wanted_text} has them; "
-        f"choose by --branch, such as --branch {_quoted(candidates[0])}"
+        f"choose one with --branch, such as --branch {_quoted(candidates[0])}"
     )
 
 
@@ -157,13 +158,15 @@ def _quoted(candidate: Candidate) -> str:
 
 
 def _named(path: Path, candidates: list[Candidate], branch: str) -> list[Candidate]:
-    """The one network that `--branch` means: its whole branch, or the last parts of it."""
+    """Return the one network that `--branch` names, by its whole branch, its last parts or any part of it."""
     wanted = clean(branch)
     exact = [c for c in candidates if c.branch == wanted or str(c) == branch]
     matching = exact or [c for c in candidates if f".{c.branch}".endswith(f".{wanted}")]
     matching = matching or [c for c in candidates if wanted in c.branch.split(".")]
     if len(matching) != 1:
-        raise UserError(f"{path}: --branch {branch}: the file's networks are at {places(candidates)}")
+        raise UserError(
+            f"{path}: --branch {branch}: it must name one of the file's networks, which are at {places(candidates)}"
+        )
     return matching
 
 
@@ -174,8 +177,8 @@ def _matches(layout: Layout, pattern: str, candidate: Candidate) -> bool:
 
 
 def _passed_over(candidate: Candidate) -> str:
-    """The kind of file in which a network of this name is never the one to take; empty: none."""
-    if candidate.branch == "backbone":  # only beside lightly's `query_backbone`
+    """Return the kind of file in which a network with this name is never the one to take, or an empty string."""
+    if candidate.branch == "backbone":  # not taken only if lightly's `query_backbone` is there too
         return ""
     return next((k for k, v in LAYOUTS.items() if v.over and _matches(v, v.over, candidate)), "")
 
@@ -187,24 +190,24 @@ def _evident(layout: Layout, names: list[str]) -> bool:
 def _account(
     path: Path, tensors: Tensors, chosen: Candidate, layout: Layout | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Split the file's tensors into the network, by torchvision's names, and dropped groups with counts."""
+    """Split the file's tensors into the network, under torchvision's names, and dropped groups with counts."""
     network: dict[str, torch.Tensor] = {}
     dropped: Counter[str] = Counter()
     own_stages = {name.split(".")[0] for name in translated(tensors, chosen)}
-    # what lies elsewhere belongs to the wanted network, not to one that --branch took instead
+    # Stages outside the branch belong to the layout's network, not to another one taken with --branch.
     outside = layout.elsewhere if layout and _matches(layout, layout.wanted, chosen) else {}
     elsewhere = {stage: place for stage, place in outside.items() if stage not in own_stages}
-    root = chosen.branch.partition("backbone")[0]  # a stage that lies elsewhere belongs to the same network
+    root = chosen.branch.partition("backbone")[0]  # such a stage must be under the same root
     elsewhere = {stage: f"{root}{place}" for stage, place in elsewhere.items()}
     for name, tensor in tensors.items():
         inside = name.startswith(chosen.prefix)
         rest = name.removeprefix(chosen.prefix) if inside else ""
         named = chosen.dialect.translate(rest) if inside else _moved(name, chosen, elsewhere)
         if not named and inside and _TRUNK_LIKE.fullmatch(rest.split(".")[0]) and ".fc." not in f".{rest}":
-            named = rest  # `checked` will say that it has no place
+            named = rest  # `checked` will refuse it
         if named in network:
             raise UserError(
-                f"{path}: holds two tensors for {named}, one is {name}: save the wanted network alone"
+                f"{path}: it holds two tensors for {named}, one of them {name}: save only the wanted network"
             )
         if named:
             network[named] = tensor
@@ -214,7 +217,7 @@ def _account(
 
 
 def _moved(name: str, chosen: Candidate, elsewhere: Mapping[str, str]) -> str | None:
-    """Torchvision's name of a tensor of a stage that lies outside of the backbone, as conv5 in a C4 detector."""
+    """Return torchvision's name for a tensor of a stage stored outside the backbone, such as res5 of a C4 detector."""
     for stage, place in elsewhere.items():
         rest = clean(name).removeprefix(f"{place}.")
         named = chosen.dialect.translate(rest) if rest != clean(name) else None
@@ -229,7 +232,7 @@ def _group(name: str) -> str:
 
 
 def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give Caffe2's batch norms, merged into scale and shift, the statistics under which they change nothing."""
+    """Add neutral running statistics to Caffe2's batch norms, which are merged into scale and shift."""
     if chosen.dialect.name != "caffe2" or any(name.endswith("running_var") for name in network):
         return network
     full = dict(network)
@@ -237,7 +240,7 @@ def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[st
         if name.endswith(".bias"):
             norm = name.removesuffix("bias")
             full[f"{norm}running_mean"] = torch.zeros(tensor.shape)
-            full[f"{norm}running_var"] = torch.ones(tensor.shape) - 1e-5  # what BN adds to it
+            full[f"{norm}running_var"] = torch.ones(tensor.shape) - 1e-5  # BN adds this epsilon
     return full
 
 
@@ -247,7 +250,7 @@ def _epoch(loaded: Loaded) -> int | None:
 
 
 def build_network(source: Source) -> ResNet:
-    """The backbone with its weights, in training mode, on the CPU; `fc` is the identity."""
+    """Return the backbone with its weights, in training mode, on the CPU. Its `fc` is the identity."""
     network = ResNet(source.architecture)
     network.load_state_dict(source.backbone)
     if source.input.stride_in_1x1:

@@ -1,4 +1,4 @@
-"""Why a file is not taken, by what it holds, and what to do instead."""
+"""Explain why a file cannot be converted, from what it holds, and what to do instead."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ _HEADS = {
     "prototypes",
     "neck",
 }
-_FAMILIES = {  # in this order: the special ones before those whose parts they borrow
+_FAMILIES = {  # in this order: special families before those whose parts they borrow
     r"(^|\.)layer1\.0\.conv[12]\.paths\.": "a selective-kernel ResNet (SK)",
     r"(^|\.)stages\.\d+\.\d+\.conv\w*_kxk\.|(^|\.)stages\.\d+\.\d+\.conv1_1x1\.": "a ByobNet "
-    "(timm's ResNets with a stem and blocks of their own)",
+    "(one of timm's ResNets with a different stem and blocks)",
     r"(^|\.)stages\.\d+\.\d+\.conv1\.gain$": "a normaliser-free ResNet",
     r"relative_position_bias_table": "a Swin transformer",
     r"(^|\.)(cls_token|class_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
@@ -35,11 +35,11 @@ _FAMILIES = {  # in this order: the special ones before those whose parts they b
     r"(^|\.)conv_stem\.weight$": "an EfficientNet or MobileNet",
     r"(^|\.)features\.(\d+\.(0\.)?weight$|conv0\.|denseblock)": "a VGG, AlexNet, DenseNet or MobileNet",
 }
-_ONLY = "Faster and Mask R-CNN here take ResNets, ResNeXts and wide ResNets"
+_ONLY = "the detectors here take only ResNets, ResNeXts and wide ResNets"
 
 
 def no_resnet(loaded: Loaded) -> str:
-    """One sentence about a file in which no ResNet was found."""
+    """Return one sentence about a file in which no ResNet was found."""
     names = list(loaded.tensors)
     for pattern, family in _FAMILIES.items():
         if found := next((name for name in names if re.search(pattern, name)), None):
@@ -48,13 +48,13 @@ def no_resnet(loaded: Loaded) -> str:
     if heads and len(heads) * 2 >= len(names):
         others = len(names) - len(heads)
         only = "only a head" if not others else f"a head and {others} other tensors, but no ResNet"
-        return f"it holds {only} ({heads[0]}, ...); give the whole checkpoint"
+        return f"it holds {only} ({heads[0]}, ...): give the whole checkpoint"
     if loaded.kind not in ("dict", "OrderedDict"):
-        return f"it holds a {loaded.kind}, not a dict of tensors; save model.state_dict()"
+        return f"it holds a {loaded.kind}, not a dict of tensors: save model.state_dict()"
     if not names:
-        return f"no tensor in it; its top-level keys: {', '.join(loaded.keys[:6]) or 'none'}"
+        return f"it does not contain tensors; its top-level keys: {', '.join(loaded.keys[:6]) or 'none'}"
     keys = ", ".join(loaded.keys[:6])
-    return f"no ResNet in it (no tensor like *layer1.0.conv1.weight); its top-level keys: {keys}"
+    return f"it does not contain a ResNet (no tensor like *layer1.0.conv1.weight); its top-level keys: {keys}"
 
 
 def _is_of_a_head(name: str) -> bool:
@@ -63,30 +63,30 @@ def _is_of_a_head(name: str) -> bool:
 
 
 def stated_variant(path: Path, loaded: Loaded, dialect: str) -> str:
-    """Why the network is not what its tensors look like, by what is said of it; empty where nothing is.
+    """Return why the network is not the plain ResNet that its tensors look like, or an empty string.
 
-    timm's anti-aliased ResNets pool without a single tensor of their own, and transformers has a switch for a
-    first stage of stride 2: by their tensors both are plain ResNets. What the file (`arch`), the `config.json`
-    beside it or the file's name says is all that there is to go by.
+    timm's anti-aliased ResNets pool without any tensors, and transformers has a switch for a first stage of stride 2:
+    both have exactly the tensors of a plain ResNet. Only the file's `arch`, the `config.json` next to it or the file's
+    name can show the difference.
     """
-    for where, said in (
+    for where, text in (
         ("its `arch`", loaded.other.get("arch")),
         ("its config.json", loaded.card.get("architecture")),
         ("its name", path.name),
     ):
-        if isinstance(said, str) and (found := re.search(r"(?<![a-z])resnet(blur|aa)\d+", said)):
-            return f"a ResNet with anti-aliased strides ({found[0]}, says {where}), {_OTHER}; {_PLAIN}"
+        if isinstance(text, str) and (found := re.search(r"(?<![a-z])resnet(blur|aa)\d+", text)):
+            return f"it holds a ResNet with anti-aliased strides ({where} contains {found[0]}), {_OTHER}; {_PLAIN}"
     if dialect != "transformers":
         return ""
     if loaded.card.get("downsample_in_first_stage") is True:
-        return f"a ResNet with a stride in its first stage (says its config.json), {_OTHER}; {_PLAIN}"
+        return f"it holds a ResNet with a stride in its first stage (see its config.json), {_OTHER}; {_PLAIN}"
     if (act := loaded.card.get("hidden_act", "relu")) != "relu":
-        return f"a ResNet with activation {label(act, 20)} (says its config.json), {_OTHER}; {_PLAIN}"
+        return f"it holds a ResNet with activation {label(act, 20)} (see its config.json), {_OTHER}; {_PLAIN}"
     return ""
 
 
 def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
-    """Why these tensors are a ResNet that detectron2 has no module for; empty where they are not."""
+    """Return why detectron2 has no module for this ResNet, or an empty string if it has one."""
     stem = network.get("conv1.weight")
     deep = next(
         (name for name in network if re.match(r"conv1\.\d|stem\.|conv[23]\.weight|bn[23]\.", name)), None
@@ -105,24 +105,24 @@ def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
         (lambda n: re.fullmatch(r".*downsample\.2\..*", n), "average-pooled shortcuts (the D variant)"),
     ]
     if deep:
-        return f"a ResNet with a deep stem ({deep}), which detectron2's backbone here cannot hold; {_PLAIN}"
+        return f"it holds a ResNet with a deep stem ({deep}), {_OTHER}; {_PLAIN}"
     for test, what in tests:
         if name := next((name for name in network if test(name)), None):
-            return f"a ResNet with {what} ({name}), which detectron2's backbone cannot hold; {_PLAIN}"
+            return f"it holds a ResNet with {what} ({name}), {_OTHER}; {_PLAIN}"
     if stem is not None and stem.ndim == 4 and tuple(stem.shape[2:]) == (3, 3):
         return (
-            f"tensor conv1.weight has shape {tuple(stem.shape)}: a CIFAR stem or a RegNet (3x3, no max-pooling), which "
-            f"detectron2's backbone cannot hold; {_PLAIN}"
+            f"tensor conv1.weight has shape {tuple(stem.shape)}: this is a CIFAR stem or a RegNet (3x3, no "
+            f"max-pooling), {_OTHER}; {_PLAIN}"
         )
     if "bn1.weight" in network and not any(name.endswith("running_var") for name in network):
-        return f"its norms have no running statistics (group norm, or a partial file); {_PLAIN}"
+        return f"its norm layers have no running statistics (group norm, or an incomplete file); {_PLAIN}"
     quantised = next(
         (n for n, t in network.items() if t.dtype in (torch.int8, torch.uint8, torch.qint8)), None
     )
     if quantised:
-        return f"tensor {quantised} holds {network[quantised].dtype}: a quantised file; give the float one"
+        return f"tensor {quantised} holds {network[quantised].dtype}, so the file is quantised: give the float file"
     return ""
 
 
-_OTHER = "which detectron2's backbone cannot hold"
+_OTHER = "which detectron2's ResNet does not support"
 _PLAIN = "give a plain ResNet's checkpoint"

@@ -1,4 +1,4 @@
-"""The dialects in which projects name a ResNet's tensors, each translated to torchvision's names."""
+"""The dialects in which projects name a ResNet's tensors, and their translation to torchvision's names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# The same modules are in the stem and in every block; their first part becomes `stem` or `res2.0`.
+# Modules of the stem and of every block: torchvision's name -> detectron2's, which follows `stem.` or `res2.0.`.
 MODULES = {
     "conv1": "conv1",
     "bn1": "conv1.norm",
@@ -19,11 +19,11 @@ MODULES = {
     "downsample.1": "shortcut.norm",
 }
 
-Tensors = dict[str, torch.Tensor]  # by the whole way to the tensor, joined by dots
-# Wrappers in names that tell nothing about the network: of the file, of DistributedDataParallel, of torch.compile.
+Tensors = dict[str, torch.Tensor]  # keys: the whole path to the tensor, joined by dots
+# Wrappers in names that are not part of the network: of the file, of DistributedDataParallel, of torch.compile.
 _WRAPPERS = ("state_dict", "model_state_dict", "module", "_orig_mod")
 
-# Tensors of a ResNet by torchvision's names; everything else beside them belongs to a head or to another network.
+# Tensors of a ResNet under torchvision's names; everything else belongs to a head or to another network.
 TRUNK = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01]))"
     r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -36,9 +36,10 @@ class Dialect:
 
     Attributes:
         name: for messages.
-        anchor: finds, in full names, tensors that each ResNet of this dialect has; group 1: its prefix. Several
-            ones, else a query network that lacks just one would pass unseen, and the key's be taken.
-        translate: a name without the prefix -> torchvision's, or None where it names no tensor of a ResNet.
+        anchor: matches the full names of tensors that every ResNet of this dialect has; group 1 is the prefix. It
+            matches several, because a query network that lacks the only one would be overlooked, and the key network
+            taken instead.
+        translate: a name without the prefix -> torchvision's name, or None if it is not a tensor of a ResNet.
     """
 
     name: str
@@ -51,7 +52,7 @@ def _torchvision(name: str) -> str | None:
 
 
 def _sequential(name: str) -> str | None:
-    """`nn.Sequential` of a torchvision ResNet's children: 0 conv1, 1 bn1, 4 ... 7 layer1 ... layer4."""
+    """Translate names in an `nn.Sequential` of a ResNet's children: 0 conv1, 1 bn1, 4 to 7 layer1 to layer4."""
     index, _, rest = name.partition(".")
     modules = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     return _torchvision(f"{modules[index]}.{rest}") if index in modules else None
@@ -63,7 +64,7 @@ _HF_LAYER = re.compile(
 
 
 def _transformers(name: str) -> str | None:
-    """`ResNetModel` of Hugging Face's transformers."""
+    """Translate names in the `ResNetModel` of Hugging Face's transformers."""
     for ours, theirs in (("conv1", "convolution"), ("bn1", "normalization")):
         prefix = f"embedder.embedder.{theirs}."
         if name.startswith(prefix):
@@ -104,7 +105,7 @@ _C2_LEAVES = {
 
 
 def _caffe2(name: str) -> str | None:
-    """Detectron 1 and the MSRA files; batch norm is merged into `bn_s` and `bn_b` in most of them."""
+    """Translate names of Detectron 1 and the MSRA files; most have batch norm merged into `bn_s` and `bn_b`."""
     if match := re.fullmatch(r"(?:res_)?conv1_(w|bn_(?:s|b|rm|riv))", name):
         return f"{'conv1' if match[1] == 'w' else 'bn1'}.{_C2_LEAVES[match[1]]}"
     match = _C2_BLOCK.fullmatch(name)
@@ -135,7 +136,7 @@ DIALECTS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A ResNet somewhere in a file."""
+    """A ResNet in a file, given by its prefix."""
 
     prefix: str
     dialect: Dialect
@@ -150,12 +151,12 @@ class Candidate:
 
 
 def clean(name: str) -> str:
-    """A tensor's name or prefix without the wrappers that say nothing."""
+    """Return a tensor's name or prefix without wrappers such as `module`."""
     return ".".join(token for token in name.split(".") if token not in _WRAPPERS)
 
 
 def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
-    """Every ResNet in a file, in the file's order."""
+    """Return every ResNet in a file, in the file's order."""
     found = {}
     for name in tensors:
         for dialect in DIALECTS:
@@ -165,11 +166,12 @@ def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
 
 
 def has_resnet(tensors: Mapping[str, Any]) -> bool:
-    """Whether tensors by their names hold a ResNet that is not in detectron2's or Caffe2's dialect."""
+    """Return whether the tensor names contain a ResNet in another dialect than detectron2's or Caffe2's."""
     return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(tensors))
 
 
 def translated(tensors: Tensors, candidate: Candidate) -> Tensors:
+    """Return the candidate's tensors under torchvision's names."""
     found = {}
     for name, tensor in tensors.items():
         if name.startswith(candidate.prefix):
@@ -180,7 +182,7 @@ def translated(tensors: Tensors, candidate: Candidate) -> Tensors:
 
 
 def same(tensors: Tensors, first: Candidate, second: Candidate) -> bool:
-    """Whether two names stand for one network: OpenSelfSup's `backbone` is an alias of `encoder_q.0`."""
+    """Return whether two candidates are the same network: OpenSelfSup's `backbone` is an alias of `encoder_q.0`."""
     pair = [translated(tensors, candidate) for candidate in (first, second)]
     return pair[0].keys() == pair[1].keys() and all(
         (tensor.shape, tensor.dtype) == (pair[1][name].shape, pair[1][name].dtype)
@@ -190,11 +192,12 @@ def same(tensors: Tensors, first: Candidate, second: Candidate) -> bool:
 
 
 def places(candidates: list[Candidate]) -> str:
+    """Return the prefixes of at most eight candidates, for messages."""
     return ", ".join(map(str, candidates[:8])) + (", ..." if len(candidates) > 8 else "")
 
 
 def detectron2_name(name: str) -> str:
-    """`layer1.0.bn1.weight` -> `res2.0.conv1.norm.weight`. Raises KeyError for what is in no ResNet."""
+    """Translate `layer1.0.bn1.weight` to `res2.0.conv1.norm.weight`. Raises `KeyError` if no ResNet has that tensor."""
     stage, _, rest = name.partition(".")
     place = "stem"
     if stage.startswith("layer"):

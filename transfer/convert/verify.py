@@ -1,4 +1,4 @@
-"""Numeric proof: detectron2's backbone with the written file computes what the source network computes."""
+"""Verify numerically that detectron2's backbone with the written file computes what the source network computes."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ from transfer.convert.weights_file import for_detectron2, read_weights
 
 LEVELS = ("res2", "res3", "res4", "res5")
 _TRUNK = re.compile(r"(stem|res[2-5])\.")
-_KEPT = re.compile(r"fpn_|roi_heads\.box_head\.")  # what `--keep` adds is not part of the backbone
+_KEPT = re.compile(r"fpn_|roi_heads\.box_head\.")  # added by `--keep`, not part of the backbone
 TOLERANCE = 1e-4  # relative; equal networks differ by 1e-15 to 1e-11
 
 Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -31,7 +31,7 @@ Features = list[dict[str, torch.Tensor]]  # with running statistics, then with t
 
 
 class _Checkpointer(DetectionCheckpointer):
-    """detectron2's own, which remembers what it could not place instead of only logging it."""
+    """detectron2's checkpointer, which also remembers the names that it could not place."""
 
     unplaced: tuple[str, ...] = ()
 
@@ -43,10 +43,10 @@ class _Checkpointer(DetectionCheckpointer):
 
 
 def verify(source: Source, path: Path) -> dict[str, float]:
-    """Prove a converted file against its source; see `compare` and `compare_c4` for the figures.
+    """Verify a converted file against its source, by the differences that `compare` and `compare_c4` return.
 
-    Dead channels and zero gammas hide some tensors from any output, so the tensors that detectron2 loaded
-    must also be the source's, bit for bit.
+    Dead channels and zero gammas hide some tensors from any output, so the tensors that detectron2 loaded must also be
+    bit-identical to the source's.
 
     Returns:
         The largest relative difference at each of `LEVELS`.
@@ -64,26 +64,26 @@ def verify(source: Source, path: Path) -> dict[str, float]:
         for name, tensor in source.backbone.items()
         if not torch.equal(loaded[detectron2_name(name)], tensor)
     ]
-    cause = f"; tensor {wrong[0]} is not the source's ({len(wrong)} such)" if wrong else ""
+    cause = f"; tensor {wrong[0]} differs from the source's ({len(wrong)} such tensors)" if wrong else ""
     figures = ", ".join(f"{level} {difference:.1e}" for level, difference in differences.items())
     if not all(difference <= TOLERANCE for difference in differences.values()):  # a NaN fails too
         raise UserError(
-            f"proof failed: outputs differ from the source network's by {figures} "
+            f"verification failed: the outputs differ from the source network's by {figures} "
             f"(relative; limit {TOLERANCE:.0e}){cause}"
         )
     if wrong:
-        raise UserError(f"proof failed{cause}, though the outputs agree: {figures}")
+        raise UserError(f"verification failed{cause}, although the outputs agree: {figures}")
     return differences
 
 
 def compare(source: Source, path: Path) -> dict[str, float]:
-    """Run both networks on the same images, each after its own preprocessing, and compare their features.
+    """Run both networks on the same images, each with its own preprocessing, and compare their features.
 
-    In float64, so that only a difference of the networks remains; with running statistics (as in evaluation)
-    and with the batch's (as in fine-tuning).
+    The comparison is in float64, so that rounding cannot hide a difference, and is made with running statistics (as in
+    evaluation) and with batch statistics (as in fine-tuning).
 
     Returns:
-        For each level the maximum over channels of max |a - b| / max |a|, a being the source's.
+        For each level, the maximum over channels of max |a - b| / max |a|, where a is the source's.
     """
     images = sample_images()
     expected = _source_features(source, images)
@@ -92,7 +92,7 @@ def compare(source: Source, path: Path) -> dict[str, float]:
 
 
 def compare_c4(source: Source, path: Path) -> dict[str, float]:
-    """As `compare`, for a whole C4 detector as detectron2 builds it: there res5 sits in the box head."""
+    """Do the same as `compare` for a whole C4 detector as detectron2 builds it, where res5 is part of the box head."""
     cfg, settings = _config(path)  # detectron2's defaults are a Faster R-CNN C4
     cfg.MODEL.RESNETS.OUT_FEATURES = list(LEVELS[:3])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
@@ -100,7 +100,7 @@ def compare_c4(source: Source, path: Path) -> dict[str, float]:
     model = build_model(cfg)
     unplaced = [name for name in _fill(model, path) if _TRUNK.search(name)]
     if unplaced:
-        raise UserError(f"{path}: a C4 detector finds {len(unplaced)} tensors missing, first {unplaced[0]}")
+        raise UserError(f"{path}: a C4 detector lacks {len(unplaced)} tensors, first {unplaced[0]}")
 
     def forward(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = model.backbone(batch)
@@ -117,12 +117,12 @@ def _differences(expected: Features, actual: Features) -> dict[str, float]:
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """detectron2's ResNet, built by the file's own settings and filled by detectron2's checkpointer.
+    """Build detectron2's ResNet from the file's settings and fill it with detectron2's checkpointer.
 
     Returns:
         The backbone with outputs `LEVELS`, float32 on the CPU, and the settings.
     Raises:
-        UserError: the file is no converted file of ours, or does not fill the backbone exactly.
+        UserError: the file was not written by this converter, or does not fill the backbone exactly.
     """
     cfg, settings = _config(path)
     cfg.MODEL.RESNETS.OUT_FEATURES = list(LEVELS)
@@ -137,10 +137,12 @@ def load_backbone(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _config(path: Path) -> tuple[CfgNode, dict[str, Any]]:
-    """detectron2's defaults with the file's own settings, and these."""
+    """Return detectron2's defaults changed by the file's settings, and those settings."""
     settings = read_weights(path)["preprocessing"]
     if settings is None:
-        raise UserError(f"{path}: no preprocessing record: not written by tools/convert_to_d2.py")
+        raise UserError(
+            f"{path}: it has no preprocessing record, so it was not written by tools/convert_to_d2.py"
+        )
     cfg = get_cfg()
     for key, value in settings.items():
         cfg.merge_from_list([key, value])
@@ -150,19 +152,19 @@ def _config(path: Path) -> tuple[CfgNode, dict[str, Any]]:
 
 
 def _fill(module: nn.Module, path: Path) -> tuple[str, ...]:
-    """Fill a module by detectron2's own matching; the names of what it could not place.
+    """Fill a module by detectron2's own matching and return the names that it could not place.
 
-    The file itself is read by us: detectron2 would run the code in a pickle.
+    `read_weights` reads the file, because detectron2 would run code in a pickle.
     """
     checkpointer = _Checkpointer(module)
     checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
-    checkpointer.logger.setLevel(logging.CRITICAL)  # the names become an error
+    checkpointer.logger.setLevel(logging.CRITICAL)  # the caller reports the names
     checkpointer._load_model(for_detectron2(read_weights(path)))
     return checkpointer.unplaced
 
 
 def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
-    """(2, height, width, 3) uint8 RGB: a drawing with soft and sharp transitions in colours, and noise."""
+    """Return (2, height, width, 3) uint8 RGB images: a drawing with soft and sharp colour transitions, and noise."""
     random = numpy.random.default_rng(0)
     soft = random.uniform(0, 255, (4, 5, 3)).astype(numpy.float32)
     drawing = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -197,11 +199,11 @@ def _detectron2_features(path: Path, images: numpy.ndarray) -> Features:
 
 
 def _preprocessed(model: GeneralizedRCNN, settings: dict[str, Any], images: numpy.ndarray) -> torch.Tensor:
-    """Through detectron2's own `preprocess_image`; the sides are multiples of 32, so that nothing is padded."""
+    """Apply detectron2's own `preprocess_image`; the sides are multiples of 32, so nothing is padded."""
     if settings["INPUT.FORMAT"] == "BGR":
         images = images[..., ::-1].copy()
     model.double()
-    for name in ("MEAN", "STD"):  # which the model has rounded to float32
+    for name in ("MEAN", "STD"):  # the model has rounded them to float32
         exact = torch.tensor(settings[f"MODEL.PIXEL_{name}"], dtype=torch.float64).view(-1, 1, 1)
         getattr(model, f"pixel_{name.lower()}").copy_(exact)
     inputs = [{"image": image} for image in _channels_first(images)]
@@ -217,16 +219,16 @@ def _channels_first(images: numpy.ndarray) -> torch.Tensor:
 def _both_modes(network: nn.Module, forward: Forward, batch: torch.Tensor) -> Features:
     network.eval()
     evaluated = forward(batch)
-    network.train()  # second, since it changes the running statistics
+    network.train()  # after evaluation, because the forward pass changes the running statistics
     return [evaluated, forward(batch)]
 
 
 def _relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """(N, C, H, W) each -> the largest relative difference of a channel; infinite for different shapes."""
+    """Return the largest relative difference of a channel of two (N, C, H, W); infinite for different shapes."""
     if expected.shape != actual.shape:
         return float("inf")
     difference = (expected - actual).abs().amax(dim=(0, 2, 3))  # (C,)
     scale = expected.abs().amax(dim=(0, 2, 3))
-    # A channel that ReLU all but silences is measured against the level, else rounding alone would count.
+    # A channel that ReLU almost silences is compared with the whole level; otherwise rounding alone would count.
     scale = scale.clamp(min=1e-6 * float(scale.max()))
     return float((difference / scale).nan_to_num(nan=float("inf")).max())

@@ -1,4 +1,4 @@
-"""detectron2's weights files, read without running anything that they contain."""
+"""Read and write detectron2's weights files. Reading never runs code that a file contains."""
 
 import json
 import pickle
@@ -19,17 +19,17 @@ from transfer.convert.tensor_names import has_resnet
 
 FORMATS = ("pkl", "pth", "safetensors")
 
-MAX_TENSORS = 10_000  # detectron2 compares each name with each; its largest detectors have some 2,000
+MAX_TENSORS = 10_000  # detectron2 compares each name with each other; its largest detectors have about 2,000
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a weights file of detectron2, by our converter or another's, without running anything in it.
+    """Read a weights file of detectron2, written by any converter, without running anything in it.
 
     Returns:
         `model` (name -> tensor), `author`, `heuristics` (whether names are matched by suffix),
-        `preprocessing` and `record` (None in files that are not by our converter).
+        `preprocessing` and `record` (None in files of other converters).
     Raises:
-        UserError: missing, unreadable, not only numbers, or a checkpoint that must be converted first.
+        UserError: the file is missing or unreadable, holds more than numbers, or must be converted first.
     """
     contents, form, _ = read_contents(path)
     if form != "pickle" and has_resnet(named_tensors(path, contents)):
@@ -37,23 +37,23 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path}: convert it first: python tools/convert_to_d2.py {path} {path.name.split('.')[0]}.pkl"
         )
     if not isinstance(contents, dict):
-        raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
+        raise UserError(f"{path}: it holds a {type(contents).__name__}, not a dict of weights")
     if form == "pickle" and not ("model" in contents and "__author__" in contents):
-        # detectron2's rule for the files of Caffe2 and Detectron 1; momentum is solver state.
+        # detectron2's rule for files of Caffe2 and Detectron 1. Momentum is solver state.
         blobs = contents.get("blobs", contents)
         if not isinstance(blobs, dict):
-            raise UserError(f"{path}: its `blobs` are a {type(blobs).__name__}, not a dict of weights")
+            raise UserError(f"{path}: its `blobs` is a {type(blobs).__name__}, not a dict of weights")
         model = {str(name): value for name, value in blobs.items() if not str(name).endswith("_momentum")}
         contents = {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
     model = contents.get("model", contents)
     if not isinstance(model, dict):
         raise UserError(f"{path}: its `model` is a {type(model).__name__}, not a dict of weights")
     if len(model) > MAX_TENSORS:
-        raise UserError(f"{path}: holds {len(model)} tensors: no weights file of a detector")
-    named_tensors(path, model)  # which are not larger than the file
+        raise UserError(f"{path}: it holds {len(model)} tensors, more than any detector has")
+    named_tensors(path, model)  # checks that they are not larger than the file
     for key in ("preprocessing", "record"):
         if not isinstance(contents.get(key), dict | None) or not _plain(contents.get(key)):
-            raise UserError(f"{path}: its `{key}` is damaged: not written by tools/convert_to_d2.py")
+            raise UserError(f"{path}: its `{key}` is damaged, or was not written by tools/convert_to_d2.py")
     return {
         "model": {label(name): _as_tensor(path, name, value) for name, value in model.items()},
         "author": label(contents.get("__author__", "unknown")),
@@ -64,7 +64,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def for_detectron2(weights: dict[str, Any]) -> dict[str, Any]:
-    """What `read_weights` gave as the dict that detectron2's checkpointer makes of such a file."""
+    """Return the result of `read_weights` as the dict that detectron2's checkpointer makes from such a file."""
     return {
         "model": dict(weights["model"]),
         "__author__": weights["author"],
@@ -77,17 +77,17 @@ def _as_tensor(path: Path, name: Any, value: Any) -> torch.Tensor:
         return value
     if isinstance(value, Array) and value.value is not None:
         return torch.from_numpy(value.value)
-    if type(value) in (bool, int, float):  # Detectron 1's files have some
+    if type(value) in (bool, int, float):  # as in some files of Detectron 1
         try:
             return torch.tensor(value)
         except (RuntimeError, OverflowError):
             pass
     kind = getattr(value, "name", "") or type(value).__name__
-    raise UserError(f"{path}: {label(name)} is a {kind}, not an array of numbers: no weights file?")
+    raise UserError(f"{path}: {label(name)} is a {kind}, not an array of numbers: is this a weights file?")
 
 
 def _plain(value: Any, depth: int = 0) -> bool:
-    """Whether a record holds nothing but short printable texts and numbers, as ours do."""
+    """Return whether a record consists only of short printable strings and numbers, as ours do."""
     if isinstance(value, dict):
         pairs = len(value) <= 10_000 and depth < 6
         return pairs and all(
@@ -101,12 +101,11 @@ def _plain(value: Any, depth: int = 0) -> bool:
 
 
 def format_of(output: Path) -> str:
-    """The format that a file's name asks for. Raises `UserError` for another ending than `FORMATS`."""
+    """Return the format that a file's extension stands for. Raises `UserError` if it is not one of `FORMATS`."""
     form = output.name.removesuffix(".tar").rpartition(".")[2]
     if form not in FORMATS:
         raise UserError(
-            f"{output}: the output must be named *.pkl, else detectron2 reads it as another format; "
-            "*.pth and *.safetensors are written too"
+            f"{output}: name the output *.pkl, *.pth or *.safetensors; detectron2 chooses its reader by the extension"
         )
     return form
 
@@ -114,8 +113,8 @@ def format_of(output: Path) -> str:
 def write_weights(path: Path, contents: Mapping[str, Any]) -> None:
     """Write `{"model": {name: float32 array}, ...}` in the format of the file's name, atomically.
 
-    detectron2 loads `.pkl` and `.pth`; `tools/train_net.py` loads `.safetensors` too, whose header keeps
-    everything beside the tensors as JSON.
+    detectron2 loads `.pkl` and `.pth`. `tools/train_net.py` also loads `.safetensors`, whose header holds everything
+    except the tensors as JSON.
     """
     form = format_of(path)
     if form == "pkl":
@@ -125,7 +124,7 @@ def write_weights(path: Path, contents: Mapping[str, Any]) -> None:
     if form == "pth":
         save(path, {**contents, "model": tensors})
         return
-    # one entry: the library writes several in a random order
+    # A single entry, because the library writes several in random order.
     header = json.dumps({key: value for key, value in contents.items() if key != "model"})
     write_safetensors(path, tensors, metadata={HEADER: header})
 
@@ -137,10 +136,10 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], *, metadata:
 
 
 def _pickled(contents: Mapping[str, Any]) -> bytes:
-    """A pickle that numpy 1 and 2 can both read.
+    """Return a pickle that numpy 1 and 2 can both read.
 
-    numpy 2 names its functions `numpy._core...`, which numpy 1 lacks; both know `numpy.core...`. In protocol
-    3 a global is plain text with no length in front, and its first mention precedes all array data.
+    numpy 2 names its functions `numpy._core...`, which numpy 1 does not have; both have `numpy.core...`. In protocol 3
+    a     global is plain text without a length, and its first mention precedes all array data.
     """
     data = pickle.dumps(dict(contents), protocol=3)
     return data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)

@@ -205,9 +205,7 @@ def test_transfer_finds_the_query_encoder(kind: str, tmp_path: Path) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Losses, weights, running statistics, queue or bank after four steps; the gradients of the first and last."""
-    alone = server().Process(
-        target=steps_of_every_kind, args=(str(tmp_path),)
-    )
+    alone = server().Process(target=steps_of_every_kind, args=(str(tmp_path),))
     alone.start()
     alone.join()
     distributed.spawn(steps_of_every_kind, 2, (str(tmp_path),))

@@ -97,7 +97,7 @@ def test_recipe(name: str) -> None:
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "MODEL.RESNETS.DEPTH", "33"], ["RESNETS.DEPTH 33", "18, 34, 50"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "DATASETS.SHOTS", "-1"], ["DATASETS.SHOTS -1", "or more"]),
         ("transfer/semseg_voc_R50.yaml", [*RANDOM, "INPUT.SCALE_CROP.SIZE", "-1"], ["SCALE_CROP.SIZE -1", "pixels"]),
-        ("transfer/semseg_voc_R50.yaml", [*RANDOM, "INPUT.SCALE_CROP.SCALES", "(2, 1)"], ["SCALES (2, 1)", "least"]),
+        ("transfer/semseg_voc_R50.yaml", [*RANDOM, "INPUT.SCALE_CROP.SCALES", "(2, 1)"], ["SCALES (2, 1)", "smallest"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.EVAL_PERIOD", "-1"], ["TEST.EVAL_PERIOD -1", "0"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.KEEP_BEST", "bbox/AP"], ["TEST.KEEP_BEST", "TEST.EVAL_PERIOD"]),
         ("transfer/coco_R50_FPN.yaml", [*RANDOM, "TEST.KEEP_BEST", "AP"], ["TEST.KEEP_BEST AP", "bbox/AP"]),

@@ -546,5 +546,5 @@ def test_explain_against_plain_detectron2() -> None:
 
 def test_explain_for_a_config_of_ones_own() -> None:
     lines = explain.explain(load("demo_R18_FPN"), "mine.yaml")
-    assert lines[0].startswith("mine: no recipe of the paper by this name") and "coco_R50_FPN_6x" in lines[0]
+    assert lines[0].startswith("mine: the paper has no recipe of this name") and "coco_R50_FPN_6x" in lines[0]
     assert any("AdamW" in line and "SGD" in line for line in lines)

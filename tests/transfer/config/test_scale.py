@@ -54,7 +54,7 @@ def test_equals_detectron2s_auto_scaling(reference: int, gpus: int) -> None:
         (
             2,
             ("SOLVER.IMS_PER_BATCH", "12"),
-            r"IMS_PER_BATCH 12 is no multiple of the 8 GPUs.*REFERENCE_WORLD_SIZE",
+            r"IMS_PER_BATCH 12 is not a multiple of the 8 GPUs.*REFERENCE_WORLD_SIZE",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""`tools/convert_to_d2.py` as its user meets it: nothing of theirs is overwritten, no flag is passed over."""
+"""`tools/convert_to_d2.py` from the user's side: no file of theirs is overwritten, and no flag is ignored silently."""
 
 from pathlib import Path
 
@@ -21,12 +21,13 @@ def refusal(*arguments: object) -> str:
 def test_two_checkpoints_of_a_glob_are_not_input_and_output(tmp_path: Path) -> None:
     first, second = (plain_file(tmp_path / name, SMALL) for name in ("a.pth", "b.pth"))
     before = second.read_bytes()
-    assert "b.pth: exists and is no weights file of this converter" in refusal(first, second)
-    assert "b.pth: exists" in refusal(first, second, "--to", "timm")
+    assert "b.pth exists and was not written by this converter" in refusal(first, second)
+    assert "b.pth exists" in refusal(first, second, "--to", "timm")
     assert second.read_bytes() == before
     assert run_script(TOOL, str(first), str(second), "--no-verify", "--overwrite").returncode == 0
     assert second.read_bytes() != before
-    assert run_script(TOOL, str(first), str(second), "--no-verify").returncode == 0  # a file of ours
+    # The output was written by this converter, so it may be replaced.
+    assert run_script(TOOL, str(first), str(second), "--no-verify").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_two_checkpoints_of_a_glob_are_not_input_and_output(tmp_path: Path) -> N
     [
         (
             ["--format", "pth"],
-            "--format has no effect with INPUT OUTPUT; the ending of OUTPUT says the format",
+            "--format has no effect with INPUT OUTPUT; the extension of OUTPUT decides the format",
         ),
         (["--to", "timm", "--keep", "fpn"], "--keep has no effect with --to"),
         (["--output-dir", "x", "--record", "r.json"], "--record has no effect with --output-dir"),
@@ -47,7 +48,7 @@ def test_flags_without_effect_are_refused(tmp_path: Path, flags: list[str], mess
 
 def test_the_record_is_a_file_of_its_own(tmp_path: Path) -> None:
     path = plain_file(tmp_path / "a.pth", SMALL)
-    assert "name a file *.json" in refusal(path, tmp_path / "a.pkl", "--record", tmp_path / "a.pkl")
+    assert "the name must end in .json" in refusal(path, tmp_path / "a.pkl", "--record", tmp_path / "a.pkl")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -68,4 +69,4 @@ def test_inspect_goes_on_after_a_damaged_file(tmp_path: Path) -> None:
 
 def test_a_file_as_output_folder(tmp_path: Path) -> None:
     path = plain_file(tmp_path / "a.pth", SMALL)
-    assert f"--output-dir {path}: is a file" in refusal(path, "--output-dir", path)
+    assert f"--output-dir {path} is a file" in refusal(path, "--output-dir", path)

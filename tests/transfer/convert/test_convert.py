@@ -1,4 +1,4 @@
-"""The converted file: its names, its bytes, and what is written when a conversion is refused."""
+"""The converted file: its names and bytes, and that a refused conversion writes nothing."""
 
 import json
 import pickle
@@ -68,7 +68,8 @@ def test_the_file_says_what_it_is_and_what_it_needs(tmp_path: Path) -> None:
     record = contents["record"]
     assert (record["source"], record["branch"], record["epoch"]) == ("moco", "module.encoder_q", 200)
     assert record["dropped"]["encoder_k"] == 322
-    assert record["proof"] == {"res2": 1e-9, "res3": 1e-9, "res4": 1e-9, "res5": 1e-9}  # at most
+    # Smaller differences are recorded as 1e-9.
+    assert record["proof"] == {"res2": 1e-9, "res3": 1e-9, "res4": 1e-9, "res5": 1e-9}
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_failed_proof_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         "transfer.convert.convert.preprocessing", lambda kind, *_: preprocessing(kind, reversed_mean)
     )
-    with pytest.raises(UserError, match="proof failed"):
+    with pytest.raises(UserError, match="verification failed"):
         convert(moco_file(tmp_path / "a.pth.tar", SMALL), tmp_path / "out" / "a.pkl")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -179,11 +180,13 @@ def test_the_tool_prints_what_it_did(tmp_path: Path) -> None:
 
 
 def test_without_the_proof_the_weights_are_the_same(tmp_path: Path) -> None:
-    proven = pickle.loads(written(tmp_path).read_bytes())
+    verified = pickle.loads(written(tmp_path).read_bytes())
     convert(tmp_path / "a.pth.tar", tmp_path / "b.pkl", verify=False)
-    unproven = pickle.loads((tmp_path / "b.pkl").read_bytes())
-    assert unproven["record"]["proof"] is None
-    assert all(numpy.array_equal(proven["model"][name], unproven["model"][name]) for name in proven["model"])
+    unverified = pickle.loads((tmp_path / "b.pkl").read_bytes())
+    assert unverified["record"]["proof"] is None
+    assert all(
+        numpy.array_equal(verified["model"][name], unverified["model"][name]) for name in verified["model"]
+    )
 
 
 def test_a_torchvision_file_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ways out: other formats, other libraries, many files, and what a file is."""
+"""Export to other formats and libraries, conversion of many files, and `--inspect`."""
 
 import pickle
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_detectron2_itself_loads_pth(tmp_path: Path) -> None:
             self.backbone.stem.conv1 = nn.Conv2d(3, 8, 7, bias=False)
 
     model = Model()
-    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))  # names matched by their ends
+    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))  # matches names by their suffixes
     assert torch.equal(model.backbone.stem.conv1.weight, QUERY["conv1.weight"])
 
 

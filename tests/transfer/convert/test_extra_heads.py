@@ -1,4 +1,4 @@
-"""FPN and box head of files that pre-train them: into a detector of detectron2, bit for bit."""
+"""FPN and box head of files that pre-train them: they arrive in a detectron2 detector bit for bit."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def norm(name: str, channels: int) -> State:
 
 
 def fpn(prefix: str) -> State:
-    """mmdetection's `neck` of ConvModules with batch norm, on the narrow network's 32 ... 256 channels."""
+    """Return mmdetection's `neck` of ConvModules with batch norm, for the narrow network's 32 to 256 channels."""
     state: State = {}
     for level in range(4):
         for kind, size in (("lateral", 1), ("fpn", 3)):
@@ -35,10 +35,10 @@ def fpn(prefix: str) -> State:
 
 
 def detector() -> torch.nn.Module:
-    """Faster R-CNN FPN with the head of four convolutions, at the narrow network's width."""
+    """Return a Faster R-CNN FPN with a box head of four convolutions, at the narrow network's width."""
     cfg = get_cfg()
     package = Path(str(detectron2.__file__)).parent
-    folders = (package / "model_zoo/configs", package.parent / "configs")  # a release; a checkout
+    folders = (package / "model_zoo/configs", package.parent / "configs")  # installed release; checkout
     name = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
     cfg.merge_from_file(str(next(f / name for f in folders if (f / name).is_file())))
     pairs = {

@@ -1,4 +1,4 @@
-"""Some hundreds of the fuzzer's inputs; `python tests/support/fuzz.py` reads as many as one likes."""
+"""Several hundred inputs of the fuzzer; `python tests/support/fuzz.py` tries any number of them."""
 
 import pytest
 

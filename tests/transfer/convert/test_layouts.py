@@ -1,4 +1,4 @@
-"""One file of every known layout gives the network that is meant, whatever else it holds."""
+"""A file of each known layout yields the intended network, whatever else it holds."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks that other libraries build and save themselves: taken whole, or refused for the right reason."""
+"""Networks built and saved by other libraries are converted completely, or refused for the right reason."""
 
 import copy
 import json
@@ -25,29 +25,29 @@ TRUNK = ("conv1.", "bn1.", "layer")
 
 
 def library(name: str) -> Any:
-    """Skips the test where it is not installed. Some libraries warn while they are loaded."""
+    """Import a library, or skip the test if it is not installed. Some libraries warn while they are imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip(name)
 
 
-def save(path: Path, state: dict[str, torch.Tensor], **beside: Any) -> Path:
-    """By torch.save, or by safetensors with a `config.json` beside it, as the hubs have them."""
+def save(path: Path, state: dict[str, torch.Tensor], **config: Any) -> Path:
+    """Save with torch.save, or with safetensors and a `config.json` next to the file, as on the hubs."""
     if path.suffix == ".safetensors":
         library("safetensors.torch").save_file(state, path, metadata={"format": "pt"})
-        (path.parent / "config.json").write_text(json.dumps(beside))
+        (path.parent / "config.json").write_text(json.dumps(config))
     else:
         torch.save(state, path)
     return path
 
 
 def trunk(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the converted file must hold, by torchvision's names."""
+    """Return what the converted file must hold, under torchvision's names."""
     return {n: t for n, t in state.items() if n.startswith(TRUNK) and not n.endswith("num_batches_tracked")}
 
 
 def convert_and_compare(source: Path, expected: dict[str, torch.Tensor], *, verify: bool = False) -> dict:
-    """Convert, and hold every tensor of the written file against the library's."""
+    """Convert a file and compare every tensor of the written file with the library's."""
     record = convert(source, source.parent / "out.pkl", verify=verify)
     written = read_weights(source.parent / "out.pkl")["model"]
     assert written.keys() == {detectron2_name(name) for name in expected}
@@ -131,7 +131,7 @@ def test_detectron2_computes_the_features_of_timm(tmp_path: Path) -> None:
     ],
 )
 def test_other_networks_of_timm_are_refused(tmp_path: Path, name: str, reason: str) -> None:
-    with torch.device("meta"):  # initialising them would take longer than all the rest
+    with torch.device("meta"):  # initialising the weights would take longer than the rest of the test
         shapes = library("timm").create_model(name, pretrained=False).state_dict()
     torch.save(
         {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in shapes.items()},
@@ -162,7 +162,7 @@ def test_anti_aliased_networks_of_timm_are_refused_by_what_is_said_of_them(tmp_p
 def hugging_face(
     tmp_path: Path, depth: int, *, head: bool = False, **settings: Any
 ) -> tuple[nn.Module, Path]:
-    """A narrow ResNet of transformers, saved by its own code."""
+    """Return a narrow ResNet of transformers and the file that transformers saved it to."""
     transformers = library("transformers")
     blocks, kind = {18: ([2, 2, 2, 2], "basic"), 50: ([3, 4, 6, 3], "bottleneck")}[depth]
     scale = 1 if kind == "basic" else 4
@@ -181,7 +181,7 @@ def hugging_face(
 
 
 def by_torchvisions_names(network: nn.Module, name: str, stem: int) -> dict[str, torch.Tensor]:
-    """Through the test's own table of names, which goes the other way than the product's."""
+    """Rename tensors by the tests' own table, which is independent of the converter's and goes the other way."""
     like = trunk(getattr(torchvision.models, name)().state_dict())
     back = dict(zip(transformers_names(like), like, strict=True))
     state = {key.removeprefix("resnet."): tensor for key, tensor in network.state_dict().items()}
@@ -207,7 +207,7 @@ def test_detectron2_computes_the_features_of_transformers(tmp_path: Path, in_1x1
     network, path = hugging_face(tmp_path, 50, downsample_in_bottleneck=in_1x1)
     record = convert(path, tmp_path / "a.pkl")
     assert record["preprocessing"]["MODEL.RESNETS.STRIDE_IN_1X1"] is in_1x1
-    torch.save(network.state_dict(), path.with_name("pytorch_model.bin"))  # as the older files of the hub
+    torch.save(network.state_dict(), path.with_name("pytorch_model.bin"))  # as in older files on the hub
     assert read_source(path.with_name("pytorch_model.bin")).input.stride_in_1x1 is in_1x1
     expected = network.double()(IMAGE.double(), output_hidden_states=True).hidden_states
     assert_close(detectron2_features(tmp_path / "a.pkl", IMAGE), list(expected[1:]))
@@ -227,7 +227,7 @@ def test_transformers_of_another_kind_are_refused(tmp_path: Path, settings: dict
 
 
 class LightlyMoCo(nn.Module):
-    """As lightly's tutorial builds it."""
+    """The module of lightly's tutorial."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ def test_the_cifar_network_of_lightly_is_refused(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "a.pth")
     with pytest.raises(UserError, match="CIFAR stem"):
         read_source(tmp_path / "a.pth")
-    # without its last layer, in nn.Sequential, the places of its stages are not those of a torchvision ResNet's
+    # In nn.Sequential without its last layer, its stages have other indices than those of a torchvision ResNet.
     indexed = nn.Sequential(*list(network.children())[:-1])
     torch.save({f"backbone.{n}": t for n, t in indexed.state_dict().items()}, tmp_path / "b.pth")
     with pytest.raises(UserError, match="CIFAR stem"):

@@ -1,4 +1,4 @@
-"""Files that are nearly something else: what they were fed, and whose stages they hold."""
+"""The preprocessing that files state or imply, and files that almost look like another kind."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def test_the_key_network_does_not_get_the_querys_last_stage(tmp_path: Path) -> N
     assert torch.equal(
         read_source(tmp_path / "a.pth").backbone["layer4.0.conv1.weight"], QUERY["layer4.0.conv1.weight"]
     )
-    with pytest.raises(UserError, match=r"layer4|ResNet of"):
+    with pytest.raises(UserError, match=r"layer4|ResNet with"):
         read_source(tmp_path / "a.pth", branch="backbone_k")
 
 
@@ -92,7 +92,7 @@ def test_a_config_that_grows_when_it_is_read_is_refused(tmp_path: Path) -> None:
 
 def test_many_names_that_look_like_heads_are_read_quickly(tmp_path: Path) -> None:
     torch.save({f"{'fc.' * 60}{n}": torch.zeros(1) for n in range(20_000)}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="no ResNet"):
+    with pytest.raises(UserError, match="does not contain a ResNet"):
         read_source(tmp_path / "a.pth")
 
 

@@ -1,4 +1,4 @@
-"""Recognising checkpoints: what is found, what every tensor becomes, and what is refused by name."""
+"""Recognising checkpoints: what is found, what happens to each tensor, and what is refused, with its name."""
 
 import argparse
 import hashlib
@@ -26,7 +26,9 @@ def test_a_torchvision_file_is_the_network_without_its_classifier(tmp_path: Path
     batch_norms = {"resnet18": 20, "resnet50": 53}[name]
     assert (source.kind, source.branch) == ("torchvision", "")
     assert source.architecture == ARCHITECTURES[name]
-    assert len(source.backbone) == batch_norms * 5  # as many convolutions; weight, bias, mean and variance
+    assert (
+        len(source.backbone) == batch_norms * 5
+    )  # each has a convolution, and a weight, bias, mean and variance
     assert source.dropped == {"fc": 2, "num_batches_tracked": batch_norms}
     assert all(torch.equal(source.backbone[key], state[key]) for key in source.backbone)
     assert source.digest == hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
@@ -54,7 +56,7 @@ def test_a_moco_file_gives_its_query_encoder(
 
 def test_every_tensor_is_counted_once(tmp_path: Path) -> None:
     source = read_source(moco_file(tmp_path / "a.pth.tar", SMALL))
-    total = len(moco_state(SMALL)) + 3  # and the optimizer's
+    total = len(moco_state(SMALL)) + 3  # the three are the optimizer's
     assert len(source.backbone) + sum(source.dropped.values()) == total
 
 

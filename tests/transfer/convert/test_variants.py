@@ -1,4 +1,4 @@
-"""Other networks than R50 in the paper's detectors: converted, loaded whole by overrides, equal to torchvision's."""
+"""Networks other than R50 in the paper's detectors: converted, loaded completely, and equal to torchvision."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ SMALL_HEADS = [
 LAYERS = {f"layer{stage - 1}": f"res{stage}" for stage in range(2, 6)}
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
-# The networks at full size, and what differs from the settings of a ResNet-50.
+# The networks at full size, and their settings that differ from those of a ResNet-50.
 NETWORKS = {
     "R101": (resnet.resnet101, {"DEPTH": 101}),
     "RX50-32x8d": (
@@ -34,7 +34,7 @@ NETWORKS = {
         {"NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8},
     ),
     "wide-R50-2": (resnet.wide_resnet50_2, {"WIDTH_PER_GROUP": 128}),
-    "R50w2": (  # of the paper's Table 1 and of SwAV: all widths doubled, the stem too
+    "R50w2": (  # in the paper's Table 1 and in SwAV: all widths doubled, including the stem
         lambda: encoders.ResNet(encoders.architecture("resnet50", 2.0)),
         {"WIDTH_PER_GROUP": 128, "STEM_OUT_CHANNELS": 128, "RES2_OUT_CHANNELS": 512},
     ),
@@ -51,7 +51,7 @@ def _architecture(name: str) -> encoders.Architecture:
 
 
 def _settings(architecture: encoders.Architecture) -> dict[str, Any]:
-    """MODEL.RESNETS as the converter records it."""
+    """Return the MODEL.RESNETS settings that the converter records."""
     recorded = preprocessing(architecture)
     prefix = "MODEL.RESNETS."
     return {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
@@ -63,7 +63,7 @@ def _converted(network: nn.Module, folder: Path) -> Path:
 
 
 def _loaded(network: nn.Module, file: Path, name: str, *overrides: str) -> nn.Module:
-    """A detector of a config, filled from the file; every tensor of the source has gone in."""
+    """Return a config's detector filled from the file, and check that it received every tensor of the source."""
     cfg = load_config(f"transfer/{name}.yaml", [*SMALL_HEADS, "MODEL.WEIGHTS", str(file), *overrides])
     model = build_model(cfg)
     loaded = init_weights.load_into(model, cfg)
@@ -88,7 +88,7 @@ def _check(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def _dilate_whole_res5(network: ResNet) -> None:
-    """Stride 1 and dilation 2 in the last stage: torchvision's `replace_stride_with_dilation`, and one block more."""
+    """Set stride 1 and dilation 2 in the whole last stage; torchvision's own option spares the first block."""
     for block in network.layer4:
         block.conv2.stride, block.conv2.dilation, block.conv2.padding = (1, 1), (2, 2), (2, 2)
     network.layer4[0].downsample[0].stride = (1, 1)
@@ -116,7 +116,7 @@ def test_settings_at_full_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_network_in_each_detector(name: str, tmp_path: Path) -> None:
-    """At a quarter of the width: the files would have up to 380 MB."""
+    """At a quarter of the width, because the files would otherwise take up to 380 MB."""
     full = _architecture(name)
     narrow = dataclasses.replace(full, width=full.width / 4)
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_each_network_in_each_detector(name: str, tmp_path: Path) -> None:
     c4 = _loaded(network, file, "voc_R50_C4_24k", *overrides)
     with torch.no_grad():
         res4 = c4.backbone(IMAGES)["res4"]
-        res5 = c4.roi_heads.res5[:3](res4)  # less the paper's norm
+        res5 = c4.roi_heads.res5[:3](res4)  # without the paper's norm
     _check(res4, expected["res4"])
     _check(res5, expected["res5"])
 
@@ -147,7 +147,7 @@ def test_each_network_in_each_detector(name: str, tmp_path: Path) -> None:
 
 
 def test_torchvisions_own_dilation_spares_the_first_block(tmp_path: Path) -> None:
-    """The difference that the docstring of DilatedC5 tells of; detectron2, and so the paper, dilate all three."""
+    """As the docstring of DilatedC5 describes, detectron2, and so the paper, dilate all three blocks."""
     network = torchvision_network("resnet50")
     model = _loaded(network, _converted(network, tmp_path), "voc_R50_DC5_24k")
     dilated = ResNet(resnet.Bottleneck, [3, 4, 6, 3], replace_stride_with_dilation=[False, False, True])

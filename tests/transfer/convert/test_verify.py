@@ -1,4 +1,4 @@
-"""The numeric proof: it passes for right files of every kind, and fails for each tensor that is off."""
+"""The numeric verification passes for correct files of every kind, and fails for each wrong tensor."""
 
 import copy
 import dataclasses
@@ -18,14 +18,14 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import moco_file, plain_file, small_network, torchvision_network
-from transfer.convert import verify as proof
+from transfer.convert import verify as verification
 from transfer.convert.convert import convert
 from transfer.convert.recognise import Source, build_network, read_source
 from transfer.convert.verify import LEVELS, TOLERANCE, compare, load_backbone, sample_images, verify
 
 
 def converted(tmp_path: Path, network: nn.Module, *, head: str = "") -> tuple[Source, Path]:
-    """Convert without the proof, so that the tests call it themselves."""
+    """Convert without verification, so that the tests can call it themselves."""
     state = network.state_dict()
     path = tmp_path / "source.pth"
     if head:
@@ -48,7 +48,7 @@ def edit(path: Path, change: Any) -> None:
 def test_right_files_pass(tmp_path: Path, name: str, head: str) -> None:
     differences = verify(*converted(tmp_path, torchvision_network(name), head=head))
     assert tuple(differences) == LEVELS
-    assert max(differences.values()) < 1e-8  # float64: only rounding is left
+    assert max(differences.values()) < 1e-8  # only float64 rounding remains
 
 
 @pytest.mark.parametrize("width", [0.0625, 0.25, 1.125])
@@ -63,7 +63,7 @@ def test_groups_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_plain_detectron2_agrees_with_plain_torchvision(tmp_path: Path, name: str) -> None:
-    """With nothing of ours but the file: torchvision's class, detectron2's checkpointer, float32."""
+    """Use nothing of this project but the file: torchvision's class, detectron2's checkpointer, float32."""
     network = torchvision_network(name).eval()
     _, path = converted(tmp_path, network)
     cfg = get_cfg()
@@ -89,14 +89,15 @@ def test_each_tensor_of_resnet18_matters(tmp_path: Path, monkeypatch: pytest.Mon
     """A change of one percent in any tensor of the source is visible in `res2` to `res5`."""
     source, path = converted(tmp_path, torchvision_network("resnet18"))
     assert len(source.backbone) == 100
-    network, features = build_network(source), proof._detectron2_features(path, sample_images())
+    network, features = build_network(source), verification._detectron2_features(path, sample_images())
 
     def built_once(changed: Source) -> nn.Module:
-        network.load_state_dict(changed.backbone)  # as the real function, which also initialises the network
+        # Like the real function, which also initialises the network.
+        network.load_state_dict(changed.backbone)
         return network.float()
 
-    monkeypatch.setattr(proof, "build_network", built_once)
-    monkeypatch.setattr(proof, "_detectron2_features", lambda *_: features)
+    monkeypatch.setattr(verification, "build_network", built_once)
+    monkeypatch.setattr(verification, "_detectron2_features", lambda *_: features)
     insensitive = []
     for name, tensor in source.backbone.items():
         changed = source.backbone | {name: tensor * 1.01 if tensor.any() else tensor + 0.01}
@@ -115,13 +116,16 @@ def test_each_tensor_of_a_small_resnet50_matters_in_the_file(
     source, path = converted(tmp_path, small_network(width=0.0625))
     names = pickle.loads(path.read_bytes())["model"]
     assert len(names) == 265
-    (backbone, settings), expected = load_backbone(path), proof._source_features(source, sample_images())
-    monkeypatch.setattr(proof, "_source_features", lambda *_: expected)
+    (backbone, settings), expected = (
+        load_backbone(path),
+        verification._source_features(source, sample_images()),
+    )
+    monkeypatch.setattr(verification, "_source_features", lambda *_: expected)
     insensitive = []
     for name in names:
         changed = copy.deepcopy(backbone)
         changed.state_dict()[name].mul_(1.02)
-        monkeypatch.setattr(proof, "load_backbone", lambda _, changed=changed: (changed, settings))
+        monkeypatch.setattr(verification, "load_backbone", lambda _, changed=changed: (changed, settings))
         if max(compare(source, path).values()) <= TOLERANCE:
             insensitive.append(name)
     assert insensitive == []
@@ -142,14 +146,16 @@ def test_each_tensor_of_a_small_resnet50_matters_in_the_file(
 def test_a_wrong_tensor_in_the_file_is_named(tmp_path: Path, name: str) -> None:
     source, path = converted(tmp_path, small_network(width=0.0625))
     edit(path, lambda contents: contents["model"][name].__imul__(1.02))
-    with pytest.raises(UserError, match=rf"outputs differ .*tensor {name} is not the source's \(1 such\)"):
+    with pytest.raises(
+        UserError, match=rf"outputs differ .*tensor {name} differs from the source's \(1 such tensors\)"
+    ):
         verify(source, path)
 
 
 def test_each_tensor_in_the_file_is_compared_with_the_source(tmp_path: Path) -> None:
     source, path = converted(tmp_path, small_network(width=0.0625))
     edit(path, lambda contents: [array.__imul__(1.02) for array in contents["model"].values()])
-    with pytest.raises(UserError, match=r"outputs differ .*is not the source's \(265 such\)"):
+    with pytest.raises(UserError, match=r"outputs differ .*differs from the source's \(265 such tensors\)"):
         verify(source, path)
 
 
@@ -160,25 +166,25 @@ def test_each_tensor_in_the_file_is_compared_with_the_source(tmp_path: Path) -> 
         ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
         ("MODEL.PIXEL_MEAN", [123.7, 116.28, 103.53]),
         ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
-        ("MODEL.PIXEL_STD", [58.14, 57.12, 57.375]),  # 0.228 in the place of 0.229
+        ("MODEL.PIXEL_STD", [58.14, 57.12, 57.375]),  # 0.228 instead of 0.229
         ("MODEL.RESNETS.STRIDE_IN_1X1", True),
     ],
 )
 def test_another_preprocessing_or_stride_fails(tmp_path: Path, key: str, value: Any) -> None:
     source, path = converted(tmp_path, small_network(width=0.0625))
     edit(path, lambda contents: contents["preprocessing"].update({key: value}))
-    with pytest.raises(UserError, match="proof failed: outputs differ"):
+    with pytest.raises(UserError, match="verification failed: the outputs differ"):
         verify(source, path)
 
 
 def test_what_no_output_shows_fails_too(tmp_path: Path) -> None:
-    """A gamma of zero silences a whole branch: only comparing the numbers themselves sees behind it."""
+    """A gamma of zero silences a whole branch, so only a comparison of the tensors themselves finds the error."""
     network = small_network(width=0.0625)
     nn.init.zeros_(network.layer4[2].bn3.weight)
     source, path = converted(tmp_path, network)
     edit(path, lambda contents: contents["model"]["res5.2.conv2.weight"].__imul__(1.5))
     assert max(compare(source, path).values()) <= TOLERANCE
-    with pytest.raises(UserError, match=r"tensor res5\.2\.conv2\.weight is not the source's"):
+    with pytest.raises(UserError, match=r"tensor res5\.2\.conv2\.weight differs from the source's"):
         verify(source, path)
 
 

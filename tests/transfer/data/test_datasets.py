@@ -372,5 +372,7 @@ def test_cityscapes_are_read_as_detectron2_reads_them(
     assert cityscapes_instances(*folders) == expected
     monkeypatch.setattr(readers, "_CHUNK", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(readers, "get_context", lambda _: server())  # fresh interpreters take seconds to start
+    monkeypatch.setattr(
+        readers, "get_context", lambda _: server()
+    )  # fresh interpreters take seconds to start
     assert cityscapes_instances(*folders) == expected  # by two processes
