@@ -14,7 +14,7 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
 from pretrain.tensor_files import checkpoint
 from pretrain.tensor_files.pickle_machine import Opaque
-from tests.support.hostile import Trap
+from tests.support.fuzzing.hostile import Trap
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -26,7 +26,7 @@ from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
 from pretrain.tensor_files.read_any import read_file
 from tests.support.checkpoints import State
-from tests.support.hostile import call, hostile_pickles, name, text
+from tests.support.fuzzing.hostile import call, hostile_pickles, name, text
 from tests.support.layouts import detectron2_names, network, transformers_names
 from transfer.convert.recognise import read_source
 from transfer.convert.weights_file import read_weights

@@ -1,9 +1,9 @@
-"""Several hundred inputs of the fuzzer; `python tests/support/fuzz.py` tries any number of them."""
+"""Several hundred inputs of the fuzzer; `python tests/support/fuzzing/fuzz.py` tries any number of them."""
 
 import pytest
 
-from tests.support.fuzz import run
-from tests.support.fuzz_cases import BYTES, HARMLESS, LAYOUTS, STRUCTURE
+from tests.support.fuzzing.fuzz import run
+from tests.support.fuzzing.fuzz_cases import BYTES, HARMLESS, LAYOUTS, STRUCTURE
 
 INPUTS = 800
 

@@ -1,6 +1,6 @@
 """Damaged, hostile and harmless variants of every kind of checkpoint, against the readers.
 
-python tests/support/fuzz.py --inputs 100000 --seed 0
+python tests/support/fuzzing/fuzz.py --inputs 100000 --seed 0
 
 Each input is a function of (seed, index). It is read in a worker process, which is started again after a crash,
 by a limited memory. Nothing may run (sentinel files, audited calls), nothing but a one-line `UserError` may be
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[0] = str(Path(__file__).resolve().parents[2])  # not tests/support/
+sys.path[0] = str(Path(__file__).resolve().parents[3])  # not tests/support/fuzzing/
 
 import torch  # noqa: E402
 
 from pretrain.common.errors import UserError  # noqa: E402
-from tests.support.fuzz_cases import Case, make_case  # noqa: E402
+from tests.support.fuzzing.fuzz_cases import Case, make_case  # noqa: E402
 
 LIMIT = 20.0  # seconds for one input
 MEMORY = 1 << 30  # bytes above what the libraries take

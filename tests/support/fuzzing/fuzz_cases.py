@@ -1,4 +1,4 @@
-"""The inputs of `tests/support/fuzz.py`: a function of (seed, index) each, with what a reader must make of it."""
+"""The inputs of `tests/support/fuzzing/fuzz.py`: a function of (seed, index) each, with what a reader must make of it."""
 
 import argparse
 import enum
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from tests.support import layouts
-from tests.support.hostile import hostile_pickles
+from tests.support.fuzzing.hostile import hostile_pickles
 
 ZEROS = 1000  # of the damage to a file: as many tensors as there are, but only by zeros
 
