@@ -1,4 +1,4 @@
-"""The inputs of `tests/support/fuzzing/fuzz.py`: a function of (seed, index) each, with what a reader must make of it."""
+"""The inputs of `fuzz.py`, each a function of (seed, index), and what a reader must make of it."""
 
 import argparse
 import enum
