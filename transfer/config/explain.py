@@ -31,11 +31,11 @@ _LONGEST = 26  # characters of a list in a table; longer ones are shortened
 
 
 def explain(cfg: CfgNode, name: str) -> list[str]:
-    """Yield lines that compare a configuration with the paper's recipe of that name and with detectron2.
+    """Return lines that compare a configuration with the paper's recipe of that name and with detectron2.
 
     Args:
-        cfg: as `transfer.config.load.load_config` gives it, overrides included.
-        name: of the config it was loaded from, such as `transfer/coco_R50_FPN.yaml`.
+        cfg: as returned by `transfer.config.load.load_config`, including overrides.
+        name: the config that it was loaded from, such as `transfer/coco_R50_FPN.yaml`.
     """
     recipe = RECIPES.get(Path(name).stem)
     return [*_paper(cfg, Path(name).stem, recipe), "", *_plain(cfg, recipe)]
@@ -90,7 +90,7 @@ def _reason(key: str, value: Any, facts: Facts) -> str:
     if key in facts and equal(value, facts[key][0]):
         return facts[key][1]
     if key in facts:
-        return "not the recipe's: set in this config or on the command line"
+        return "differs from the recipe: set in this config or on the command line"
     return _REASONS.get(key, "set in this config or on the command line")
 
 

@@ -39,10 +39,10 @@ def default_config() -> CfgNode:
 
 
 def load_config(name: str, overrides: Sequence[str] = (), *, need_weights: bool = True) -> CfgNode:
-    """Read a config (as given or under `configs/`) with overrides and check it. Raises `UserError`.
+    """Read a config (a path, or a name under `configs/`) with overrides and check it. Raises `UserError`.
 
     Args:
-        need_weights: whether it must say how to initialise: it need not where nothing is trained.
+        need_weights: whether the config must state the initial weights; not needed if nothing is trained.
     """
     cfg = read_config(name, overrides)
     _check_init(cfg, need_weights=need_weights)
@@ -66,7 +66,7 @@ def _check_init(cfg: CfgNode, *, need_weights: bool) -> None:
         )
     if need_weights and cfg.MODEL.INIT == "weights" and not cfg.MODEL.WEIGHTS:
         raise UserError(
-            "MODEL.WEIGHTS is empty: name a converted file (MODEL.WEIGHTS w.pkl), "
+            "MODEL.WEIGHTS is empty: set it to a converted file (MODEL.WEIGHTS w.pkl), "
             "or set MODEL.INIT random to train from scratch"
         )
 
@@ -173,9 +173,9 @@ def check_processes(cfg: CfgNode, processes: int, *, local: int, train: bool = T
     """Raise `UserError` for a number of processes that this machine or the batch size does not allow.
 
     Args:
-        processes: of the whole job.
-        local: those of this machine.
-        train: whether batches are to be divided among them.
+        processes: their number in the whole job.
+        local: their number on this machine.
+        train: whether training batches will be divided among them.
     """
     if processes < 1:
         raise UserError(f"--num-gpus {processes}: give 1 or more (one process runs on the CPU without a GPU)")

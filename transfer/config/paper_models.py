@@ -1,7 +1,7 @@
 """The models that the MoCo paper fine-tunes, as detectron2's keys, each value with its source.
 
-Data only; `transfer.config.paper_tasks` adds the tasks. Where the authors say nothing, the source begins with `OPEN`
-and gives the reason of our choice.
+Data only; `transfer.config.paper_tasks` adds the tasks. If the authors do not state a value, its source begins with
+`OPEN` and gives the reason for our choice.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ _WEIGHTS = "facebookresearch/moco, *_moco.yaml: torchvision's layout (MSRA weigh
 
 
 def stated(source: str, values: dict[str, Any]) -> Facts:
-    """Values that share a source."""
+    """Return facts that share a source."""
     return {key: (value, source) for key, value in values.items()}
 
 
-# What weights in torchvision's layout dictate; other weights may need other values, see docs/recipes.md.
+# Required by weights in torchvision's layout; other weights may need other values, see docs/recipes.md.
 WEIGHTS = stated(
     _WEIGHTS,
     {
@@ -147,15 +147,15 @@ DC5 = (
         },
     )
     | stated(
-        OPEN + "RPN and box head read the 512 channels, which the paper counts to the backbone",
+        OPEN + "RPN and box head read the 512 channels, which the paper counts as part of the backbone",
         {"MODEL.RPN.IN_FEATURES": ["dc5"], "MODEL.ROI_HEADS.IN_FEATURES": ["dc5"]},
     )
     | stated(OPEN + "detectron2's width", {"MODEL.ROI_BOX_HEAD.FC_DIM": 1024})
-    | stated(OPEN + "the paper names BN behind convolutions only", {"MODEL.ROI_BOX_HEAD.NORM": ""})
+    | stated(OPEN + "the paper mentions BN only after convolutions", {"MODEL.ROI_BOX_HEAD.NORM": ""})
     | stated(
         OPEN + "detectron2 zoo, Base-RCNN-DilatedC5", {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7} | _PROPOSALS
     )
-    | stated(OPEN + "as the authors' C4 configs", _BATCH)
+    | stated(OPEN + "as in the authors' C4 configs", _BATCH)
 )
 FPN = (
     _RCNN
@@ -213,7 +213,7 @@ FCN = (
     )
     | stated("the label of unknown pixels in both data sets", {"MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255})
     | stated(
-        OPEN + "as its detection runs",
+        OPEN + "as in the paper's detection runs",
         {
             "MODEL.BACKBONE.FREEZE_AT": 0,
             "SOLVER.MOMENTUM": 0.9,
@@ -221,7 +221,7 @@ FCN = (
             "TEST.PRECISE_BN.ENABLED": True,
         },
     )
-    | stated(OPEN + "the one loss", {"MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 1.0})
-    | stated(OPEN + "the schedule is described without one", {"SOLVER.WARMUP_ITERS": 0})
-    | stated(OPEN + "all crops are of one size", {"DATALOADER.ASPECT_RATIO_GROUPING": False})
+    | stated(OPEN + "the only loss", {"MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 1.0})
+    | stated(OPEN + "the paper describes the schedule without a warm-up", {"SOLVER.WARMUP_ITERS": 0})
+    | stated(OPEN + "all crops have the same size", {"DATALOADER.ASPECT_RATIO_GROUPING": False})
 )

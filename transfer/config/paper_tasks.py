@@ -1,7 +1,7 @@
 """The experiments of the MoCo paper, value by value, each value with its source.
 
-Data only, of tasks and schedules; the models are in `transfer.config.paper_models`. `transfer.config.explain` holds a
-configuration against it.
+Data only, for tasks and schedules; the models are in `transfer.config.paper_models`. `transfer.config.explain` compares
+a configuration with it.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Recipe:
     """One experiment.
 
     Attributes:
-        experiment: where the paper has it, or that it has not.
-        zoo: detectron2's nearest config under its `configs/`; empty: only its defaults.
-        facts: effective values with their sources.
+        experiment: its place in the paper, or that it is not in the paper.
+        zoo: detectron2's most similar config under its `configs/`; if empty, only its defaults are used.
+        facts: the effective values with their sources.
     """
 
     experiment: str
@@ -58,18 +58,18 @@ _VOC = (
 _VOC07 = (
     _data(SEC42, ("voc_2007_trainval",), "voc_2007_test")
     | stated(SEC42, {"SOLVER.MAX_ITER": 9000})
-    | stated(OPEN + "3/4 and 11/12, as at 24k", {"SOLVER.STEPS": (6750, 8250)})
-    | stated(OPEN + "as at 24k", {"SOLVER.WARMUP_ITERS": 100})
+    | stated(OPEN + "3/4 and 11/12, as for 24k", {"SOLVER.STEPS": (6750, 8250)})
+    | stated(OPEN + "as for 24k", {"SOLVER.WARMUP_ITERS": 100})
 )
 _VOC_OPEN = stated(
-    OPEN + "as the authors' C4 configs", {"SOLVER.STEPS": (18000, 22000), "SOLVER.WARMUP_ITERS": 100}
+    OPEN + "as in the authors' C4 configs", {"SOLVER.STEPS": (18000, 22000), "SOLVER.WARMUP_ITERS": 100}
 )
-_NO_TABLE = OPEN + "no experiment of the paper; as its VOC runs"
+_NO_TABLE = OPEN + "not an experiment of the paper; as in its VOC runs"
 _VOC_MASKS = (
     _scales(_NO_TABLE, 480, 800)
     | _task(_NO_TABLE, 20, masks=True)
     | _data(
-        OPEN + "train_aug and val as for semantic segmentation in App. A.5",
+        OPEN + "train_aug and val, as for semantic segmentation in App. A.5",
         ("voc_2012_masks_train",),
         "voc_2012_masks_val",
     )
@@ -85,12 +85,12 @@ _COCO = (
 )
 _TWO = _schedule("the default 2x: detectron2's 1x, doubled", (120000, 160000), 180000)
 _SIX = _schedule(
-    "He et al. 2020, App. A.8: ~72 epochs; steps as He et al. 2019 (Rethinking ImageNet Pre-training); PyContrast",
+    "He et al. 2020, App. A.8: ~72 epochs; steps as in He et al. 2019 (Rethinking ImageNet Pre-training); PyContrast",
     (480000, 520000),
     540000,
 )
 _KEYPOINTS = (
-    _scales(OPEN + "as COCO's Mask R-CNN", 640, 800)
+    _scales(OPEN + "as for Mask R-CNN on COCO", 640, 800)
     | _task("He et al. 2020, App. A.2", 1, masks=False)
     | stated("He et al. 2020, App. A.2", {"MODEL.KEYPOINT_ON": True})
     | _data("He et al. 2020, App. A.2", ("keypoints_coco_2017_train",), "keypoints_coco_2017_val")
@@ -115,7 +115,7 @@ _LVIS_1X = (
 _FROZEN = (
     stated(f"{_A4}: BN frozen", {"MODEL.RESNETS.NORM": "FrozenBN"})
     | stated(f"{_A4}: end-to-end tuned", {"MODEL.BACKBONE.FREEZE_AT": 0})
-    | stated(OPEN + "a frozen norm does nothing in a new layer", {"MODEL.FPN.NORM": ""})
+    | stated(OPEN + "a frozen norm has no effect in a new layer", {"MODEL.FPN.NORM": ""})
     | stated(OPEN + "there is no BN to measure", {"TEST.PRECISE_BN.ENABLED": False})
 )
 _CITYSCAPES = (
@@ -139,7 +139,7 @@ _CITYSCAPES = (
 _CUSTOM = (
     _scales(_NO_TABLE, 480, 800)
     | stated(_NO_TABLE, {"MODEL.MASK_ON": True, "SOLVER.WARMUP_ITERS": 100})
-    | _schedule(OPEN + "as VOC2007, the paper's smallest set", (6750, 8250), 9000)
+    | _schedule(OPEN + "as for VOC2007, the paper's smallest set", (6750, 8250), 9000)
 )
 
 
@@ -168,8 +168,10 @@ RECIPES = {
     "voc_R50_C4_24k": Recipe(_T + "2(b)", _VOC_ZOO, C4 | _VOC),
     "voc07_R50_C4_9k": Recipe(_T + "4", _VOC_ZOO, C4 | _VOC | _VOC07),
     "voc_R50_DC5_24k": Recipe(_T + "2(a)", "Base-RCNN-DilatedC5.yaml", DC5 | _VOC | _VOC_OPEN),
-    "voc_mask_R50_FPN": Recipe("no table of the paper; model of Table 5(a)", _FPN_ZOO, FPN | _VOC_MASKS),
-    "voc_mask_R50_C4": Recipe("no table of the paper; model of Table 5(c)", _C4_ZOO, C4 | _VOC_MASKS),
+    "voc_mask_R50_FPN": Recipe(
+        "not in a table of the paper; model of Table 5(a)", _FPN_ZOO, FPN | _VOC_MASKS
+    ),
+    "voc_mask_R50_C4": Recipe("not in a table of the paper; model of Table 5(c)", _C4_ZOO, C4 | _VOC_MASKS),
     "coco_R50_C4_1x": Recipe(_T + "5(c)", _C4_ZOO, C4 | _COCO),
     "coco_R50_C4_2x": Recipe(_T + "5(d)", _C4_ZOO, C4 | _COCO | _schedule(REPO, (120000, 160000), 180000)),
     "coco_R50_FPN": Recipe(_T + "5(a)", _FPN_ZOO, FPN | _COCO),
@@ -194,5 +196,5 @@ RECIPES = {
         "",
         _segmentation("cityscapes_fine_sem_seg", classes=19, crop=769, rate=0.01, end=90000),
     ),
-    "custom_R50_FPN": Recipe("no table of the paper; model of Table 5(a)", _FPN_ZOO, FPN | _CUSTOM),
+    "custom_R50_FPN": Recipe("not in a table of the paper; model of Table 5(a)", _FPN_ZOO, FPN | _CUSTOM),
 }

@@ -10,12 +10,13 @@ REFERENCE_GPUS = 8  # of the paper and of detectron2's zoo; used if SOLVER.REFER
 def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
     """Return the config for `gpus` GPUs with the same number of images on each, and a sentence about the change.
 
-    As detectron2's `DefaultTrainer.auto_scale_workers`: the batch and the learning rate in proportion (Goyal
-    et al. 2017), iterations, steps and warm-up in inverse proportion, so that as many images are seen; the
-    periods of tests and checkpoints too. The recipe is for `SOLVER.REFERENCE_WORLD_SIZE` GPUs, or 8.
+    This is the rule of detectron2's `DefaultTrainer.auto_scale_workers`: batch and learning rate change in proportion
+    (Goyal et al. 2017); iterations, steps, warm-up and the periods of tests and checkpoints change in inverse
+    proportion, so that the total number of images stays the same. The recipe is for `SOLVER.REFERENCE_WORLD_SIZE`
+    GPUs, or 8.
 
     Raises:
-        UserError: the batch cannot be dealt out to the GPUs of the recipe.
+        UserError: `gpus` is below 1, or the batch cannot be divided among the GPUs of the recipe.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE or REFERENCE_GPUS
     if gpus < 1:

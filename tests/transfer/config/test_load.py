@@ -1,4 +1,4 @@
-"""Configs hold the paper's values, and a mistake in one names the key and the remedy."""
+"""Configs hold the paper's values, and the error for a mistake names the key and what to do."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from transfer.config.load import check_processes, load_config
 RANDOM = ["MODEL.INIT", "random"]
 
 # Written from He et al. 2020 (Sec. 4.2, App. A.1), the authors' published detection settings and their answers in
-# issues 34 and 39 of facebookresearch/moco; detectron2's defaults where those leave a value alone.
+# issues 34 and 39 of facebookresearch/moco; detectron2's defaults for values that those do not set.
 COMMON = {
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.NORM": "SyncBN",

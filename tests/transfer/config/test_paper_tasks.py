@@ -1,15 +1,14 @@
-"""Every config of the papers' experiments holds the values of the paper, of its authors, or of who is named.
+"""Every config of the papers' experiments holds the values of the paper, of its authors, or of another named source.
 
-The tables here were written from the sources beside each value, not from our YAML
-nor from `transfer.config.paper_tasks`:
+The tables here were written from the sources next to each value, not from our YAML or `transfer.config.paper_tasks`:
 
-- P: He et al. 2020, "Momentum Contrast ..." (CVPR; arXiv 1911.05722v3); section or appendix follows
-- R: the detection configs that its authors published (facebookresearch/moco, detection/configs, and its README)
+- P: He et al. 2020, "Momentum Contrast ..." (CVPR; arXiv 1911.05722v3), followed by a section or appendix
+- R: the detection configs published by its authors (facebookresearch/moco, detection/configs, and its README)
 - I34, I39: the authors' answers in issues 34 and 39 of facebookresearch/moco
-- D: detectron2's default (config/defaults.py), which R leaves alone
+- D: detectron2's default (config/defaults.py), which R does not change
 - Z: detectron2's model zoo, the config named after it
 - O: OpenSelfSup, benchmarks/detection/configs
-- open: no source says it; our choice
+- open: not stated by any source; our choice
 """
 
 import shlex
@@ -174,7 +173,7 @@ FCN: Table = R50 | {
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,  # the data sets' void
     "INPUT.SCALE_CROP.ENABLED": True,  # P A.5
     "INPUT.SCALE_CROP.SCALES": (0.5, 2.0),  # P A.5 "by a ratio in [0.5, 2.0]"
-    "INPUT.CROP.ENABLED": False,  # SCALE_CROP has its place
+    "INPUT.CROP.ENABLED": False,  # replaced by SCALE_CROP
     "INPUT.MIN_SIZE_TEST": 0,  # P A.5 "on the original image size"
     "DATALOADER.ASPECT_RATIO_GROUPING": False,  # open
     "SOLVER.WARMUP_ITERS": 0,  # open
@@ -308,7 +307,7 @@ TABLE: dict[str, Table] = {
         "SOLVER.WARMUP_ITERS": 100,
     },
 }
-# Settings of this project, and what names a run: not of any paper.
+# Settings of this project, and keys that identify a run; no paper has them.
 OURS = {"VERSION", "SEED", "OUTPUT_DIR", "MODEL.DEVICE", "MODEL.INIT"}
 
 
@@ -324,14 +323,14 @@ def flat(node: CfgNode, prefix: str = "") -> Table:
 
 
 def wrong_keys(values: Table, table: Table) -> set[str]:
-    """Keys of the table that have another value, or another type of number, in `values`."""
+    """Return the keys of the table whose value in `values` differs, or is a number of another type."""
     return {
         key for key, value in table.items() if values[key] != value or type(values[key]) is not type(value)
     }
 
 
 def changed(value: Any) -> Any:
-    """Another value of the same type, as near as a slip."""
+    """Return another value of the same type, as close as a typing mistake."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -356,7 +355,7 @@ def test_effective_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_no_value_is_changed_unseen(name: str) -> None:
-    """The test above notices each value, changed alone; so does what the program prints."""
+    """The test above notices a change of any single value, and so does `explain`."""
     values, recipe = flat(load(name)), RECIPES[name].facts
     for key in TABLE[name]:
         slip = values | {key: changed(values[key])}
@@ -392,13 +391,13 @@ def test_rate_and_steps_are_in_proportion(name: str) -> None:
         "cityscapes": [Fraction(3, 4)],
         "semseg": [Fraction(7, 10), Fraction(9, 10)],
     }.get(name.split("_")[0].rstrip("07"), [Fraction(2, 3), Fraction(8, 9)])
-    if name.endswith("6x"):  # the last two parts as long as those of 2x
+    if name.endswith("6x"):  # the last two phases are as long as those of 2x
         expected = [1 - Fraction(60000, 540000), 1 - Fraction(20000, 540000)]
     assert parts == expected
 
 
 def overrides_in_the_documentation() -> dict[str, list[str]]:
-    """What docs/recipes.md gives to be added to a command, by the title of its block."""
+    """Return the overrides that docs/recipes.md adds to a command, by the title of their section."""
     found = {}
     title = ""
     for line in (ROOT / "docs/recipes.md").read_text(encoding="utf-8").splitlines():
@@ -444,7 +443,7 @@ def build(cfg: CfgNode) -> torch.nn.Module:
 def norms(
     model: torch.nn.Module, kind: type[torch.nn.Module] | tuple[type[torch.nn.Module], ...]
 ) -> set[str]:
-    """The parts of the model, by their two outermost names, that hold norm layers of a kind."""
+    """Return the parts of the model, by their two outermost names, that hold norm layers of a kind."""
     return {".".join(name.split(".")[:2]) for name, m in model.named_modules() if isinstance(m, kind)}
 
 
@@ -479,7 +478,7 @@ def test_model(name: str) -> None:
     assert any("keypoint_head" in key for key in shapes) == TABLE[name].get("MODEL.KEYPOINT_ON", False)
 
 
-# Backbone parameters in millions: R50 and R101 by torchvision, RX50 and w2 by Table 1 of the paper (46 and 94,
+# Backbone parameters in millions: R50 and R101 from torchvision, RX50 and w2 from Table 1 of the paper (46 and 94,
 # with the 128-d head), each without its classifier.
 @pytest.mark.parametrize(
     ("title", "millions"),
@@ -534,7 +533,7 @@ def test_explain_names_both_values_and_the_source() -> None:
 
 
 def test_explain_against_plain_detectron2() -> None:
-    """voc_R50_C4_24k and detectron2's own VOC config differ by what the paper and its authors say, and the seed."""
+    """voc_R50_C4_24k differs from detectron2's VOC config in what the paper and its authors state, and in the seed."""
     lines = explain.explain(load("voc_R50_C4_24k"), "voc_R50_C4_24k")
     keys = {line.split()[0] for line in lines[lines.index("") + 3 :]}
     assert keys == {

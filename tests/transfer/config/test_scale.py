@@ -1,4 +1,4 @@
-"""A recipe for another number of GPUs: detectron2's rule, checked by hand too, and the sentence that says it."""
+"""Scaling a recipe to another number of GPUs: detectron2's rule, values by hand, and the printed sentence."""
 
 import pytest
 from detectron2.engine import DefaultTrainer
