@@ -123,7 +123,7 @@ def _choose(
         # With --branch, the file is of this kind if any of its networks matches; the wanted one is given.
         if branch:
             if any(_matches(layout, layout.wanted, c) for c in candidates):
-                return kind, pool[0], "chosen by --branch"
+                return kind, pool[0], "as --branch says"
             continue
         wanted = [c for c in candidates if _matches(layout, layout.wanted, c)]
         if not wanted:
@@ -137,7 +137,7 @@ def _choose(
             )
         return kind, wanted[0], layout.why if len(candidates) > 1 else "the only network"
     if branch:
-        return "unknown", pool[0], "chosen by --branch"
+        return "unknown", pool[0], "as --branch says"
     distinct = [candidates[0], *(c for c in candidates[1:] if not same(tensors, candidates[0], c))]
     if source == "auto" and len(distinct) == 1:
         if kind := _passed_over(candidates[0]):
