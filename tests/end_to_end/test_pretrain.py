@@ -162,8 +162,8 @@ def test_settings_that_change_the_result_are_noted(
     ]
     pretrain(moved, output, "SOLVER.MAX_ITER", "3", "SOLVER.SCHEDULE", "step", "SOLVER.STEPS", "[2]", *more,
              resume=True)  # fmt: skip
-    notes = [line.split(":")[1] for line in capsys.readouterr().out.splitlines() if "the run it was" in line]
-    assert notes == [" SOLVER.SCHEDULE was cosine, is step", " SOLVER.STEPS was [1], is [2]"]
+    notes = [line.split(":")[1] for line in capsys.readouterr().out.splitlines() if "the result will differ" in line]
+    assert notes == [" SOLVER.SCHEDULE was cosine and is step", " SOLVER.STEPS was [1] and is [2]"]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_compiler_that_fails_is_one_line(
 
     inner = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: inner(module, backend=broken))
-    with pytest.raises(UserError, match=r"^MODEL\.COMPILE True: .*no C\+\+ compiler.*leave it False$"):
+    with pytest.raises(UserError, match=r"^MODEL\.COMPILE True: .*no C\+\+ compiler.*set it to False$"):
         pretrain(image_folder(32), tmp_path / "run", "MODEL.COMPILE", "True")
 
 
