@@ -49,9 +49,10 @@ def environment(device: str, *, detector: bool = True) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
-            **(_detection_versions() if detector else {}),
+            **({"detectron2": _detectron2_version()} if detector else {}),
             "numpy": numpy.__version__,
             "opencv": cv2.__version__,
+            **({"pycocotools": _pycocotools_version()} if detector else {}),
         },
         "hardware": {
             "machine": platform.machine(),
@@ -63,16 +64,17 @@ def environment(device: str, *, detector: bool = True) -> dict[str, Any]:
     }
 
 
-def _detection_versions() -> dict[str, str]:
-    import pycocotools
-
+def _detectron2_version() -> str:
     from transfer import d2_compat
 
     about = d2_compat.describe()
-    return {
-        "detectron2": f"{about['version']} ({about['origin']})",
-        "pycocotools": getattr(pycocotools, "__version__", "unknown"),
-    }
+    return f"{about['version']} ({about['origin']})"
+
+
+def _pycocotools_version() -> str:
+    import pycocotools
+
+    return str(getattr(pycocotools, "__version__", "unknown"))
 
 
 def _cpu_name() -> str:
