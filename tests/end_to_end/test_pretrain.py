@@ -162,7 +162,11 @@ def test_settings_that_change_the_result_are_noted(
     ]
     pretrain(moved, output, "SOLVER.MAX_ITER", "3", "SOLVER.SCHEDULE", "step", "SOLVER.STEPS", "[2]", *more,
              resume=True)  # fmt: skip
-    notes = [line.split(":")[1] for line in capsys.readouterr().out.splitlines() if "the result will differ" in line]
+    notes = [
+        line.split(":")[1]
+        for line in capsys.readouterr().out.splitlines()
+        if "the result will differ" in line
+    ]
     assert notes == [" SOLVER.SCHEDULE was cosine and is step", " SOLVER.STEPS was [1] and is [2]"]
 
 
