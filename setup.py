@@ -92,7 +92,7 @@ setup(
         "docs": DOCS_REQUIREMENTS,
         "dev": [
             "pytest>=7",
-            "pytest-xdist>=3",
+            "pytest-xdist>=3.7",
             "ruff>=0.5",
             "mypy>=1.8",
             "types-PyYAML",

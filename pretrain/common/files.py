@@ -112,9 +112,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write UTF-8 text atomically. `errors` is that of `str.encode`, for text with names of foreign files."""
+    write_atomic(path, lambda file: file.write(text.encode(errors=errors)))
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2, sort_keys: bool = False) -> None:

@@ -38,20 +38,20 @@ class Broken:
         files: the images.
         limit: DATA.MAX_BROKEN, the share of them that may be unreadable.
         folder: OUTPUT_DIR, for the list of names.
-        going_on: whether the run is resumed. The names that it listed before then stay in the list and count, unless
+        resumed: whether the run is resumed. The names that it listed before then stay in the list and count, unless
             they exceeded the limit and ended the run: such images are fixed by now, or will be found again.
         device: the device of the tensors that the processes exchange.
     """
 
     def __init__(
-        self, files: Images, limit: float, *, folder: Path, going_on: bool, device: torch.device | str = "cpu"
+        self, files: Images, limit: float, *, folder: Path, resumed: bool, device: torch.device | str = "cpu"
     ) -> None:
         self.files, self.limit, self.path, self.device = files, limit, folder / FILE, device
         self.indices: set[int] = set()  # the same in all processes
         self.new: set[int] = set()  # not yet known to the other processes
         self.count = 0  # over all sessions of the run, the same in all processes
         # Names from earlier sessions of the run, without those found again in this session
-        self._earlier = _lines(self.path) if going_on else set()
+        self._earlier = _lines(self.path) if resumed else set()
         if len(self._earlier) > limit * len(files) or len(self._earlier) >= len(files):
             self._earlier = set()
 

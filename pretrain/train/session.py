@@ -54,7 +54,7 @@ class Session:
         self.waited = 0.0  # seconds that its batch took to arrive
         resumed = run.progress.iteration > 0
         self.broken = Broken(
-            run.files, run.cfg.DATA.MAX_BROKEN, folder=run.folder, going_on=resumed, device=run.device
+            run.files, run.cfg.DATA.MAX_BROKEN, folder=run.folder, resumed=resumed, device=run.device
         )
         self.clock, self.meter = Clock(run.cfg.SOLVER.IMS_PER_BATCH), Meter(run.device)
         self.saver = Saver(run.cfg, saved=run.progress.iteration or None)

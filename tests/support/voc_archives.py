@@ -72,7 +72,7 @@ def write_voc2012(folder: Path) -> Path:
     for name in VOC_OBJECTS:
         for part, label in zip(("Object", "Class"), voc_labels(name), strict=True):
             files[f"{base}/Segmentation{part}/{name}.png"] = _palette_png(label)
-    return _tar(folder / "VOCtrainval_11-May-2012.tar", files)
+    return write_tar(folder / "VOCtrainval_11-May-2012.tar", files)
 
 
 def write_voc2007(folder: Path) -> list[Path]:
@@ -82,7 +82,7 @@ def write_voc2007(folder: Path) -> list[Path]:
         files = {f"{base}/ImageSets/Main/{split}.txt": _lines(names)}
         for name in names:
             files |= _photo_and_xml(base, name, [("chair", 5, 5, 20, 20, 0)])
-        made.append(_tar(folder / f"VOC{split}_06-Nov-2007.tar", files))
+        made.append(write_tar(folder / f"VOC{split}_06-Nov-2007.tar", files))
     return made
 
 
@@ -102,7 +102,7 @@ def write_sbd(folder: Path) -> Path:
             GTcls={"Boundaries": borders, "Segmentation": classes, "CategoriesPresent": np.unique(kinds)}
         )
         files[f"{base}/img/{name}.jpg"] = b"not needed"
-    return _tar(folder / "benchmark.tgz", files)
+    return write_tar(folder / "benchmark.tgz", files)
 
 
 def _lines(names: list[str]) -> bytes:
@@ -140,7 +140,7 @@ def _mat(**records: Any) -> bytes:
     return content.getvalue()
 
 
-def _tar(path: Path, files: dict[str, bytes]) -> Path:
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
         for name, content in files.items():
             info = tarfile.TarInfo(name)

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from pretrain.common import distributed
 from pretrain.common.configs import flatten
 from pretrain.common.console import say
-from pretrain.common.files import write_text
+from pretrain.common.files import write_json
 from pretrain.model.encoders import Architecture, architecture
 from transfer.linear.config import IRRELEVANT, defaults
 from transfer.results import environment
@@ -35,8 +35,6 @@ _PROTOCOL = (
     "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.STEPS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY",
     "CACHE",
 )  # fmt: skip
-# What results.json holds of `environment`: a linear probe builds no detectron2 model.
-_VERSIONS = ("moco-detection-transfer", "python", "torch", "torchvision", "numpy", "opencv")
 _HARDWARE = ("machine", "gpu", "processes", "threads")
 
 Accuracy = tuple[float, float]  # top-1 and top-5, percent
@@ -46,8 +44,7 @@ Published = list[dict[str, str | float]]  # method, top1, source
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON atomically, on the main process."""
     if distributed.is_main():
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_text(path, text)
+        write_json(path, content)
     say(f"wrote {path}")
 
 
@@ -60,7 +57,7 @@ def provenance(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[st
         "seconds": round(seconds, 1),
         "config": yaml.safe_load(cfg.dump()),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "versions": {name: found["versions"][name] for name in _VERSIONS},
+        "versions": found["versions"],
         "hardware": {name: found["hardware"][name] for name in _HARDWARE},
     }
 

@@ -199,7 +199,7 @@ def _print_notes(cfg: CfgNode) -> None:
 def _unreadable_images(probe: Probe, known: list[int], *, resumed: bool = False) -> Broken:
     """Return the counter of unreadable training images. Raises `UserError` if the `known` ones are too many."""
     limit, files = probe.cfg.DATA.MAX_BROKEN, probe.train.files
-    broken = Broken(files, limit, folder=probe.folder, going_on=resumed, device=probe.device)
+    broken = Broken(files, limit, folder=probe.folder, resumed=resumed, device=probe.device)
     broken.add(known)
     broken.share()
     broken.check()

@@ -255,7 +255,7 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
     pairs = ViewPairs(files, settings())
     assert pairs[0, 2].broken == [] and pairs[0, 3].broken == [3]
     assert pairs[0, 3].query.any()
-    broken = Broken(files, 0.25, folder=folder / "out", going_on=False)
+    broken = Broken(files, 0.25, folder=folder / "out", resumed=False)
     for indices in ([3], [], [3, 5]):
         broken.add(indices)
         broken.share()
@@ -275,20 +275,20 @@ def test_broken_images_are_replaced_and_counted(image_folder: Callable[..., Path
 
 def test_names_of_a_stopped_run_stay_listed(tmp_path: Path) -> None:
     files = ImageFiles([f"{i}.jpg" for i in range(100)])
-    for going_on, index in ((False, 1), (True, 40), (False, 7)):
-        broken = Broken(files, 0.5, folder=tmp_path, going_on=going_on)
+    for resumed, index in ((False, 1), (True, 40), (False, 7)):
+        broken = Broken(files, 0.5, folder=tmp_path, resumed=resumed)
         broken.add([index])
         broken.share()
         broken.write()
         listed = (tmp_path / FILE).read_text().split()
-        assert listed == (["1.jpg", "40.jpg"] if going_on else [f"{index}.jpg"])
-    Broken(files, 0.5, folder=tmp_path, going_on=False).write()
+        assert listed == (["1.jpg", "40.jpg"] if resumed else [f"{index}.jpg"])
+    Broken(files, 0.5, folder=tmp_path, resumed=False).write()
     assert not (tmp_path / FILE).exists()
 
 
 def test_ten_names_at_the_end_and_names_that_are_no_text(tmp_path: Path) -> None:
     files = ImageFiles([os.fsdecode(b"%02d \xff\n\x1b[2J.jpg" % i) for i in range(30)])
-    broken = Broken(files, 0.5, folder=tmp_path, going_on=False)
+    broken = Broken(files, 0.5, folder=tmp_path, resumed=False)
     broken.add(list(range(12)))
     broken.share()
     broken.write()
@@ -300,7 +300,7 @@ def test_ten_names_at_the_end_and_names_that_are_no_text(tmp_path: Path) -> None
 
 def broken_worker(folder: str) -> None:
     distributed.init_from_env(CPU)
-    broken = Broken(ImageFiles(["x"] * 20), 0.15, folder=Path(folder), going_on=False)
+    broken = Broken(ImageFiles(["x"] * 20), 0.15, folder=Path(folder), resumed=False)
     for mine in [([1], [1, 2]), ([], [2]), ([7], [])]:  # for two processes, in three steps
         broken.add(mine[distributed.rank()])
         if any(distributed.any_process(bool(broken.new))):
@@ -335,14 +335,14 @@ def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:
     """5 of 100 may be broken. An image that is found in both sessions counts once."""
     files = ImageFiles([f"{i}.jpg" for i in range(100)])
 
-    def session(indices: list[int], *, going_on: bool = True) -> None:
-        broken = Broken(files, 0.05, folder=tmp_path, going_on=going_on)
+    def session(indices: list[int], *, resumed: bool = True) -> None:
+        broken = Broken(files, 0.05, folder=tmp_path, resumed=resumed)
         broken.add(indices)
         broken.share()
         broken.check()
         broken.write()
 
-    session([1, 2, 3], going_on=False)
+    session([1, 2, 3], resumed=False)
     session([3, 4, 5])
     with pytest.raises(UserError, match=r"DATA\.MAX_BROKEN 0\.05: 6 of 100"):
         session([6])
@@ -355,7 +355,7 @@ def test_nothing_but_broken_images_stops_at_any_limit(tmp_path: Path) -> None:
         (tmp_path / f"{n}.jpg").write_bytes(b"no image")
     files = find_images([str(tmp_path)], key="DATA.TRAIN")
     (batch,) = make_train_loader(files, settings(), start=0, stop=1, device=CPU)
-    broken = Broken(files, 1.0, folder=tmp_path, going_on=False)
+    broken = Broken(files, 1.0, folder=tmp_path, resumed=False)
     broken.add(batch.broken)
     broken.share()
     with pytest.raises(UserError, match="4 of 4"):

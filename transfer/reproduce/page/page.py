@@ -1,11 +1,10 @@
 """Writes `report.html`: a collected table and everything its runs produced, in one self-contained file."""
 
 import json
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pretrain.common.files import write_atomic
+from pretrain.common.files import write_text
 from transfer.report.html import render
 from transfer.reproduce.page import curves, facts, pictures
 from transfer.reproduce.page.runs import STYLES, jobs, shown
@@ -16,11 +15,7 @@ from transfer.reproduce.results import text_tables
 def write(path: Path, table: dict[str, Any]) -> None:
     """Write the page for the dict of `collect.collect`. The folders of the runs that it names may be missing."""
     content = render("reproduce.html", _context(table), signed=signed)
-    write_atomic(path, partial(_put, content))
-
-
-def _put(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode("utf-8", errors="replace"))  # a file name may not be valid text
+    write_text(path, content, errors="replace")  # a file name may not be valid text
 
 
 def _context(table: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 import csv
 import io
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pretrain.common.files import write_atomic, write_json
+from pretrain.common.files import write_json, write_text
 from transfer.reproduce.results.collect import NOT_COMPARABLE, finished
 
 _DAGGER = "$^\\dagger$"
@@ -27,12 +26,8 @@ def write(folder: Path, table: dict[str, Any]) -> list[Path]:
     write_json(folder / "table.json", table)
     texts = {"table.md": markdown(table), "table.csv": as_csv(table), "table.tex": latex(table)}
     for name, text in texts.items():
-        write_atomic(folder / name, partial(_put, text))
+        write_text(folder / name, text, errors="replace")  # a file name may not be valid text
     return [folder / name for name in ("table.json", *texts)]
-
-
-def _put(text: str, file: IO[bytes]) -> None:
-    file.write(text.encode("utf-8", errors="replace"))  # a file name may not be valid text
 
 
 def markdown(table: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Downloads from a local server that breaks off, forgets and lies; truncated and forged archives."""
 
 import hashlib
-import io
 import tarfile
 import threading
 import zipfile
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from pretrain.common.errors import UserError
+from tests.support.voc_archives import write_tar
 from transfer.prepare.sets import download
 from transfer.prepare.sets.download import demand_space, fetch, unpack
 
@@ -166,12 +166,7 @@ def write_archive(path: Path, files: dict[str, bytes]) -> Path:
             for name, content in files.items():
                 archive.writestr(name, content)
         return path
-    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
+    return write_tar(path, files)
 
 
 FILES = {"set/a.txt": b"a" * 5000, "set/deep/b.bin": CONTENT, "set/img/c.txt": b"c"}
