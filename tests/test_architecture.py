@@ -23,11 +23,14 @@ ARROWS = {
     "transfer.d2_import_hook": "transfer.config.keys",
     "transfer.results": "transfer.d2_compat",
     "transfer.convert": "",
-    "transfer.data": "transfer.d2_compat",
+    "transfer.data.coco": "",
+    "transfer.data": "transfer.d2_compat transfer.data.coco",
+    "transfer.metrics": "",
     "transfer.models": "transfer.convert",
     "transfer.visualize": "transfer.config transfer.data transfer.models pretrain.config pretrain.data",
     "transfer.train": (
-        "transfer.config transfer.d2_compat transfer.data transfer.models transfer.results transfer.visualize"
+        "transfer.config transfer.d2_compat transfer.data transfer.metrics transfer.models transfer.results "
+        "transfer.visualize"
     ),
     "transfer.report": "transfer.visualize",
     "transfer.prepare.sets": "transfer.data",

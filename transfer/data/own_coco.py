@@ -13,7 +13,8 @@ from detectron2.config import CfgNode
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from transfer.data import catalog, coco_problems
+from transfer.data import catalog
+from transfer.data.coco import problems as coco_problems
 
 KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
 SHOWN = 10  # how many problems are printed

@@ -20,8 +20,8 @@ from pretrain.common.errors import UserError
 from tests.support.scripts import run_script
 from transfer import d2_compat
 from transfer.config.load import default_config
+from transfer.metrics.sem_seg import sem_seg_evaluator
 from transfer.models import segmentation
-from transfer.train import evaluators
 
 NARROW = """
 MODEL:
@@ -216,7 +216,7 @@ def _evaluate(folder: Path, ranks: int = 1, rank: int = 0) -> dict[str, float] |
     MetadataCatalog.get("semseg_made_up").set(stuff_classes=list(CLASSES), ignore_label=255)
     cfg = _cfg(**{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4})
     try:
-        evaluator = evaluators.sem_seg_evaluator("semseg_made_up", cfg)
+        evaluator = sem_seg_evaluator("semseg_made_up", cfg)
         evaluator.reset()
         for i in range(rank, len(records), ranks):
             evaluator.process([records[i]], [{"sem_seg": _answer(records[i], i)}])
@@ -272,7 +272,7 @@ def test_model_that_does_not_fit_the_labels_is_refused(tmp_path: Path, key: str,
     keys = {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4, f"MODEL.SEM_SEG_HEAD.{key}": value}
     try:
         with pytest.raises(UserError, match=f"SEM_SEG_HEAD.{key} {value}"):
-            evaluators.sem_seg_evaluator("semseg_other", _cfg(**keys))
+            sem_seg_evaluator("semseg_other", _cfg(**keys))
     finally:
         DatasetCatalog.remove("semseg_other")
         MetadataCatalog.remove("semseg_other")

@@ -22,6 +22,7 @@ from tests.support import detection_data
 from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.data import catalog, datasets, digests, on_disk
+from transfer.metrics import coco
 from transfer.train import evaluation, evaluators
 
 
@@ -189,7 +190,7 @@ def test_faster_coco_eval_gives_the_numbers_of_pycocotools(
     original = coco_evaluation.COCOeval
     for faster in (True, False):
         if not faster:
-            monkeypatch.setattr(evaluators, "_faster_class", lambda: None)
+            monkeypatch.setattr(coco, "faster_class", lambda: None)
         evaluator = evaluators.build(cfg, "custom_test")
         evaluator.reset()
         evaluator._predictions = [{"image_id": 0, "instances": json.loads(json.dumps(found))}]

@@ -8,8 +8,10 @@ from typing import Any
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest, write_atomic
-from transfer.data import coco_entry_checks, coco_problems, subset
-from transfer.data.coco_problems import Problem, size_differences
+from transfer.data import subset
+from transfer.data.coco import entries
+from transfer.data.coco import problems as coco_problems
+from transfer.data.coco.problems import Problem, size_differences
 
 _CLASSES_SHOWN = 100  # categories that are printed
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's limits for APs, APm and APl
@@ -103,7 +105,7 @@ def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
 
 
 def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
-    """Return what `transfer.data.coco_problems` finds, then sizes that differ from those of the image files."""
+    """Return what `transfer.data.coco.problems` finds, then sizes that differ from those of the image files."""
     if not _is_coco(content):
         return coco_problems.problems(content, args.images, masks=False, keypoints=False)
     learn = args.learn
@@ -115,7 +117,7 @@ def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
     )
     for index, text in size_differences(content["images"], args.images):
         name = f"image {content['images'][index].get('id', f'at position {index}')}"
-        found.append(Problem(f"{name}: {text}", "images", index, "left out", coco_entry_checks.drop))
+        found.append(Problem(f"{name}: {text}", "images", index, "left out", entries.drop))
     return found
 
 

@@ -14,7 +14,7 @@ from pretrain.common.errors import UserError
 from tests.support.detection_data import TINY, write_coco
 from tests.support.detection_data import custom as custom_keys
 from tests.support.scripts import run_script
-from transfer.data import coco_problems
+from transfer.data.coco import problems as coco_problems
 from transfer.prepare.command import main
 
 Data = tuple[Path, Path]

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from pretrain.common.errors import UserError
 from tests.support import detection_data
-from transfer.data import coco_problems
+from transfer.data.coco import problems as coco_problems
 
 Content = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from transfer.data import coco_entry_checks as checks
+from transfer.data.coco import entries as checks
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = (5, 6, 7, 8)  # its values that swap width and height

@@ -1,0 +1,33 @@
+"""LVIS' AP of boxes and masks."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import LVISEvaluator
+
+from transfer.metrics.coco import tasks
+
+Results = dict[str, dict[str, float]] | None
+
+
+class Lvis(LVISEvaluator):
+    """LVIS AP with 300 detections per image, also for rare, common and frequent classes (APr, APc, APf)."""
+
+    def __init__(self, cfg: CfgNode, name: str) -> None:
+        super().__init__(name)
+        self.configured = tasks(cfg)
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> tuple[str, ...]:
+        tasks = super()._tasks_from_predictions(predictions) if predictions else self.configured
+        return tuple(tasks)
+
+    def evaluate(self) -> Results:
+        """Return the metrics, with nan where lvis returns -1. Collective; None except in the main process."""
+        results = super().evaluate()
+        if results is None:
+            return None
+        undefined = float("nan")
+        return {
+            task: {key: value if value >= 0 else undefined for key, value in values.items()}
+            for task, values in results.items()
+        }
