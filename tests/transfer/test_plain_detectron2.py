@@ -19,6 +19,7 @@ from tests.support import detection_data
 from tests.support.checkpoints import moco_file, small_network
 from tests.support.scripts import ROOT
 from transfer import d2_compat
+from transfer.config import explain
 from transfer.config.load import load_config
 from transfer.convert.convert import convert
 from transfer.models import init_weights as weights_module
@@ -26,8 +27,8 @@ from transfer.train import run
 
 OURS = sorted(path.name for path in (ROOT / "configs/transfer").glob("*.yaml"))
 
-# Config files as the authors of MoCo published them for detectron2, written from their keys
-# (Base-RCNN-C4-BN.yaml and what builds on it; the settings are those of He et al. Sec. 4.2 and App. A.1).
+# Config files as the authors of MoCo publish them for detectron2, written from their keys (Base-RCNN-C4-BN.yaml, as it
+# is since 2020-11-04, and what builds on it; the settings are those of He et al. Sec. 4.2 and App. A.1).
 PUBLISHED = {
     "Base-RCNN-C4-BN.yaml": """
 MODEL:
@@ -40,7 +41,7 @@ MODEL:
   BACKBONE:
     FREEZE_AT: 0
   RESNETS:
-    NORM: "SyncBN"
+    NORM: "naiveSyncBN"
 TEST:
   PRECISE_BN:
     ENABLED: True
@@ -120,6 +121,19 @@ def test_published_files_say_what_ours_say(published: Path, theirs: str, ours: s
     loaded = load_config(f"{theirs}.yaml")
     assert loaded.MODEL.WEIGHTS == "./output.pkl"
     assert _flat(loaded) == _flat(load_config(f"transfer/{ours}.yaml", ["MODEL.WEIGHTS", "x.pkl"]))
+
+
+def test_explain_calls_no_published_value_a_deviation(published: Path) -> None:
+    name = "pascal_voc_R_50_C4_24k_moco.yaml"
+    lines = explain.explain(load_config(name), name)
+    (norm,) = [line for line in lines if "MODEL.RESNETS.NORM" in line]
+    assert "naiveSyncBN" in norm and "since 2020-11-04" in norm
+    assert not any("differs from" in line for line in lines)
+    # the value of the file of March 2020, in our recipe of the same experiment
+    overrides = ["MODEL.INIT", "random", "MODEL.RESNETS.NORM", "SyncBN"]
+    lines = explain.explain(load_config("transfer/voc_R50_C4_24k.yaml", overrides), "voc_R50_C4_24k")
+    assert lines[1].endswith("values: 1")
+    assert "MODEL.RESNETS.NORM" in lines[3] and "larger variance" in lines[3]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +228,22 @@ assert "build_resnet_dc5_backbone" in BACKBONE_REGISTRY
 assert "FCN16sHead" in SEM_SEG_HEADS_REGISTRY
 """
     assert _python(code).split() == ["weights", "cuda", "-1"]
+
+
+def test_the_authors_own_script_may_follow_import_transfer() -> None:
+    """Their train_net.py registers a head of our name, which is then the one that is used."""
+    code = """
+import transfer
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from transfer.models.paper_heads import Res5ROIHeadsExtraNorm as ours
+assert ROI_HEADS_REGISTRY.get("Res5ROIHeadsExtraNorm") is ours
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    pass
+assert ROI_HEADS_REGISTRY.get("Res5ROIHeadsExtraNorm") is Res5ROIHeadsExtraNorm
+"""
+    _python(code)
 
 
 def test_detectron2s_own_defaults_stay() -> None:

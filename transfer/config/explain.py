@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from pretrain.common.configs import equal, flatten, merge
 from transfer.config.keys import add_keys
-from transfer.config.paper_models import FPN, OPEN, TRAINED, Facts
+from transfer.config.paper_models import C4, FPN, OPEN, TRAINED, Facts
 from transfer.config.paper_tasks import RECIPES, Recipe
 
 # Keys that do not change the numbers of a run, or that identify the run.
@@ -75,9 +75,8 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
     if path:
         merge(base, path, ())
     plain = flatten(base)
-    facts = recipe.facts if recipe else TRAINED
     rows = [
-        (key, _text(value), _text(plain[key]), _reason(key, value, facts))
+        (key, _text(value), _text(plain[key]), _reason(key, value, cfg, recipe))
         for key, value in sorted(flatten(cfg).items())
         if not equal(value, plain[key]) and not key.startswith(_BOOKKEEPING)
     ]
@@ -86,10 +85,13 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
     yield from _table(("key", "here", "detectron2", "why"), rows)
 
 
-def _reason(key: str, value: Any, facts: Facts) -> str:
+def _reason(key: str, value: Any, cfg: CfgNode, recipe: Recipe | None) -> str:
+    # The authors' own configs have other names than our recipes.
+    as_published = cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm"
+    facts = recipe.facts if recipe else C4 if as_published else TRAINED
     if key in facts and equal(value, facts[key][0]):
         return facts[key][1]
-    if key in facts:
+    if key in facts and recipe:
         return "differs from the recipe: set in this config or on the command line"
     return _REASONS.get(key, "set in this config or on the command line")
 

@@ -13,6 +13,7 @@ SEC42 = "He et al. 2020, Sec. 4.2"
 _A1 = "He et al. 2020, App. A.1"
 A5 = "He et al. 2020, App. A.5"
 REPO = "facebookresearch/moco, detection configs"
+_NAIVE = f"{REPO} since 2020-11-04, instead of SyncBN for its larger variance"
 _NAME = "the experiment's model"
 _D2 = "detectron2's default, kept by the authors' configs"
 _ISSUE39 = "facebookresearch/moco issue 39 (a user's config, read by the authors); OpenSelfSup"
@@ -124,6 +125,7 @@ C4 = (
     )
     | stated(_D2, {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14})
     | stated(REPO, _BATCH | _PROPOSALS)
+    | stated(_NAIVE, {"MODEL.RESNETS.NORM": "naiveSyncBN"})
 )
 DC5 = (
     _RCNN
@@ -156,11 +158,18 @@ DC5 = (
         OPEN + "detectron2 zoo, Base-RCNN-DilatedC5", {"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7} | _PROPOSALS
     )
     | stated(OPEN + "as in the authors' C4 configs", _BATCH)
+    | stated(
+        OPEN + "synchronised (Sec. 4.2), as in the authors' FPN models; their C4 configs have naiveSyncBN",
+        {"MODEL.RESNETS.NORM": "SyncBN"},
+    )
 )
 FPN = (
     _RCNN
     | stated(_FPN_HEADS, {"MODEL.ROI_BOX_HEAD.NORM": "", "MODEL.ROI_MASK_HEAD.NORM": ""})
-    | stated(f"{SEC42}: BN in new layers such as FPN", {"MODEL.FPN.NORM": "SyncBN"})
+    | stated(
+        f"{SEC42}: BN in new layers such as FPN; SyncBN: facebookresearch/moco issue 34",
+        {"MODEL.RESNETS.NORM": "SyncBN", "MODEL.FPN.NORM": "SyncBN"},
+    )
     | stated(
         _FPN_HEADS,
         {

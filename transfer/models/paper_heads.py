@@ -9,9 +9,10 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
 from pretrain.common.errors import UserError
+from transfer.models.registering import register
 
 
-@ROI_HEADS_REGISTRY.register()
+@register(ROI_HEADS_REGISTRY)
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """The C4 box head of the paper: the res5 stage followed by one more BN layer (He et al. App. A.1).
 
@@ -63,7 +64,7 @@ class DilatedC5(Backbone):
         return {"dc5": self.output(self.bottom_up(images)["res5"])}
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY)
 def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5:
     """Build the R50-dilated-C5 backbone of the paper; MODEL.BACKBONE.NAME selects it.
 

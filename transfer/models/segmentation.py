@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from pretrain.common.errors import UserError
+from transfer.models.registering import register
 
 STRIDE = 16
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
+@register(SEM_SEG_HEADS_REGISTRY)
 class FCN16sHead(nn.Module):
     """Two dilated 3x3 convolutions with norm and ReLU, a 1x1 classifier, and bilinear interpolation by 16.
 

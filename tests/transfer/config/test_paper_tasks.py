@@ -39,7 +39,7 @@ R50: Table = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,  # same
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,  # same
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,  # same
-    "MODEL.RESNETS.NORM": "SyncBN",  # P 4.2 "BN that is trained (and synchronized across GPUs)"; R
+    "MODEL.RESNETS.NORM": "SyncBN",  # P 4.2 "BN that is trained (and synchronized across GPUs)"; I34, I39; DC5: open
     "MODEL.BACKBONE.FREEZE_AT": 0,  # P 4.2 "We fine-tune all layers end-to-end"; R
     "MODEL.RESNETS.STRIDE_IN_1X1": False,  # R, *_moco.yaml
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],  # R, *_moco.yaml
@@ -110,6 +110,7 @@ C4: Table = SINGLE_LEVEL | {
     "MODEL.RPN.IN_FEATURES": ["res4"],  # D
     "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],  # D
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",  # P A.1 "followed by a BN layer"; R
+    "MODEL.RESNETS.NORM": "naiveSyncBN",  # R, since 2020-11-04; SyncBN in the file of March 2020
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,  # D
     "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",  # D
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,  # D

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -19,7 +19,7 @@ from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.convert import convert
 from transfer.convert.convert import read_weights
-from transfer.models import init_weights, paper_heads
+from transfer.models import build, init_weights, paper_heads
 from transfer.train import precise_bn
 
 CONFIGS = sorted(p.stem for p in (configs.CONFIG_ROOT / "transfer").glob("*.yaml"))
@@ -28,6 +28,7 @@ MODELS = [
     "coco_R50_FPN", "demo_R18_FPN", "demo_R50w25_FPN", "keypoint_R50_FPN_2x", "lvis_R50_FPN_2x_frozen",
     "voc_R50_C4_24k", "voc_R50_DC5_24k", "voc_mask_R50_C4",
 ]  # fmt: skip
+C4 = ["voc_R50_C4_24k", "voc_mask_R50_C4"]
 SHAPES = ["coco_R50_FPN", "voc_mask_R50_C4", "voc_R50_DC5_24k"]
 FEWER = [
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
@@ -94,7 +95,8 @@ def test_builds_at_full_width_and_trains_every_layer(name: str) -> None:
     untrained = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert untrained == []
     norms = {type(m).__name__ for m in model.backbone.modules() if "Norm" in type(m).__name__}
-    assert norms == {"FrozenBatchNorm2d" if "frozen" in name else "SyncBatchNorm"}
+    other = {"lvis_R50_FPN_2x_frozen": "FrozenBatchNorm2d"} | dict.fromkeys(C4, "NaiveSyncBatchNorm")
+    assert norms == {other.get(name, "SyncBatchNorm")}
 
 
 def test_every_config_is_of_a_kind_that_was_built() -> None:
@@ -157,7 +159,7 @@ MODEL:
   RPN: {PRE_NMS_TOPK_TEST: 6000, POST_NMS_TOPK_TEST: 1000}
   ROI_HEADS: {NAME: "Res5ROIHeadsExtraNorm"}
   BACKBONE: {FREEZE_AT: 0}
-  RESNETS: {NORM: "SyncBN"}
+  RESNETS: {NORM: "naiveSyncBN"}
 TEST: {PRECISE_BN: {ENABLED: True}}
 SOLVER: {IMS_PER_BATCH: 16, BASE_LR: 0.02}
 """
@@ -194,14 +196,14 @@ def test_yaml_in_the_authors_style(name: str, stride_in_1x1: bool, tmp_path: Pat
     assert cfg.SOLVER.STEPS == (120000, 160000) and cfg.DATASETS.TEST == ("coco_2017_val",)
     model = build_model(cfg)
     assert type(model.roi_heads) is paper_heads.Res5ROIHeadsExtraNorm
-    assert isinstance(model.roi_heads.res5.norm, nn.SyncBatchNorm)
+    assert isinstance(model.roi_heads.res5.norm, NaiveSyncBatchNorm)
     first = model.backbone.res3[0]
     assert (first.conv1.stride, first.conv2.stride) == (((2, 2), (1, 1))[:: 1 if stride_in_1x1 else -1])
     assert torch.isfinite(sum(_losses(model, cfg).values()))
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("norm", ["BN", "naiveSyncBN", "FrozenBN", "GN"])
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "GN"])
 def test_every_norm_trains(name: str, norm: str) -> None:
     cfg = _load(name, *NARROW, "MODEL.RESNETS.NORM", norm, "MODEL.FPN.NORM", norm)
     model = build_model(cfg)
@@ -216,7 +218,7 @@ def test_every_norm_trains(name: str, norm: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_sync_norm_on_one_process_is_plain_batch_norm(name: str) -> None:
     results = []
-    for norm in ("SyncBN", "BN"):
+    for norm in ("SyncBN", "naiveSyncBN", "BN"):
         cfg = _load(name, *NARROW, "MODEL.RESNETS.NORM", norm, "MODEL.FPN.NORM", norm)
         torch.manual_seed(0)
         model = build_model(cfg)
@@ -224,23 +226,25 @@ def test_sync_norm_on_one_process_is_plain_batch_norm(name: str) -> None:
         sum(losses.values()).backward()
         gradients = {f"gradient {key}": p.grad for key, p in model.named_parameters()}
         results.append({**losses, **gradients, **model.state_dict()})
-    synced, plain = results
-    assert synced.keys() == plain.keys()
-    assert all(torch.equal(value, plain[key]) for key, value in synced.items())
+    *synced, plain = results
+    for one in synced:
+        assert one.keys() == plain.keys()
+        assert all(torch.equal(value, plain[key]) for key, value in one.items())
 
 
-SYNCED = ["coco_R50_FPN", "voc_R50_DC5_24k"]
+# Images of the two steps below. naiveSyncBN weights the processes equally, so these need the same number of images.
+SYNCED = {"coco_R50_FPN": 5, "voc_R50_DC5_24k": 5, "voc_R50_C4_24k": 6}
 
 
 def _two_steps(name: str) -> dict[str, torch.Tensor]:
-    """Train a backbone for two steps on the same five images, split between the processes into three and two.
+    """Train a backbone for two steps on the same images, split between the processes; five into three and two.
 
     This uses float64: in float32 a rounding error, which differs between processors, may switch a ReLU at its edge.
     """
     torch.manual_seed(0)
     backbone = build_backbone(_load(name, *NARROW)).double().train()
     for module in backbone.modules():
-        if isinstance(module, nn.SyncBatchNorm):
+        if isinstance(module, nn.SyncBatchNorm | NaiveSyncBatchNorm):
             # these values hardly ever put a ReLU at its edge, where rounding would matter
             nn.init.uniform_(module.weight, 0.2, 0.4)
             nn.init.ones_(module.bias)
@@ -250,17 +254,18 @@ def _two_steps(name: str) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(2)
     numbers = {}
+    count = SYNCED[name]
     for step in range(2):
-        images = torch.randn(5, 3, 64, 96, generator=generator, dtype=torch.float64)
-        images *= torch.arange(1, 6).view(-1, 1, 1, 1)  # the two processes see very different images
+        images = torch.randn(count, 3, 64, 96, generator=generator, dtype=torch.float64)
+        images *= torch.arange(1, count + 1).view(-1, 1, 1, 1)  # the two processes see very different images
         images = distributed.local_part(images)
         wanted = {
             key: nn.functional.interpolate(images[:, :1], scale_factor=1 / shape.stride)
             for key, shape in backbone.output_shape().items()
         }
         errors = [(value - wanted[key]).square().mean((1, 2, 3)) for key, value in model(images).items()]
-        # averaged over the processes by DDP, this is the mean over all five images
-        loss = sum(error.sum() for error in errors) * distributed.world_size() / 5
+        # averaged over the processes by DDP, this is the mean over all images
+        loss = sum(error.sum() for error in errors) * distributed.world_size() / count
         optimizer.zero_grad()
         loss.backward()
         numbers |= {f"step {step} gradient {key}": p.grad.clone() for key, p in backbone.named_parameters()}
@@ -272,6 +277,23 @@ def _sync_worker(folder: str) -> None:
     distributed.init_from_env(torch.device("cpu"))
     for name in SYNCED:
         torch.save(_two_steps(name), f"{folder}/{name}.{distributed.rank()}.pt")
+    torch.save(_naive_layer(_share(distributed.rank())), f"{folder}/layer.{distributed.rank()}.pt")
+
+
+def _share(rank: int) -> torch.Tensor:
+    """Return the images of one of two processes, of different sizes. bfloat16 represents all values exactly."""
+    height, width = ((8, 12), (4, 8))[rank]
+    noise = torch.randint(-4, 5, (2, 3, height, width), generator=torch.Generator().manual_seed(rank))
+    return noise.float() + 40 * (rank + 1)  # with 8 bits, the square of this mean hides the variance
+
+
+def _naive_layer(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return naiveSyncBN's outputs in bfloat16 as in a run with AMP, and its running statistics."""
+    layer = NaiveSyncBatchNorm(3, momentum=1.0).train()
+    build.normalise_in_float32(nn.Sequential(layer))
+    output = layer(images.bfloat16())
+    assert output.dtype == torch.bfloat16
+    return {"output": output.float(), "mean": layer.running_mean, "var": layer.running_var}
 
 
 @pytest.mark.slow
@@ -283,9 +305,23 @@ def test_sync_norm_on_two_processes_is_one_with_the_whole_batch(tmp_path: Path) 
         assert first.keys() == second.keys() == whole.keys()
         for key, expected in whole.items():
             assert torch.equal(first[key], second[key]), key
+            if name == "voc_R50_C4_24k" and key.endswith(("running_var", "num_batches_tracked")):
+                continue  # naiveSyncBN keeps the biased variance, see below, and does not count
             scale = expected.double().abs().max().clamp(min=1e-3)
             error = float((first[key].double() - expected.double()).abs().max() / scale)
             assert error < 1e-6, f"{name} {key} {error:.1e}"
+
+
+    # naiveSyncBN is the average of the mean and of the mean square, with equal weights for both processes
+    shares = [_share(rank).double() for rank in range(2)]
+    mean = sum(x.mean((0, 2, 3)) for x in shares) / 2
+    var = sum(x.square().mean((0, 2, 3)) for x in shares) / 2 - mean.square()
+    for rank, share in enumerate(shares):
+        found = torch.load(tmp_path / f"layer.{rank}.pt")
+        torch.testing.assert_close(found["mean"], mean.float())
+        torch.testing.assert_close(found["var"], var.float())
+        normalised = (share - mean[:, None, None]) / (var + 1e-5).sqrt()[:, None, None]
+        assert (found["output"] - normalised).abs().max() < 1e-2  # bfloat16 near 2
 
 
 def test_frozen_norm_holds_the_weights_statistics_and_fpn_alone_is_measured(tmp_path: Path) -> None:
