@@ -18,4 +18,4 @@ from pretrain.common.errors import run_tool
 from transfer.linear.command import main
 
 if __name__ == "__main__":
-    run_tool(lambda: main(__doc__))
+    run_tool(lambda: main(__doc__), processes=True)

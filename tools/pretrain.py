@@ -2,19 +2,19 @@
 
     python tools/pretrain.py --config pretrain/moco_v2_R50.yaml DATA.TRAIN my/photos OUTPUT_DIR output/mine
     torchrun --nproc-per-node 8 tools/pretrain.py --config pretrain/moco_v2_R50.yaml
+    srun --ntasks 8 python tools/pretrain.py --config pretrain/moco_v2_R50.yaml
 
 KEY VALUE pairs override the config; `--resume` continues from OUTPUT_DIR/checkpoint_last.pth.tar.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: this file would shadow the package
 
 from pretrain import config
-from pretrain.common import distributed
+from pretrain.common import distributed, launcher
 from pretrain.common.errors import run_tool
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     args = parser.parse_intermixed_args()
-    cfg = config.load(args.config, args.overrides, processes=int(os.environ.get("WORLD_SIZE", 1)))
+    cfg = config.load(args.config, args.overrides, processes=launcher.join())
     from pretrain.train.loop import train  # after the config's errors: it takes seconds to import
 
     distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(main, processes=True)

@@ -1,11 +1,13 @@
 """Process groups: the same script runs as one or several processes, on CPUs (gloo) or GPUs (NCCL)."""
 
 import functools
+import hashlib
 import multiprocessing
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +19,11 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 
-from pretrain.common.errors import UserError, message
+from pretrain.common import launcher
+from pretrain.common.errors import UserError, escape_what_cannot_be_printed, message
 
 _PATIENCE = timedelta(hours=4)  # the other processes wait while one evaluates
+_OWN_GPU = ("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND")  # set by srun's options
 
 
 def world_size() -> int:
@@ -68,12 +72,16 @@ def pick_device(wanted: str) -> torch.device:
 
     Raises `UserError` if `cuda` is given and PyTorch sees no GPU.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda":
         if not torch.cuda.is_available():
             raise UserError("DEVICE cuda: PyTorch sees no GPU here; use DEVICE cpu or auto")
+        # srun can show each task its own GPU only, which then is number 0.
+        own = any(os.environ.get(name) for name in _OWN_GPU) and torch.cuda.device_count() == 1
+        if launcher.by_srun and own:
+            local_rank = 0
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"{local_rank + 1} processes on a machine with {torch.cuda.device_count()} GPU(s): "
@@ -87,11 +95,12 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def init_from_env(device: torch.device) -> None:
-    """Join the process group that torchrun (or `spawn`) describes in the environment, if any.
+    """Join the process group that torchrun (or `spawn`, or `launcher.join`) describes in the environment, if any.
 
-    Raises `UserError` if the address cannot be used.
+    Raises `UserError` if the address cannot be used, and in every process if srun started them with different
+    arguments.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or td.is_initialized():
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or td.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -104,8 +113,21 @@ def init_from_env(device: torch.device) -> None:
             reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"--dist-url tcp://{address}: {reason}: choose another port or host, the same on every machine "
-            "(torchrun: --master-port, --master-addr)"
+            "(torchrun: --master-port, --master-addr; srun: MASTER_PORT, MASTER_ADDR)"
         ) from None
+    if launcher.by_srun:
+        _compare_arguments(device)
+
+
+def _compare_arguments(device: torch.device) -> None:
+    """Raise `UserError` if the processes are separate runs, such as one for each seed: they would train one model."""
+    digest = hashlib.sha256("\0".join(sys.argv).encode(errors="surrogateescape")).hexdigest()
+    own = torch.tensor([[int(digest[:15], 16)]], device=device)
+    if len(all_gather_interleaved(own).unique(dim=0)) > 1:
+        raise UserError(
+            "srun started processes with different arguments, which would train one model together: give all the same "
+            "arguments, or set WORLD_SIZE=1 in each for separate runs"
+        )
 
 
 def shutdown() -> None:
@@ -195,6 +217,7 @@ def _spawned(
 ) -> None:
     # This process was spawned, but its loader workers must use the platform's default start method, as under torchrun.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    escape_what_cannot_be_printed()
     own = {"RANK": first + local_rank, "LOCAL_RANK": local_rank}
     os.environ.update({name: str(value) for name, value in {**environment, **own}.items()})
     worker(*args)

@@ -1,5 +1,6 @@
 """Errors for the user: one line that says what to fix, instead of a traceback."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -30,13 +31,28 @@ def compiler_in_one_line() -> Iterator[None]:
         ) from error
 
 
-def run_tool(main: Callable[[], int | None]) -> NoReturn:
+def escape_what_cannot_be_printed() -> None:
+    """Print characters that the terminal or pipe cannot show, such as those of a file name, as `\\u00e9`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_tool(main: Callable[[], int | None], *, processes: bool = False) -> NoReturn:
     """Run a command-line program and exit with its status.
 
     A `UserError` becomes one line on standard error and exit status 2; Ctrl-C becomes status 130. Anything else is a
     bug in this project and keeps its traceback.
+
+    Args:
+        processes: the program can be started in several processes by torchrun or srun. Others refuse that.
     """
+    escape_what_cannot_be_printed()
     try:
+        if not processes:
+            from pretrain.common import launcher  # which needs this module
+
+            launcher.refuse_several()
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {message(error)}", file=sys.stderr)

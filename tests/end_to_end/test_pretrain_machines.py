@@ -150,6 +150,29 @@ def test_two_machines(one_node: tuple[Path, Path], tmp_path: Path, rendezvous: s
     assert equal(one, output)
 
 
+def test_tasks_of_srun_without_torchrun(one_node: tuple[Path, Path], tmp_path: Path) -> None:
+    """`srun --ntasks 2 python tools/pretrain.py`: one run, bit-identical to that of two processes of torchrun."""
+    (images, one), output = one_node, tmp_path / "tasks"
+    arguments = [*CONFIG, *overrides(images, output, *SMALLER, "SOLVER.MAX_ITER", "5")]
+    step = {**ENVIRONMENT, "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NNODES": "1",
+            "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}  # fmt: skip
+    logs = [tmp_path / f"log{task}" for task in range(2)]
+    tasks = []
+    for task, log in enumerate(logs):
+        own = step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+        tasks.append(start_script(arguments, log, log, environment=own))
+    try:
+        for task in tasks:
+            task.join(240)
+    finally:
+        for task in tasks:
+            kill_script(task)
+    outs = [log.read_text() for log in logs]
+    assert [task.exitcode for task in tasks] == [0, 0], outs
+    assert "2 process(es)" in outs[0] and "process(es)" not in outs[1]
+    assert equal(one, output)
+
+
 # What SLURM's commands do for one node: srun starts the task in a session of its own, scancel signals it.
 FAKES = {
     "scontrol": 'case "$1" in show) echo 127.0.0.1;; *) echo "$@" >> "$FAKES/calls";; esac',

@@ -4,7 +4,8 @@ torch takes seconds to import, so it is imported inside of the functions: `--hel
 """
 
 import argparse
-import os
+
+from pretrain.common import launcher
 
 
 def main(about: str | None) -> None:
@@ -17,8 +18,7 @@ def main(about: str | None) -> None:
     from transfer.linear import config
 
     sweep = ["SWEEP", f"[{args.sweep}]"] if args.sweep else []
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    cfg = config.load(args.config, [*args.overrides, *sweep], processes=processes)
+    cfg = config.load(args.config, [*args.overrides, *sweep], processes=launcher.join())
     # Imported only now, because it takes seconds: mistakes in the config are reported before.
     from pretrain.common import distributed
     from transfer.linear import run

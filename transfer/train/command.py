@@ -9,6 +9,7 @@ import os
 from functools import partial
 from typing import Any
 
+from pretrain.common import launcher
 from pretrain.common.errors import UserError
 
 # key of the config -> the flag that sets it
@@ -24,11 +25,12 @@ def main(about: str | None, arguments: list[str] | None = None) -> None:
         UserError: a mistake in the flags, the config, the weights or the data.
     """
     args = _parse(about, arguments)
+    started = launcher.join(srun=args.num_machines == 1)
     from transfer.config.load import check_processes, load_config
 
     cfg = load_config(args.config, _overrides(args), need_weights=not args.explain)
-    processes, local = _count_processes(args)
-    is_first = int(os.environ.get("RANK", 0)) == 0 and args.machine_rank == 0
+    processes, local = _count_processes(args, started)
+    is_first = int(os.environ.get("RANK") or 0) == 0 and args.machine_rank == 0
     cfg, sentence = _rescale(cfg, args, processes)
     if sentence and is_first:
         print(sentence, flush=True)
@@ -58,17 +60,16 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def _count_processes(args: argparse.Namespace) -> tuple[int, int]:
-    """Return the number of processes of the whole job, and of this machine.
+def _count_processes(args: argparse.Namespace, started: int) -> tuple[int, int]:
+    """Return the number of processes of the whole job, and of this machine; a launcher has `started` some of them.
 
     Raises:
-        UserError: `--num-gpus` below 1, or flags that would start processes under torchrun.
+        UserError: `--num-gpus` below 1, or flags that would start processes under torchrun or srun.
     """
-    started = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     if started > 1:
         if (args.num_gpus, args.num_machines) != (1, 1):
             raise UserError(
-                "--num-gpus, --num-machines: torchrun has already started the processes; leave these flags out"
+                "--num-gpus, --num-machines: torchrun or srun has already started the processes; leave these flags out"
             )
         return started, int(os.environ.get("LOCAL_WORLD_SIZE", started))
     if args.num_gpus < 1:
@@ -102,7 +103,7 @@ def _warn_about_learning_rate(cfg: Any, args: argparse.Namespace) -> None:
 
 
 def _run(cfg: Any, args: argparse.Namespace) -> None:
-    """Run the job in `--num-gpus` processes on this machine, or in the one process that torchrun started."""
+    """Run the job in `--num-gpus` processes on this machine, or in the one process that a launcher started."""
     from pretrain.common import distributed
     from transfer.train import run
 

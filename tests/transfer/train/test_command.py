@@ -11,19 +11,17 @@ from tests.support.scripts import ROOT
 from transfer.train import command
 
 
-def _count(num_gpus: int = 1, num_machines: int = 1) -> tuple[int, int]:
-    return command._count_processes(Namespace(num_gpus=num_gpus, num_machines=num_machines))
+def _count(started: int, num_gpus: int = 1, num_machines: int = 1) -> tuple[int, int]:
+    return command._count_processes(Namespace(num_gpus=num_gpus, num_machines=num_machines), started)
 
 
-def test_process_counts_come_from_the_flags_or_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert _count() == (1, 1)
-    assert _count(num_gpus=4, num_machines=2) == (8, 4)
-    monkeypatch.setenv("WORLD_SIZE", "8")
+def test_process_counts_come_from_the_flags_or_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _count(1) == (1, 1)
+    assert _count(1, num_gpus=4, num_machines=2) == (8, 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert _count() == (8, 4)
-    with pytest.raises(UserError, match="torchrun has already started the processes"):
-        _count(num_gpus=4)
+    assert _count(8) == (8, 4)
+    with pytest.raises(UserError, match="torchrun or srun has already started the processes"):
+        _count(8, num_gpus=4)
 
 
 def test_flags_come_after_the_users_overrides() -> None:
