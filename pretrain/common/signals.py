@@ -1,15 +1,20 @@
 """Stopping on request: on a scheduler's SIGTERM or SIGUSR1 a run saves its state and exits with a special status."""
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": the state is saved, --resume continues
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LATEST = 120  # seconds that a worker survives a signal whose sender is unknown
+_PATIENCE = 120  # seconds that a command may take to save and exit
 
 
 class Signals:
@@ -19,15 +24,18 @@ class Signals:
         ctrl_c: the first Ctrl-C sets `requested` too. A second one interrupts immediately if `alone`.
         alone: this is the only process. With more, a second Ctrl-C may be the first one again: the terminal sends it to
             all processes, and torchrun forwards it to them.
+        hang_up: SIGHUP, which comes when a terminal is closed, sets `requested` too, unless nohup ignores it.
 
     Attributes:
         requested: whether this process was asked to stop. The processes of a run agree on it once per step.
         saved: set this once everything is saved; from then on a signal ends the process immediately.
     """
 
-    def __init__(self, *, ctrl_c: bool = False, alone: bool = True) -> None:
+    def __init__(self, *, ctrl_c: bool = False, alone: bool = True, hang_up: bool = False) -> None:
         self.requested = self.saved = self.interrupted = False
         self.numbers = (*_SIGNALS, signal.SIGINT) if ctrl_c else _SIGNALS
+        if hang_up and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self.numbers = (*self.numbers, signal.SIGHUP)
         self.alone = alone
 
     def __enter__(self) -> "Signals":
@@ -50,6 +58,34 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def stop_groups(processes: Iterable[subprocess.Popen[str] | subprocess.Popen[bytes]]) -> None:
+    """Ask commands to save and exit, and kill what is left of them; each must lead a process group."""
+    started = list(processes)
+    try:
+        for process in started:
+            if process.poll() is None:
+                _signal_group(process.pid, signal.SIGTERM)
+        for process in started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_PATIENCE)
+    finally:  # also after another Ctrl-C
+        for process in started:
+            _signal_group(process.pid, signal.SIGKILL)  # also what a command that has ended left behind
+        for process in started:
+            process.wait()
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended; the number has a new owner
+        os.killpg(group, number)
+
+
+def die_with_the_parent() -> None:
+    """On Linux, send this process SIGTERM when its parent dies, even if that is killed: for Popen's `preexec_fn`."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def outlive_the_stop() -> None:

@@ -1,6 +1,5 @@
 """Runs commands, each only if something that it depends on has changed since it last ran."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from pretrain.common.configs import ROOT
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
+from pretrain.common.signals import Signals, die_with_the_parent, stop_groups
+
+_LOOK = 0.2  # seconds between two looks for a signal
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
         One record per stage: `name`, `command`, `seconds`, `cached`.
     Raises:
         UserError: a command failed. The others have run to their end, and finished stages are not repeated.
+        KeyboardInterrupt, SystemExit: this program was asked to stop; every command has saved its state and ended.
     """
     waiting = [stage for stage in stages if not _is_done(stage, records)]
     for stage in stages:
@@ -75,15 +78,21 @@ def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
 
 
 def _run_together(stages: Sequence[Stage], records: Path) -> None:
-    jobs = [_start(stage, records, together=len(stages)) for stage in stages]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        watches = [pool.submit(_watch, *pair, records) for pair in zip(stages, jobs, strict=True)]
+    jobs: list[subprocess.Popen[str]] = []
+    with Signals(ctrl_c=True, hang_up=True) as signals, ThreadPoolExecutor(len(stages)) as pool:
         try:
-            failed = [reason for watch in watches if (reason := watch.result())]
-        except BaseException:
-            _stop(jobs)
-            raise
-    if failed:
+            for stage in stages:
+                jobs.append(_start(stage, records, together=len(stages)))
+            watches = [pool.submit(_watch, *pair, records) for pair in zip(stages, jobs, strict=True)]
+            while wait(watches, timeout=_LOOK).not_done and not signals.requested:
+                pass
+            if signals.requested:
+                say("stopping: the running commands save their state; the same command continues from there")
+        finally:
+            stop_groups(jobs)
+    if signals.requested:
+        signals.leave()
+    if failed := [reason for watch in watches if (reason := watch.result())]:
         raise UserError(
             f"{', '.join(failed)} failed; the reason is printed above. The same command continues from there"
         )
@@ -111,6 +120,8 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
         _path(stage, records), {"name": stage.name, "command": stage.text(), "key": key, "done": False}
     )
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    if together > 1:  # its output is read from a pipe, as UTF-8 whatever this program prints
+        environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
     if together > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // together)))
@@ -118,20 +129,14 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
         [sys.executable, *stage.command, *(["--resume"] if resume else [])],
         cwd=ROOT,
         env=environment,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # its workers too can then be stopped, and Ctrl-C reaches only this program
+        preexec_fn=die_with_the_parent,
         stdout=subprocess.PIPE if together > 1 else None,
         stderr=subprocess.STDOUT if together > 1 else None,
     )
-
-
-def _stop(jobs: Sequence[subprocess.Popen[str]]) -> None:
-    """Wait for the jobs, which save and end because Ctrl-C reaches them too; then terminate and at last kill them."""
-    for insist in (subprocess.Popen.terminate, subprocess.Popen.kill):
-        for job in jobs:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.wait(timeout=20)
-            if job.poll() is None:
-                insist(job)
 
 
 def _is_done(stage: Stage, records: Path) -> bool:

@@ -1,10 +1,18 @@
 """A stage runs once, runs again when something that it depends on changes, and resumes after an interruption."""
 
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pretrain.common.configs import ROOT
 from pretrain.common.errors import UserError
 from transfer.demo import stages
 from transfer.demo.stages import Stage
@@ -111,3 +119,77 @@ def test_lost_part_is_made_again(workshop: Workshop) -> None:
     assert workshop.run(stage) == [True]
     whole[0] = False
     assert workshop.run(stage) == [False]
+
+
+# A command that saves its state on SIGTERM and has a worker, as a training run has; its worker ignores SIGTERM.
+TRAINING = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+ignore = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], preexec_fn=ignore)
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(75)))
+(folder / "pids.new").write_text(f"{os.getpid()} {worker.pid}")
+(folder / "pids.new").rename(folder / "pids")
+time.sleep(120)
+"""
+DEMO = """
+import sys
+from pathlib import Path
+from pretrain.common.errors import run_tool
+from transfer.demo import stages
+folders = [Path(name) for name in sys.argv[1:]]
+pair = [stages.Stage(f'train-{f.name}', (str(f.parent / "training.py"), str(f)), f / "out", resumable=True) for f in folders]
+run_tool(lambda: stages.run(pair, folders[0].parent / "records"))
+"""
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("still not")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="reads /proc, and only Linux reports the death of a parent"
+)
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_signal_to_the_demo_alone_ends_its_commands_too(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    (tmp_path / "training.py").write_text(TRAINING)
+    (tmp_path / "demo.py").write_text(DEMO)
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    demo = subprocess.Popen(
+        [sys.executable, tmp_path / "demo.py", *folders], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    try:
+        until(lambda: all((folder / "pids").exists() for folder in folders))
+        pids = [int(pid) for folder in folders for pid in (folder / "pids").read_text().split()]
+        assert all(map(is_alive, pids))
+        demo.send_signal(number)
+        assert demo.wait(30) == status
+    finally:
+        demo.kill()
+        demo.wait()
+    until(lambda: all((folder / "saved").exists() for folder in folders))
+    if number != signal.SIGKILL:  # then only the commands get a signal; ours end their workers themselves
+        assert not any(map(is_alive, pids))
+    for pid in filter(is_alive, pids):
+        os.kill(pid, signal.SIGKILL)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")]
+    assert [record["done"] for record in records] == [False, False]

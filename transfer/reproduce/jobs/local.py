@@ -32,6 +32,9 @@ class Executor(Protocol):
     def stop(self) -> None:
         """Let all workers save and exit, and wait for them."""
 
+    def stop_here(self) -> None:
+        """The same for the workers on this machine only."""
+
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them: numbers or UUIDs."""
@@ -124,6 +127,9 @@ class Local:
         return result
 
     def stop(self) -> None:
+        self.stop_here()
+
+    def stop_here(self) -> None:
         for worker, _ in self.running.values():
             worker.terminate()
         for worker, _ in self.running.values():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
-from pretrain.common.signals import STOPPED
+from pretrain.common.signals import STOPPED, Signals
 from transfer.reproduce.jobs import lock, worker
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.jobs.local import Executor
@@ -37,17 +37,23 @@ def run(
         Key -> reason, for the jobs that did not finish because they, or a job that they need, failed twice.
     Raises:
         KeyboardInterrupt: passed on after all workers have saved and exited.
+        SystemExit: the same after SIGTERM or SIGUSR1, except that jobs in SLURM's queue are left to it.
         UserError: not even the first job could be started.
     """
     graph = _Graph(unfinished(jobs, root), root, executor)
-    try:
-        while graph.advance():
-            tick()
-            time.sleep(wait)
-    except KeyboardInterrupt:
-        say("stopping: the running jobs save their state")
-        executor.stop()
-        raise
+    with Signals() as signals:
+        try:
+            while graph.advance() and not signals.requested:
+                tick()
+                time.sleep(wait)
+        except KeyboardInterrupt:
+            say("stopping: the running jobs save their state")
+            executor.stop()
+            raise
+        if signals.requested:
+            say("stopping: the running jobs of this machine save their state")
+            executor.stop_here()
+            signals.leave()
     return graph.failed
 
 

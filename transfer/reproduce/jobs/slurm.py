@@ -150,6 +150,9 @@ class Slurm:
         """Cancel the jobs that this program submitted. SLURM gives a running one its KillWait to save and exit."""
         for folder in self.own:
             self.running[folder].cancel(check=False)
+        self.stop_here()
+
+    def stop_here(self) -> None:
         self.here.stop()
 
 

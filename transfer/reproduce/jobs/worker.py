@@ -5,11 +5,9 @@ held, waits, and uses the result. `python -m transfer.reproduce.jobs.worker FOLD
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,14 +16,13 @@ from typing import Any
 
 from pretrain.common.configs import ROOT
 from pretrain.common.files import read_json, write_text
-from pretrain.common.signals import STOPPED, Signals
+from pretrain.common.signals import STOPPED, Signals, die_with_the_parent, stop_groups
 from transfer.reproduce.jobs.job import Job, made_by
 from transfer.reproduce.jobs.lock import Lock
 
 JOB, STATE, LOCK, LOG = "job.json", "state.json", "lock", "log.txt"
 SUBMITTED = "slurm"  # file in a job's folder that holds its SLURM job id
 TAKEN = 76  # exit status if another worker has the job
-_PATIENCE = 120  # seconds that a command may take to save and exit
 _TAIL = 65536  # bytes at the end of a log that are searched
 _PROGRESS = re.compile(r"\bETA\b|\beta: ")
 _ERROR = re.compile(r"^(?:\[?\w*rank\w*\]?: ?)?error: ", re.IGNORECASE)  # of our tools
@@ -127,7 +124,8 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
         _write(folder / STATE, {"state": "running", **note, "seconds": before})
         process = subprocess.Popen(
             _program(job["command"]), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_die_with_the_worker, env=dict(os.environ, PYTHONUNBUFFERED="1"),
+            start_new_session=True, preexec_fn=die_with_the_parent,  # or it would run without holding the lock
+            env=dict(os.environ, PYTHONUNBUFFERED="1"),
             close_fds=False,  # the command keeps the locks on its GPUs (local.Local) until it has ended
         )  # fmt: skip
         while process.poll() is None and not signals.requested and not lock.lost.is_set():
@@ -135,7 +133,7 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
                 process.wait(timeout=0.2)
         stopped = process.poll() is None
         if stopped:
-            _stop(process)
+            stop_groups([process])
     if not lock.is_ours():  # the folder belongs to another worker now
         return TAKEN
     seconds = before + time.monotonic() - began
@@ -149,22 +147,6 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
 
 def _program(command: list[str]) -> list[str]:
     return [sys.executable, *command[1:]] if command[0] == "python" else command
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the command to save and exit; kill it if it does not."""
-    for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=patience)
-            return
-
-
-def _die_with_the_worker() -> None:
-    """On Linux, send the command SIGTERM when the worker dies, so that none runs without holding the lock."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

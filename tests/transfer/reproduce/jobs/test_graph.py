@@ -238,6 +238,20 @@ def test_ctrl_c_ends_children(tmp_path: Path) -> None:
     assert worker.state(job.folder(tmp_path))["state"] == "stopped" and os.name == "posix"
 
 
+def test_sigterm_ends_children(tmp_path: Path) -> None:
+    job = python("a", "(f / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)")
+    asked = []
+
+    def terminate() -> None:
+        if not asked and (job.folder(tmp_path) / "pid").exists():
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    with pytest.raises(SystemExit, match="75"):
+        scheduler.run([job], tmp_path, Local([], jobs=1), wait=0.05, tick=terminate)
+    until(lambda: not is_alive(int((job.folder(tmp_path) / "pid").read_text())))
+    assert worker.state(job.folder(tmp_path))["state"] == "stopped"
+
+
 def test_a_claim_whose_maker_died_does_not_block(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.write_text("somewhere 1 dead\n7")
