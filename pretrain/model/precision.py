@@ -42,8 +42,7 @@ def decide(
     if setting != "auto":
         return f"{setting} (SOLVER.AMP)"
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16 (this GPU supports it)" if native else "off (this GPU does not support bf16)"
+        return "bf16 (this GPU supports it)" if native_bf16() else "off (this GPU does not support bf16)"
     say("timing a bf16 step and a float32 step ...")
     encoder = make_encoder().to(device)
     count = _IMAGES // group_size * group_size or _IMAGES  # fewer images than a group still make one group
@@ -53,6 +52,20 @@ def decide(
     distributed.mean_over_processes([ratio])
     choice = "bf16" if ratio.item() >= _WORTH_IT else "off"
     return f"{choice} (a bf16 step takes {1 / ratio.item():.2f} times as long as a float32 one)"
+
+
+def native_bf16() -> bool:
+    """Return whether the GPU computes in bfloat16 itself, which is faster than in float32; False without a GPU."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def forbid_tf32() -> None:
+    """Make GPUs compute float32 in full precision, as the papers' V100s did.
+
+    PyTorch lets convolutions on newer GPUs use TF32, which has 10 bits instead of 23 after the binary point.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def channels_last(cfg: CfgNode, device: torch.device) -> bool:

@@ -79,6 +79,7 @@ def set_up(cfg: CfgNode, *, resume: bool, other_processes: bool = False) -> Run:
     _compare(stored, files, device)  # before any process writes
     per_epoch = iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True
+    precision.forbid_tf32()
     channels_last = precision.channels_last(cfg, device)
     pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=channels_last).to(device)
     probe = Probe(cfg, pixels, device=device) if bank_folder(cfg)[1] else None

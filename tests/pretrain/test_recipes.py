@@ -27,6 +27,7 @@ V1 = {
     "INPUT.MEAN": [0.485, 0.456, 0.406], "INPUT.STD": [0.229, 0.224, 0.225],
     "SOLVER.BASE_LR": 0.03, "SOLVER.IMS_PER_BATCH": 256, "SOLVER.MOMENTUM": 0.9, "SOLVER.WEIGHT_DECAY": 1e-4,
     "SOLVER.SCHEDULE": "step", "SOLVER.STEPS": [120, 160], "SOLVER.MAX_EPOCH": 200, "SOLVER.MAX_ITER": 0,
+    "SOLVER.AMP": "off",  # the published script has no autocast
 }  # fmt: skip
 # Chen et al. 2020, Sec. 3: MLP head, temperature 0.2, "aug+", cosine.
 HEAD, VIEWS, COSINE = {"MODEL.HEAD": "mlp", "MOCO.T": 0.2}, {"INPUT.AUG": "v2"}, {"SOLVER.SCHEDULE": "cosine"}

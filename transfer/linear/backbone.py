@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import UserError
 from pretrain.data.on_device import Pixels
+from pretrain.model import precision
 from pretrain.model.encoders import Architecture, ResNet, architecture
 from transfer.convert.preprocessing import IMAGENET, Input
 from transfer.convert.recognise import build_network, read_source
@@ -84,6 +85,7 @@ class Extractor:
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
         self.network = backbone.network.requires_grad_(False).to(device)
+        precision.forbid_tf32()
         self.channels = backbone.architecture.feature_channels
         self.device, self.bgr = device, backbone.input.format == "BGR"
         mean, std = (

@@ -25,11 +25,16 @@ from transfer.models import init_weights
 
 
 def check_amp(cfg: CfgNode) -> None:
-    """Print a note if bfloat16 is not faster on this machine; raise `UserError` for float16 on a CPU."""
+    """Print a note if another precision is faster on this machine; raise `UserError` for float16 on a CPU."""
     if not cfg.SOLVER.AMP.ENABLED:
+        if cfg.MODEL.DEVICE == "cuda" and precision.native_bf16():
+            say(
+                "note: SOLVER.AMP.ENABLED False computes in float32 without TF32, as in the papers; bfloat16 is faster on "
+                "this GPU: SOLVER.AMP.ENABLED True"
+            )
         return
     if cfg.MODEL.DEVICE == "cuda":
-        if cfg.SOLVER.AMP.DTYPE == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if cfg.SOLVER.AMP.DTYPE == "bfloat16" and not precision.native_bf16():
             say("note: this GPU has no native bfloat16: SOLVER.AMP.DTYPE float16 is faster")
     elif cfg.SOLVER.AMP.DTYPE == "float16":
         raise UserError(
@@ -86,6 +91,7 @@ def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str
         eval_only: whether `MODEL.WEIGHTS` is a whole detector, not only a backbone.
     """
     check_amp(cfg)
+    precision.forbid_tf32()
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg)
     if cfg.SOLVER.AMP.ENABLED:

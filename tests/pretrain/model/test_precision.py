@@ -51,6 +51,12 @@ def test_float16_is_for_gpus() -> None:
     assert gpu == "fp16 (SOLVER.AMP)"
 
 
+def test_float32_is_not_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    precision.forbid_tf32()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_channels_last_where_it_was_measured_to_help() -> None:
     paper, demo = (config.load(f"pretrain/{name}.yaml") for name in ("moco_v2_R50", "demo_R18"))
     assert precision.channels_last(paper, CPU) and not precision.channels_last(demo, CPU)

@@ -580,6 +580,26 @@ def test_a_machine_with_unused_gpus(
     assert (line in capsys.readouterr().out) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "native", "setting", "expected"),
+    [
+        ("cuda", True, "off", True),
+        ("cuda", False, "off", False),
+        ("cuda", True, "auto", False),
+        ("cpu", True, "off", False),
+    ],
+)
+def test_a_gpu_that_is_faster_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, native: bool, setting: str,
+    expected: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native)
+    cfg = config.load("pretrain/moco_v2_R50.yaml", ["SOLVER.AMP", setting])
+    start_notes.say_start(cfg, images=1000, per_epoch=3, device=torch.device(kind), amp="off")
+    notes = [line for line in capsys.readouterr().out.splitlines() if "faster" in line]
+    assert len(notes) == expected and all("SOLVER.AMP auto" in note for note in notes)
+
+
 def test_log_lines_are_whole(image_folder: MakeFolder, tmp_path: Path) -> None:
     """Killed again and again in one process: each iteration is in the log once."""
     images, output = image_folder(50), tmp_path / "run"

@@ -21,7 +21,7 @@ from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.plan.overrides import STAND_IN, shorter, smoke_finetune, smoke_linear, smoke_pretrain
-from transfer.reproduce.plan.recipe_changes import changes
+from transfer.reproduce.plan.recipe_changes import changes, pretraining_changes
 from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
 
@@ -220,7 +220,7 @@ def _pretrain(init: Init, options: Options) -> Job:
     command = (*options.launcher, *tool, *overrides, *_HERE)
     return Job(
         f"pretrain/{_recipe_name(init)}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        missing=missing,
+        missing=missing, changes=pretraining_changes(cfg),
     )  # fmt: skip
 
 

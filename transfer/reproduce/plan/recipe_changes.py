@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import yaml
+from fvcore.common.config import CfgNode
 
 from pretrain.common.configs import equal, find_config, flatten, merge
 from pretrain.common.errors import UserError
@@ -40,6 +41,13 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
         recipe = recipe | _MSRA
     other = [key for key, value in recipe.items() if not equal(found.get(key), value, tolerance=_ROUNDED)]
     return tuple(f"{key} is {found.get(key)}, in the recipe {recipe[key]}" for key in other)
+
+
+def pretraining_changes(cfg: CfgNode) -> tuple[str, ...]:
+    """Return `KEY is A, in the paper B` if pre-training does not compute in the precision of the papers, float32."""
+    if cfg.SOLVER.AMP == "off":
+        return ()
+    return (f"SOLVER.AMP of pre-training is {cfg.SOLVER.AMP}, in the paper off (float32)",)
 
 
 def recipe_value(name: str, key: str) -> Any:

@@ -171,9 +171,11 @@ def _score(found: list[dict[str, Any]]) -> float:
 
 def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, Any]:
     """Return one run: its numbers in the order of the column's metrics (None if missing), or why it has none."""
-    needs = [_record(needed, runs) for needed in in_order([job])[:-1]]
+    needed = in_order([job])[:-1]
+    needs = [_record(each, runs) for each in needed]
     run: dict[str, Any] = {**_record(job, runs), "needs": needs, "numbers": [], "why_not": ""}
-    run["changes"] = list(job.changes)
+    before = [change for each in needed for change in each.changes]
+    run["changes"] = [*before, *job.changes]
     if not worker.is_done(job.folder(runs), job.product):
         return run | {"why_not": failed.get(job.key, "not run yet")}
     path = job.output(runs)
@@ -187,7 +189,7 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
     return run | {
         "numbers": numbers if len(absent) < len(numbers) else [],
         "why_not": f"{path} has no {', '.join(absent)}" if absent else "",
-        "changes": _changes(cell, job, path, results),
+        "changes": [*before, *_changes(cell, job, path, results)],
     }
 
 

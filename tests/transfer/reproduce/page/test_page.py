@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from pretrain import config as pretrain_config
 from tests.support import browser, reproduce_runs
 from tests.support.browser import Browser
 from transfer.config.load import read_config
@@ -23,7 +24,7 @@ from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.page import curves, facts, page
 from transfer.reproduce.page.table import trials
 from transfer.reproduce.plan.plan import Cell, Options
-from transfer.reproduce.plan.recipe_changes import recipe_value
+from transfer.reproduce.plan.recipe_changes import pretraining_changes, recipe_value
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect, text_tables
 from transfer.reproduce.results.verdict import compare
@@ -315,9 +316,16 @@ VOC = "transfer/voc_R50_C4_24k.yaml"
 PLAIN = ["MODEL.INIT", "random"]
 
 
-def job(name: str, runs: Path, content: str | dict[str, Any] | None, *, settings: str = "") -> Job:
+def job(
+    name: str,
+    runs: Path,
+    content: str | dict[str, Any] | None,
+    *,
+    settings: str = "",
+    needs: tuple[Job, ...] = (),
+) -> Job:
     """Return a finished job with this results.json and config.yaml; without content, an unfinished one."""
-    made = Job(name, ("python", "y"), "", "results.json")
+    made = Job(name, ("python", "y"), "", "results.json", needs)
     if content is not None:
         folder = made.folder(runs)
         worker.prepare(made, runs)
@@ -390,6 +398,17 @@ def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
         assert comparable == [not expected] * 3, name
     damaged = job("damaged", tmp_path, boxes(50.0), settings="- 1")
     assert "not a config" in only(gathered(tmp_path, {"": [damaged]}))["changes"][0]
+
+
+def test_the_precision_of_pre_training_is_a_change(tmp_path: Path) -> None:
+    cfgs = [pretrain_config.load("pretrain/moco_v2_R50.yaml", ["SOLVER.AMP", value]) for value in ("off", "bf16")]
+    expected = ["SOLVER.AMP of pre-training is bf16, in the paper off (float32)"]
+    assert [list(pretraining_changes(cfg)) for cfg in cfgs] == [[], expected]
+    before = Job("pretrain/x", ("python",), "", "checkpoint_last.pth.tar", changes=tuple(expected))
+    plain = job("half", tmp_path, boxes(50.0), settings=read_config(VOC, PLAIN).dump(), needs=(before,))
+    cell = only(gathered(tmp_path, {"": [plain]}))
+    assert cell["changes"] == expected
+    assert {number["verdict"] for number in cell["numbers"]} == {"not comparable"}
 
 
 def test_a_sweep_inside_a_linear_probe_is_a_change(tmp_path: Path) -> None:
