@@ -31,6 +31,19 @@ def main() -> None:
     add("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")
     add("--branch", default="", help="which network to take, if a file holds several")
     add("--keep", default="", metavar="PARTS", help="fpn, box_head or fpn,box_head, if pre-trained too")
+    add(
+        "--channel-order",
+        choices=("RGB", "BGR"),
+        help="of the network's input, if the file does not state it",
+    )
+    add("--pixel-mean", metavar="A,B,C", help="mean of pixels in 0..255, in that order")
+    add("--pixel-std", metavar="A,B,C", help="standard deviation, likewise")
+    add("--stride-in-1x1", action=switch, help="whether bottlenecks have the stride in the 1x1 convolution")
+    add(
+        "--merged-norm",
+        action="store_true",
+        help="batch norm without statistics is merged into weight and bias",
+    )
     add("--verify", action=switch, default=True, help="compare the written file with the source network")
     add("--record", type=Path, metavar="FILE.json", help="also write settings and origin as JSON")
     add("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ from pretrain.tensor_files.pickle_machine import Buildable, Constructor, Machine
 MAX_PAIRS = 100_000  # in an OrderedDict that is stored as a list
 
 
-def read_pickle(path: Path, data: bytes) -> Any:
+def read_pickle(path: Path, data: bytes, more: Mapping[tuple[str, str], Constructor] | None = None) -> Any:
     """Read a pickle of dicts, lists, strings, numbers and NumPy arrays, which become `Array`s.
 
-    Raises `UserError` if it holds anything else.
+    Args:
+        more: the replacements of other globals that it may use: (module, name) -> constructor.
+    Raises:
+        UserError: it holds anything else.
     """
+    objects = NumpyObjects(4 * len(data))
+    objects.known |= more or {}
     try:
-        return Machine(data, NumpyObjects(4 * len(data)).resolve).load()
+        return Machine(data, objects.resolve).load()
     except UserError as error:
         raise UserError(f"{path}: refused: {error}") from None
     except Exception as error:  # damaged data can raise anything
@@ -79,7 +85,9 @@ class NumpyObjects:
         """Return the replacement of a global. Raises `UserError` if it does not belong to NumPy arrays."""
         known = self.find(module, name)
         if known is None:
-            raise UserError(f"it uses {label(f'{module}.{name}')}; only NumPy arrays are read from a .pkl")
+            raise UserError(
+                f"it uses {label(f'{module}.{name}')}; only arrays and tensors are read from a .pkl"
+            )
         return known
 
     def find(self, module: str, name: str) -> Constructor | None:

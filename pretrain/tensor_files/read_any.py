@@ -20,7 +20,7 @@ from safetensors.torch import load as parse_safetensors
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.numpy_pickle import Array, read_pickle
 from pretrain.tensor_files.pickle_machine import label
-from pretrain.tensor_files.torch_zip import MAGIC, read_legacy, read_zip
+from pretrain.tensor_files.torch_zip import MAGIC, in_pickles, read_legacy, read_zip
 
 MAX_DEPTH = 32  # of nested containers; real files have 6
 MAX_TENSORS = 50_000
@@ -49,6 +49,7 @@ class Loaded:
         opaque: names of the classes in the file that were not loaded.
         card: from the `config.json` next to a safetensors or .bin file: the entries of `CARD` that it has, and `mean`
             and `std` (of RGB in [0, 1]).
+        parts: the files of a checkpoint in several files; otherwise the file.
     """
 
     format: str
@@ -58,6 +59,7 @@ class Loaded:
     kind: str
     opaque: tuple[str, ...] = ()
     card: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Path, ...] = ()
 
 
 def read_file(path: Path) -> Loaded:
@@ -71,7 +73,7 @@ def read_file(path: Path) -> Loaded:
     top = contents if isinstance(contents, dict) else {}
     other = {label(key): value for key, value in top.items() if not isinstance(value, torch.Tensor)}
     kind = getattr(contents, "name", "") or type(contents).__name__
-    return Loaded(form, tensors, other, tuple(map(label, top)), kind, opaque, _card(path))
+    return Loaded(form, tensors, other, tuple(map(label, top)), kind, opaque, _card(path), (path,))
 
 
 def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
@@ -91,8 +93,12 @@ def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
                     f"{path}: has {size / 1e9:.0f} GB, too much for a weights file of a ResNet: name another file"
                 )
             data = file.read(size)
-            readers = {"safetensors": _read_safetensors, "pickle": read_pickle}
-            contents = readers[form](path, data) if form in readers else read_legacy(path, data, opaque)
+            if form == "safetensors":
+                contents = _read_safetensors(path, data)
+            elif form == "pickle":
+                contents = read_pickle(path, data, in_pickles(path))
+            else:
+                contents = read_legacy(path, data, opaque)
         if _stamp(file) != before:
             raise UserError(f"{path}: changed while it was read: wait until it is written or downloaded")
     return contents, form if form in ("safetensors", "pickle") else "torch", tuple(opaque)
@@ -148,9 +154,17 @@ def _format(path: Path, head: bytes, size: int) -> str:
         return "pickle"
     if head.startswith((b"version https://git-lfs", b"<", b"{")):
         raise UserError(f"{path}: is text, not weights: the download gave a web page or a Git LFS pointer")
+    if _is_text(head):
+        raise UserError(f"{path}: is a text file, not weights: name a checkpoint file")
     raise UserError(
-        f"{path}: is neither a PyTorch checkpoint (truncated?), nor safetensors, nor a pickle of NumPy arrays"
+        f"{path}: is not a weights file: it does not begin like a PyTorch checkpoint, a safetensors file or a pickle "
+        "of NumPy arrays; name another file, or download it again"
     )
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode("utf-8", errors="ignore")  # the last character can be cut off
+    return len(text.encode()) > len(head) - 4 and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:

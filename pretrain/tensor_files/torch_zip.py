@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.tensor_files.pickle_machine import Machine, label
+from pretrain.tensor_files.pickle_machine import Constructor, Machine, label
 from pretrain.tensor_files.stored_zip import StoredZip
 from pretrain.tensor_files.torch_objects import TorchObjects
 
@@ -102,6 +102,24 @@ def read_legacy(path: Path, data: bytes, opaque: list[str]) -> Any:
         return contents, objects
 
     return _guarded(path, read, opaque)
+
+
+def in_pickles(path: Path) -> dict[tuple[str, str], Constructor]:
+    """Return the replacements of the functions that rebuild tensors in a file by `pickle.dump`.
+
+    Each storage in it is a whole old file as bytes, which cannot hold another one.
+    """
+
+    def storage(data: Any = b"", *_: Any) -> Any:
+        if not isinstance(data, bytes):
+            raise UserError("it has a storage that does not consist of bytes: damaged")
+        return read_legacy(path, data, [])
+
+    own = TorchObjects(lambda *_: torch.empty(0), 0).own
+    rebuild = {
+        ("torch._utils", n): own[f"torch._utils.{n}"] for n in ("_rebuild_tensor_v2", "_rebuild_parameter")
+    }
+    return {**rebuild, ("torch.storage", "_load_from_bytes"): Constructor(storage)}
 
 
 def _fill(data: bytes, position: int, keys: Any, storages: dict[Any, torch.Tensor]) -> None:

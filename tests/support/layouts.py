@@ -25,7 +25,7 @@ def network(seed: int, name: str = "resnet50", width: float = 0.125) -> State:
             continue
         if tensor.is_floating_point():
             tensor = torch.rand(tensor.shape, generator=generator) + 0.5  # variances must be positive
-            tensor = tensor * 0.1 if "conv" in key or "downsample.0" in key else tensor
+            tensor = tensor * 0.01 if "conv" in key or "downsample.0" in key else tensor
         state[key] = tensor
     return state
 

@@ -81,8 +81,8 @@ def checked(
     """Return the network's tensors as float32, in torchvision's order.
 
     Raises:
-        UserError: a tensor is missing, unexpected, not floating-point or not finite, or has the wrong shape; the
-            message names the first one.
+        UserError: a tensor is missing, unexpected, not floating-point or not finite, or has the wrong shape, or most
+            convolutions are zero; the message names the first one.
     """
     expected = _expected(architecture)
     missing = [name for name in expected if name not in network]
@@ -107,13 +107,30 @@ def checked(
         if tensor.dtype not in _FLOATS:
             raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
         if not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{path}: tensor {name} holds NaN or infinity: the training run diverged; use an earlier checkpoint"
-            )
+            raise UserError(f"{path}: {_not_finite(network, expected, name)}")
         if name.endswith("running_var") and (tensor < 0).any():
             raise UserError(f"{path}: tensor {name} holds negative variances: the file is damaged")
         if tensor.dtype == torch.float64 and not torch.isfinite(tensor.to(torch.float32)).all():
             raise UserError(
                 f"{path}: tensor {name} holds numbers beyond float32's range: the training run diverged"
             )
+    kernels = [name for name, shape in expected.items() if len(shape) == 4]
+    zero = [name for name in kernels if not network[name].any()]
+    # A single one can have decayed to zero in a residual branch, which the network survives.
+    if "conv1.weight" in zero or len(zero) * 2 > len(kernels):
+        raise UserError(
+            f"{path}: tensor {zero[0]} holds only zeros, as do {len(zero)} of {len(kernels)} convolutions: the "
+            "network is dead or was never filled; use another checkpoint"
+        )
     return {name: network[name].detach().to(torch.float32).contiguous() for name in expected}
+
+
+def _not_finite(network: dict[str, torch.Tensor], expected: dict[str, torch.Size], name: str) -> str:
+    tensor = network[name]
+    count = int((~torch.isfinite(tensor)).sum())
+    others = sum(not bool(torch.isfinite(network[n]).all()) for n in expected if n in network) - 1
+    more = f", as do {others} other tensors" if others > 1 else ", as does 1 other tensor" if others else ""
+    return (
+        f"tensor {name} holds NaN or infinity ({count} of {tensor.numel()} numbers){more}: the training run "
+        "diverged; use an earlier checkpoint"
+    )

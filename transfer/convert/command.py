@@ -13,14 +13,15 @@ from tabulate import tabulate
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.files import file_digest, write_text
+from pretrain.common.files import write_text
 from pretrain.tensor_files.pickle_machine import label
-from pretrain.tensor_files.read_any import Loaded, read_file
+from pretrain.tensor_files.read_any import Loaded
+from pretrain.tensor_files.shards import combined_digest, read_checkpoint
 from transfer.convert import export
 from transfer.convert.convert import convert
-from transfer.convert.preprocessing import Input, config_block, describe_input
+from transfer.convert.preprocessing import FLAGS, Input, config_block, describe_input, three_numbers
 from transfer.convert.recognise import Source, read_source
-from transfer.convert.tensor_names import clean, find_candidates
+from transfer.convert.tensor_names import clean, find_candidates, unwrapped
 
 LISTED = 12  # groups of tensors that are listed; the others are only counted
 
@@ -32,7 +33,9 @@ def run(args: argparse.Namespace) -> None:
         UserError: flags that do not fit together, or a file that cannot be read, converted or written.
     """
     _refuse_idle_flags(args)
-    choice = {"source": args.source, "branch": args.branch}
+    choice = {
+        "source": args.source, "branch": args.branch, "given": _given(args), "merged_norm": args.merged_norm,
+    }  # fmt: skip
     keep = tuple(part for part in args.keep.split(",") if part)
     options = {**choice, "verify": args.verify, "keep": keep, "overwrite": args.overwrite}
     if args.inspect:
@@ -48,6 +51,23 @@ def run(args: argparse.Namespace) -> None:
         say("\n".join(export.export(source, output, to=args.to, overwrite=args.overwrite, **choice)))
         return
     convert_one(source, output, record=args.record, **options)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `Input` that flags state. Raises `UserError` for values that are not three numbers."""
+    given = {field: getattr(args, flag.removeprefix("--").replace("-", "_")) for field, flag in FLAGS.items()}
+    for field in ("mean", "std"):
+        if given[field] is None:
+            continue
+        try:
+            given[field] = three_numbers(given[field].strip("[]()").split(","), positive=field == "std")
+        except ValueError:
+            least = " above 0" if field == "std" else ""
+            raise UserError(
+                f"{FLAGS[field]} {given[field]}: give three numbers{least} for pixels in 0..255 in the network's "
+                f"channel order, as {FLAGS[field]} 127.5,127.5,127.5"
+            ) from None
+    return {field: value for field, value in given.items() if value is not None}
 
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:
@@ -88,7 +108,7 @@ def expand(names: Sequence[str]) -> list[Path]:
     return list(paths)
 
 
-def inspect_all(paths: Sequence[Path], **choice: str) -> None:
+def inspect_all(paths: Sequence[Path], **choice: Any) -> None:
     """Print what each file holds. Raises `UserError` at the end if any file could not be read."""
     failed = []
     for path in paths:
@@ -168,6 +188,7 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
     lines += [
         f"network   ResNet-{net['depth']}, width {net['width']:g}, {net['groups']} group(s)",
         f"input     {describe_input(fed)}",
+        f"          {record['input']}",
         "dropped   " + (", ".join(f"{group} ({n})" for group, n in record["dropped"].items()) or "nothing"),
     ]
     if record["kept"]:
@@ -189,25 +210,31 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
     return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]
 
 
-def describe(path: Path, *, source: str = "auto", branch: str = "") -> list[str]:
+def describe(path: Path, **choice: Any) -> list[str]:
     """Return lines about any file that can be read safely. If it cannot be converted, the last one gives the reason.
 
+    Args:
+        choice: options of `read_source`.
     Raises:
         UserError: the file cannot be read.
     """
-    loaded = read_file(path)
+    loaded = read_checkpoint(path)
     total = sum(tensor.numel() for tensor in loaded.tensors.values())
-    size = path.stat().st_size / 1e6
+    size = sum(part.stat().st_size for part in loaded.parts) / 1e6
+    parts = f" in {len(loaded.parts)} parts" if len(loaded.parts) > 1 else ""
     lines = [
-        f"file      {path}, {loaded.format}, {size:.1f} MB, sha256 {file_digest(path)[:16]}...",
+        f"file      {path}, {loaded.format}{parts}, {size:.1f} MB, "
+        f"sha256 {combined_digest(loaded.parts)[:16]}...",
         f"holds     {len(loaded.tensors)} tensors, {total / 1e6:.2f} M numbers; top level: "
         + (", ".join(loaded.keys[:8]) + (", ..." if len(loaded.keys) > 8 else "") or loaded.kind),
     ]
     if loaded.opaque:
         lines.append("not read  " + ", ".join(loaded.opaque))
-    lines += [f"network   {c} ({c.dialect.name}'s names)" for c in find_candidates(loaded.tensors)]
+    lines += [
+        f"network   {c} ({c.dialect.name}'s names)" for c in find_candidates(unwrapped(path, loaded.tensors))
+    ]
     try:
-        found = read_source(path, source=source, branch=branch)
+        found = read_source(path, **choice)
     except UserError as error:
         return [
             *lines,
@@ -225,6 +252,7 @@ def _about(found: Source) -> list[str]:
         f"depth     ResNet-{net.depth}, {what} blocks {net.blocks}, width {net.width:g}, {net.groups} group(s) of "
         f"{net.width_per_group} (at width 1)",
         f"input     {describe_input(found.input)}",
+        f"          {found.input_origin}",
         "dropped   " + (", ".join(f"{name} ({count})" for name, count in found.dropped.items()) or "nothing"),
     ]
     if found.passed_over:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def convert(
     keep: tuple[str, ...] = (),
     verify: bool = True,
     overwrite: bool = False,
+    given: Mapping[str, Any] | None = None,
+    merged_norm: bool = False,
 ) -> dict[str, Any]:
     """Write a checkpoint's backbone as a detectron2 weights file, and verify it before it gets its name.
 
@@ -46,6 +49,7 @@ def convert(
         keep: `fpn`, `box_head`: parts outside the backbone that are also written, bit for bit but not verified.
         verify: compare the file with its source by `transfer.convert.verify` (needs detectron2).
         overwrite: replace any file at `output`; by default, only a file written by this converter is replaced.
+        given, merged_norm: as in `read_source`.
     Returns:
         The contents of the file except `model`; `record["proof"]` has the differences as measured.
     Raises:
@@ -53,7 +57,7 @@ def convert(
     """
     form = format_of(output)
     check_output(input, output, overwrite=overwrite)
-    found = read_source(input, source=source, branch=branch, keep=keep)
+    found = read_source(input, source=source, branch=branch, keep=keep, given=given, merged_norm=merged_norm)
     contents = _contents(found, input)
     measured = None
     try:
@@ -90,6 +94,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
             "source": source.kind,
             "branch": source.branch,
             "why": source.why,
+            "input": source.input_origin,
             "passed_over": list(source.passed_over),
             "architecture": asdict(architecture),
             "kept": list(source.kept),

@@ -1,5 +1,6 @@
 """Export the backbone of any supported checkpoint to torchvision's, timm's or MoCo's format."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def export(
     source: str = "auto",
     branch: str = "",
     overwrite: bool = False,
+    given: Mapping[str, Any] | None = None,
+    merged_norm: bool = False,
 ) -> list[str]:
     """Write the backbone of `input` under the names that `to` uses, bit for bit.
 
@@ -35,6 +38,7 @@ def export(
         output: `*.pth`, `*.pth.tar` or, except for moco, `*.safetensors`.
         to: one of `TARGETS`.
         overwrite: replace any file at `output`; by default, only a file written by `convert` is replaced.
+        given, merged_norm: as in `read_source`.
     Returns:
         Lines that describe what was written and how to load it.
     Raises:
@@ -46,7 +50,7 @@ def export(
         raise UserError(
             f"{output}: name the output *.pth{'' if to == 'moco' else ' or *.safetensors'} for --to {to}"
         )
-    found = read_source(input, source=source, branch=branch)
+    found = read_source(input, source=source, branch=branch, given=given, merged_norm=merged_norm)
     if found.input.stride_in_1x1:
         raise UserError(
             f"{input}: its bottlenecks have the stride in the 1x1 convolution, as in MSRA's networks; {to} does not "

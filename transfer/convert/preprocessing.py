@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
 
 MAX_CONFIG = 100_000  # characters
+_BUFFERS = re.compile(r"(^|\.)(data_preprocessor\.|pixel_)(mean|std)$")
 
 
 @dataclass(frozen=True)
@@ -42,67 +44,211 @@ MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=Tr
 FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # detectron2's ResNeXts from Caffe2
 
 
-def read_input(
-    path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture, *, default: Input
-) -> Input:
-    """Return what the file states (our checkpoint, a converted file, timm's card), else its layout's `default`.
+FLAGS = {  # a field of `Input` -> the flag that sets it
+    "format": "--channel-order",
+    "mean": "--pixel-mean",
+    "std": "--pixel-std",
+    "stride_in_1x1": "--stride-in-1x1",
+}
+_ASSUMED = f"assumed, since the file does not state it (to change it: {', '.join(FLAGS.values())})"
 
-    Raises:
-        UserError: the file's record is damaged.
+
+@dataclass(frozen=True)
+class Found:
+    """A network's input and where its parts come from.
+
+    Attributes:
+        input: what the network is fed.
+        origin: one line on where that is stated, or that it is assumed; printed and recorded.
+        assumed: the fields of `input` that the file neither states nor shows.
     """
+
+    input: Input
+    origin: str
+    assumed: tuple[str, ...] = ()
+
+
+def read_input(
+    path: Path,
+    kind: str,
+    dialect: str,
+    loaded: Loaded,
+    architecture: Architecture,
+    *,
+    default: Input,
+    given: Mapping[str, Any] | None = None,
+) -> Found:
+    """Return what flags or the file state (our record, pixel statistics, timm's card), else the layout's `default`.
+
+    Args:
+        given: fields of `Input` that the user states with flags; they replace the file's.
+    Raises:
+        UserError: the file's record is damaged, or it holds several pixel statistics that differ.
+    """
+    given = given or {}
+    try:
+        stated = _stated(path, kind, dialect, loaded, architecture, default)
+    except UserError:
+        if not {"mean", "std"} <= given.keys():
+            raise
+        stated = Found(default, _ASSUMED, tuple(FLAGS))
+    if not given:
+        return stated
+    found = replace(stated.input, **given)
+    differ = [name for name in given if getattr(stated.input, name) != getattr(found, name)]
+    replaced = [name for name in differ if name not in stated.assumed]
+    names = ", ".join(FLAGS[name] for name in given)
+    origin = f"{names} as given" + (f"; the rest {stated.origin}" if len(given) < len(FLAGS) else "")
+    if replaced:
+        origin = f"{names} as given, although the file has {describe_input(stated.input)} ({stated.origin})"
+    return Found(found, origin)
+
+
+def _stated(
+    path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture, default: Input
+) -> Found:
     settings = loaded.other.get("preprocessing")
     if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
-        return _recorded(path, settings)
+        return Found(_recorded(path, settings), "as its record states")
     text = loaded.other.get("config")
     if isinstance(text, str) and "iterations_per_epoch" in loaded.other:
-        return _configured(path, text)  # written by tools/pretrain.py
-    if kind == "caffe2" and architecture.groups > 1:
-        return FAIR
-    if kind == "detectron2" and (found := _detectors(path, loaded, architecture)):
+        return Found(_configured(path, text), "as its config states")  # written by tools/pretrain.py
+    if kind == "caffe2":
+        return Found(_zoo(architecture), _ASSUMED, tuple(FLAGS))
+    zoo = kind == "detectron2"
+    if zoo and (found := _of_detector(path, loaded, architecture)):
         return found
-    found = default
+    if found := _of_buffers(path, loaded, architecture):
+        return found
+    if zoo and loaded.other.get("__author__") == "Detectron2 Model Zoo":
+        return Found(_zoo(architecture), "as in detectron2's model zoo")
+    input, origin, assumed = default, _ASSUMED, tuple(FLAGS)
+    if unusable := next(filter(_BUFFERS.search, loaded.tensors), ""):
+        origin = origin.replace("the file does not state it", f"its {unusable} is not usable")
     if "mean" in loaded.card:
         mean, std = (tuple(255 * value for value in loaded.card[key]) for key in ("mean", "std"))
-        found = replace(found, mean=mean, std=std)
+        input, origin = replace(input, mean=mean, std=std), "as its config.json states"
+        assumed = ("format", "stride_in_1x1")
     in_first = loaded.card.get("downsample_in_bottleneck") is True
     if dialect == "transformers" and architecture.bottleneck and in_first:
-        found = replace(found, stride_in_1x1=True)
-    return found
+        input = replace(input, stride_in_1x1=True)
+        assumed = tuple(name for name in assumed if name != "stride_in_1x1")
+    return Found(input, origin, assumed)
 
 
-def _detectors(path: Path, loaded: Loaded, architecture: Architecture) -> Input | None:
-    """Return the input of a detector without our record: its pixel statistics, or those of detectron2's zoo.
+def _zoo(architecture: Architecture) -> Input:
+    return MSRA if architecture.groups == 1 else FAIR
+
+
+def _of_detector(path: Path, loaded: Loaded, architecture: Architecture) -> Found | None:
+    """Return the input of a detectron2 model without our record, if its `pixel_mean` is that of detectron2's zoo.
 
     No tensor shows which convolution has the stride. The zoo's ResNets start from MSRA's, with the stride in the 1x1
     convolution, and its ResNeXts from Caffe2's, with the stride in the 3x3.
     """
-    zoo = MSRA if architecture.groups == 1 else FAIR
-    mean, std = (_statistics(path, loaded, f"pixel_{part}") for part in ("mean", "std"))
-    if mean and std:
-        if mean == zoo.mean:
-            return replace(zoo, std=std)
-        return replace(IMAGENET, format="BGR" if mean[0] < mean[2] else "RGB", mean=mean, std=std)
-    if loaded.other.get("__author__") == "Detectron2 Model Zoo":
-        return zoo
-    return None
+    statistics = _pair(path, loaded, "pixel_")
+    zoo = _zoo(architecture)
+    if not statistics or statistics[0] != zoo.mean:
+        return None
+    origin = "as its pixel_mean and pixel_std state; the stride as in detectron2's zoo"
+    return Found(replace(zoo, std=statistics[1]), origin, ("stride_in_1x1",))
+
+
+def _of_buffers(path: Path, loaded: Loaded, architecture: Architecture) -> Found | None:
+    """Return the input that a file's pixel statistics state, and its OpenMMLab config for what no tensor shows.
+
+    OpenMMLab's `data_preprocessor` has mean and std in the order in which the network gets the channels, after any
+    conversion. Its config states this order; most of its files have only the config.
+    """
+    config = _openmmlab_config(loaded)
+    if statistics := _pair(path, loaded, "data_preprocessor."):
+        where = "data_preprocessor.mean and .std"
+    elif statistics := _pair(path, loaded, "pixel_"):
+        where = "pixel_mean and pixel_std"
+    elif statistics := _in_config(config):
+        where = "config"
+    else:
+        return None
+    mean, std = statistics
+    order, why = _order(mean)
+    turned = set(re.findall(r"\b(?:bgr_to_rgb|to_rgb)['\"]?\s*[=:]\s*(True|False)\b", config))
+    if len(turned) == 1:
+        order = "RGB" if turned == {"True"} else "BGR"
+        why = f"{order} as its config states"
+    # `style='caffe'` stands for networks like MSRA's, whose std is 1.
+    styles = set(re.findall(r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", config))
+    msra = architecture.bottleneck and architecture.groups == 1 and order == "BGR" and set(std) == {1.0}
+    stride = styles == {"caffe"} if len(styles) == 1 else msra
+    if msra and len(styles) != 1:
+        why += "; the stride as in MSRA's networks, which have this std"
+    known = {"stride_in_1x1": styles, "format": turned or mean[0] != mean[2]}
+    input = Input(order, mean, std, stride and architecture.bottleneck)
+    origin = f"as its {where} state{'s' if where == 'config' else ''}; {why}"
+    return Found(input, origin, tuple(name for name, evidence in known.items() if not evidence))
+
+
+def _openmmlab_config(loaded: Loaded) -> str:
+    meta = loaded.other.get("meta")
+    texts = (meta.get(key) for key in ("cfg", "config")) if isinstance(meta, dict) else ()
+    return "\n".join(text[:MAX_CONFIG] for text in texts if isinstance(text, str))
+
+
+def _in_config(config: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the only `mean` and `std` in the text of a configuration, or nothing."""
+    found = []
+    for part in ("mean", "std"):
+        texts = set(re.findall(rf"\b{part}['\"]?\s*[=:]\s*[\[(]([-\d.,e\s]*)[\])]", config))
+        try:
+            values = {
+                three_numbers([float(v) for v in t.split(",") if v.strip()], positive=part == "std")
+                for t in texts
+            }
+        except ValueError:
+            return None
+        if len(values) != 1:
+            return None
+        found.append(values.pop())
+    return _scaled(*found)
+
+
+def _order(mean: tuple[float, ...]) -> tuple[str, str]:
+    """Return the order of a network's channels and the reason; pictures have more red than blue on average."""
+    if mean[0] < mean[2]:
+        return "BGR", "BGR, because the mean rises from channel to channel, as ImageNet's from blue to red"
+    if mean[0] > mean[2]:
+        return "RGB", "RGB, because the mean falls from channel to channel, as ImageNet's from red to blue"
+    return "RGB", f"RGB is assumed, since the mean does not show the order ({FLAGS['format']})"
+
+
+def _pair(path: Path, loaded: Loaded, prefix: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std of pixels in 0..255 from the buffers `{prefix}mean` and `{prefix}std`, if they are usable."""
+    mean, std = (_statistics(path, loaded, f"{prefix}{part}") for part in ("mean", "std"))
+    return _scaled(mean, std) if mean and std else None
+
+
+def _scaled(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if 0 < max(mean) <= 1 and max(std) < 1:  # of pixels in [0, 1]
+        return tuple(255 * value for value in mean), tuple(255 * value for value in std)
+    return mean, std
 
 
 def _statistics(path: Path, loaded: Loaded, name: str) -> tuple[float, ...]:
     """Return the three numbers of the buffer with this name, or nothing if there is no usable one.
 
-    Raises `UserError` if the file holds several that differ.
+    A single number is for all channels. Raises `UserError` if the file holds several that differ.
     """
-    found = [tensor for key, tensor in loaded.tensors.items() if key.rpartition(".")[2] == name]
-    if not found or not all(t.is_floating_point() and t.numel() == 3 for t in found):
+    found = [tensor for key, tensor in loaded.tensors.items() if f".{key}".endswith(f".{name}")]
+    if not found or not all(t.is_floating_point() and t.numel() in (1, 3) for t in found):
         return ()
-    values = {tuple(round(float(value), 4) for value in tensor.flatten()) for tensor in found}
+    values = {tuple(float(f"{value:.7g}") for value in tensor.flatten().tolist()) for tensor in found}
     if len(values) > 1:
         raise UserError(
             f"{path}: it holds several {name} that differ, so its networks have different inputs; "
-            "save only the wanted network"
+            f"save only the wanted network, or state its input with {FLAGS['mean']} and {FLAGS['std']}"
         )
     try:
-        return _three(list(values.pop()), positive=name == "pixel_std")
+        numbers = list(values.pop())
+        return three_numbers(numbers * 3 if len(numbers) == 1 else numbers, positive=name.endswith("std"))
     except ValueError:
         return ()
 
@@ -111,7 +257,9 @@ def _configured(path: Path, text: str) -> Input:
     """Return the input stated by the configuration in a checkpoint of tools/pretrain.py."""
     try:
         ours = read_dump(text[:MAX_CONFIG])["INPUT"]
-        mean, std = (_three([255 * v for v in ours[key]], positive=key == "STD") for key in ("MEAN", "STD"))
+        mean, std = (
+            three_numbers([255 * v for v in ours[key]], positive=key == "STD") for key in ("MEAN", "STD")
+        )
         return replace(IMAGENET, mean=mean, std=std)
     except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise UserError(
@@ -124,7 +272,7 @@ def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
         if settings["INPUT.FORMAT"] not in ("RGB", "BGR"):
             raise ValueError("INPUT.FORMAT")
         mean, std = (
-            _three(settings[f"MODEL.PIXEL_{part}"], positive=part == "STD") for part in ("MEAN", "STD")
+            three_numbers(settings[f"MODEL.PIXEL_{part}"], positive=part == "STD") for part in ("MEAN", "STD")
         )
         stride = settings["MODEL.RESNETS.STRIDE_IN_1X1"]
         if not isinstance(stride, bool):
@@ -134,7 +282,8 @@ def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
         raise UserError(f"{path}: its preprocessing record is damaged: {label(str(error), 80)}") from None
 
 
-def _three(values: Any, *, positive: bool) -> tuple[float, ...]:
+def three_numbers(values: Any, *, positive: bool) -> tuple[float, ...]:
+    """Return three finite numbers, above 0 if `positive`. Raises `ValueError` for anything else."""
     found = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
     if len(found) != 3 or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
         raise ValueError("not three numbers")

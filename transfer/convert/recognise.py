@@ -6,20 +6,30 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
 from pretrain.common.errors import UserError
-from pretrain.common.files import file_digest
 from pretrain.model.encoders import Architecture, ResNet
-from pretrain.tensor_files.read_any import Loaded, read_file
+from pretrain.tensor_files.read_any import Loaded
+from pretrain.tensor_files.shards import combined_digest, read_checkpoint
 from transfer.convert import refusals
 from transfer.convert.architecture import checked, read_architecture
 from transfer.convert.extra_heads import kept
 from transfer.convert.layouts import LAYOUTS, Layout
-from transfer.convert.preprocessing import IMAGENET, Input, read_input
-from transfer.convert.tensor_names import Candidate, Tensors, clean, find_candidates, places, same, translated
+from transfer.convert.preprocessing import FAIR, IMAGENET, MSRA, Input, describe_input, read_input
+from transfer.convert.tensor_names import (
+    Candidate,
+    Tensors,
+    clean,
+    find_candidates,
+    places,
+    same,
+    translated,
+    unwrapped,
+)
 
 MAX_NETWORKS = 32  # in one file; each is compared with each other one
 _COUNTER = "num_batches_tracked"
@@ -41,8 +51,9 @@ class Source:
         dropped: all other tensors: group -> number of tensors.
         opaque: names of the classes in the file that were not loaded.
         epoch: as stated in the file, if it is.
-        digest: SHA-256 of the file.
-        input: the preprocessing that the network expects, from the file if it states it, otherwise from the layout.
+        digest: SHA-256 of the file; of a checkpoint in parts, of their digests.
+        input: the preprocessing that the network expects, from flags, the file or the layout.
+        input_origin: where it comes from.
         kept: FPN and box head if requested, under detectron2's names.
     """
 
@@ -57,25 +68,37 @@ class Source:
     epoch: int | None
     digest: str
     input: Input = IMAGENET
+    input_origin: str = ""
     kept: dict[str, numpy.ndarray] = field(default_factory=dict)
 
 
-def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tuple[str, ...] = ()) -> Source:
+def read_source(
+    path: Path,
+    *,
+    source: str = "auto",
+    branch: str = "",
+    keep: tuple[str, ...] = (),
+    given: Mapping[str, Any] | None = None,
+    merged_norm: bool = False,
+) -> Source:
     """Read a checkpoint and extract its backbone.
 
     Args:
-        path: a file by `torch.save` or safetensors, or a pickle of numpy arrays such as detectron2's.
+        path: a file by `torch.save` or safetensors, or a pickle of numpy arrays such as detectron2's; for a checkpoint
+            in parts, any of them, their index or their folder.
         source: a key of `LAYOUTS`, or `auto`.
         branch: the network to take, as `--inspect` prints it; if empty, the layout decides.
         keep: parts outside the backbone to keep, from `transfer.convert.extra_heads.PARTS`.
+        given: fields of `Input` that replace what the file states or its layout implies.
+        merged_norm: batch norms without running statistics are merged into scale and shift, as in Caffe2's files.
     Raises:
         UserError: the file is unreadable or unsafe, holds no ResNet that detectron2 can build, or holds several and
             no rule chooses one.
     """
     if source != "auto" and source not in LAYOUTS:
         raise UserError(f"--source {source}: choose auto, {', '.join(LAYOUTS)}")
-    loaded = read_file(path)
-    tensors = loaded.tensors
+    loaded = read_checkpoint(path)
+    tensors = unwrapped(path, loaded.tensors)
     candidates = find_candidates(tensors)
     if len(candidates) > MAX_NETWORKS:
         raise UserError(f"{path}: it holds {len(candidates)} ResNets: damaged or hostile")
@@ -83,7 +106,7 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         raise UserError(f"{path}: {refusals.no_resnet(loaded)}")
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
     network, dropped = _account(path, tensors, chosen, LAYOUTS.get(kind))
-    network = _merged_norm(chosen, network)
+    network = _merged_norm(network, merged=merged_norm or chosen.dialect.name == "caffe2")
     if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded, chosen.dialect.name):
         raise UserError(f"{path}: {reason}")
     counters = [name for name in network if name.endswith(_COUNTER)]
@@ -93,7 +116,16 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         dropped[_COUNTER] = len(counters)
     architecture = read_architecture(path, network)
     backbone = checked(path, network, architecture)
-    layout_input = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+    default = LAYOUTS[kind].input if kind in LAYOUTS else IMAGENET
+    if merged_norm:  # only Caffe2's networks are known to have it
+        default = MSRA if architecture.groups == 1 else FAIR
+    found = read_input(path, kind, chosen.dialect.name, loaded, architecture, default=default, given=given)
+    origin = found.origin
+    if source != "auto" and not given:
+        if found.input != default:
+            origin += f"; this replaces what --source {source} implies: {describe_input(default)}"
+        elif found.assumed:
+            origin = f"as --source {source} implies"
     return Source(
         kind=kind,
         branch=re.sub(r"^state_dict(\.|$)", "", chosen.prefix).rstrip("."),
@@ -104,8 +136,9 @@ def read_source(path: Path, *, source: str = "auto", branch: str = "", keep: tup
         dropped=dropped,
         opaque=loaded.opaque,
         epoch=_epoch(loaded),
-        digest=file_digest(path),
-        input=read_input(path, kind, chosen.dialect.name, loaded, architecture, default=layout_input),
+        digest=combined_digest(loaded.parts),
+        input=found.input,
+        input_origin=origin,
         kept=kept(tensors, chosen, keep),
     )
 
@@ -231,9 +264,9 @@ def _group(name: str) -> str:
     return f"{first}.{rest.partition('.')[0]}" if first in ("model", "stem") and "." in rest else first
 
 
-def _merged_norm(chosen: Candidate, network: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Add neutral running statistics to Caffe2's batch norms, which are merged into scale and shift."""
-    if chosen.dialect.name != "caffe2" or any(name.endswith("running_var") for name in network):
+def _merged_norm(network: dict[str, torch.Tensor], *, merged: bool) -> dict[str, torch.Tensor]:
+    """Add neutral running statistics to batch norms that are merged into scale and shift."""
+    if not merged or any(name.endswith("running_var") for name in network):
         return network
     full = dict(network)
     for name, tensor in network.items():

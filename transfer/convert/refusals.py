@@ -44,6 +44,10 @@ def no_resnet(loaded: Loaded) -> str:
     for pattern, family in _FAMILIES.items():
         if found := next((name for name in names if re.search(pattern, name)), None):
             return f"it holds {family} ({found}); {_ONLY}"
+    if flat := next((name for name in names if re.search(r"(^|\.)_?flat_param(_\d+)?$", name)), None):
+        return (
+            f"it holds parameters that FSDP has flattened ({flat}): save a full state dict (FULL_STATE_DICT)"
+        )
     heads = [name for name in names if _is_of_a_head(name)]
     if heads and len(heads) * 2 >= len(names):
         others = len(names) - len(heads)
@@ -109,19 +113,37 @@ def other_resnet(network: Mapping[str, torch.Tensor]) -> str:
     for test, what in tests:
         if name := next((name for name in network if test(name)), None):
             return f"it holds a ResNet with {what} ({name}), {_OTHER}; {_PLAIN}"
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != 3:
+        return _channels(stem)
     if stem is not None and stem.ndim == 4 and tuple(stem.shape[2:]) == (3, 3):
         return (
             f"tensor conv1.weight has shape {tuple(stem.shape)}: this is a CIFAR stem or a RegNet (3x3, no "
             f"max-pooling), {_OTHER}; {_PLAIN}"
         )
     if "bn1.weight" in network and not any(name.endswith("running_var") for name in network):
-        return f"its norm layers have no running statistics (group norm, or an incomplete file); {_PLAIN}"
+        return (
+            "its norm layers have no running statistics: add --merged-norm if it has batch norms that are merged into "
+            "weight and bias, as in MSRA's networks; group norm is not supported, and an incomplete file cannot be used"
+        )
     quantised = next(
         (n for n, t in network.items() if t.dtype in (torch.int8, torch.uint8, torch.qint8)), None
     )
     if quantised:
         return f"tensor {quantised} holds {network[quantised].dtype}, so the file is quantised: give the float file"
     return ""
+
+
+def _channels(stem: torch.Tensor) -> str:
+    count = stem.shape[1]
+    what = f"conv1.weight takes {count} input channel{'s' if count > 1 else ''}; detection images have 3"
+    if count == 1:
+        return f"{what}: repeat the channel (conv1.weight.repeat(1, 3, 1, 1) / 3), save the file and convert that"
+    if count == 2:
+        return f"{what}: pre-train on 3 channels"
+    return (
+        f"{what} (red, green, blue): keep only their filters (conv1.weight[:, [r, g, b]], where r, g and b are the "
+        "positions of these bands), save the file, convert that, and give --pixel-mean and --pixel-std of these bands"
+    )
 
 
 _OTHER = "which detectron2's ResNet does not support"

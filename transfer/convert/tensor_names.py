@@ -3,9 +3,12 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from pretrain.common.errors import UserError
 
 # Modules of the stem and of every block: torchvision's name -> detectron2's, which follows `stem.` or `res2.0.`.
 MODULES = {
@@ -20,8 +23,13 @@ MODULES = {
 }
 
 Tensors = dict[str, torch.Tensor]  # keys: the whole path to the tensor, joined by dots
-# Wrappers in names that are not part of the network: of the file, of DistributedDataParallel, of torch.compile.
-_WRAPPERS = ("state_dict", "model_state_dict", "module", "_orig_mod")
+# What wraps a module and says nothing about it, at any depth of a name: torch.compile, activation checkpointing, FSDP,
+# fairscale, and Lightning's or DeepSpeed's strategies. No network has a submodule of its own with such a name.
+_TRANSPARENT = frozenset(
+    {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module", "_forward_module"}
+)
+# Wrappers in front of a network: in addition those of the file and of DistributedDataParallel.
+_WRAPPERS = _TRANSPARENT | {"state_dict", "model_state_dict", "module"}
 
 # Tensors of a ResNet under torchvision's names; everything else belongs to a head or to another network.
 TRUNK = re.compile(
@@ -155,6 +163,51 @@ def clean(name: str) -> str:
     return ".".join(token for token in name.split(".") if token not in _WRAPPERS)
 
 
+def unwrapped(path: Path, tensors: Tensors) -> Tensors:
+    """Return the tensors under their names without the wrappers inside them.
+
+    `module` is left out only within a ResNet, as in `layer1.module.0.conv1.weight`, where no dialect has it. In front
+    of a network it stays, since it can distinguish two networks, and in a head it can be a submodule's own name.
+
+    Raises:
+        UserError: two names become the same. The message starts with `path` and has both.
+    """
+    found: Tensors = {}
+    origin: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        plain = ".".join(token for token in name.split(".") if token not in _TRANSPARENT)
+        inner = _without_module(plain)
+        # The first convolution and norm of an nn.Sequential are `0.weight` and `1.weight`, as in many heads.
+        if inner != plain and not (_STEM_OF_SEQUENTIAL.search(inner) and inner in tensors):
+            plain = inner
+        if plain in origin:
+            raise UserError(
+                f"{path}: {origin[plain]} and {name} are the same tensor's name without the wrappers in them: "
+                "save only the wanted network"
+            )
+        found[plain], origin[plain] = tensor, name
+    return found
+
+
+_LONGEST = 20  # components of a name within a ResNet, wrappers included; the longest dialect has 9
+_STEM_OF_SEQUENTIAL = re.compile(r"(^|\.)[01]\.\w+$")
+
+
+def _without_module(name: str) -> str:
+    """Return a name without `module` inside the part that belongs to a ResNet; most names have none."""
+    if ".module." not in name:
+        return name
+    tokens = name.split(".")
+    for start in range(max(0, len(tokens) - _LONGEST), len(tokens) - 2):
+        rest = tokens[start:]
+        if rest[0] == "module" or "module" not in rest:
+            continue
+        inner = ".".join(token for token in rest if token != "module")
+        if any(dialect.translate(inner) for dialect in DIALECTS):
+            return ".".join([*tokens[:start], inner])
+    return name
+
+
 def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
     """Return every ResNet in a file, in the file's order."""
     found = {}
@@ -167,7 +220,14 @@ def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
 
 def has_resnet(tensors: Mapping[str, Any]) -> bool:
     """Return whether the tensor names contain a ResNet in another dialect than detectron2's or Caffe2's."""
-    return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(tensors))
+    names = [_without_module(clean(name)) for name in tensors]
+    return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(dict.fromkeys(names)))
+
+
+def has_detectron2_names(tensors: Mapping[Any, Any], *, bare: bool = False) -> bool:
+    """Return whether there is a ResNet with detectron2's names; if `bare`, one whose names have nothing before them."""
+    found = find_candidates(dict.fromkeys(map(str, tensors)))
+    return any(c.dialect.name == "detectron2" and not (bare and c.prefix) for c in found)
 
 
 def translated(tensors: Tensors, candidate: Candidate) -> Tensors:

@@ -51,7 +51,7 @@ def verify(source: Source, path: Path) -> dict[str, float]:
     Returns:
         The largest relative difference at each of `LEVELS`.
     Raises:
-        UserError: a level differs by more than `TOLERANCE`, or a tensor differs at all.
+        UserError: the source network is dead, a level differs by more than `TOLERANCE`, or a tensor differs at all.
     """
     differences = compare(source, path)
     if source.architecture.bottleneck and max(differences.values()) <= TOLERANCE:
@@ -84,9 +84,12 @@ def compare(source: Source, path: Path) -> dict[str, float]:
 
     Returns:
         For each level, the maximum over channels of max |a - b| / max |a|, where a is the source's.
+    Raises:
+        UserError: the source network's features overflow float32, or do not depend on the image.
     """
     images = sample_images()
     expected = _source_features(source, images)
+    _check_alive(expected)
     actual = _detectron2_features(path, images)
     return _differences(expected, actual)
 
@@ -109,6 +112,27 @@ def compare_c4(source: Source, path: Path) -> dict[str, float]:
     images = sample_images()
     actual = _both_modes(model.double(), forward, _preprocessed(model, settings, images))
     return _differences(_source_features(source, images), actual)
+
+
+def _check_alive(features: Features) -> None:
+    """Raise `UserError` if no detector could use the source network's features, whatever the comparison would say."""
+    modes = ("with its running statistics", "with the statistics of a batch")
+    for mode, levels in zip(modes, features, strict=True):
+        for level, maps in levels.items():
+            largest = float(maps.abs().nan_to_num(nan=float("inf")).max())
+            if largest > torch.finfo(torch.float32).max:
+                raise UserError(
+                    f"the source network overflows {mode}: its features at {level} are not finite numbers in float32; "
+                    "the training run diverged or the file is damaged: use another checkpoint"
+                )
+    for level, maps in features[0].items():
+        spread = float((maps.amax((0, 2, 3)) - maps.amin((0, 2, 3))).max())
+        if spread <= 1e-12 * float(maps.abs().max()):
+            what = "constant" if maps.any() else "zero"
+            raise UserError(
+                f"the source network is dead: its features at {level} are {what} for every image and place; use "
+                "another checkpoint"
+            )
 
 
 def _differences(expected: Features, actual: Features) -> dict[str, float]:

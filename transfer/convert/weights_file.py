@@ -15,7 +15,8 @@ from pretrain.tensor_files.checkpoint import save
 from pretrain.tensor_files.numpy_pickle import Array
 from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import HEADER, named_tensors, read_contents
-from transfer.convert.tensor_names import has_resnet
+from pretrain.tensor_files.shards import is_sharded
+from transfer.convert.tensor_names import has_detectron2_names, has_resnet
 
 FORMATS = ("pkl", "pth", "safetensors")
 
@@ -26,19 +27,27 @@ def read_weights(path: Path) -> dict[str, Any]:
     """Read a weights file of detectron2, written by any converter, without running anything in it.
 
     Returns:
-        `model` (name -> tensor), `author`, `heuristics` (whether names are matched by suffix),
-        `preprocessing` and `record` (None in files of other converters).
+        `model` (name -> tensor), `author`, `heuristics` (whether names are matched by suffix), `bare` (whether they
+        are only because the names are those of a backbone alone, which match in no other way), `preprocessing` and
+        `record` (None in files of other converters).
     Raises:
         UserError: the file is missing or unreadable, holds more than numbers, or must be converted first.
     """
+    first = f"{path}: convert it first: python tools/convert_to_d2.py {path} {path.name.split('.')[0]}.pkl"
+    if path.is_dir():
+        raise UserError(
+            f"{path}: is a folder: name a weights file; tools/convert_to_d2.py makes one of a checkpoint's folder"
+        )
+    if is_sharded(path):
+        raise UserError(first)
     contents, form, _ = read_contents(path)
     if form != "pickle" and has_resnet(named_tensors(path, contents)):
-        raise UserError(
-            f"{path}: convert it first: python tools/convert_to_d2.py {path} {path.name.split('.')[0]}.pkl"
-        )
+        raise UserError(first)
     if not isinstance(contents, dict):
         raise UserError(f"{path}: it holds a {type(contents).__name__}, not a dict of weights")
-    if form == "pickle" and not ("model" in contents and "__author__" in contents):
+    model = contents.get("model", contents)
+    named = isinstance(model, dict) and has_detectron2_names(model)
+    if form == "pickle" and not named and not ("model" in contents and "__author__" in contents):
         # detectron2's rule for files of Caffe2 and Detectron 1. Momentum is solver state.
         blobs = contents.get("blobs", contents)
         if not isinstance(blobs, dict):
@@ -54,10 +63,12 @@ def read_weights(path: Path) -> dict[str, Any]:
     for key in ("preprocessing", "record"):
         if not isinstance(contents.get(key), dict | None) or not _plain(contents.get(key)):
             raise UserError(f"{path}: its `{key}` is damaged, or was not written by tools/convert_to_d2.py")
+    bare = contents.get("matching_heuristics") is not True and has_detectron2_names(model, bare=True)
     return {
         "model": {label(name): _as_tensor(path, name, value) for name, value in model.items()},
         "author": label(contents.get("__author__", "unknown")),
-        "heuristics": contents.get("matching_heuristics", False) is True,
+        "heuristics": bare or contents.get("matching_heuristics", False) is True,
+        "bare": bare,
         "preprocessing": contents.get("preprocessing"),
         "record": contents.get("record"),
     }

@@ -69,13 +69,19 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     """
     placed = _placed(model, weights)
     state = model.state_dict()
-    merged = weights["author"] == "Caffe2" and not any(name.endswith(_STATISTICS) for name in placed)
+    has_statistics = any(name.endswith(_STATISTICS) for name in placed)
+    merged = weights["author"] == "Caffe2" and not has_statistics
     exempt = (_COUNTER, *_STATISTICS) if merged else (_COUNTER,)
     trunk = [name for name in state if _TRUNK.match(name) and not name.endswith(_COUNTER)]
     if not trunk:
         raise UserError("MODEL.WEIGHTS: the model has no ResNet backbone to fill")
     fitting = {name for name in trunk if name in placed and placed[name].shape == state[name].shape}
     empty = [name for name in trunk if name not in fitting and not name.endswith(exempt)]
+    if empty and not has_statistics and all(name.endswith(_STATISTICS) for name in empty):
+        raise UserError(
+            f"MODEL.WEIGHTS has no running statistics ({empty[0]}): if its batch norms are merged into weight and "
+            "bias, as in MSRA's networks, convert it with tools/convert_to_d2.py --merged-norm"
+        )
     if empty:
         raise UserError(
             f"MODEL.WEIGHTS does not fill the backbone: {len(empty)} of {len(trunk)} tensors would stay "
@@ -112,6 +118,10 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
             f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
             f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}; to have them checked, add a record: "
             f"python tools/convert_to_d2.py {path} {path.stem}_converted.pkl"
+        )
+    if weights["bare"]:
+        say(
+            f"note: {path.name} has a backbone's names without matching_heuristics; they are matched by their endings"
         )
     check_preprocessing(cfg, weights)
     matched = check_filled(model, weights)
@@ -178,7 +188,7 @@ def local_path(name: str) -> Path:
             "MODEL.WEIGHTS is empty: set it to a file written by tools/convert_to_d2.py, or set MODEL.INIT random"
         )
     if "://" not in name:
-        if not Path(name).is_file():
+        if not Path(name).exists():
             raise UserError(f"MODEL.WEIGHTS {name}: no such file; create it with tools/convert_to_d2.py")
         return Path(name)
     try:

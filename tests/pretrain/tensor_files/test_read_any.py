@@ -244,7 +244,9 @@ def test_a_file_that_grows_while_it_is_read_is_refused(
         (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer"),
         (b"", "0 bytes"),
-        (b"\0" * 100, "neither"),
+        (b"\0" * 100, "is not a weights file: it does not begin like"),
+        (b"# A project\n\nIt does things.\n", "is a text file, not weights"),
+        ("é".encode() * 400, "is a text file, not weights"),
     ],
 )
 def test_what_downloads_give_instead_is_named(tmp_path: Path, content: bytes, words: str) -> None:

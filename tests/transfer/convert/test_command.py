@@ -7,6 +7,7 @@ import torch
 
 from tests.support.checkpoints import plain_file, small_network
 from tests.support.scripts import run_script
+from transfer.convert.weights_file import read_weights
 
 SMALL = small_network().state_dict()
 TOOL = "tools/convert_to_d2.py"
@@ -40,9 +41,10 @@ def test_two_checkpoints_of_a_glob_are_not_input_and_output(tmp_path: Path) -> N
         (["--to", "timm", "--keep", "fpn"], "--keep has no effect with --to"),
         (["--output-dir", "x", "--record", "r.json"], "--record has no effect with --output-dir"),
         (["--inspect", "--to", "moco"], "--to has no effect with --inspect"),
+        (["--pixel-std", "1,0,1"], "--pixel-std 1,0,1: give three numbers above 0 for pixels in 0..255"),
     ],
 )
-def test_flags_without_effect_are_refused(tmp_path: Path, flags: list[str], message: str) -> None:
+def test_flags_without_effect_or_sense_are_refused(tmp_path: Path, flags: list[str], message: str) -> None:
     assert message in refusal(tmp_path / "a.pth", tmp_path / "b.pth", *flags)
 
 
@@ -70,3 +72,16 @@ def test_inspect_goes_on_after_a_damaged_file(tmp_path: Path) -> None:
 def test_a_file_as_output_folder(tmp_path: Path) -> None:
     path = plain_file(tmp_path / "a.pth", SMALL)
     assert f"--output-dir {path} is a file" in refusal(path, "--output-dir", path)
+
+
+def test_flags_state_the_input(tmp_path: Path) -> None:
+    flags = ["--channel-order", "BGR", "--pixel-mean", "[1,2,3]", "--pixel-std", "4,5,6", "--stride-in-1x1"]
+    source = plain_file(tmp_path / "a.pth", SMALL)
+    result = run_script(TOOL, str(source), str(tmp_path / "a.pkl"), "--no-verify", *flags)
+    assert result.returncode == 0, result.stderr
+    expected = "input     BGR, mean 1, 2, 3, std 4, 5, 6; stride in the 1x1 convolution\n          "
+    assert (
+        expected + "--channel-order, --pixel-mean, --pixel-std, --stride-in-1x1 as given\n" in result.stdout
+    )
+    settings = read_weights(tmp_path / "a.pkl")["preprocessing"]
+    assert settings["MODEL.PIXEL_MEAN"] == [1, 2, 3] and settings["MODEL.RESNETS.STRIDE_IN_1X1"] is True

@@ -1,18 +1,24 @@
 """The preprocessing that files state or imply, and files that almost look like another kind."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import GeneralizedRCNN
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from pretrain.common.configs import digest_text, read_dump
 from pretrain.common.errors import UserError
 from pretrain.config import load
+from tests.support.checkpoints import plain_file, torchvision_network
 from tests.support.layouts import network
-from transfer.convert.preprocessing import IMAGENET
+from transfer.convert.convert import convert
+from transfer.convert.preprocessing import IMAGENET, MSRA, Input
 from transfer.convert.recognise import read_source
 from transfer.convert.tensor_names import detectron2_name
+from transfer.convert.verify import load_backbone
 
 QUERY, KEY = network(1), network(2)
 
@@ -131,3 +137,124 @@ def test_pixel_statistics_that_are_none(tmp_path: Path) -> None:
 def test_a_config_of_ours_has_no_references(tmp_path: Path) -> None:
     text = digest_text(load("pretrain/moco_v2_R50.yaml"))
     assert read_dump(text)["INPUT"]["MEAN"] == [0.485, 0.456, 0.406]
+
+
+HALF = torch.full((3,), 127.5)
+BGR_MEAN = torch.tensor([103.53, 116.28, 123.675])
+
+
+def openmmlab(path: Path, mean: torch.Tensor, std: torch.Tensor, *, name: str = "", config: str = "") -> Path:
+    """A file as mmengine writes it: `data_preprocessor` has the statistics in the order of the network's channels."""
+    buffers = {f"{name}data_preprocessor.mean": mean, f"{name}data_preprocessor.std": std}
+    state = {f"{name}backbone.{n}": t for n, t in QUERY.items()} | buffers
+    torch.save({"meta": {"epoch": 9, "cfg": config}, "state_dict": state}, path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
+@pytest.mark.parametrize("name", ["", "module.", "_orig_mod.", "model."])
+def test_the_statistics_of_openmmlab_are_used(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    path = openmmlab(tmp_path / "a.pth", HALF.view(shape), HALF.view(shape) + 1, name=name)
+    source = read_source(path)
+    assert source.input == Input("RGB", (127.5,) * 3, (128.5,) * 3)
+    assert "data_preprocessor.mean" in source.input_origin and "--channel-order" in source.input_origin
+
+
+def test_a_single_statistic_and_those_of_pixels_up_to_1(tmp_path: Path) -> None:
+    found = read_source(openmmlab(tmp_path / "a.pth", torch.tensor([127.5]), torch.tensor([50.0]))).input
+    assert (found.mean, found.std) == ((127.5,) * 3, (50.0,) * 3)
+    small = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert read_source(openmmlab(tmp_path / "b.pth", *small)).input.mean == pytest.approx(IMAGENET.mean)
+    assert read_source(openmmlab(tmp_path / "b.pth", *small)).input.std == pytest.approx(IMAGENET.std)
+    raw = read_source(openmmlab(tmp_path / "c.pth", torch.zeros(3), torch.ones(3))).input
+    assert (raw.mean, raw.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "config", "expected"),
+    [
+        # Order and stride from the file alone
+        (BGR_MEAN, torch.ones(3), "", ("BGR", True)),
+        (BGR_MEAN, torch.tensor([57.375, 57.12, 58.395]), "", ("BGR", False)),
+        (BGR_MEAN.flip(0), torch.tensor([58.395, 57.12, 57.375]), "", ("RGB", False)),
+        # mmengine's config knows better
+        (HALF, HALF, "data_preprocessor = dict(bgr_to_rgb=False)", ("BGR", False)),
+        (HALF, HALF, "data_preprocessor = dict(bgr_to_rgb=True)", ("RGB", False)),
+        (HALF, HALF, "data_preprocessor=dict(to_rgb=False)\nbackbone=dict(style='caffe')", ("BGR", True)),
+        (BGR_MEAN, torch.ones(3), "backbone = dict(type='ResNet', style='pytorch')", ("BGR", False)),
+        (BGR_MEAN, HALF, "a = dict(bgr_to_rgb=True)", ("RGB", False)),
+        (HALF, HALF, "a = dict(to_rgb=True)\nb = dict(to_rgb=False)", ("RGB", False)),  # no statement
+    ],
+)
+def test_channel_order_and_stride_of_openmmlab(
+    tmp_path: Path, mean: torch.Tensor, std: torch.Tensor, config: str, expected: tuple[str, bool]
+) -> None:
+    found = read_source(openmmlab(tmp_path / "a.pth", mean, std, config=config)).input
+    assert (found.format, found.stride_in_1x1) == expected
+    assert found.mean == pytest.approx(mean.tolist(), rel=1e-6)  # never reordered
+
+
+def test_a_config_of_openmmlab_without_buffers(tmp_path: Path) -> None:
+    """mmengine's buffers are not persistent by default, so most files have only the config's text."""
+    text = (
+        "data_preprocessor = dict(\n    mean=[\n        103.53,\n        116.28,\n        123.675,\n    ],\n"
+        "    std=[1.0, 1.0, 1.0],\n    bgr_to_rgb=False)\n"
+    )
+    torch.save({"state_dict": QUERY, "meta": {"cfg": text}}, tmp_path / "a.pth")
+    assert read_source(tmp_path / "a.pth").input == MSRA
+    torch.save({"state_dict": QUERY, "meta": {"cfg": text + "mean=[1., 2., 3.]"}}, tmp_path / "b.pth")
+    assert read_source(tmp_path / "b.pth").input == IMAGENET  # two means: not a statement
+
+
+def test_unusable_statistics_are_named(tmp_path: Path) -> None:
+    source = read_source(openmmlab(tmp_path / "a.pth", torch.full((3,), torch.nan), HALF))
+    assert source.input == IMAGENET
+    assert "its state_dict.data_preprocessor.mean is not usable" in source.input_origin
+
+
+def test_flags_replace_what_the_file_states_and_say_so(tmp_path: Path) -> None:
+    path = openmmlab(tmp_path / "a.pth", BGR_MEAN, HALF)
+    given = {"mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0)}
+    source = read_source(path, given=given)
+    assert source.input == Input("BGR", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert source.input_origin.startswith(
+        "--pixel-mean, --pixel-std as given, although the file has BGR, mean 103.5"
+    )
+    # What the file does not state is not contradicted.
+    source = read_source(openmmlab(tmp_path / "b.pth", HALF, HALF), given={"format": "BGR"})
+    assert source.input == Input("BGR", (127.5,) * 3, (127.5,) * 3)
+    assert source.input_origin.startswith("--channel-order as given; the rest as its data_preprocessor")
+    torch.save(QUERY, tmp_path / "c.pth")
+    source = read_source(tmp_path / "c.pth", given={"stride_in_1x1": True})
+    assert source.input == replace(IMAGENET, stride_in_1x1=True)
+    assert "although" not in source.input_origin
+    buffers = {"data_preprocessor.mean": BGR_MEAN, "data_preprocessor.std": HALF}
+    source = read_source(plain_file(tmp_path / "d.pth", QUERY | buffers), source="simclr")
+    assert source.input.mean == pytest.approx(BGR_MEAN.tolist())
+    assert "this replaces what --source simclr implies: RGB, mean 0, 0, 0, std 255" in source.input_origin
+
+
+def test_detectron2_computes_with_the_statistics_of_the_file(tmp_path: Path) -> None:
+    """The truth is torchvision's network on (x - mean) / std in BGR; the rest is detectron2's own code."""
+    network = torchvision_network("resnet18").eval()
+    mean, std = torch.tensor([90.0, 110.0, 130.0]), torch.tensor([40.0, 50.0, 60.0])
+    state = {f"backbone.{n}": t for n, t in network.state_dict().items()}
+    buffers = {"data_preprocessor.mean": mean.view(3, 1, 1), "data_preprocessor.std": std.view(3, 1, 1)}
+    torch.save({"state_dict": state | buffers}, tmp_path / "a.pth")
+    written = convert(tmp_path / "a.pth", tmp_path / "a.pkl")
+    backbone, settings = load_backbone(tmp_path / "a.pkl")
+    assert settings["INPUT.FORMAT"] == "BGR"
+    assert "data_preprocessor" in written["record"]["input"]
+    model = GeneralizedRCNN(
+        backbone=backbone.eval(),
+        proposal_generator=torch.nn.Identity(),
+        roi_heads=torch.nn.Identity(),
+        pixel_mean=settings["MODEL.PIXEL_MEAN"],
+        pixel_std=settings["MODEL.PIXEL_STD"],
+    )
+    bgr = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).float()
+    with torch.no_grad():
+        actual = backbone(model.preprocess_image([{"image": bgr}]).tensor)["res5"]
+        extract = create_feature_extractor(network, {"layer4": "res5"})
+        expected = extract(((bgr - mean.view(3, 1, 1)) / std.view(3, 1, 1))[None])["res5"]
+    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()

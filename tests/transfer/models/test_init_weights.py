@@ -15,6 +15,7 @@ from torch import nn
 
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import moco_file, plain_file, small_network
+from tests.support.layouts import detectron2_names
 from transfer.convert.convert import convert
 from transfer.convert.weights_file import read_weights
 from transfer.models.init_weights import check_filled, check_preprocessing, load_detector, load_into
@@ -187,6 +188,50 @@ def test_other_files_are_used_with_a_note(
     assert printed.count("\n") == 1
 
 
+@pytest.mark.parametrize("entries", [{}, {"__author__": "x"}, {"matching_heuristics": False}])
+@pytest.mark.parametrize("fpn", [True, False])
+def test_a_backbone_with_detectron2_names_needs_no_other_entries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], entries: dict[str, Any], fpn: bool
+) -> None:
+    trunk = {name: t for name, t in NETWORK.state_dict().items() if not name.startswith("fc.")}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": detectron2_names(trunk), **entries}))
+    cfg = config(path, fpn=fpn)
+    model = build_model(cfg)
+    assert load_into(model, cfg)["matched"] == 265
+    printed = capsys.readouterr().out
+    assert "does not record the settings it needs; assumed: INPUT.FORMAT RGB" in printed
+    assert "note: a.pkl has a backbone's names without matching_heuristics; they are matched" in printed
+    last = model.backbone.bottom_up.res5 if fpn else model.roi_heads.res5
+    assert torch.equal(last[2].conv3.weight, trunk["layer4.2.conv3.weight"])
+
+
+def test_names_with_another_prefix_are_converted_as_the_message_advises(tmp_path: Path) -> None:
+    trunk = {name: t for name, t in NETWORK.state_dict().items() if not name.startswith("fc.")}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": {f"net.{n}": a for n, a in detectron2_names(trunk).items()}}))
+    cfg = config(path)
+    with pytest.raises(UserError, match=r"Convert them with tools/convert_to_d2\.py"):
+        load_into(build_model(cfg), cfg)
+    convert(path, tmp_path / "b.pkl", verify=False)
+    cfg = config(tmp_path / "b.pkl")
+    assert load_into(build_model(cfg), cfg)["matched"] == 265
+
+
+def test_norms_without_statistics_are_converted_as_the_message_advises(tmp_path: Path) -> None:
+    trunk = {name: t for name, t in NETWORK.state_dict().items() if not name.startswith("fc.")}
+    arrays = {n: a for n, a in detectron2_names(trunk).items() if "running_" not in n}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}))
+    cfg = config(path, {"MODEL.RESNETS.NORM": "FrozenBN"})
+    with pytest.raises(UserError, match=r"no running statistics .* convert it with \S+ --merged-norm"):
+        load_into(build_model(cfg), cfg)
+    convert(path, tmp_path / "b.pkl", verify=False, merged_norm=True)
+    cfg = config(tmp_path / "b.pkl", {"MODEL.RESNETS.NORM": "FrozenBN"})
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT is RGB \(needed: BGR\)"):  # as in MSRA's networks
+        load_into(build_model(cfg), cfg)
+
+
 class Malicious:
     def __reduce__(self) -> Any:
         return os.system, ("touch harmed",)
@@ -229,6 +274,9 @@ def test_files_that_are_no_weights_are_refused(converted: Path, tmp_path: Path) 
     raw = moco_file(tmp_path / "moco.pth.tar", NETWORK.state_dict())
     assert f"python tools/convert_to_d2.py {raw} moco.pkl" in refusal(raw)
     assert "convert it first" in refusal(plain_file(tmp_path / "r50.pth", NETWORK.state_dict()))
+    part = plain_file(tmp_path / "model-00001-of-00002.safetensors", {})
+    assert f"convert it first: python tools/convert_to_d2.py {part} model-0" in refusal(part)
+    assert "is a folder: name a weights file" in refusal(tmp_path)
     (tmp_path / "half.pkl").write_bytes(converted.read_bytes()[:5000])
     assert "truncated" in refusal(tmp_path / "half.pkl")
     (tmp_path / "text.pkl").write_bytes(pickle.dumps({"model": {"x": "text"}, "__author__": "x"}))
