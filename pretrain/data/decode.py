@@ -1,16 +1,15 @@
-"""Decoding image files: bytes -> RGB pixels, upright.
+"""Decoding image files: bytes -> RGB pixels, upright; the same rules for pre-training and for `transfer`.
 
 OpenCV decodes ordinary JPEGs, in a third less time than Pillow and with the same pixels. Pillow decodes everything
 else, because it knows every common format and raises on a truncated file, where OpenCV fills in grey.
 """
 
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
-
-from pretrain.data.pixel_ops import resized_crop
 
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 rotate the picture by 90 degrees
 _END = b"\xff\xd9"  # the last marker of a JPEG; a file that ends otherwise is truncated or has extra data
@@ -22,6 +21,7 @@ _FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _MIRROR = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # codes of cv2.flip: 1 left-right, 0 top-bottom, -1 both
+_LONGEST = 100  # times the short side: see `centre_view`
 _MARGIN = 2.0  # a JPEG is decoded at no less than this many times the wanted size: see `ImageFile.decode`
 
 
@@ -71,7 +71,7 @@ class ImageFile:
             if factor > 1:
                 image.draft("RGB", (image.width // factor, image.height // factor))
             image = ImageOps.exif_transpose(image)
-        return np.array(_eight_bits(image).convert("RGB"))
+        return np.array(eight_bits(image).convert("RGB"))
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -113,7 +113,7 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return cv2.flip(pixels, _MIRROR[orientation]) if orientation in _MIRROR else pixels
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """Reduce greyscale of more than 8 bits to 8: Pillow would clip it to white, or leave [0, 1] black.
 
     Integers are taken as 16-bit unless all fit in 8 bits; floats as in [0, 1], or in [0, 255] if one is above 1. Raises
@@ -132,10 +132,41 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
+def shown_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image as it is shown: rotated as its EXIF data say.
+
+    Only the header is read, unless the values may not be colours (32-bit integers and floats). Raises `ValueError`,
+    with the reason, if Pillow cannot read the image, or for the values that `eight_bits` refuses.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.mode in ("I", "F"):
+                eight_bits(image)
+            return (height, width) if _is_turned(image) else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image: {error}") from None
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION) in range(5, 9)
+    except (OSError, SyntaxError, ValueError):  # broken EXIF data, which detectron2 ignores as well
+        return False
+
+
 def centre_view(data: bytes, size: int) -> np.ndarray:
-    """Return the central square, 7/8 of the short side as is usual for evaluation: (size, size, 3) uint8."""
-    file = ImageFile(data)
-    side = max(round(min(file.width, file.height) * 0.875), 1)
-    box = ((file.width - side) // 2, (file.height - side) // 2, side, side)
-    pixels = file.decode(shrink=side / size)
-    return resized_crop(pixels, box, size, scale=pixels.shape[1] / file.width)
+    """Return the central square on which the authors' linear protocol tests: (size, size, 3) uint8.
+
+    The pixels are those of torchvision's Resize(8/7 of `size`) and CenterCrop(size), 256 and 224 there, on the upright
+    `PIL.Image`. A picture more than a hundred times as long as wide is cut first, or the resized one would fill memory.
+    """
+    image = Image.fromarray(ImageFile(data).decode())
+    longest = _LONGEST * min(image.size)
+    if max(image.size) > longest:
+        image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
+    short = round(size * 8 / 7)
+    width, height = (short * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))

@@ -18,8 +18,8 @@ from detectron2.data.datasets import builtin, register_coco_instances
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.data import on_disk
-from transfer.data.readers import cityscapes_instances, voc_boxes, voc_labels
-from transfer.data.voc_labels import CLASSES
+from transfer.data.readers import cityscapes_instances, voc_labels, voc_objects
+from transfer.data.voc_boxes import CLASSES
 
 # metadata that hold paths
 _PATHS = (
@@ -55,7 +55,7 @@ def register_builtin(root: Path) -> None:
         metadata = MetadataCatalog.get(name)
         if VOC.fullmatch(name):
             DatasetCatalog.remove(name)  # see transfer.data.readers
-            DatasetCatalog.register(name, partial(voc_boxes, Path(metadata.dirname), metadata.split))
+            DatasetCatalog.register(name, partial(voc_objects, Path(metadata.dirname), metadata.split))
         elif name.startswith("cityscapes_fine_instance_seg_"):
             DatasetCatalog.remove(name)  # see transfer.data.readers
             DatasetCatalog.register(name, partial(cityscapes_instances, metadata.image_dir, metadata.gt_dir))
@@ -146,7 +146,8 @@ def _forget(name: str) -> None:
 def check_files(name: str, root: Path) -> None:
     """Raise `UserError`, which names the first missing file and how to get it, if a data set is not complete.
 
-    An unknown name passes. Only names and counts are checked; no image is opened. For the tiny sets that
+    An unknown name passes. Only names and counts are checked and no image is opened, except for VOC's boxes, whose XML
+    files are read, with the headers of their images. For the tiny sets that
     `tools/reproduce.py --smoke` makes, which have fewer images, the counts are not checked.
     """
     if (root / on_disk.MINIATURE).exists():
@@ -157,7 +158,7 @@ def check_files(name: str, root: Path) -> None:
     elif name in VOC_LABELS:
         on_disk.check_voc_semseg(root, (VOC_LABELS[name],))
     elif match := VOC.fullmatch(name):
-        on_disk.check_voc(root, years=(match[1],))
+        on_disk.check_voc_boxes(root, match[1], match[2])
     elif re.fullmatch(r"coco_2017_(train|val)", name):
         on_disk.check_coco(root)
     elif re.fullmatch(r"keypoints_coco_2017_(train|val)", name):
@@ -189,4 +190,4 @@ def _check_paths(name: str, root: Path) -> None:
         if path and "://" not in path and not Path(path).exists():
             kind = name.split("_")[0]
             hint = f": {on_disk.prepare_command(kind, root)}" if kind in _PREPARED else ""
-            raise UserError(f"{name}: {path} is missing{hint}")
+            raise on_disk.MissingFile(f"{name}: {path} is missing{hint}")

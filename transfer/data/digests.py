@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from pretrain.common.files import file_digest, read_json, write_json
 from pretrain.data.folders import is_image
-from transfer.data import catalog
+from transfer.data import catalog, voc_boxes
 
 
 def data_record(cfg: CfgNode, *, train: bool = True) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _digest(cfg: CfgNode, name: str) -> str | None:
         return _of_file(path, path.stat().st_mtime_ns) if path.is_file() else None
     if metadata.get("evaluator_type") == "pascal_voc":
         folder = Path(metadata.dirname)
-        names = (folder / "ImageSets" / "Main" / f"{metadata.split}.txt").read_text().split()
+        names = voc_boxes.names(folder, f"Main/{metadata.split}.txt")
         return _of_files([folder / "Annotations" / f"{name}.xml" for name in names], folder)
     for root, pattern in (("sem_seg_root", "*.png"), ("gt_dir", "*/*_gtFine_polygons.json")):
         if metadata.get(root):

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from pretrain.common.errors import UserError
+from transfer.data import images
 
 Record = dict[str, Any]
 
@@ -34,14 +35,16 @@ def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[Record], Record]:
 
 def _map(mapper: DatasetMapper, record: Record, *, classes: int, ignored: int) -> Record:
     """Return the record as an input of the model. Raise `UserError` if its image is broken or has another size."""
+    if "sem_seg_file_name" in record:
+        _check_label_file(record)
     try:
-        if "sem_seg_file_name" in record:
-            _check_label_file(record)
-        mapped: Record = mapper(record)
+        with images.used_by_detectron2():
+            mapped: Record = mapper(record)
     except (OSError, SyntaxError, ValueError) as error:  # ValueError: detectron2's SizeMismatchError
         reason = " ".join(str(error).split())
-        name = record["file_name"]
-        raise UserError(f"{name}: not a readable image of the size given in its json: {reason}") from None
+        raise UserError(
+            f"{record['file_name']}: its image and its annotations do not fit: {reason}"
+        ) from None
     if "sem_seg" in mapped:
         values = np.unique(mapped["sem_seg"].numpy())
         wrong = values[(values >= classes) & (values != ignored)]

@@ -2,7 +2,8 @@
 
 For every public data set and the demo sets there is a `check_*` function. It returns one line that says that the set
 is in place. Otherwise it raises `UserError`, which names the first missing file and says how to get it. The checks
-compare names and counts and open no image, so they are cheap enough to run before every training run.
+compare names and counts, so they are cheap enough to run before every training run. Only the XML files of VOC, whose
+folder may be the user's own, are read there as well.
 `transfer.data.catalog.check_files` chooses the check for a data set's name; `tools/prepare_data.py` uses the same
 checks, and the addresses, counts and paths of this module.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
+from transfer.data import voc_boxes
 
 # This file marks a root folder of tiny sets, made by transfer.reproduce.plan.smoke_data.
 MINIATURE = "miniature.json"
@@ -47,6 +49,10 @@ VOC_ARCHIVE = {
 }
 MASK_SPLITS = ("train_aug", "val")  # of VOC2012 with SBD
 LVIS_URL = "https://dl.fbaipublicfiles.com/LVIS"
+
+
+class MissingFile(UserError):
+    """Files of a data set are not where they are looked for."""
 
 
 class LvisVersion(NamedTuple):
@@ -117,24 +123,30 @@ def _get_coco(root: Path, part: str) -> str:
 
 
 def check_voc(root: Path, years: Sequence[str] = ("2007", "2012")) -> str:
-    """Check the images and annotations that the lists of PASCAL VOC in ROOT/VOC2007 and ROOT/VOC2012 name."""
+    """Check the lists of PASCAL VOC's archives in ROOT/VOC2007 and ROOT/VOC2012 as `check_voc_boxes` does."""
     for year, split in VOC_ARCHIVE:
         if year in years:
-            check_voc_split(root, year, split)
+            check_voc_boxes(root, year, split)
     return f"{root}: PASCAL VOC {' and '.join(years)} is in place"
 
 
+def check_voc_boxes(root: Path, year: str, split: str) -> None:
+    """Raise UserError unless the images and XML files of a list are there and can be used in training and testing."""
+    check_voc_split(root, year, split)
+    voc_boxes.read_split(root / f"VOC{year}", split)
+
+
 def check_voc_split(root: Path, year: str, split: str) -> None:
-    """Raise UserError unless the images and boxes of one VOC archive are there."""
-    parts = {"JPEGImages": ".jpg", "Annotations": ".xml"}
-    _demand_voc(root / f"VOC{year}", f"Main/{split}.txt", parts, _get_voc(root, year, split))
+    """Raise UserError unless the images and XML files that a list names are there; none is opened."""
+    archive = split if (year, split) in VOC_ARCHIVE else "trainval"
+    _demand_voc(
+        root / f"VOC{year}", f"Main/{split}.txt", {"Annotations": ".xml"}, _get_voc(root, year, archive)
+    )
 
 
 def check_voc_segmentation(root: Path) -> None:
     """Raise UserError unless the images, masks and boxes of VOC2012's lists for segmentation are there."""
-    parts = {
-        "JPEGImages": ".jpg", "Annotations": ".xml", "SegmentationObject": ".png", "SegmentationClass": ".png",
-    }  # fmt: skip
+    parts = {"Annotations": ".xml", "SegmentationObject": ".png", "SegmentationClass": ".png"}
     remedy = _get_voc(root, "2012", "trainval")
     for split in ("train", "val"):
         _demand_voc(root / "VOC2012", f"Segmentation/{split}.txt", parts, remedy)
@@ -167,11 +179,14 @@ def check_voc_semseg(root: Path, splits: Sequence[str] = MASK_SPLITS) -> str:
 
 
 def _demand_voc(folder: Path, listing: str, parts: dict[str, str], remedy: str) -> None:
-    """Raise UserError unless each folder of `parts` holds each name of a list, with the ending of that folder."""
-    names = folder / "ImageSets" / listing
-    _demand(names, remedy)
-    places = ((folder / part, ending, remedy) for part, ending in parts.items())
-    _demand_names(names.read_text().split(), *places)
+    """Raise UserError unless each name of a list has an image and, in each folder of `parts`, a file of that ending."""
+    _demand(folder / "ImageSets" / listing, remedy)
+    names = voc_boxes.names(folder, listing)
+    images = voc_boxes.image_files(folder, names)
+    for name in names:
+        if name not in images:
+            raise _missing(folder / "JPEGImages" / f"{name}.jpg", remedy)
+    _demand_names(names, *((folder / part, ending, remedy) for part, ending in parts.items()))
 
 
 def _get_voc(root: Path, year: str, split: str) -> str:
@@ -187,7 +202,7 @@ def check_demo(folder: Path) -> str:
     remedy = prepare_command(f"demo --size {size}", folder.parent)
     state = read_json(folder / "demo.json")
     if not state.get("complete"):
-        raise UserError(f"{folder} does not hold a complete demo set: {remedy}")
+        raise MissingFile(f"{folder} does not hold a complete demo set: {remedy}")
     for split in ("train", "val"):
         _demand(folder / "annotations" / f"instances_{split}.json", remedy)
         _demand_images(folder / split, state["counts"][split], remedy)
@@ -311,8 +326,8 @@ def names_in(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
-def _missing(path: Path, remedy: str) -> UserError:
-    return UserError(f"{path} is missing: {remedy}")
+def _missing(path: Path, remedy: str) -> MissingFile:
+    return MissingFile(f"{path} is missing: {remedy}")
 
 
 def _demand(file: Path, remedy: str) -> None:
@@ -326,7 +341,7 @@ def _demand_images(folder: Path, count: int, remedy: str) -> None:
         raise _missing(folder, remedy)
     found = sum(name.endswith(".jpg") for name in os.listdir(folder))
     if found < count:
-        raise UserError(f"{folder} holds {found} of {count} images: {remedy}")
+        raise MissingFile(f"{folder} holds {found} of {count} images: {remedy}")
 
 
 def _demand_names(names: Iterable[str], *places: tuple[Path, str, str]) -> None:

@@ -1,11 +1,11 @@
 """Read PASCAL VOC's boxes, labels per pixel and Cityscapes' instances as records in detectron2's format.
 
-The records of VOC are the same as those of detectron2's `load_voc_instances`, which fails on a list of one image.
+The records of VOC are the same as those of detectron2's `load_voc_instances`, which fails on a list of one image, but
+folders that are not quite like VOC's are read as well (`transfer.data.voc_boxes`).
 Those of Cityscapes are the same as detectron2's, but are read in several processes.
 """
 
 import os
-import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -17,19 +17,20 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from pretrain.common import distributed
-from pretrain.common.errors import UserError
 from transfer import d2_compat
-from transfer.data.voc_labels import CLASSES
+from transfer.data import voc_boxes
 
 _CHUNK = 32  # images that a process reads at a time
 
 Record = dict[str, Any]
 
 
-def voc_boxes(folder: Path, split: str) -> list[Record]:
-    """Return the records of `ImageSets/Main/SPLIT.txt`, with difficult objects, as in detectron2 and the paper."""
-    names = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
-    return [_record(folder, name) for name in names]
+def voc_objects(folder: Path, split: str) -> list[Record]:
+    """Return the records of `ImageSets/Main/SPLIT.txt`, with difficult objects, as in detectron2 and the paper.
+
+    Raises `UserError` as `voc_boxes.read_split` does.
+    """
+    return [_record(picture) for picture in voc_boxes.read_split(folder, split)]
 
 
 def voc_labels(folder: Path, split: str) -> list[Record]:
@@ -50,38 +51,18 @@ def voc_labels(folder: Path, split: str) -> list[Record]:
     return records
 
 
-def _record(folder: Path, name: str) -> Record:
-    path = folder / "Annotations" / f"{name}.xml"
-    try:
-        root = ElementTree.parse(path).getroot()
-        return {
-            "file_name": str(folder / "JPEGImages" / f"{name}.jpg"),
-            "image_id": name,
-            "height": int(_text(root, "size/height")),
-            "width": int(_text(root, "size/width")),
-            "annotations": [_annotation(element) for element in root.findall("object")],
-        }
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path}: not a VOC annotation: {error}") from None
-
-
-def _annotation(element: ElementTree.Element) -> Record:
-    """Return a box. VOC counts pixels from 1 and includes the last one: xmin 1, xmax W is the whole width, [0, W]."""
-    left, top, right, bottom = (
-        float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-    )
-    kind = _text(element, "name")
-    if kind not in CLASSES:
-        raise ValueError(f"{kind!r} is not one of VOC's classes")
-    box = [left - 1, top - 1, right, bottom]
-    return {"category_id": CLASSES.index(kind), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
-
-
-def _text(element: ElementTree.Element, path: str) -> str:
-    text = element.findtext(path)
-    if text is None:
-        raise ValueError(f"it has no {path}")
-    return text.strip()
+def _record(picture: voc_boxes.Picture) -> Record:
+    width, height = picture.size
+    return {
+        "file_name": str(picture.file),
+        "image_id": picture.name,
+        "height": height,
+        "width": width,
+        "annotations": [
+            {"category_id": box.category - 1, "bbox": list(box.xyxy), "bbox_mode": BoxMode.XYXY_ABS}
+            for box in picture.boxes
+        ],
+    }
 
 
 def cityscapes_instances(image_dir: str, gt_dir: str) -> list[Record]:

@@ -1,6 +1,5 @@
-"""Read the labels of one image of PASCAL VOC, or of SBD, which labels VOC's images: masks, boxes, labels per pixel."""
+"""Read the masks of one image of PASCAL VOC, or of SBD, which labels VOC's images, and find the box of each mask."""
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +7,8 @@ import numpy as np
 from PIL import Image
 
 from pretrain.common.errors import UserError
+from transfer.data.voc_boxes import Box
 
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 VOID = 255  # "unknown": a band of about 5 pixels around each of VOC's objects, and difficult objects
 HALF_BAND = 2  # pixels of an object that the band hides on each side
 SAME_BOX = 0.5  # minimum IoU of a mask's box with the box of the same object in the XML file
@@ -21,12 +17,6 @@ SAME_BOX = 0.5  # minimum IoU of a mask's box with the box of the same object in
 class Mask(NamedTuple):
     category: int  # 1..20
     pixels: np.ndarray  # bool (H, W)
-
-
-class Box(NamedTuple):
-    category: int  # 1..20
-    xyxy: tuple[float, float, float, float]  # pixel edges, counted from 0; right and bottom are exclusive
-    difficult: bool
 
 
 def read_palette(file: Path) -> np.ndarray:
@@ -79,25 +69,6 @@ def sbd_masks(record: Any) -> list[Mask]:
         for i in numbers.tolist()
         if 0 < i <= len(categories)
     ]
-
-
-def read_boxes(file: Path) -> list[Box]:
-    """Return the objects of one of VOC's XML files. VOC counts pixels from 1 and includes the last one."""
-    try:
-        objects = ElementTree.parse(file).getroot().findall("object")
-        found = []
-        for element in objects:
-            left, top, right, bottom = (
-                float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            category = CLASSES.index(element.findtext("name") or "") + 1
-            box = (left - 1, top - 1, right, bottom)
-            found.append(Box(category, box, (element.findtext("difficult") or "0").strip() == "1"))
-        return found
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): remove it, then unpack VOC's archive again"
-        ) from None
 
 
 def tight_box(pixels: np.ndarray, *, grow: int = 0) -> tuple[float, float, float, float]:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from pretrain.common.files import write_atomic
+from transfer.data import images
 from transfer.data.mapper import build_mapper
 from transfer.visualize import instances
 from transfer.visualize.instances import Objects
@@ -86,7 +86,7 @@ def beside_truth(record: dict[str, Any], output: dict[str, Any], name: str, *, s
         output: the output of a detectron2 model for this image: detections, per-pixel labels, or proposals.
         score: detections with a lower score are not drawn.
     """
-    image = read_image(record["file_name"], format="RGB")
+    image = images.read(record["file_name"], "RGB")
     found = instances.of_output(output)
     if found is None:
         labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
@@ -182,7 +182,7 @@ def label_file(record: dict[str, Any]) -> np.ndarray | None:
     """Return the annotated per-pixel labels (H, W) of a record, or None if it has none."""
     if "sem_seg_file_name" not in record:
         return None
-    labels: np.ndarray = read_image(record["sem_seg_file_name"], format="L")
+    labels: np.ndarray = images.read(record["sem_seg_file_name"], "L")
     return labels.reshape(labels.shape[:2])
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import build_model
 
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from transfer.data import datasets, train_stream
+from transfer.data.images import read as read_image
 from transfer.data.mapper import build_mapper
 from transfer.models import init_weights
 from transfer.visualize import contact_sheet, drawing, instances, mistakes
@@ -57,7 +58,7 @@ def show_data(cfg: CfgNode, folder: Path, *, count: int, raw: bool) -> list[Path
 
 
 def _raw(record: dict[str, Any], name: str) -> tuple[np.ndarray, str]:
-    image = read_image(record["file_name"], format="RGB")
+    image = read_image(record["file_name"], "RGB")
     shown = instances.of_record(record)
     picture = drawing.draw_objects(image, shown, name)
     if "sem_seg_file_name" in record:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pretrain.common.errors import UserError
 from transfer.data import on_disk
@@ -50,8 +51,8 @@ def test_coco(kind: str, check: object, tmp_path: Path, monkeypatch: pytest.Monk
 def voc(root: Path, year: str, split: str, names: list[str]) -> None:
     put(root / f"VOC{year}" / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{name}\n" for name in names))
     for name in names:
-        put(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg")
-        put(root / f"VOC{year}" / "Annotations" / f"{name}.xml")
+        Image.new("RGB", (8, 6)).save(put(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg"))
+        put(root / f"VOC{year}" / "Annotations" / f"{name}.xml", "<annotation/>")
 
 
 def test_voc(tmp_path: Path) -> None:
@@ -64,8 +65,19 @@ def test_voc(tmp_path: Path) -> None:
     assert "VOC2012" in said and "VOCtrainval_11-May-2012.tar" in said and "VOCdevkit/VOC2012" in said
     voc(tmp_path, "2012", "trainval", ["2008_000002"])
     assert "in place" in on_disk.check_voc(tmp_path)
+    (tmp_path / "VOC2007" / "Annotations" / "000007.xml").write_text("<annotation>")
+    assert "Annotations/000007.xml: not an XML file" in refusal(on_disk.check_voc, tmp_path)
     (tmp_path / "VOC2007" / "Annotations" / "000007.xml").unlink()
     assert "Annotations/000007.xml is missing" in refusal(on_disk.check_voc, tmp_path)
+    (tmp_path / "VOC2007" / "JPEGImages" / "000005.jpg").unlink()
+    assert "JPEGImages/000005.jpg is missing" in refusal(
+        on_disk.check_voc_split, tmp_path, "2007", "trainval"
+    )
+    # a folder of one's own needs only the lists that the run names
+    voc(tmp_path / "own", "2007", "val", ["a"])
+    on_disk.check_voc_boxes(tmp_path / "own", "2007", "val")
+    said = refusal(on_disk.check_voc_boxes, tmp_path / "own", "2007", "train")
+    assert "Main/train.txt is missing" in said and "VOCtrainval_06-Nov-2007.tar" in said
 
 
 def test_voc_masks(tmp_path: Path) -> None:

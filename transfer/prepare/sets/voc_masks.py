@@ -25,7 +25,7 @@ from pycocotools import mask as rle
 from pretrain.common import pool
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_bytes, write_json
-from transfer.data import on_disk, voc_labels
+from transfer.data import on_disk, voc_boxes, voc_labels
 from transfer.prepare.sets import voc
 from transfer.prepare.sets.archives import Archive, install
 
@@ -127,7 +127,7 @@ def convert(split: Split, name: str) -> tuple[dict[str, Any], list[dict[str, Any
     _check_size(split, name, (width, height), masks)
     _write_label(split.unfinished / f"{name}.png", label)
     boxes = voc_labels.match(
-        masks, voc_labels.read_boxes(split.voc / "Annotations" / f"{name}.xml"), grow=grow
+        masks, voc_boxes.read_boxes(split.voc / "Annotations" / f"{name}.xml"), grow=grow
     )
     annotations = [_annotation(mask, box) for mask, box in zip(masks, boxes, strict=True)]
     return {"file_name": f"{name}.jpg", "width": width, "height": height}, annotations
@@ -148,7 +148,7 @@ def _convert_all(split: Split, names: list[str], workers: int) -> None:
             progress.advance()
     content = {
         "info": {"description": f"VOC2012 {split.name}, masks of VOC and SBD", **ABOUT},
-        "categories": [{"id": i, "name": name} for i, name in enumerate(voc_labels.CLASSES, 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(voc_boxes.CLASSES, 1)],
         "images": images,
         "annotations": annotations,
     }
@@ -170,7 +170,7 @@ def _convert_all(split: Split, names: list[str], workers: int) -> None:
         )
 
 
-def _annotation(mask: voc_labels.Mask, box: voc_labels.Box) -> dict[str, Any]:
+def _annotation(mask: voc_labels.Mask, box: voc_boxes.Box) -> dict[str, Any]:
     encoded = rle.encode(np.asfortranarray(mask.pixels, dtype=np.uint8))
     left, top, right, bottom = box.xyxy
     return {

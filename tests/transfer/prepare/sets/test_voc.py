@@ -37,7 +37,7 @@ def test_archives_become_detectron2s_layout(archives: Path, tmp_path: Path) -> N
     assert (tmp_path / "VOC2007").readlink() == Path("VOCdevkit/VOC2007")
     from detectron2.data.datasets.pascal_voc import load_voc_instances
 
-    from transfer.data.voc_labels import CLASSES
+    from transfer.data.voc_boxes import CLASSES
 
     for year, split, name, category in (
         ("2007", "trainval", "000005", "chair"),

@@ -12,8 +12,9 @@ from pycocotools.coco import COCO
 from pretrain.common.errors import UserError
 from tests.support import voc_archives
 from tests.support.scripts import run_script
-from transfer.data import on_disk, voc_labels
-from transfer.data.voc_labels import Box, Mask, match, tight_box
+from transfer.data import on_disk, voc_boxes
+from transfer.data.voc_boxes import Box
+from transfer.data.voc_labels import Mask, match, tight_box
 from transfer.prepare.command import main
 
 SHAPE = (voc_archives.HEIGHT, voc_archives.WIDTH)
@@ -127,7 +128,7 @@ def test_labels_per_pixel(built: Path) -> None:
 def test_classes_are_detectron2s() -> None:
     from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-    assert tuple(CLASS_NAMES) == voc_labels.CLASSES
+    assert tuple(CLASS_NAMES) == voc_boxes.CLASSES
 
 
 def outputs(root: Path) -> dict[str, bytes]:
