@@ -94,7 +94,11 @@ def read_input(
         stated = Found(default, _ASSUMED, tuple(FLAGS))
     if not given:
         return stated
-    found = replace(stated.input, **given)
+    found = stated.input
+    if given.get("format", found.format) != found.format:  # an assumed mean and std turn with the channels
+        turned = {name: getattr(found, name)[::-1] for name in ("mean", "std") if name in stated.assumed}
+        found = replace(found, **turned)
+    found = replace(found, **given)
     differ = [name for name in given if getattr(stated.input, name) != getattr(found, name)]
     replaced = [name for name in differ if name not in stated.assumed]
     names = ", ".join(FLAGS[name] for name in given)

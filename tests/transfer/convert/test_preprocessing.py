@@ -228,6 +228,10 @@ def test_flags_replace_what_the_file_states_and_say_so(tmp_path: Path) -> None:
     source = read_source(tmp_path / "c.pth", given={"stride_in_1x1": True})
     assert source.input == replace(IMAGENET, stride_in_1x1=True)
     assert "although" not in source.input_origin
+    turned = read_source(tmp_path / "c.pth", given={"format": "BGR"}).input
+    assert turned == Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+    # A stated mean has the order of the network's channels, whatever their names.
+    assert read_source(path, given={"format": "RGB"}).input.mean == pytest.approx(BGR_MEAN.tolist())
     buffers = {"data_preprocessor.mean": BGR_MEAN, "data_preprocessor.std": HALF}
     source = read_source(plain_file(tmp_path / "d.pth", QUERY | buffers), source="simclr")
     assert source.input.mean == pytest.approx(BGR_MEAN.tolist())
