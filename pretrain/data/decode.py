@@ -43,7 +43,7 @@ class ImageFile:
             if self._pillow.format == "JPEG":
                 self._orientation = self._pillow.getexif().get(_ORIENTATION, 1)
             else:  # whether Pillow's `size` is after rotation depends on format and version
-                self._pillow = ImageOps.exif_transpose(self._pillow)
+                self._pillow = _upright(self._pillow)
             size = self._pillow.size
         turned = self._orientation in range(5, 9)
         self.width, self.height = size[::-1] if turned else size
@@ -70,7 +70,7 @@ class ImageFile:
         if image.format == "JPEG":
             if factor > 1:
                 image.draft("RGB", (image.width // factor, image.height // factor))
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
         return np.array(eight_bits(image).convert("RGB"))
 
 
@@ -113,6 +113,14 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return cv2.flip(pixels, _MIRROR[orientation]) if orientation in _MIRROR else pixels
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data say; broken EXIF data are ignored, as in detectron2."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except SyntaxError:
+        return image
+
+
 def eight_bits(image: Image.Image) -> Image.Image:
     """Reduce greyscale of more than 8 bits to 8: Pillow would clip it to white, or leave [0, 1] black.
 
@@ -151,7 +159,7 @@ def shown_size(path: Path) -> tuple[int, int]:
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(_ORIENTATION) in range(5, 9)
-    except (OSError, SyntaxError, ValueError):  # broken EXIF data, which detectron2 ignores as well
+    except SyntaxError:  # see `_upright`
         return False
 
 

@@ -100,6 +100,17 @@ def test_orientation(tmp_path: Path, orientation: int, ending: str) -> None:
     assert shown_size(deep) == shown_size(flat)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_data_are_ignored(tmp_path: Path, kind: str) -> None:
+    path, picture = tmp_path / "a", Image.fromarray(COLOURS).convert("RGB")
+    options = {"lossless": True} if kind == "WEBP" else {}
+    picture.save(path, kind, exif=b"Exif\0\0not a TIFF header", **options)
+    ours = images.read(str(path), "RGB")
+    assert np.array_equal(ours, detection_utils.read_image(str(path), "RGB"))
+    assert np.abs(ImageFile(path.read_bytes()).decode().astype(int) - ours).max() <= (kind == "JPEG")
+    assert shown_size(path) == (128, 96)
+
+
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("fault", ["heights", "negative", "broken", "text", "missing", "size"])
 def test_what_is_refused(tmp_path: Path, fault: str, is_train: bool) -> None:
