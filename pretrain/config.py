@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.configs import find_config, get, merge
 from pretrain.common.errors import UserError
+from pretrain.data.folders import Endings
 from pretrain.data.views import PARTS, RECIPES
 from pretrain.model.encoders import architecture, projection_head
 
@@ -56,6 +57,7 @@ def defaults() -> CfgNode:
             },
             "DATA": {
                 "TRAIN": ["datasets/imagenet/train"],  # folders, text lists, tar shards; labels are not used
+                "ENDINGS": [],  # file names that are images: jpg, rgb.png, or !_mask.png for all but these; empty: all
                 "NUM_WORKERS": 4,  # loader workers of each training process
                 "MAX_BROKEN": 0.01,  # stop if more than this share of the images cannot be read
             },
@@ -144,6 +146,7 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
     for part in cfg.INPUT.WITHOUT:
         if part not in PARTS:
             raise UserError(f"INPUT.WITHOUT {part}: choose from {' '.join(PARTS)}")
+    Endings(cfg.DATA.ENDINGS)
     _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
     _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
     projection_head(cfg.MODEL.HEAD, 1, 1)

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from pretrain.common.errors import UserError
 from pretrain.data.decode import centre_view
-from pretrain.data.folders import ImageFiles, find_images
+from pretrain.data.folders import ALL, Endings, ImageFiles, find_images
 
 
 class LabelledImages:
@@ -50,9 +50,9 @@ class SpreadImages:
         labels: the class name of each.
     """
 
-    def __init__(self, folder: str, *, key: str, limit: int) -> None:
+    def __init__(self, folder: str, *, key: str, limit: int, endings: Endings = ALL) -> None:
         self.name = f"{key} {folder}"
-        files, names = _files_and_classes(folder, key=key)
+        files, names = _files_and_classes(folder, key=key, endings=endings)
         first: dict[str, int] = {}
         for index, name in enumerate(names):
             first.setdefault(name, index)
@@ -82,9 +82,9 @@ def collate_centres(samples: list[tuple[np.ndarray, bool]]) -> tuple[torch.Tenso
     return images, torch.tensor([good for _, good in samples])
 
 
-def _files_and_classes(folder: str, *, key: str) -> tuple[ImageFiles, list[str]]:
+def _files_and_classes(folder: str, *, key: str, endings: Endings = ALL) -> tuple[ImageFiles, list[str]]:
     """Return the images below a folder and the class of each. Raises UserError for an image outside the classes."""
-    files = find_images([folder], key=key)
+    files = find_images([folder], key=key, endings=endings)
     start = len(os.path.join(folder, ""))
     names = []
     for path in files:

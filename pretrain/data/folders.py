@@ -1,9 +1,11 @@
 """Training images: the interface of every image source, and the simplest source, files in folders."""
 
+import functools
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +16,14 @@ EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+# Words in the names of folders and files of label maps, depth maps and the like
+_LABEL = (
+    r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|seg|segm|segmaps?|segmentations?|segmentation(?:class|object)\w*|"
+    r"semantic|panoptic|instance(?:s|_?ids)?|trimaps?|matte|depths?|disparity|gt|gt(?:fine|coarse)\w*|stuffthingmaps)"
+)
+_LABEL_FOLDER = re.compile(rf"(?:^|[_ .-]){_LABEL}(?:[_ .-]|$)")
+_LABEL_FILE = re.compile(rf"[_.-]{_LABEL}(?:[_.-](?:colou?r|ids?))?$")
+_PHOTO_FILE = re.compile(r"[_.-](?:leftimg8bit|rgb|images?|img)$")
 
 
 class Order(Protocol):
@@ -81,14 +91,62 @@ def permutation(images: int, seed: int, epoch: int) -> np.ndarray:
     return rng.generator("order", seed, epoch).permutation(images)
 
 
-def find_images(folders: Sequence[str], *, key: str) -> ImageFiles:
+class Endings:
+    """The ends of file names that make a file an image (DATA.ENDINGS).
+
+    Args:
+        chosen: such as `jpg`, `rgb.png` or `_left.png`, in upper or lower case; after `!`, an ending of files that are
+            not used. Without any of the first kind, every file with one of EXTENSIONS is used.
+    Raises:
+        UserError: no image has such an ending.
+
+    Attributes:
+        used: the endings to use, in order, with a dot before those that begin with a letter or digit.
+        unused: those after `!`.
+    """
+
+    def __init__(self, chosen: Sequence[str] = ()) -> None:
+        for name in chosen:
+            if not isinstance(name, str) or not is_image("x." + name.removeprefix("!")):
+                raise UserError(
+                    f"DATA.ENDINGS {name}: the name of an image cannot end so; write endings with their extension, as "
+                    'in DATA.ENDINGS \'["jpg", "rgb.png"]\' or \'["!_mask.png"]\''
+                )
+        self.used, self.unused = (
+            tuple(
+                _dotted(name.removeprefix("!").lower()) for name in chosen if name.startswith("!") is wanted
+            )
+            for wanted in (False, True)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.used or self.unused)
+
+    def __str__(self) -> str:
+        return " ".join([*self.used, *(f"!{name}" for name in self.unused)])
+
+    def match(self, name: str) -> bool:
+        """Return whether the file of that name is an image to use."""
+        lower = name.lower()
+        wanted = not self.used or lower.endswith(self.used)
+        return is_image(lower) and wanted and not lower.endswith(self.unused)
+
+
+def _dotted(ending: str) -> str:
+    return f".{ending}" if ending[:1].isalnum() else ending
+
+
+ALL = Endings()
+
+
+def find_images(folders: Sequence[str], *, key: str, endings: Endings = ALL) -> ImageFiles:
     """Return every image file below `folders`, sorted. Raises `UserError` naming the config `key` and the folder."""
     if not folders:
         raise UserError(f"{key}: names no folder; give one, as in {key} '[\"my/photos\"]'")
-    return ImageFiles(path for folder in folders for path in images_below(folder, key=key))
+    return ImageFiles(path for folder in folders for path in images_below(folder, key=key, endings=endings))
 
 
-def images_below(folder: str, *, key: str) -> Iterator[str]:
+def images_below(folder: str, *, key: str, endings: Endings = ALL) -> Iterator[str]:
     """Yield the paths of all image files below a folder, sorted.
 
     Raises `UserError` naming `key` and the folder if it does not exist, cannot be read, or holds no image.
@@ -97,7 +155,7 @@ def images_below(folder: str, *, key: str) -> Iterator[str]:
         raise UserError(f"{key}: no such folder: {folder}")
     found = False
     try:
-        for path in _walk(folder, set()):
+        for path in _walk(folder, set(), endings):
             found = True
             yield path
     except OSError as error:
@@ -105,10 +163,11 @@ def images_below(folder: str, *, key: str) -> Iterator[str]:
             f"{key}: cannot read {error.filename or folder}: {error.strerror or error}"
         ) from error
     if not found:
-        raise UserError(f"{key}: no image below {folder} (looked for {' '.join(EXTENSIONS)})")
+        wanted = f"DATA.ENDINGS {endings}" if endings else " ".join(EXTENSIONS)
+        raise UserError(f"{key}: no image below {folder} (looked for {wanted})")
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+def _walk(folder: str, seen: set[str], endings: Endings) -> Iterator[str]:
     """Yield paths in the order of the full paths as strings, with the names of only the open folders in memory."""
     real = os.path.realpath(folder)
     if real in seen:  # a symbolic link that leads back up
@@ -121,12 +180,12 @@ def _walk(folder: str, seen: set[str]) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 names.append(entry.name + os.sep)
-            elif is_image(entry.name):
+            elif endings.match(entry.name):
                 names.append(entry.name)
     names.sort()
     for name in names:
         if name.endswith(os.sep):
-            yield from _walk(os.path.join(folder, name[:-1]), seen)
+            yield from _walk(os.path.join(folder, name[:-1]), seen, endings)
         else:
             yield os.path.join(folder, name)
 
@@ -136,7 +195,65 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def class_folders(folder: str) -> list[str]:
+class LabelMaps(NamedTuple):
+    """Images whose names say that they are label maps of other images.
+
+    Attributes:
+        kind: the name of their folder and `/`, or the end of their names.
+        count: their number.
+        first: index of the first one.
+    """
+
+    kind: str
+    count: int
+    first: int
+
+
+def label_maps(suspects: Sequence[tuple[int, str]], names: Iterable[str]) -> list[LabelMaps]:
+    """Return the images that are named after another one, as `masks/1.png` or `1_mask.png` after `1.jpg`, by kind.
+
+    Args:
+        suspects: index and name of every image that has a `label_kind`.
+        names: of all images, relative to a common folder.
+    """
+    if not suspects:
+        return []
+    subjects = {_subject(name) for _, name in suspects}
+    pictured = {subject for n in names if (subject := _subject(n)) in subjects and not label_kind(n)}
+    found: dict[str, LabelMaps] = {}
+    for index, name in suspects:
+        if _subject(name) in pictured:
+            before = found.setdefault(label_kind(name), LabelMaps(label_kind(name), 0, index))
+            found[before.kind] = before._replace(count=before.count + 1)
+    return list(found.values())
+
+
+def label_kind(name: str) -> str:
+    """Return what makes a file's name that of a label map: `masks/`, `_mask.png`; empty if nothing does."""
+    folder, _, base = name.rpartition("/")
+    if folder and (kind := _label_folder(folder)):
+        return kind
+    stem, _, extension = base.rpartition(".")
+    if not stem[-1:].isalpha():  # most names end in a number, and this is called for every image
+        return ""
+    stem = stem.lower()
+    match = _LABEL_FILE.search(stem)
+    return f"{stem[match.start() :]}.{extension.lower()}" if match and match.start() else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _label_folder(folder: str) -> str:
+    names = folder.split("/")
+    return next((f"{name}/" for name in names if _LABEL_FOLDER.search(name.lower())), "")
+
+
+def _subject(name: str) -> str:
+    """Return what an image and its label map have in common: the base name without extension and such words."""
+    stem = os.path.splitext(name.rpartition("/")[2].lower())[0]
+    return _PHOTO_FILE.sub("", _LABEL_FILE.sub("", stem))
+
+
+def class_folders(folder: str, endings: Endings = ALL) -> list[str]:
     """Return the names of the direct subfolders that hold images, sorted.
 
     Returns none if there is an image next to them, or if `folder` is not a folder.
@@ -146,9 +263,9 @@ def class_folders(folder: str) -> list[str]:
     top = {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    if any(not e.is_dir() and is_image(e.name) for e in visible):
+    if any(not e.is_dir() and endings.match(e.name) for e in visible):
         return []
-    return sorted(e.name for e in visible if e.is_dir() and any(_walk(e.path, set(top))))
+    return sorted(e.name for e in visible if e.is_dir() and any(_walk(e.path, set(top), endings)))
 
 
 def printable(name: str) -> str:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,11 +18,12 @@ from pretrain.common import distributed, rng
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.data import tar_index
-from pretrain.data.folders import ImageFiles
+from pretrain.data.folders import ALL, Endings, ImageFiles, printable
 
 BLOCK = 16  # shards whose images are mixed
 # Shards that a process keeps open, with two file descriptors each: those of one block and of the next
 _OPEN = 2 * BLOCK
+_LINES = 5  # remarks that are printed, those about the most files
 _THREADS = 8  # for reading headers: on a network disk they mostly wait
 
 
@@ -31,14 +33,17 @@ class ShardImages:
     Raises `UserError` naming a shard that is missing, truncated or damaged, or `key` if no shard holds an image.
     """
 
-    def __init__(self, shards: Sequence[str], *, key: str) -> None:
+    def __init__(self, shards: Sequence[str], *, key: str, endings: Endings = ALL) -> None:
         _opened.cache_clear()  # shards of the same names may have been rewritten
-        self._shards, self._counts = ImageFiles(shards), count_images(shards)
+        self._shards, self._endings, self._counts = ImageFiles(shards), endings, count_images(shards, endings)
         self._ends = np.cumsum(self._counts)
         if not len(self):
-            raise UserError(f"{key}: no image in {shards[0]} or any other of the {len(shards)} tar shard(s)")
+            wanted = f" (looked for DATA.ENDINGS {endings})" if endings else ""
+            raise UserError(
+                f"{key}: no image in {shards[0]} or any other of the {len(shards)} tar shard(s){wanted}"
+            )
         # The digest is over shards and their image counts: reading the images' names would take too long.
-        names = hashlib.sha256()
+        names = hashlib.sha256(str(endings).encode())
         for shard, count in zip(shards, self._counts, strict=True):
             names.update(os.fsencode(os.path.basename(shard)) + b"\0%d\0" % count)
         self.digest = names.hexdigest()
@@ -63,7 +68,7 @@ class ShardImages:
         """Return the shard, and the number of the image in it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         count = int(self._counts[shard])
-        return _opened(self._shards[shard], count), index - int(self._ends[shard]) + count
+        return _opened(self._shards[shard], count, self._endings), index - int(self._ends[shard]) + count
 
 
 class BlockOrder:
@@ -107,8 +112,8 @@ class BlockOrder:
 class _OpenShard:
     """A shard that is being read. Each process opens the file itself."""
 
-    def __init__(self, path: str) -> None:
-        self.path, self.index = path, tar_index.load(path)
+    def __init__(self, path: str, endings: Endings) -> None:
+        self.path, self.index = path, tar_index.load(path, endings).images
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed when the cache drops it)
 
     def read(self, member: int) -> bytes:
@@ -121,38 +126,61 @@ class _OpenShard:
 
 
 @functools.lru_cache(maxsize=_OPEN)
-def _opened(path: str, count: int) -> _OpenShard:
-    shard = _OpenShard(path)
+def _opened(path: str, count: int, endings: Endings) -> _OpenShard:
+    shard = _OpenShard(path, endings)
     if len(shard.index) != count:
         raise UserError(
-            f"{path}: holds {len(shard.index)} images, and {count} are expected: sizes.json in its folder is wrong, or "
-            "the shard was changed during the run"
+            f"{path}: holds {len(shard.index)} images, and {count} are expected: sizes.json in its folder is wrong "
+            "(each sample has one image), or the shard was changed during the run"
         )
     return shard
 
 
-def count_images(shards: Sequence[str]) -> np.ndarray:
+def count_images(shards: Sequence[str], endings: Endings) -> np.ndarray:
     """Return (S,) the number of images in each shard, from `sizes.json` in its folder or else from the shard's index.
 
     Missing indices are made. Each process starts at another shard, so processes that see each other's index files share
-    the work.
+    the work. A line is printed about images that are not used, and about those that look like label maps.
     """
     sizes = {folder: _sizes(folder) for folder in {os.path.dirname(shard) for shard in shards}}
     promised = [sizes[os.path.dirname(shard)].get(os.path.basename(shard)) for shard in shards]
     unknown = [number for number, count in enumerate(promised) if count is None]
     start = len(unknown) * distributed.rank() // distributed.world_size()
     unknown = unknown[start:] + unknown[:start]
+    remarks: Counter[tuple[str, str]] = Counter()
+    known: dict[int, int] = {}
+
+    def note(number: int, index: tar_index.Index | None) -> None:  # and drop it: there may be thousands
+        if index is not None:
+            known[number] = len(index.images)
+            remarks.update(tar_index.remarks(shards[number], index))
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        indices = pool.map(lambda number: tar_index.stored(shards[number]), unknown)
-        known = {
-            number: len(index) for number, index in zip(unknown, indices, strict=True) if index is not None
-        }
+        stored = pool.map(lambda number: tar_index.stored(shards[number], endings), unknown)
+        for number, index in zip(unknown, stored, strict=True):
+            note(number, index)
         new = [number for number in unknown if number not in known]
         if new:
             say(f"indexing the images of {len(new)} tar shard(s); the indices are stored for the next run")
-        loaded = pool.map(lambda number: len(tar_index.load(shards[number])), new)
-        known.update(zip(new, loaded, strict=True))
+        loaded = pool.map(lambda number: tar_index.load(shards[number], endings), new)
+        for number, index in zip(new, loaded, strict=True):
+            note(number, index)
+    _report(remarks)
     return np.array([known[n] if count is None else count for n, count in enumerate(promised)], np.int64)
+
+
+def _report(total: Counter[tuple[str, str]]) -> None:
+    for (kind, instead), count in total.most_common(_LINES):
+        if instead:
+            say(
+                f"note: {count} files with the ending {printable(kind)} in tar shards are not used: the image of their "
+                f"sample is its {printable(instead)}; DATA.ENDINGS chooses others"
+            )
+        else:
+            say(
+                f"note: {count} images in tar shards are named like label maps of others ({printable(kind)}): if they "
+                "are, choose the photographs with DATA.ENDINGS"
+            )
 
 
 def _sizes(folder: str) -> dict[str, int]:

@@ -8,8 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.data.folders import ImageFiles, Images, Order, images_below
+from pretrain.data.folders import (
+    ALL,
+    Endings,
+    ImageFiles,
+    Images,
+    Order,
+    images_below,
+    label_kind,
+    label_maps,
+    printable,
+)
 from pretrain.data.shards import ShardImages
 
 _KEY = "DATA.TRAIN"
@@ -17,12 +28,14 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
-def find(sources: Sequence[str]) -> Images:
+def find(sources: Sequence[str], endings: Endings = ALL) -> Images:
     """Return the images of all sources. Raises `UserError` for a source that cannot be used.
 
     Args:
         sources: folders, searched recursively; `.txt` files with one path per line; tar shards, given as a path, a
             pattern `shards/*.tar` or a range `shards/train-{000000..000146}.tar`.
+        endings: DATA.ENDINGS, which files of folders and shards are images. Without a choice, a line reports images of
+            a folder that look like label maps.
     """
     if not sources:
         raise UserError(
@@ -35,28 +48,64 @@ def find(sources: Sequence[str]) -> Images:
         if kind == "shards"
         for shard in _shards(source)
     ]
-    names = hashlib.sha256()
-    files = ImageFiles(_paths(sources, kinds, names))
+    names, suspects = hashlib.sha256(), _Suspects()
+    files = ImageFiles(_paths(sources, kinds, endings, names, suspects))
     files.digest = names.hexdigest()
+    if not endings:
+        suspects.report(files)
     if not shards:
         return files
-    in_shards = ShardImages(shards, key=_KEY)
+    in_shards = ShardImages(shards, key=_KEY, endings=endings)
     return Mixed(files, in_shards) if len(files) else in_shards
 
 
-def _paths(sources: Sequence[str], kinds: Sequence[str], names: "hashlib._Hash") -> Iterator[str]:
+class _Suspects:
+    """The images of folders that have the name of a label map, found while the folders are searched."""
+
+    def __init__(self) -> None:
+        self.folders: list[tuple[str, range, list[tuple[int, str]]]] = []  # with indices of their images
+
+    def report(self, files: ImageFiles) -> None:
+        """Print a line for each kind of them that is named after other images of the folder."""
+        for folder, indices, suspects in self.folders:
+            above = os.path.join(folder, "")
+            for kind, count, first in label_maps(suspects, (files[i].removeprefix(above) for i in indices)):
+                if kind.endswith("/"):
+                    remedy = f"name the folder of the photographs in {_KEY}, or choose them with DATA.ENDINGS"
+                else:
+                    remedy = f"leave them out: DATA.ENDINGS '[\"!{kind}\"]'"
+                example = printable(files[first].removeprefix(above))
+                say(
+                    f"note: {_KEY} {printable(folder)}: {count} of {len(indices)} images are named like label maps of "
+                    f"others ({example}): if they are, {remedy}"
+                )
+
+
+def _paths(
+    sources: Sequence[str],
+    kinds: Sequence[str],
+    endings: Endings,
+    names: "hashlib._Hash",
+    suspects: _Suspects,
+) -> Iterator[str]:
     """Yield all files of folders and lists; `names` is updated with their paths relative to the folder or list."""
+    count = 0
     for source, kind in zip(sources, kinds, strict=True):
         if kind == "shards":
             continue
-        paths = images_below(source, key=_KEY) if kind == "folder" else _listed(source)
+        paths = images_below(source, key=_KEY, endings=endings) if kind == "folder" else _listed(source)
         above = os.path.join(source if kind == "folder" else os.path.dirname(source), "")
-        for path in paths:
+        first, found = count, []
+        for count, path in enumerate(paths, first + 1):
             name = path.removeprefix(above)
             if os.path.isabs(name):  # an absolute path in a list, valid on this machine only
                 name = os.path.basename(name)
             names.update(os.fsencode(name) + b"\0")
+            if label_kind(name):
+                found.append((count - 1, name))
             yield path
+        if kind == "folder":
+            suspects.folders.append((source, range(first, count), found))
 
 
 def _kind(source: str) -> str:

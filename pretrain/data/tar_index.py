@@ -1,48 +1,72 @@
 """The offsets of the images in a tar shard, found in one pass over its headers and then stored in a small file.
 
-An index is an (N, 3) int64 array with a row for each image: the offset of its first header, the offset of its data, and
-the data's size in bytes. Its file is in a hidden folder next to the shard, or in the user's cache if that folder cannot
-be written, and is valid as long as the shard's size and modification time do not change.
+Its file is in a hidden folder next to the shard, or in the user's cache if that folder cannot be written, and is valid
+as long as the shard's size and modification time do not change. It holds int64 numbers in rows of three: the shard's
+state, the images, the remarks, and how many remarks there are.
 """
 
 import contextlib
 import hashlib
 import os
+import re
 import tarfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
-from pretrain.data.folders import is_image, printable
+from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_maps, printable
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer uses larger records
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
-def load(shard: str) -> np.ndarray:
+_RULES = 1  # which members are images; files of other rules are not read
+_WORDS = re.compile(r"[a-z][\w-]*(\.[a-z][\w-]*)*")
+_USUAL = ("jpg", "jpeg", "png", "webp", *(extension[1:] for extension in EXTENSIONS))
+
+
+class Index(NamedTuple):
+    """The images of a shard.
+
+    Attributes:
+        images: (N, 3) int64: the offset of an image's first header, the offset of its data, and their size in bytes.
+        remarks: (E, 3) int64, for each kind of images that are not used, or that look like label maps: their number,
+            the offset of the first one's header, and that of the image which is used instead, or -1.
+    """
+
+    images: np.ndarray
+    remarks: np.ndarray
+
+
+def load(shard: str, endings: Endings = ALL) -> Index:
     """Return the index of a shard. Raises `UserError` if the shard is missing, compressed, truncated or damaged."""
-    index = stored(shard)
+    index = stored(shard, endings)
     if index is None:
-        state = _state(shard)
-        index = _scan(shard)
-        _store(shard, np.concatenate([state, index]))
+        state = _state(shard, endings)
+        index = _scan(shard, endings)
+        _store(shard, endings, np.concatenate([state, *index, [[len(index.remarks), 0, 0]]]))
     return index
 
 
-def stored(shard: str) -> np.ndarray | None:
+def stored(shard: str, endings: Endings = ALL) -> Index | None:
     """Return the index that an earlier run stored, or None if there is none for the shard in its present state."""
-    state = _state(shard)
-    for path in _places(shard):
+    state = _state(shard, endings)
+    for path in _places(shard, endings):
         with contextlib.suppress(OSError, ValueError):
             # Memory-mapped, so that processes share it. Plain integers, because NumPy parses the header of an .npy
             # file with `ast`, which sometimes fails in threads of Python 3.11 ("AST constructor recursion depth
             # mismatch").
             rows = np.memmap(path, "<i8", mode="r").reshape(-1, 3)
             if np.array_equal(rows[:1], state):
-                index = rows[1:]
-                if (index >= 0).all() and (index[:, 1:].sum(1) <= state[0, 0]).all():
+                end = len(rows) - 1 - int(rows[-1, 0])
+                index = Index(rows[1:end], rows[end:-1])
+                images, size = index.images, state[0, 0]
+                if 0 < end < len(rows) and (images >= 0).all() and (images[:, 1:].sum(1) <= size).all():
                     return index
     return None
 
@@ -59,36 +83,56 @@ def name(shard: str, start: int) -> str:
         return f"byte {start}"
 
 
-def _state(shard: str) -> np.ndarray:
-    """Return the first row of an index's file: size and modification time, which identify the shard's state."""
+def remarks(shard: str, index: Index) -> Counter[tuple[str, str]]:
+    """Return the number of images for each remark: the ending of images that are not used and of the one that is used
+    instead; or, for images that are used, their `label_kind` and an empty string.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for count, first, instead in index.remarks.tolist():
+        if instead < 0:
+            found[label_kind(name(shard, first)), ""] += count
+        else:
+            found[_ending(name(shard, first)), _ending(name(shard, instead))] += count
+    return found
+
+
+def _state(shard: str, endings: Endings) -> np.ndarray:
+    """Return the first row of an index's file: size and modification time, and a number for what counts as an image."""
     try:
         status = os.stat(shard)
     except OSError as error:
         raise UserError(f"{shard}: cannot be read: {error.strerror}") from error
-    return np.array([[status.st_size, status.st_mtime_ns, 0]])
+    return np.array([[status.st_size, status.st_mtime_ns, _RULES + _number(endings)]])
 
 
-def _places(shard: str) -> list[Path]:
+def _number(endings: Endings) -> int:
+    return int(hashlib.sha256(str(endings).encode()).hexdigest()[:12], 16) if endings else 0
+
+
+def _places(shard: str, endings: Endings) -> list[Path]:
     path = Path(os.path.abspath(shard))
+    name = f"{path.name}.{_number(endings):x}.index" if endings else f"{path.name}.index"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     digest = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:16]
     return [
-        path.parent / ".image_index" / f"{path.name}.index",
-        cache / "moco-detection-transfer" / digest / f"{path.name}.index",
+        path.parent / ".image_index" / name,
+        cache / "moco-detection-transfer" / digest / name,
     ]
 
 
-def _store(shard: str, rows: np.ndarray) -> None:
-    for path in _places(shard):
+def _store(shard: str, endings: Endings, rows: np.ndarray) -> None:
+    for path in _places(shard, endings):
         try:
             return write_atomic(path, lambda file: file.write(rows.astype("<i8").tobytes()))
         except UserError:  # no permission or disk space: try the next place, or store nothing
             continue
 
 
-def _scan(shard: str) -> np.ndarray:
+def _scan(shard: str, endings: Endings) -> Index:
     """Return the index, read from the headers. Links and devices in the shard are skipped, never followed."""
-    rows, end = [], 0
+    rows: list[tuple[int, int, int]] = []
+    names: list[str] = []
+    end = 0
     try:
         with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = os.fstat(file.fileno()).st_size
@@ -99,7 +143,8 @@ def _scan(shard: str) -> np.ndarray:
                     raise tarfile.ReadError(f"{member.name} does not fit in the file")
                 end = member.offset_data
                 plain = member.isreg() and not member.issparse()
-                if plain and is_image(member.name) and not _is_hidden(member.name):
+                if plain and endings.match(member.name) and not _is_hidden(member.name):
+                    names.append(member.name)
                     rows.append((member.offset, member.offset_data, data))
             end = archive.offset
             file.seek(end)
@@ -110,7 +155,47 @@ def _scan(shard: str) -> np.ndarray:
         raise _damaged(shard, "its end is missing")
     if rest.strip(b"\0"):
         raise _damaged(shard, f"the data after byte {end} do not belong to it")
-    return np.array(rows, np.int64).reshape(-1, 3)
+    return _select(np.array(rows, np.int64).reshape(-1, 3), names, endings)
+
+
+def _select(rows: np.ndarray, names: Sequence[str], endings: Endings) -> Index:
+    """Return the index with one image of each sample, as WebDataset calls files of one name up to its first dot.
+
+    That is the one whose ending, from the first dot on, comes first in DATA.ENDINGS or among the usual ones. All are
+    used if a sample has none of these, as `1.left.png` and `1.right.png`, or if they have the same name. So are files
+    whose names happen to hold dots, as `2021.05.jpg` next to `2021.jpg`.
+    """
+    order = [ending.removeprefix(".") for ending in endings.used] or list(_USUAL)
+    place = {ending: number for number, ending in reversed(list(enumerate(order)))}
+    best: dict[str, int] = {}  # sample -> index of its image
+    for number, name in enumerate(names):
+        sample, rank = _sample(name), place.get(_ending(name))
+        if rank is not None and (sample not in best or rank < place[_ending(names[best[sample]])]):
+            best[sample] = number
+    images, unused = [], {}
+    for number, name in enumerate(names):
+        instead = best.get(_sample(name), number)
+        ending, used = _ending(name), _ending(names[instead])
+        if ending == used or not _WORDS.fullmatch(ending):
+            images.append(number)
+        else:
+            first, _, count = unused.get((ending, used), (number, instead, 0))
+            unused[ending, used] = first, instead, count + 1
+    remarks = [(count, rows[first, 0], rows[instead, 0]) for first, instead, count in unused.values()]
+    if not endings:
+        kept = [names[number] for number in images]
+        suspects = [(number, name) for number, name in enumerate(kept) if label_kind(name)]
+        remarks += [(found.count, rows[images[found.first], 0], -1) for found in label_maps(suspects, kept)]
+    return Index(rows[images].reshape(-1, 3), np.array(remarks, np.int64).reshape(-1, 3))
+
+
+def _sample(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _ending(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def _is_hidden(member: str) -> bool:

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
 from pretrain.data.class_folders import CentreCrops, SpreadImages, collate_centres
-from pretrain.data.folders import class_folders
+from pretrain.data.folders import Endings, class_folders
 from pretrain.data.loader import make_loader
 from pretrain.data.on_device import Pixels
 from pretrain.model.encoders import ResNet
@@ -25,7 +25,8 @@ def bank_folder(cfg: CfgNode) -> tuple[str, str]:
     """
     if not cfg.KNN.PERIOD:
         return "KNN.TRAIN", ""
-    if not cfg.KNN.TRAIN and len(cfg.DATA.TRAIN) == 1 and len(class_folders(cfg.DATA.TRAIN[0])) > 1:
+    endings = Endings(cfg.DATA.ENDINGS)
+    if not cfg.KNN.TRAIN and len(cfg.DATA.TRAIN) == 1 and len(class_folders(cfg.DATA.TRAIN[0], endings)) > 1:
         return "DATA.TRAIN", cfg.DATA.TRAIN[0]
     return "KNN.TRAIN", cfg.KNN.TRAIN
 
@@ -41,7 +42,8 @@ class Probe:
         self.cfg, self.pixels, self.device = cfg, pixels, device
         limit = cfg.KNN.MAX_IMAGES
         key, folder = bank_folder(cfg)
-        self.train = SpreadImages(folder, key=key, limit=limit)
+        endings = Endings(cfg.DATA.ENDINGS if key == "DATA.TRAIN" else ())
+        self.train = SpreadImages(folder, key=key, limit=limit, endings=endings)
         self.val = SpreadImages(cfg.KNN.VAL, key="KNN.VAL", limit=limit) if cfg.KNN.VAL else None
         known = sorted(set(self.train.labels))
         unknown = sorted(set(self.val.labels) - set(known)) if self.val else []

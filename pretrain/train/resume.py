@@ -25,7 +25,7 @@ from pretrain.tensor_files import checkpoint
 from pretrain.train.checkpoints import LAST, Progress, numbered
 
 # Settings that give the stored weights, queue or iteration number their meaning.
-_FIXED = ("MODEL", "MOCO", "INPUT", "SOLVER.IMS_PER_BATCH", "SEED")
+_FIXED = ("MODEL", "MOCO", "INPUT", "DATA.ENDINGS", "SOLVER.IMS_PER_BATCH", "SEED")
 # Settings that change the result. Resuming with other values is allowed: a longer run, a smaller learning rate.
 _RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
 _KEPT = ("SOLVER.KEEP_LAST", "SOLVER.CHECKPOINT_PERIOD")

@@ -13,7 +13,7 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
 from pretrain.common.run_folder import remove_leftovers
 from pretrain.data import sources, views_sheet
-from pretrain.data.folders import Images
+from pretrain.data.folders import Endings, Images
 from pretrain.data.loader import iterations_per_epoch
 from pretrain.data.on_device import Pixels
 from pretrain.model import build, memory, precision
@@ -75,7 +75,7 @@ def set_up(cfg: CfgNode, *, resume: bool, other_processes: bool = False) -> Run:
     """
     folder, device = Path(cfg.OUTPUT_DIR), distributed.pick_device(cfg.DEVICE)
     stored = restoring.find(folder, resume=resume)
-    files = sources.find(cfg.DATA.TRAIN)
+    files = sources.find(cfg.DATA.TRAIN, Endings(cfg.DATA.ENDINGS))
     _compare(stored, files, device)  # before any process writes
     per_epoch = iterations_per_epoch(len(files), cfg)
     torch.backends.cudnn.benchmark = True

@@ -28,9 +28,10 @@ def main(about: str | None) -> None:
 def _show_views(args: argparse.Namespace) -> None:
     from pretrain import config
     from pretrain.data import sources, views_sheet
+    from pretrain.data.folders import Endings
 
     cfg = config.load(args.config, args.overrides)
-    files = sources.find(cfg.DATA.TRAIN)
+    files = sources.find(cfg.DATA.TRAIN, Endings(cfg.DATA.ENDINGS))
     views_sheet.write(args.output, files, cfg, count=args.count)
     print(f"wrote {args.output}")
 

@@ -166,7 +166,7 @@ def test_index_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write_tar(tmp_path / "x.tar", {"1.jpg": b"one", "2.jpg": b"two"})
     scans = []
     scan = tar_index._scan
-    monkeypatch.setattr(tar_index, "_scan", lambda shard: scans.append(shard) or scan(shard))
+    monkeypatch.setattr(tar_index, "_scan", lambda *given: scans.append(given) or scan(*given))
     assert contents(str(path)) == contents(str(path)) == [b"one", b"two"] and len(scans) == 1
     (kept,) = tmp_path.rglob("x.tar.index")
     kept.write_bytes(kept.read_bytes()[:-9])  # not completely written

@@ -139,7 +139,8 @@ from pathlib import Path
 from pretrain.common.errors import run_tool
 from transfer.demo import stages
 folders = [Path(name) for name in sys.argv[1:]]
-pair = [stages.Stage(f'train-{f.name}', (str(f.parent / "training.py"), str(f)), f / "out", resumable=True) for f in folders]
+script = str(folders[0].parent / "training.py")
+pair = [stages.Stage(f"train-{f.name}", (script, str(f)), f / "out", resumable=True) for f in folders]
 run_tool(lambda: stages.run(pair, folders[0].parent / "records"))
 """
 
