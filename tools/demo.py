@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
 from pretrain.common.errors import run_tool
+from transfer.config.keys import data_root
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     add = parser.add_argument
     add("--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]")
     add("--mechanism", action="store_true", help="only pre-train, with six different settings")
-    add("--root", type=Path, default=Path("datasets"), help="folder of the data sets [%(default)s]")
+    add("--root", type=Path, default=Path(data_root()), help="folder of the data sets [%(default)s]")
     add("--output", type=Path, default=Path("demo"), help="folder of the results [%(default)s]")
     add("--deb", type=Path, nargs="+", default=[], help="Debian packages downloaded elsewhere, without apt")
     args = parser.parse_args()

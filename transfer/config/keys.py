@@ -1,6 +1,15 @@
 """The config keys that fine-tuning adds to detectron2's, each with its default."""
 
+import os
 from typing import Any
+
+
+def data_root() -> str:
+    """Return the folder of the data sets if none is given: the one that detectron2's own scripts read, or `datasets`.
+
+    Those look for data sets under the environment variable DETECTRON2_DATASETS.
+    """
+    return os.environ.get("DETECTRON2_DATASETS") or "datasets"
 
 
 def add_keys(cfg: Any) -> None:
@@ -24,7 +33,7 @@ def add_keys(cfg: Any) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # bfloat16 | float16 (scaled losses, as in detectron2)
     cfg.SOLVER.LOG_PERIOD = 20  # iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
-    cfg.DATASETS.ROOT = "datasets"  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
+    cfg.DATASETS.ROOT = data_root()  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
     # Your own COCO-format data: set all four, instead of TRAIN and TEST.
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""

@@ -16,8 +16,9 @@ REPO = "facebookresearch/moco, detection configs"
 _NAIVE = f"{REPO} since 2020-11-04, instead of SyncBN for its larger variance"
 _NAME = "the experiment's model"
 _D2 = "detectron2's default, kept by the authors' configs"
+_ISSUE34 = "facebookresearch/moco issue 34"
 _ISSUE39 = "facebookresearch/moco issue 39 (a user's config, read by the authors); OpenSelfSup"
-_FPN_HEADS = "detectron2 zoo, Base-RCNN-FPN: heads as in the baselines (facebookresearch/moco issue 34)"
+_FPN_HEADS = f"detectron2 zoo, Base-RCNN-FPN: heads as in the baselines ({_ISSUE34})"
 _WEIGHTS = "facebookresearch/moco, *_moco.yaml: torchvision's layout (MSRA weights: docs/recipes.md)"
 
 
@@ -166,10 +167,8 @@ DC5 = (
 FPN = (
     _RCNN
     | stated(_FPN_HEADS, {"MODEL.ROI_BOX_HEAD.NORM": "", "MODEL.ROI_MASK_HEAD.NORM": ""})
-    | stated(
-        f"{SEC42}: BN in new layers such as FPN; SyncBN: facebookresearch/moco issue 34",
-        {"MODEL.RESNETS.NORM": "SyncBN", "MODEL.FPN.NORM": "SyncBN"},
-    )
+    | stated(f"{SEC42}: BN trained and synchronised; SyncBN: {_ISSUE34}", {"MODEL.RESNETS.NORM": "SyncBN"})
+    | stated(f"{SEC42}: BN in new layers such as FPN; SyncBN: {_ISSUE34}", {"MODEL.FPN.NORM": "SyncBN"})
     | stated(
         _FPN_HEADS,
         {

@@ -83,6 +83,10 @@ _COCO = (
     | _data(SEC42, ("coco_2017_train",), "coco_2017_val")
     | _schedule(f"{SEC42}: the default 1x, detectron2's", (60000, 80000), 90000)
 )
+_SYNCED = stated(
+    OPEN + "synchronised (Sec. 4.2), as in the authors' FPN models of COCO",
+    {"MODEL.RESNETS.NORM": "SyncBN", "MODEL.FPN.NORM": "SyncBN"},
+)
 _TWO = _schedule("the default 2x: detectron2's 1x, doubled", (120000, 160000), 180000)
 _SIX = _schedule(
     "He et al. 2020, App. A.8: ~72 epochs; steps as in He et al. 2019 (Rethinking ImageNet Pre-training); PyContrast",
@@ -90,7 +94,8 @@ _SIX = _schedule(
     540000,
 )
 _KEYPOINTS = (
-    _scales(OPEN + "as for Mask R-CNN on COCO", 640, 800)
+    _SYNCED
+    | _scales(OPEN + "as for Mask R-CNN on COCO", 640, 800)
     | _task("He et al. 2020, App. A.2", 1, masks=False)
     | stated("He et al. 2020, App. A.2", {"MODEL.KEYPOINT_ON": True})
     | _data("He et al. 2020, App. A.2", ("keypoints_coco_2017_train",), "keypoints_coco_2017_val")
@@ -98,7 +103,8 @@ _KEYPOINTS = (
     | _TWO
 )
 _LVIS_1X = (
-    _scales(_LVIS, 640, 800)
+    _SYNCED
+    | _scales(_LVIS, 640, 800)
     | _task(_LVIS, 1230, masks=True)
     | _data(_A4, ("lvis_v0.5_train",), "lvis_v0.5_val")
     | _schedule(_LVIS, (60000, 80000), 90000)
@@ -119,7 +125,8 @@ _FROZEN = (
     | stated(OPEN + "there is no BN to measure", {"TEST.PRECISE_BN.ENABLED": False})
 )
 _CITYSCAPES = (
-    _scales(_CITY, 800, 1024)
+    _SYNCED
+    | _scales(_CITY, 800, 1024)
     | _task(_CITY, 8, masks=True)
     | _data(
         "He et al. 2020, Table 6", ("cityscapes_fine_instance_seg_train",), "cityscapes_fine_instance_seg_val"

@@ -22,7 +22,7 @@ from transfer.linear.backbone import Backbone, Extractor
 from transfer.linear.crops import RandomCrops, collate_crops
 
 _BATCH = 128  # images per process and step
-_VERSION = "1"  # of the views and the file format: increase it to have all features recomputed
+_VERSION = "2"  # of the views and the file format: increase it to have all features recomputed
 
 
 class Fixed(NamedTuple):

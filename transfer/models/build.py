@@ -29,8 +29,8 @@ def check_amp(cfg: CfgNode) -> None:
     if not cfg.SOLVER.AMP.ENABLED:
         if cfg.MODEL.DEVICE == "cuda" and precision.native_bf16():
             say(
-                "note: SOLVER.AMP.ENABLED False computes in float32 without TF32, as in the papers; bfloat16 is faster on "
-                "this GPU: SOLVER.AMP.ENABLED True"
+                "note: SOLVER.AMP.ENABLED False computes in float32 without TF32, as in the papers; bfloat16 is faster "
+                "on this GPU: SOLVER.AMP.ENABLED True"
             )
         return
     if cfg.MODEL.DEVICE == "cuda":

@@ -26,7 +26,7 @@ def register(registry: Registry) -> Callable[[_T], _T]:
                 del registry._obj_map[name]
             add(name, other)
 
-        registry._do_register = add_or_replace  # type: ignore[method-assign]
+        registry._do_register = add_or_replace
         return ours
 
     return decorate

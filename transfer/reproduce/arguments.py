@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from transfer.config.keys import data_root
+
 
 def parse(about: str | None) -> argparse.Namespace:
     """Parse the command line; `about` is the text at the top of --help, and defaults are in parentheses."""
@@ -26,6 +28,6 @@ def parse(about: str | None) -> argparse.Namespace:
     )
     add("--launcher", default="", help="start jobs with this, not torchrun; each has its own {port} and {id}")
     add("--slurm", default="", metavar="K=V,K=V", help="run jobs through SLURM: partition=gpu,time=2880")
-    add("--root", type=Path, default=Path("datasets"), help="folder of the data sets (%(default)s)")
+    add("--root", type=Path, default=Path(data_root()), help="folder of the data sets (%(default)s)")
     add("--output", type=Path, default=Path("results"), help="folder for runs and tables (%(default)s)")
     return parser.parse_args()

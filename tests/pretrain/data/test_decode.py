@@ -177,8 +177,33 @@ def test_large_jpegs_are_decoded_smaller_where_it_cannot_be_seen() -> None:
     close(ours, whole)
 
 
-def test_central_view() -> None:
-    data = encoded(photograph("chelsea"), "PNG")  # 451 x 300
-    ours = centre_view(data, 64)
-    theirs = tv.resize(tv.center_crop(photograph("chelsea"), [262, 262]), [64, 64])
-    close([ours], [np.asarray(theirs)], p99=1)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("width", "height"), [(451, 300), (301, 457), (33, 47), (256, 256), (1001, 255), (9, 5), (1200, 1600)]
+)
+def test_central_view_is_torchvisions(width: int, height: int, kind: str) -> None:
+    """It is Resize(256), CenterCrop(224) of the linear protocol, pixel for pixel, and the same at other sizes."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    picture = Image.open(io.BytesIO(data))
+    for size, short in ((224, 256), (64, 73), (32, 37)):
+        theirs = np.asarray(tv.center_crop(tv.resize(picture, short), [size, size]))
+        ours = centre_view(data, size)
+        if kind == "PNG":
+            assert np.array_equal(ours, theirs)
+        else:
+            close([ours], [theirs], mean=0.1, p99=1)  # equal if both use the same libjpeg
+
+
+def test_central_view_of_a_turned_picture_and_of_a_line() -> None:
+    picture = photograph("chelsea").crop((0, 0, 301, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned by 90 degrees
+    file = io.BytesIO()
+    picture.save(file, "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(file))
+    assert upright.size == (200, 301)
+    theirs = tv.center_crop(tv.resize(upright, 73), [64, 64])
+    assert np.array_equal(centre_view(file.getvalue(), 64), np.asarray(theirs))
+    line = encoded(Image.new("RGB", (30_000, 1), (200, 30, 60)), "PNG")  # 6 GB at a height of 256
+    assert np.array_equal(centre_view(line, 224), np.full((224, 224, 3), (200, 30, 60)))

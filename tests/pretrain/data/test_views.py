@@ -200,6 +200,8 @@ def test_whole_views_are_torchvisions(name: str) -> None:
         pillow.append(np.asarray(by_torchvision(picture, view, RECIPES[name])))
     close(ours, exact)
     close(ours, pillow, mean=2, p99=8)
+    assert abs(np.mean(np.float64(ours) - np.float64(exact))) < 0.1  # as bright as the definition
+    assert 0.5 < np.mean(np.float64(ours) - np.float64(pillow)) < 2  # Pillow is darker
 
 
 def by_torchvision(image: torch.Tensor, view: View, recipe: Recipe, *, size: int = 112) -> torch.Tensor:

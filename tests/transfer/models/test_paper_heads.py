@@ -311,7 +311,6 @@ def test_sync_norm_on_two_processes_is_one_with_the_whole_batch(tmp_path: Path) 
             error = float((first[key].double() - expected.double()).abs().max() / scale)
             assert error < 1e-6, f"{name} {key} {error:.1e}"
 
-
     # naiveSyncBN is the average of the mean and of the mean square, with equal weights for both processes
     shares = [_share(rank).double() for rank in range(2)]
     mean = sum(x.mean((0, 2, 3)) for x in shares) / 2

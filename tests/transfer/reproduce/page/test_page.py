@@ -401,7 +401,9 @@ def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
 
 
 def test_the_precision_of_pre_training_is_a_change(tmp_path: Path) -> None:
-    cfgs = [pretrain_config.load("pretrain/moco_v2_R50.yaml", ["SOLVER.AMP", value]) for value in ("off", "bf16")]
+    cfgs = [
+        pretrain_config.load("pretrain/moco_v2_R50.yaml", ["SOLVER.AMP", value]) for value in ("off", "bf16")
+    ]
     expected = ["SOLVER.AMP of pre-training is bf16, in the paper off (float32)"]
     assert [list(pretraining_changes(cfg)) for cfg in cfgs] == [[], expected]
     before = Job("pretrain/x", ("python",), "", "checkpoint_last.pth.tar", changes=tuple(expected))
