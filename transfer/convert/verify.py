@@ -126,12 +126,10 @@ def _check_alive(features: Features) -> None:
                     "the training run diverged or the file is damaged: use another checkpoint"
                 )
     for level, maps in features[0].items():
-        spread = float((maps.amax((0, 2, 3)) - maps.amin((0, 2, 3))).max())
-        if spread <= 1e-12 * float(maps.abs().max()):
-            what = "constant" if maps.any() else "zero"
+        if float((maps[0] - maps[1]).abs().max()) <= 1e-12 * float(maps.abs().max()):
+            what = "the same for every image" if maps.any() else "zero"
             raise UserError(
-                f"the source network is dead: its features at {level} are {what} for every image and place; use "
-                "another checkpoint"
+                f"the source network is dead: its features at {level} are {what}; use another checkpoint"
             )
 
 
