@@ -25,7 +25,7 @@ ARROWS = {
     "transfer.convert": "",
     "transfer.data.coco": "",
     "transfer.data": "transfer.d2_compat transfer.data.coco",
-    "transfer.metrics": "",
+    "transfer.metrics": "transfer.data",
     "transfer.models": "transfer.convert",
     "transfer.visualize": "transfer.config transfer.data transfer.models pretrain.config pretrain.data",
     "transfer.train": (
@@ -35,7 +35,7 @@ ARROWS = {
     "transfer.report": "transfer.visualize",
     "transfer.prepare.sets": "transfer.data",
     "transfer.prepare.demo": "",
-    "transfer.prepare": "transfer.prepare.demo transfer.prepare.sets",
+    "transfer.prepare": "transfer.config.keys transfer.prepare.demo transfer.prepare.sets",
     "transfer.linear": (
         "transfer.convert transfer.results pretrain.data pretrain.train.knn_monitor"
     ),
@@ -55,14 +55,14 @@ ARROWS = {
         "transfer.report transfer.reproduce.jobs transfer.reproduce.plan transfer.reproduce.results"
     ),
     "transfer.reproduce": (
-        "transfer.report transfer.reproduce.jobs transfer.reproduce.plan transfer.reproduce.results "
-        "transfer.reproduce.page"
+        "transfer.config.keys transfer.report transfer.reproduce.jobs transfer.reproduce.plan "
+        "transfer.reproduce.results transfer.reproduce.page"
     ),
 }  # fmt: skip
 # What everything in transfer/ may use of pre-training.
 SHARED = (
     "pretrain.__version__ pretrain.common pretrain.tensor_files pretrain.model.encoders pretrain.model.norm "
-    "pretrain.model.precision pretrain.data.folders"
+    "pretrain.model.precision pretrain.data.decode pretrain.data.folders"
 )
 MOST_MODULES = 12  # in a folder
 SOURCES = [
