@@ -35,7 +35,9 @@ ARROWS = {
     "transfer.report": "transfer.visualize",
     "transfer.prepare.sets": "transfer.data",
     "transfer.prepare.demo": "",
-    "transfer.prepare": "transfer.config.keys transfer.prepare.demo transfer.prepare.sets",
+    "transfer.prepare": (
+        "transfer.config.keys transfer.data.coco.box_formats transfer.prepare.demo transfer.prepare.sets"
+    ),
     "transfer.linear": (
         "transfer.convert transfer.results pretrain.data pretrain.train.knn_monitor"
     ),

@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from transfer.data import catalog, own_coco, subset
+from transfer.data import catalog, on_disk, own_coco, subset
+from transfer.data.coco.read import read
 
 COCO_KEYPOINTS = 17  # pycocotools has the sigmas of the metric for this number
 # meta architecture -> pairs of (config node with NUM_CLASSES, metadata with the class names)
@@ -47,11 +48,11 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     wanted = [("TRAIN", name) for name in cfg.DATASETS.TRAIN if train]
     wanted += [("TEST", name) for name in cfg.DATASETS.TEST]
     for key, name in wanted:
-        catalog.check_files(name, root)
+        _check_files(name, root)
         if match := catalog.DEMO.fullmatch(name):
             folder, split = root / match[1], match[2]
             # four if the set shows photographs, more if it had to be made of the fallback's shapes
-            classes = own_coco.read(folder / "demo.json")["classes"]
+            classes = read(folder / "demo.json").content["classes"]
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
             catalog.register_coco(
                 name,
@@ -65,6 +66,17 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
     _check_classes(cfg, names)
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, names)
+
+
+def _check_files(name: str, root: Path) -> None:
+    """Raise `UserError` if a file of the data set is missing, with the two settings that name the folder."""
+    try:
+        catalog.check_files(name, root)
+    except on_disk.MissingFile as error:
+        raise UserError(
+            f"{error}; if your data sets are elsewhere, set DATASETS.ROOT to their folder (its default is the "
+            "environment variable DETECTRON2_DATASETS)"
+        ) from None
 
 
 def training_records(cfg: CfgNode) -> list[dict[str, Any]]:

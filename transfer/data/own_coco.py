@@ -1,6 +1,5 @@
 """The user's own COCO-format data: check it before a run, repair it on request, and set class and keypoint counts."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from detectron2.config import CfgNode
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.files import write_atomic
+from pretrain.common.files import write_json
 from transfer.data import catalog
 from transfer.data.coco import problems as coco_problems
+from transfer.data.coco.read import read
+from transfer.data.coco.remarks import remarks
 
 KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
 SHOWN = 10  # how many problems are printed
@@ -25,14 +26,15 @@ class Own:
     """What a config needs to know about one file.
 
     Attributes:
-        path: the file to read: the user's, or the repaired copy.
+        path: the file to read: the user's, or a copy that is repaired, or has the encoding and types that detectron2
+            expects.
         ids: of the categories, sorted.
         classes: the names of the categories, in the order of their ids.
         keypoints: names; empty if keypoints are not trained.
     """
 
     path: Path
-    ids: tuple[int, ...]
+    ids: tuple[int | str, ...]
     classes: tuple[str, ...]
     keypoints: tuple[str, ...]
 
@@ -82,35 +84,35 @@ def use(cfg: CfgNode) -> None:
 def _own(cfg: CfgNode, part: str) -> Own:
     path = Path(cfg.DATASETS[f"{part}_JSON"]).expanduser()
     images = Path(cfg.DATASETS[f"{part}_IMAGES"]).expanduser()
-    copy = Path(cfg.OUTPUT_DIR) / "repaired" / f"{part.lower()}.json" if cfg.DATASETS.REPAIR else None
+    copy = Path(cfg.OUTPUT_DIR) / "repaired" / f"{part.lower()}.json"
     stamp = path.stat()
     return _checked(
         f"DATASETS.{part}_JSON {path}", path, images, copy, stamp.st_mtime_ns, stamp.st_size,
-        masks=cfg.MODEL.MASK_ON, keypoints=cfg.MODEL.KEYPOINT_ON,
+        repair=cfg.DATASETS.REPAIR, masks=cfg.MODEL.MASK_ON, keypoints=cfg.MODEL.KEYPOINT_ON,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=8)  # each process parses a large file once
 def _checked(
-    label: str, path: Path, images: Path, copy: Path | None, *stamp: int, masks: bool, keypoints: bool
+    label: str, path: Path, images: Path, copy: Path, *stamp: int, repair: bool, masks: bool, keypoints: bool
 ) -> Own:
-    content = read(path)
+    content, notes, plain = read(path)
     found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
-    used = path
-    if found and copy is not None:
-        content = _repair(label, content, found, images, masks=masks, keypoints=keypoints)
-        text = json.dumps(content).encode()
-        write_atomic(copy, lambda file: file.write(text))
-        say(f"{label}: the repaired copy is {copy}")
-        used = copy
-    elif found:
+    if found and not repair:
         _refuse(label, found)
-    for line in coco_problems.remarks(content):
+    for note in notes:
+        say(f"{label}: {note}")
+    if found:
+        content = _repair(label, content, found, images, masks=masks, keypoints=keypoints)
+    if found or not plain:
+        write_json(copy, content, indent=None)
+        say(f"{label}: detectron2 reads the {'repaired ' if found else ''}copy {copy}")
+    for line in remarks(content):
         say(f"{label}: {line}")
     categories = sorted(content["categories"], key=lambda category: category["id"])
     names = _keypoint_names(label, content) if keypoints else ()
     ids, classes = zip(*((category["id"], category["name"]) for category in categories), strict=True)
-    return Own(used, ids, classes, names)
+    return Own(copy if found or not plain else path, ids, classes, names)
 
 
 def _repair(
@@ -140,15 +142,16 @@ def _repair(
 
 def _refuse(label: str, found: list[coco_problems.Problem]) -> None:
     """Print the first problems, then raise `UserError`."""
-    repairable = all(problem.repair for problem in found)
-    advice = "; fix the file, or set DATASETS.REPAIR True" if repairable else ""
+    first = next((problem for problem in found if not problem.repair), found[0])
+    remedy = "fix the file, or set DATASETS.REPAIR True" if first.repair else first.advice
+    advice = f"; {remedy}" if remedy else ""
     if len(found) == 1:
         raise UserError(f"{label}: {found[0].text}{advice}")
     for problem in found[:SHOWN]:
         say(f"{label}: {problem.text}")
     if len(found) > SHOWN:
         say(f"... and {len(found) - SHOWN} more")
-    raise UserError(f"{label}: {found[0].text}, and {len(found) - 1} more problem(s){advice}")
+    raise UserError(f"{label}: {first.text}, and {len(found) - 1} more problem(s){advice}")
 
 
 def _keypoint_names(label: str, content: Any) -> tuple[str, ...]:
@@ -178,11 +181,3 @@ def _flips(names: tuple[str, ...]) -> list[tuple[str, str]]:
             if partner in names:
                 pairs.append((name, partner))
     return pairs
-
-
-def read(path: Path) -> Any:
-    """Return the content of a json file. Raise `UserError` if it cannot be parsed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a complete JSON file: {error}") from None

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 
+from transfer.metrics import ids
 from transfer.metrics.patches import replaced
 
 
@@ -27,13 +28,21 @@ class Coco(COCOEvaluator):
         return tasks
 
     def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
-        faster = faster_class()
-        integers = all(isinstance(key, int) for key in self._coco_api.imgs)
-        if faster is None or not integers:  # faster-coco-eval accepts only integers
-            super()._eval_predictions(predictions, img_ids)
-            return
-        with replaced(coco_evaluation, "COCOeval", faster):
-            super()._eval_predictions(predictions, img_ids)
+        numbers = ids.numbers(self._coco_api.dataset)
+        some = None if img_ids is None else [numbers.images[key] for key in img_ids]
+        evaluation = _with_small_ids(faster_class() or coco_evaluation.COCOeval, numbers)
+        with replaced(coco_evaluation, "COCOeval", evaluation):
+            super()._eval_predictions(predictions, some)
+
+
+def _with_small_ids(evaluation: type, numbers: ids.Numbers) -> type:
+    """Return a `COCOeval` class that gives the same results whatever the ids of the file are."""
+
+    class SmallIds(evaluation):
+        def __init__(self, truth: Any, found: Any, kind: str) -> None:
+            super().__init__(ids.renumbered(truth, numbers), ids.renumbered(found, numbers), kind)
+
+    return SmallIds
 
 
 def faster_class() -> type | None:

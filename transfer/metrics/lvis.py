@@ -5,7 +5,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.evaluation import LVISEvaluator
 
+from transfer.metrics import ids
 from transfer.metrics.coco import tasks
+from transfer.metrics.patches import replaced
 
 Results = dict[str, dict[str, float]] | None
 
@@ -23,7 +25,16 @@ class Lvis(LVISEvaluator):
 
     def evaluate(self) -> Results:
         """Return the metrics, with nan where lvis returns -1. Collective; None except in the main process."""
-        results = super().evaluate()
+        import lvis
+
+        numbers = ids.numbers(self._lvis_api.dataset)
+
+        class SmallIds(lvis.LVISEval):
+            def __init__(self, truth: Any, found: Any, kind: str) -> None:
+                super().__init__(ids.renumbered(truth, numbers), ids.renumbered(found, numbers), kind)
+
+        with replaced(lvis, "LVISEval", SmallIds):
+            results = super().evaluate()
         if results is None:
             return None
         undefined = float("nan")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.common.errors import UserError
+from transfer.config.keys import data_root
+from transfer.data.coco.box_formats import FORMATS
 from transfer.prepare.demo.check import check_set
 from transfer.prepare.demo.demo_set import SOURCES, build_demo
 from transfer.prepare.demo.recipe import RECIPES
@@ -106,7 +108,7 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
 def _common() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--root", type=Path, default=Path("datasets"), help="folder of all data sets [%(default)s]"
+        "--root", type=Path, default=Path(data_root()), help="folder of all data sets [%(default)s]"
     )
     parser.add_argument("--check", action="store_true", help="only check; change nothing")
     parser.add_argument("--workers", type=_positive, default=_cores(), help="number of processes [all cores]")
@@ -150,6 +152,17 @@ def _add_custom(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=("boxes", "masks", "keypoints"),
         help="what every annotation must have [whatever any of them has]",
+    )
+    parser.add_argument(
+        "--box-format", choices=FORMATS, default="xywh",
+        help="what the boxes of the file are; they are converted to x, y, width, height in pixels [%(default)s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--category-shift",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add this to each annotation's category_id [0]",
     )
     parser.add_argument("--repair", action="store_true", help="repair or leave out what training cannot use")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write the result to")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from transfer import d2_compat
 from transfer.config.load import load_config
 from transfer.data import catalog, datasets, train_stream
 from transfer.data import digests as data_digests
-from transfer.data.readers import voc_boxes
+from transfer.data.readers import voc_objects
+from transfer.prepare import command as prepare_command
 
 
 def _load(name: str, root: Path, *overrides: str):
@@ -39,6 +41,24 @@ def test_missing_data_is_named_with_its_source(tmp_path: Path, name: str, missin
         datasets.prepare(_load(name, tmp_path))
     assert missing in str(caught.value)
     assert source in str(caught.value)
+    assert "DATASETS.ROOT" in str(caught.value) and "DETECTRON2_DATASETS" in str(caught.value)
+
+
+def test_the_root_is_detectron2s_variable_unless_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detection_data.write_voc(tmp_path / "theirs")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "theirs"))
+    cfg = load_config("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random"])
+    assert str(tmp_path / "theirs") == cfg.DATASETS.ROOT
+    datasets.prepare(cfg)
+    assert Path(DatasetCatalog.get("voc_2007_test")[0]["file_name"]).is_relative_to(tmp_path / "theirs")
+    assert prepare_command._parse(None, ["voc"]).root == tmp_path / "theirs"
+    given = _load("voc_R50_C4_24k", tmp_path / "given")
+    with pytest.raises(UserError, match="given/VOC2007"):
+        datasets.prepare(given)
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")
+    assert load_config("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random"]).DATASETS.ROOT == "datasets"
 
 
 def test_voc_layout_under_another_root(tmp_path: Path) -> None:
@@ -192,18 +212,21 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_voc_is_read_as_detectron2_reads_it(tmp_path: Path) -> None:
     detection_data.write_voc(tmp_path, images=4)
     folder = tmp_path / "VOC2007"
-    assert voc_boxes(folder, "test") == load_voc_instances(str(folder), "test", CLASS_NAMES)
+    assert voc_objects(folder, "test") == load_voc_instances(str(folder), "test", CLASS_NAMES)
     xml = folder / "Annotations/2007_test_2.xml"
     xml.write_text(xml.read_text().replace("dog", "dragon").replace("chair", "dragon"))
-    with pytest.raises(UserError, match=r"2007_test_2\.xml: .*'dragon' is not one of VOC's classes"):
-        voc_boxes(folder, "test")
+    with pytest.raises(
+        UserError, match=r"2007_test_2\.xml: object 1 has the class 'dragon'.*aeroplane, .*tvmonitor"
+    ):
+        voc_objects(folder, "test")
     xml.write_text("<annotation>")
-    with pytest.raises(UserError, match=r"2007_test_2\.xml: not a VOC annotation"):
-        voc_boxes(folder, "test")
+    with pytest.raises(UserError, match=r"2007_test_2\.xml: not an XML file of VOC"):
+        voc_objects(folder, "test")
 
 
 def _break(content: dict) -> None:
-    content["annotations"][0]["bbox"] = [-20, 5, 40, 10]
+    mask = [[-20, 5, 20, 5, 20, 15, -20, 15]]
+    content["annotations"][0].update(bbox=[-20, 5, 40, 10], segmentation=mask, area=200)
     content["annotations"][1]["category_id"] = 77
     for annotation in content["annotations"][2:]:
         annotation["iscrowd"] = None
@@ -249,7 +272,7 @@ def test_what_cannot_be_mended(tmp_path: Path) -> None:
         "OUTPUT_DIR",
         str(tmp_path / "run"),
     ]
-    with pytest.raises(UserError, match=r"TRAIN_JSON.*its list 'annotations' is empty"):
+    with pytest.raises(UserError, match=r"8 of 8 .* no segmentation; set MODEL.MASK_ON False"):
         datasets.prepare(_load("coco_R50_FPN", tmp_path, *options))
     datasets.prepare(_load("coco_R50_FPN", tmp_path, *options, "MODEL.MASK_ON", "False"))
 
@@ -291,8 +314,9 @@ def test_own_keypoints(tmp_path: Path) -> None:
 
 def test_subsets_are_chosen_said_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = detection_data.write_coco(tmp_path / "a", images=20)
+    shutil.copy(data[1] / "001.png", data[1] / "099.png")
     empty = _edit(
-        data, lambda c: c["images"].append({"id": 99, "file_name": "001.png", "width": 128, "height": 96})
+        data, lambda c: c["images"].append({"id": 99, "file_name": "099.png", "width": 128, "height": 96})
     )
     options = detection_data.custom(empty, data)
     cfg = _load("coco_R50_FPN", tmp_path, *options)
@@ -326,10 +350,8 @@ def test_subsets_are_chosen_said_and_recorded(tmp_path: Path, capsys: pytest.Cap
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     data = detection_data.write_coco(tmp_path / "a")
     crowds = _edit(data, lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
-    cfg = _load("coco_R50_FPN", tmp_path, *detection_data.custom(crowds, data))
-    datasets.prepare(cfg)
-    with pytest.raises(UserError, match=r"DATASETS\.TRAIN custom_train: No valid data"):
-        datasets.training_records(cfg)
+    with pytest.raises(UserError, match=r"TRAIN_JSON.*all 8 annotations have iscrowd 1"):
+        datasets.prepare(_load("coco_R50_FPN", tmp_path, *detection_data.custom(crowds, data)))
 
 
 def test_digests_tell_data_apart(tmp_path: Path) -> None:

@@ -4,24 +4,26 @@ With most of these problems, detectron2 stops at an assertion, silently drops ob
 epoch.
 """
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from pretrain.common.errors import UserError
-from transfer.data.coco import entries as checks
+from transfer.data.coco import whole_file
+from transfer.data.coco.boxes import box
+from transfer.data.coco.image_files import ImageFolder, meant_files, measure
+from transfer.data.coco.keypoints import keypoint_counts
+from transfer.data.coco.keypoints import keypoints as keypoint_problems
+from transfer.data.coco.masks import extent
+from transfer.data.coco.masks import masks as mask_problems
+from transfer.data.coco.references import ids, references
+from transfer.data.coco.values import Entry, drop, hashable, is_id, is_int, is_size
 
-_ORIENTATION = 0x0112  # EXIF tag
-_TURNED = (5, 6, 7, 8)  # its values that swap width and height
-_THREADS = 8  # they mostly wait for the disk
-
-Entry = dict[str, Any]
+# The largest share of the images or annotations that a repair leaves out. Beyond it, the file is not what it seems to
+# be, and it is not repaired.
+MOST_LEFT_OUT = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class Problem:
 
     Attributes:
         text: one line, with the id of the image or annotation.
-        part: `images` or `annotations`, the list that holds the entry; "" if the problem concerns the whole file.
+        part: `images`, `annotations` or `categories`, the list that holds the entry; "" if the problem concerns the
+            whole file.
         index: of the entry in that list.
         remedy: what `repair` does, for the report; "" if the problem cannot be repaired.
         repair: the entry -> the repaired entry, or None to leave it out.
+        advice: what the user can do about a problem that cannot be repaired; "" if the file must be edited.
     """
 
     text: str
@@ -41,6 +45,7 @@ class Problem:
     index: int = -1
     remedy: str = ""
     repair: Callable[[Entry], Entry | None] | None = None
+    advice: str = ""
 
 
 def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool) -> list[Problem]:
@@ -55,45 +60,35 @@ def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool)
     if broken := _structure(content):
         return broken
     found = list(_image_problems(content["images"], images))
-    found += _category_problems(content["categories"])
+    found += _category_problems(content["categories"], content["annotations"])
+    wrong_boxes, shift = whole_file.wrong_boxes(content), whole_file.category_shift(content)
+    if shift:
+        found.append(_whole(whole_file.shift_report(content, shift)))
+    bare = whole_file.few_masks(content, MOST_LEFT_OUT) if masks else None
+    found += [_whole(said) for said in (wrong_boxes, whole_file.only_crowds(content), bare) if said]
     sizes = {
         image["id"]: (image["width"], image["height"])
         for image in content["images"]
-        if checks.is_id(image.get("id")) and _is_size(image)
+        if is_id(image.get("id")) and is_size(image)
     }
-    known = {image["id"] for image in content["images"] if checks.is_id(image.get("id"))}
-    points = checks.keypoint_counts(content) if keypoints else {}
-    categories = {c["id"]: points.get(c["id"], 0) for c in content["categories"] if checks.is_id(c.get("id"))}
-    lowest_free = 1 + max((a["id"] for a in content["annotations"] if checks.is_int(a.get("id"))), default=0)
+    known = {image["id"] for image in content["images"] if is_id(image.get("id"))}
+    points = keypoint_counts(content) if keypoints else {}
+    categories = {c["id"]: points.get(c["id"], 0) for c in content["categories"] if is_id(c.get("id"))}
+    lowest_free = 1 + max((a["id"] for a in content["annotations"] if is_int(a.get("id"))), default=0)
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         name = f"annotation {annotation.get('id', f'at position {index}')}"
+        size = sizes.get(hashable(annotation.get("image_id")))
+        mask, area = extent(annotation, size)
         for text, remedy, repair in (
-            *checks.ids(annotation, seen, max(lowest_free, 1) + index),
-            *checks.references(annotation, known, categories),
-            *checks.box(annotation, sizes.get(checks.hashable(annotation.get("image_id")))),
-            *checks.masks(annotation, sizes.get(checks.hashable(annotation.get("image_id"))), wanted=masks),
-            *(checks.keypoints(annotation, categories) if keypoints else ()),
+            *ids(annotation, seen, max(lowest_free, 1) + index),
+            *references(annotation, known, categories, shifted=bool(shift)),
+            *(() if wrong_boxes else box(annotation, size, mask, area)),
+            *mask_problems(annotation, size, wanted=masks and not bare),
+            *(keypoint_problems(annotation, categories, size) if keypoints else ()),
         ):
             found.append(Problem(f"{name} {text}", "annotations", index, remedy, repair))
     return found
-
-
-def remarks(content: Entry) -> list[str]:
-    """Return a line for each thing worth knowing about a file without problems."""
-    ids = sorted(category["id"] for category in content["categories"])
-    lines = []
-    if ids != list(range(1, len(ids) + 1)):
-        shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-        lines.append(
-            f"category ids {shown} are not 1 to {len(ids)}: classes are numbered in the order of their ids"
-        )
-    used = Counter(annotation["category_id"] for annotation in content["annotations"])
-    unused = [str(c["name"]) for c in content["categories"] if not used[c["id"]]]
-    if unused:
-        shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-        lines.append(f"{len(unused)} of {len(ids)} categories have no annotation: {shown}")
-    return lines
 
 
 def repaired(content: Entry, problems: list[Problem]) -> Entry:
@@ -104,16 +99,27 @@ def repaired(content: Entry, problems: list[Problem]) -> Entry:
     changed: dict[tuple[str, int], Entry | None] = {}
     for problem in problems:
         if problem.repair is None:
-            raise UserError(f"{problem.text}: DATASETS.REPAIR cannot repair this")
+            raise UserError(f"{problem.text}; {problem.advice or 'this must be fixed by hand'}")
         entry = changed.get((problem.part, problem.index), content[problem.part][problem.index])
         changed[problem.part, problem.index] = None if entry is None else problem.repair(entry)
     copy = dict(content)
-    for part in ("images", "annotations"):
+    for part in ("images", "annotations", "categories"):
         entries = (changed.get((part, index), entry) for index, entry in enumerate(content[part]))
         copy[part] = [entry for entry in entries if entry is not None]
     left = {image["id"] for image in copy["images"]}
     copy["annotations"] = [a for a in copy["annotations"] if a["image_id"] in left]
+    for part in ("images", "annotations"):
+        before, after = len(content[part]), len(copy[part])
+        if before - after > MOST_LEFT_OUT * before:
+            raise UserError(
+                f"a repair would leave out {before - after} of {before} {part}, too many for single mistakes: check "
+                "what the file is"
+            )
     return copy
+
+
+def _whole(said: whole_file.Said) -> Problem:
+    return Problem(said[0], advice=said[1])
 
 
 def _structure(content: Any) -> list[Problem]:
@@ -130,101 +136,86 @@ def _structure(content: Any) -> list[Problem]:
 
 
 def _image_problems(images: list[Entry], folder: Path | None) -> Iterator[Problem]:
-    seen: set[Any] = set()
-    names: dict[Path, set[str]] = {}
+    files = ImageFolder(folder) if folder else None
+    meant = meant_files(images, files) if files else {}
+    if len(meant) == len(images) and not any(meant.values()):
+        first = images[0]["file_name"]
+        yield Problem(
+            f"none of the {len(images)} images is in the folder {folder}, the first being {first}",
+            advice="give the folder that these names start from",
+        )
+        meant = {}
+    advice = "merge the two entries and their annotations"
+    for index, text in whole_file.shared_files(images):
+        yield Problem(text, "images", index, advice=advice)
+    yield from _mixed_ids("image", [image["id"] for image in images if is_id(image.get("id"))])
+    by_id: dict[Any, Entry] = {}
     for index, image in enumerate(images):
         label = f"image {image.get('id', f'at position {index}')}"
-        if not checks.is_id(image.get("id")):
+        if not is_id(image.get("id")):
             text = f"{label} has no id, or one that is not an integer or a string"
-            yield Problem(text, "images", index, "left out", checks.drop)
+            yield Problem(text, "images", index, "left out", drop)
             continue
-        if image["id"] in seen:
-            yield Problem(
-                f"{label}: the id is used twice", "images", index, "second one left out", checks.drop
-            )
-        seen.add(image["id"])
-        path = None
-        if not isinstance(image.get("file_name"), str):
-            yield Problem(f"{label} has no file_name", "images", index, "left out", checks.drop)
-        elif folder is not None:
-            path = folder / image["file_name"]
-            if path.parent not in names:
-                names[path.parent] = (
-                    {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-                )
-            if path.name not in names[path.parent]:
-                yield Problem(
-                    f"{label}: its file {path} is missing", "images", index, "left out", checks.drop
-                )
-                path = None
-        if not _is_size(image):
-            text = f"{label}: its width and height are {image.get('width')!r} and {image.get('height')!r}"
-            if path is None:
-                yield Problem(text, "images", index, "left out", checks.drop)
+        if image["id"] in by_id:
+            text, other = f"{label}: the id is used twice", by_id[image["id"]].get("file_name")
+            if other == image.get("file_name"):
+                yield Problem(text, "images", index, "second one left out", drop)
             else:
-                yield Problem(text, "images", index, "size read from the file", _measure(path))
+                yield Problem(f"{text}, for {other} and {image.get('file_name')}", "images", index)
+        by_id.setdefault(image["id"], image)
+        yield from _file_problems(index, label, image, files, meant)
 
 
-def _measure(path: Path) -> Callable[[Entry], Entry]:
-    def repair(image: Entry) -> Entry:
-        try:
-            width, height = shown_size(path)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from None
-        return {**image, "width": width, "height": height}
+def _file_problems(
+    index: int, label: str, image: Entry, files: ImageFolder | None, meant: dict[int, str | None]
+) -> Iterator[Problem]:
+    """Check the name, the file and the size of an image."""
+    path, name = None, image.get("file_name")
+    if not isinstance(name, str):
+        yield Problem(f"{label} has no file_name", "images", index, "left out", drop)
+    elif files is not None:
+        path, text = files.root / name, f"{label}: its file {files.root / name} is missing"
+        if (other := meant.get(index)) is not None:
+            path = files.root / other
+            yield Problem(
+                f"{text}; {path} was probably meant", "images", index, "file_name changed to that",
+                lambda entry: {**entry, "file_name": other},
+            )  # fmt: skip
+        elif index in meant:
+            yield Problem(text, "images", index, "left out", drop)
+            path = None
+    if not is_size(image):
+        text = f"{label}: its width and height are {image.get('width')!r} and {image.get('height')!r}"
+        if path is None or not path.is_file():
+            yield Problem(text, "images", index, "left out", drop)
+        else:
+            yield Problem(text, "images", index, "size read from the file", measure(path))
 
-    return repair
 
-
-def _category_problems(categories: list[Entry]) -> list[Problem]:
-    found = []
+def _category_problems(categories: list[Entry], annotations: list[Entry]) -> Iterator[Problem]:
     for index, category in enumerate(categories):
-        if not checks.is_int(category.get("id")) or not isinstance(category.get("name"), str):
-            found.append(Problem(f"category at position {index} needs an integer 'id' and a string 'name'"))
-    counts = Counter(category["id"] for category in categories if checks.is_int(category.get("id")))
-    found += [Problem(f"category id {key}: used {n} times") for key, n in counts.items() if n > 1]
-    return found
+        if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
+            yield Problem(f"category at position {index} needs an 'id' and a 'name' that is a string")
+    ids = [category["id"] for category in categories if is_id(category.get("id"))]
+    yield from _mixed_ids("category", ids)
+    for key, count in Counter(ids).items():
+        if count > 1:
+            yield Problem(f"category id {key}: used {count} times")
+    for index, text, unused in whole_file.shared_names(categories, annotations):
+        if unused:
+            remedy = "the one without annotations left out"
+            yield Problem(text, "categories", index, remedy, drop)
+        else:
+            yield Problem(text, advice="rename them, or give their annotations one category_id")
 
 
-def _is_size(image: Entry) -> bool:
-    return all(checks.is_int(image.get(side)) and image[side] > 0 for side in ("width", "height"))
-
-
-def shown_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of an image as detectron2 shows it to the model: rotated as its EXIF data say.
-
-    Only the header is read. Raises ValueError, with the reason, if Pillow cannot read the image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image: {error}") from None
-
-
-def size_differences(images: Sequence[dict[str, Any]], folder: Path) -> Iterator[tuple[int, str]]:
-    """Yield (index, what is wrong) for each image of a COCO file that is broken or has a different size.
-
-    Entries without a name, a size or a file are skipped: `problems` reports them.
-    """
-
-    def difference(image: dict[str, Any]) -> str:
-        name, size = image.get("file_name"), (image.get("width"), image.get("height"))
-        if not isinstance(name, str) or not all(isinstance(v, int) for v in size):
-            return ""
-        path = folder / name
-        if not os.path.isfile(path):
-            return ""
-        try:
-            found = shown_size(path)
-        except ValueError as error:
-            return f"its file {path} is {error}"
-        if found == size:
-            return ""
-        return f"its file {path} is {found[0]} x {found[1]}, but the json says {size[0]} x {size[1]}"
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for index, text in enumerate(threads.map(difference, images)):
-            if text:
-                yield index, text
+def _mixed_ids(kind: str, ids: list[Any]) -> Iterator[Problem]:
+    """Check that ids are all integers or all strings: they are sorted."""
+    strings = [key for key in ids if isinstance(key, str)]
+    if strings and len(strings) < len(ids):
+        other = next(key for key in ids if not isinstance(key, str))
+        yield Problem(
+            f"{len(strings)} of {len(ids)} {kind} ids are strings, such as {strings[0]!r}, but others are integers, "
+            f"such as {other}",
+            advice="make all of them one type",
+        )

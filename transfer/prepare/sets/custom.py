@@ -1,25 +1,34 @@
 """The user's own COCO-format data: a thorough check, a repaired copy, and a reproducible subset."""
 
 import argparse
-import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pretrain.common.errors import UserError
-from pretrain.common.files import file_digest, write_atomic
+from pretrain.common.files import file_digest, write_json
 from transfer.data import subset
-from transfer.data.coco import entries
+from transfer.data.coco import box_formats, whole_file
 from transfer.data.coco import problems as coco_problems
-from transfer.data.coco.problems import Problem, size_differences
+from transfer.data.coco.image_files import size_differences
+from transfer.data.coco.problems import Problem
+from transfer.data.coco.read import is_coco, read
+from transfer.data.coco.remarks import remarks
+from transfer.data.coco.values import drop
 
 _CLASSES_SHOWN = 100  # categories that are printed
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's limits for APs, APm and APl
 
 
-SHOWN = 20  # problems that are printed
+SHOWN_OF_A_KIND, SHOWN = 10, 500  # problems that are printed
+DETAILS = re.compile(r"'[^']*'|\[.*\]|\S*/\S*|[-+.\d]+")  # what differs between two problems of one kind
 PASSES = 3  # a box can be compared with its image only after the size of that image is repaired
-LABELS = ("masks", "keypoints")
+FIELDS = {"masks": "segmentation", "keypoints": "keypoints"}
+# A file in which more than this share of the annotations has no mask mixes boxes and masks on purpose; below it, masks
+# were forgotten.
+FEW = 0.1
+CHANGES = ("--repair", "--box-format", "--category-shift", "--fraction", "--shots")
 FLAGS = {"DATASETS.FRACTION": "--fraction", "DATASETS.SHOTS": "--shots", "DATASETS.SUBSET_SEED": "--seed"}
 
 Content = dict[str, Any]
@@ -28,8 +37,9 @@ Content = dict[str, Any]
 def build(root: Path, args: argparse.Namespace) -> None:
     """Print what `args.json` holds and what is wrong with it; write `args.output` if a change is requested.
 
+    `args.box_format` and `args.category_shift` say how the file differs from COCO's format, and are applied first.
     `args.repair` repairs what it can; `args.fraction`, `args.shots` and `args.seed` choose a subset of the images
-    (`transfer.data.subset`). Both are recorded in the output's "info".
+    (`transfer.data.subset`). All are recorded in the output's "info".
 
     Raises:
         UserError: there are problems without `args.repair`, or one that cannot be repaired.
@@ -38,7 +48,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
     content, found = _report(args)
     if found and not args.repair:
         raise UserError(_verdict(args, found))
-    record: Content = {"file": args.json.name, "sha256": file_digest(args.json)}
+    record: Content = {"file": args.json.name, "sha256": file_digest(args.json)} | _conversions(args)
     if args.repair:
         content, record["repaired"] = _repair(content, found, args)
         for what, count in sorted(record["repaired"].items()):
@@ -50,8 +60,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
         print(f"{args.json}: no problem was found")
         return
     info = content["info"] if isinstance(content.get("info"), dict) else {}
-    data = json.dumps({**content, "info": {**info, "made_from": record}}).encode()
-    write_atomic(args.output, lambda file: file.write(data))
+    write_json(args.output, {**content, "info": {**info, "made_from": record}}, indent=None)
     print(f"wrote {args.output}: {len(content['images'])} images, {len(content['annotations'])} annotations")
 
 
@@ -71,12 +80,12 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--json {args.json}: no such file")
     if not args.images.is_dir():
         raise UserError(f"--images {args.images}: no such folder")
-    changes = args.repair or args.fraction != 1 or args.shots
-    if changes and args.output is None:
-        raise UserError("--repair, --fraction and --shots write a new file: name it with --output")
+    changes = args.repair or args.fraction != 1 or args.shots or _conversions(args)
+    if changes and args.output is None and not args.check:
+        raise UserError(f"{', '.join(CHANGES)} write a new file: name it with --output")
     if args.output is not None and not changes:
         raise UserError(
-            "--output: there is nothing to change; leave it out, or add --repair, --fraction or --shots"
+            f"--output: there is nothing to change; leave it out, or add one of {', '.join(CHANGES)}"
         )
     if args.output is not None and args.output.resolve() == args.json.resolve():
         raise UserError(
@@ -86,46 +95,75 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
     """Read the file and print its summary, remarks and problems. Return its content and the problems."""
-    try:
-        content = json.loads(args.json.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.json}: not a complete JSON file: {error}") from None
+    content, notes, _ = read(args.json)
+    if is_coco(content):
+        content = _convert(content, args)
     found = _problems(content, args)
-    if _is_coco(content):
+    if is_coco(content):
         print(f"{args.json}:")
-        for line in (*summary(content), *(coco_problems.remarks(content) if not found else ())):
+        for line in (*summary(content), *notes, *(remarks(content) if not found else ())):
             print(f"  {line}")
     if found:
         print(f"{len(found)} problem(s):")
-    for problem in found[:SHOWN]:
+    shown = _first_of_each_kind(found)
+    for problem in shown:
         print(f"  {problem.text}" + (f" (--repair: {problem.remedy})" if problem.repair else ""))
-    if len(found) > SHOWN:
-        print(f"  ... and {len(found) - SHOWN} more")
+    if len(found) > len(shown):
+        print(f"  ... and {len(found) - len(shown)} more of these kinds")
     return content, found
+
+
+def _first_of_each_kind(found: list[Problem]) -> list[Problem]:
+    kinds: Counter[str] = Counter()
+    shown = []
+    for problem in found:
+        kind = DETAILS.sub("", problem.text)
+        kinds[kind] += 1
+        if kinds[kind] <= SHOWN_OF_A_KIND:
+            shown.append(problem)
+    return shown[:SHOWN]
 
 
 def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
     """Return what `transfer.data.coco.problems` finds, then sizes that differ from those of the image files."""
-    if not _is_coco(content):
+    if not is_coco(content):
         return coco_problems.problems(content, args.images, masks=False, keypoints=False)
-    learn = args.learn
-    if learn is None:  # use whatever the file holds
-        fields = zip(LABELS, ("segmentation", "keypoints"), strict=True)
-        learn = [label for label, field in fields if holds(content, field)]
+    learn, annotations = args.learn, content["annotations"]
+    if learn is None:  # whatever nearly all annotations have
+        learn = [
+            label for label, field in FIELDS.items() if _missing(content, field) <= FEW * len(annotations)
+        ]
     found = coco_problems.problems(
         content, args.images, masks="masks" in learn, keypoints="keypoints" in learn
     )
-    for index, text in size_differences(content["images"], args.images):
+    differing = list(size_differences(content["images"], args.images))
+    if len(differing) > coco_problems.MOST_LEFT_OUT * len(content["images"]):
+        index, text = differing[0]
+        whole = f"{len(differing)} of {len(content['images'])} image files are not those that were annotated"
+        name = content["images"][index].get("id", f"at position {index}")
+        advice = "give the folder of the original images, or export the annotations again"
+        return [*found, Problem(f"{whole}, such as image {name}: {text}", advice=advice)]
+    for index, text in differing:
         name = f"image {content['images'][index].get('id', f'at position {index}')}"
-        found.append(Problem(f"{name}: {text}", "images", index, "left out", entries.drop))
+        found.append(Problem(f"{name}: {text}", "images", index, "left out", drop))
     return found
 
 
-def _is_coco(content: Any) -> bool:
-    return isinstance(content, dict) and all(
-        isinstance(content.get(part), list) and all(isinstance(entry, dict) for entry in content[part])
-        for part in ("images", "annotations", "categories")
-    )
+def _conversions(args: argparse.Namespace) -> Content:
+    """Return the conversions that are requested, for the record in the output."""
+    wanted = {"box_format": (args.box_format, "xywh"), "category_shift": (args.category_shift, 0)}
+    return {key: value for key, (value, usual) in wanted.items() if value != usual}
+
+
+def _convert(content: Content, args: argparse.Namespace) -> Content:
+    """Return the file with COCO's boxes and with category ids that exist, and print what was changed."""
+    if args.box_format != "xywh":
+        content, count = box_formats.converted(content, args.box_format)
+        print(f"--box-format {args.box_format}: {count} of {len(content['annotations'])} boxes converted")
+    if args.category_shift:
+        content = whole_file.shifted(content, args.category_shift)
+        print(f"--category-shift {args.category_shift}: added to {len(content['annotations'])} category ids")
+    return content
 
 
 def _verdict(args: argparse.Namespace, found: list[Problem]) -> str:
@@ -133,7 +171,7 @@ def _verdict(args: argparse.Namespace, found: list[Problem]) -> str:
     more = f", and {len(found) - 1} more problem(s)" if len(found) > 1 else ""
     if any(problem.repair is None for problem in found):
         first = next(problem for problem in found if problem.repair is None)
-        return f"{args.json}: {first.text}{more}; this must be fixed by hand"
+        return f"{args.json}: {first.text}{more}; {first.advice or 'this must be fixed by hand'}"
     return f"{args.json}: {found[0].text}{more}; --repair --output FILE writes a repaired copy"
 
 
@@ -199,18 +237,19 @@ def summary(content: Content) -> list[str]:
     polygons = sum(bool(a.get("segmentation")) and isinstance(a["segmentation"], list) for a in annotations)
     rles = sum(bool(a.get("segmentation")) and isinstance(a["segmentation"], dict) for a in annotations)
     points = sum(bool(annotation.get("keypoints")) for annotation in annotations)
+    mixed = "; training with masks needs one in each" if 0 < polygons + rles < len(annotations) else ""
     lines = [
         f"{len(images)} images, {bare} of them without annotations",
         f"{len(annotations)} annotations, {crowds} of them crowds, in {len(content['categories'])} categories",
-        f"masks: {_share(polygons + rles, len(annotations))} ({polygons} as polygons, {rles} as RLE)",
+        f"masks: {_share(polygons + rles, len(annotations))} ({polygons} as polygons, {rles} as RLE){mixed}",
         f"keypoints: {_share(points, len(annotations))}",
     ]
     return [*lines, *_sizes(images), *_areas(annotations), *_categories(content)]
 
 
-def holds(content: Content, field: str) -> bool:
-    """Return whether any annotation has something in `field`: "segmentation" or "keypoints"."""
-    return any(annotation.get(field) for annotation in content["annotations"])
+def _missing(content: Content, field: str) -> int:
+    """Return how many annotations have nothing in `field`: "segmentation" or "keypoints"."""
+    return sum(not annotation.get(field) for annotation in content["annotations"])
 
 
 def _share(part: int, whole: int) -> str:

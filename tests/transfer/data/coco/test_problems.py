@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from pretrain.common.errors import UserError
 from tests.support import detection_data
 from transfer.data.coco import problems as coco_problems
+from transfer.data.coco.remarks import remarks
 
 Content = dict[str, Any]
 
@@ -36,7 +37,17 @@ def _unset(part: str, index: int, key: str) -> Callable[[Content], None]:
     return lambda content: content[part][index].pop(key)
 
 
-SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+SQUARE = [15, 43, 53, 43, 53, 74, 15, 74]  # the edges of annotation 2
+FROM_MASK = {"bbox": [15, 43, 38, 31]}
+
+
+def _box(*box: float, **values: Any) -> Callable[[Content], None]:
+    """Set the box and the mask of annotation 2 to the same rectangle."""
+    x, y, w, h = box
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    return _set("annotations", 1, bbox=list(box), segmentation=[polygon], area=w * h, **values)
+
+
 # (change, the text that reports it, what annotation 2 (index 1) contains after the repair; None: it is left out)
 CASES: list[tuple[Callable[[Content], None], str, dict[str, Any] | None]] = [
     (_set("annotations", 1, image_id=99), "annotation 2 has image_id 99, which is not in the file", None),
@@ -44,23 +55,26 @@ CASES: list[tuple[Callable[[Content], None], str, dict[str, Any] | None]] = [
     (_unset("annotations", 1, "image_id"), "annotation 2 has no image_id", None),
     (_set("annotations", 1, category_id=4), "annotation 2 has category_id 4, which is not in the file", None),
     (_set("annotations", 1, id=1), "annotation 1 has the id of another annotation", {"id": 10}),
-    (_set("annotations", 1, id=0), "annotation 0 has the id 0, which counts as no match", {"id": 10}),
     (_unset("annotations", 1, "id"), "annotation at position 1 has no id", {"id": 10}),
     (_set("annotations", 1, ignore=1), "annotation 2 has 'ignore'", None),
     (_unset("annotations", 1, "iscrowd"), "annotation 2 has no iscrowd", {"iscrowd": 0}),
     (_unset("annotations", 1, "area"), "annotation 2 has no area", {}),
-    (_unset("annotations", 1, "bbox"), "annotation 2 has no bbox", None),
-    (_set("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has bbox \[1, 2, 3\], which is not 4", None),
-    (_set("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotation 2 has bbox .*nan", None),
-    (_set("annotations", 1, bbox=[1, 2, 0, 4]), "annotation 2 has bbox .* without a positive size", None),
-    (_set("annotations", 1, bbox=[1, 2, 5, -4]), "annotation 2 has bbox .* without a positive size", None),
+    (_unset("annotations", 1, "bbox"), "annotation 2 has no bbox", FROM_MASK),
+    (_set("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has bbox \[1, 2, 3\], which is not 4", FROM_MASK),
+    (_set("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotation 2 has bbox .*nan", FROM_MASK),
+    (_set("annotations", 1, bbox=[1, 2, 0, 4]), "annotation 2 has bbox .* without a positive size", FROM_MASK),
+    (_set("annotations", 1, bbox=[1, 2, 5, -4]), "annotation 2 has bbox .* without a positive size", FROM_MASK),
     (
-        _set("annotations", 1, bbox=[100, -9, 50, 20]), "annotation 2 has bbox .* outside its image of 128 x 96",
+        _box(100, -9, 50, 20), "annotation 2 has bbox .* outside its image of 128 x 96",
         {"bbox": [100, 0, 28, 11]},
     ),
-    (_set("annotations", 1, bbox=[200, 5, 50, 20]), "annotation 2 has bbox .* outside its image", None),
+
     (_unset("annotations", 1, "segmentation"), r"annotation 2 has no segmentation: set MODEL\.MASK_ON False", None),
-    (_set("annotations", 1, segmentation=[[1, 2, 3, 4]]), "annotation 2 has no polygon of at least 3 points", None),
+    (_set("annotations", 1, segmentation=[[1, 2, 3]]), "annotation 2 has no polygon of at least 3 points", None),
+    (
+        _set("annotations", 1, segmentation=[[15, 43, 53, 74]]), "annotation 2 has polygons of two points",
+        {"segmentation": [SQUARE]},
+    ),
     (_set("annotations", 1, segmentation=[SQUARE[:7]]), "annotation 2 has no polygon", None),
     (_set("annotations", 1, segmentation=[[1, 2, 3, 4], SQUARE]), "annotation 2 has 1 of 2 polygons",
      {"segmentation": [SQUARE]}),
@@ -99,14 +113,14 @@ def test_each_mistake_is_named_and_mended(
 def test_a_good_file_has_no_problem(good: tuple[Content, Path]) -> None:
     content, images = good
     assert _problems(content, images, keypoints=True) == []
-    content["annotations"][1]["bbox"] = [0, -0.5, 128.7, 96.9]  # rounded outwards by an exporter
+    _box(0, -0.5, 128.7, 96.9)(content)  # rounded outwards by an exporter
     assert _problems(content, images) == []
-    assert coco_problems.remarks(content) == [
+    assert remarks(content) == [
         "category ids 3, 6 are not 1 to 2: classes are numbered in the order of their ids"
     ]
     content["categories"] = [{"id": i, "name": f"c{i}"} for i in (0, 3, 6)]
-    assert coco_problems.remarks(content)[0].startswith("category ids 0, 3, 6 are not 1 to 3")
-    assert coco_problems.remarks(content)[1] == "1 of 3 categories have no annotation: c0"
+    assert remarks(content)[0].startswith("category ids 0, 3, 6 are not 1 to 3")
+    assert remarks(content)[1] == "1 of 3 categories have no annotation: c0"
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
@@ -119,7 +133,7 @@ def test_files_without_their_lists(good: tuple[Content, Path], part: str) -> Non
     del content[part]
     (missing,) = _problems(content)
     assert missing.text == f"not a COCO json: it has no list '{part}'"
-    with pytest.raises(UserError, match=f"no list '{part}'.*cannot repair"):
+    with pytest.raises(UserError, match=f"no list '{part}'.*this must be fixed by hand"):
         coco_problems.repaired(content, [missing])
     assert "its top level is not an object" in _problems([1])[0].text
 
@@ -155,7 +169,11 @@ def test_categories(good: tuple[Content, Path]) -> None:
     assert [p.text for p in _problems(content)] == ["category id 3: used 2 times"]
     content["categories"][2] = {"id": "x", "name": "text"}
     assert [p.text for p in _problems(content)] == [
-        "category at position 2 needs an integer 'id' and a string 'name'"
+        "1 of 3 category ids are strings, such as 'x', but others are integers, such as 3"
+    ]
+    content["categories"][2] = {"id": 9, "name": 5}
+    assert [p.text for p in _problems(content)] == [
+        "category at position 2 needs an 'id' and a 'name' that is a string"
     ]
 
 
@@ -172,8 +190,9 @@ def test_masks_matter_only_where_they_are_wanted(good: tuple[Content, Path]) -> 
 
 def test_crowds_become_rle(good: tuple[Content, Path]) -> None:
     content, images = good
-    content["annotations"][0].update(iscrowd=1, segmentation=[SQUARE])
-    content["annotations"][1].update(iscrowd=1, segmentation=[], bbox=[4, 5, 6, 7])
+    square = [10, 10, 30, 10, 30, 30, 10, 30]
+    content["annotations"][0].update(iscrowd=1, segmentation=[square], bbox=[10, 10, 20, 20], area=400)
+    content["annotations"][1].update(iscrowd=1, segmentation=[], bbox=[4, 5, 6, 7], area=42)
     found = _problems(content, images)
     assert [problem.text for problem in found] == [
         "annotation 1 is a crowd whose mask is not an RLE", "annotation 2 is a crowd without a mask",

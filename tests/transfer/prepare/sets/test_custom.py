@@ -11,13 +11,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from pretrain.common.errors import UserError
+from pretrain.data.decode import shown_size
 from tests.support.detection_data import TINY, write_coco
 from tests.support.detection_data import custom as custom_keys
 from tests.support.scripts import run_script
-from transfer.data.coco import problems as coco_problems
+from transfer.data.coco.image_files import size_differences
 from transfer.prepare.command import main
 
 Data = tuple[Path, Path]
+ORIENTATION = 0x0112
 
 
 @pytest.fixture
@@ -63,7 +65,10 @@ def test_summary(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def bad_box(content: dict[str, Any]) -> None:
-    content["annotations"][2]["bbox"] = [100, 10, 60, 20]  # image 2 is 128 wide
+    mask = [[100, 10, 160, 10, 160, 30, 100, 30]]
+    content["annotations"][2].update(
+        bbox=[100, 10, 60, 20], segmentation=mask, area=1200
+    )  # image 2 is 128 wide
 
 
 PROBLEMS = [
@@ -115,11 +120,13 @@ def test_a_clipped_box(data: Data, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "g.json").read_text())["annotations"][2]["bbox"] == [100, 10, 28, 20]
 
 
-def test_only_the_first_twenty_are_printed(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_ten_of_a_kind_are_printed(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(data, lambda c: [a.update(iscrowd=None, area=None) for a in c["annotations"]])  # 24 problems
     assert "and 23 more problem(s)" in refusal(run, data, "--check")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "  ... and 4 more" and sum("annotation " in line for line in lines) == 20
+    assert (
+        lines[-1] == "  ... and 4 more of these kinds" and sum("annotation " in line for line in lines) == 20
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,9 +160,9 @@ def test_headers(data: Data, tmp_path: Path) -> None:
 
     turned = data[1] / "turned.jpg"
     exif = Image.Exif()
-    exif[coco_problems._ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     Image.new("RGB", (40, 30)).save(turned, exif=exif)
-    assert coco_problems.shown_size(turned) == read_image(str(turned), "RGB").shape[1::-1] == (30, 40)
+    assert shown_size(turned) == read_image(str(turned), "RGB").shape[1::-1] == (30, 40)
 
     (data[1] / "broken.jpg").write_bytes(turned.read_bytes()[:30])
     images = [
@@ -165,7 +172,7 @@ def test_headers(data: Data, tmp_path: Path) -> None:
         {"file_name": "absent.jpg", "width": 40, "height": 30},
         {"file_name": "turned.jpg"},
     ]
-    found = dict(coco_problems.size_differences(images, data[1]))
+    found = dict(size_differences(images, data[1]))
     assert set(found) == {1, 2}
     assert "is 30 x 40, but the json says 40 x 30" in found[1] and "not a readable image" in found[2]
 
@@ -173,13 +180,15 @@ def test_headers(data: Data, tmp_path: Path) -> None:
 def test_sizes_are_read_from_the_files(data: Data, tmp_path: Path) -> None:
     """Missing sizes in a json are filled in, also for a rotated photograph, and boxes are checked again afterwards."""
     exif = Image.Exif()
-    exif[coco_problems._ORIENTATION] = 8
+    exif[ORIENTATION] = 8
     Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(data[1] / "turned.jpg", exif=exif)
 
     def change(content: dict[str, Any]) -> None:
         content["images"][0] = {"id": 1, "file_name": "turned.jpg"}
-        content["annotations"][0].update(bbox=[60, 100, 80, 20], segmentation=[[60, 100, 90, 100, 60, 120]])
-        content["annotations"][1].update(bbox=[1, 1, 5, 5], segmentation=[[1, 1, 6, 1, 1, 6]])
+        content["annotations"][0].update(
+            bbox=[60, 100, 80, 20], area=800, segmentation=[[60, 100, 140, 100, 60, 120]]
+        )
+        content["annotations"][1].update(bbox=[1, 1, 5, 5], area=13, segmentation=[[1, 1, 6, 1, 1, 6]])
 
     spoil(data, change)
     run(data, "--repair", "--output", tmp_path / "g.json")
@@ -189,13 +198,19 @@ def test_sizes_are_read_from_the_files(data: Data, tmp_path: Path) -> None:
 
 
 def test_what_is_to_be_learnt(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil(data, lambda c: [a.pop("segmentation") for a in c["annotations"][1:]])  # one mask is left
-    assert "has no segmentation" in refusal(run, data)
+    spoil(data, lambda c: c["annotations"][0].pop("segmentation"))  # one mask is missing
+    assert "annotation 1 has no segmentation" in refusal(run, data)
     run(data, "--learn", "boxes")
-    spoil(data, lambda c: c["annotations"][0].pop("segmentation"))
+    spoil(
+        data, lambda c: [a.pop("segmentation") for a in c["annotations"][1:5]]
+    )  # a mixture of boxes and masks
+    run(data)
+    assert "5 of 12 annotations have no segmentation" in refusal(run, data, "--learn", "masks")
+    spoil(data, lambda c: [a.pop("segmentation") for a in c["annotations"][5:]])
+    capsys.readouterr()
     run(data)  # with boxes only, the file has no problem
     assert "masks: none" in capsys.readouterr().out
-    assert "has no segmentation" in refusal(run, data, "--learn", "masks")
+    assert "no segmentation" in refusal(run, data, "--learn", "masks")
     spoil(data, lambda c: [x.update(keypoints=["left", "right"]) for x in c["categories"]])
     assert "has no keypoints" in refusal(run, data, "--learn", "keypoints")
 

@@ -1,0 +1,226 @@
+"""Checks of an annotation's mask: polygons, or an RLE as a list of counts or as pycocotools' string."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from transfer.data.coco.boxes import Corners
+from transfer.data.coco.values import SLACK, Entry, Found, drop, is_box, is_int, is_number
+
+# pycocotools needs memory in proportion to a polygon's length, so polygons may not reach further out than this many
+# times the longer side of the image.
+FAR = 10
+
+
+def masks(annotation: Entry, size: tuple[int, int] | None, *, wanted: bool) -> Iterator[Found]:
+    """Check the mask. detectron2 silently leaves out objects without a valid polygon.
+
+    Args:
+        size: (width, height) of the image; None if it is unknown.
+        wanted: whether masks are trained. If not, a mask may be missing, and a repair removes only a bad mask, not
+            its annotation.
+    """
+    mask = annotation.get("segmentation")
+    remedy, repair = ("left out", drop) if wanted else ("mask left out", _without_mask)
+    if mask in (None, [], "", {}):
+        if wanted and annotation.get("iscrowd") == 1 and size and is_box(annotation.get("bbox")):
+            yield "is a crowd without a mask", "box used as the mask", _crowd_from_box(size)
+        elif wanted:
+            yield "has no segmentation: set MODEL.MASK_ON False to train without masks", remedy, repair
+    elif isinstance(mask, dict):
+        if reason := _bad_rle(mask, size):
+            yield f"has an RLE mask {reason}", remedy, repair
+    elif not isinstance(mask, list):
+        text = f"has a segmentation of type {type(mask).__name__}, not a list of polygons or an RLE"
+        yield text, remedy, repair
+    else:
+        yield from _polygons(annotation, mask, size, wanted=wanted, remedy=remedy, repair=repair)
+
+
+def extent(annotation: Entry, size: tuple[int, int] | None) -> tuple[Corners | None, float]:
+    """Return the edges of a mask within its image, in pixels, and its area in square pixels.
+
+    The area of polygons is exact if they neither cross themselves nor overlap. The result is (None, 0) without a mask
+    that can be used.
+    """
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict) and mask and not _bad_rle(mask, size):
+        return _rle_extent(mask)
+    if isinstance(mask, list):
+        parts = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask if _has_pixels(p, size)]
+        if parts:
+            low = np.min([part.min(axis=0) for part in parts], axis=0)
+            high = np.max([part.max(axis=0) for part in parts], axis=0)
+            area = sum(_shoelace(part) for part in parts)
+            if size and (low.min() < 0 or (high > size).any()):
+                low, high = np.maximum(low, 0), np.minimum(high, size)
+                drawn = coco_mask.frPyObjects([part.ravel().tolist() for part in parts], size[1], size[0])
+                area = coco_mask.area(drawn).sum()
+            return (float(low[0]), float(low[1]), float(high[0]), float(high[1])), float(area)
+    return None, 0.0
+
+
+def _polygons(
+    annotation: Entry,
+    mask: list[Any],
+    size: tuple[int, int] | None,
+    *,
+    wanted: bool,
+    remedy: str,
+    repair: Callable[[Entry], Entry | None],
+) -> Iterator[Found]:
+    shaped = [polygon for polygon in mask if _is_polygon(polygon)]
+    good = [polygon for polygon in shaped if _has_pixels(polygon, size)]
+    corners = [_rectangle(polygon) for polygon in mask]
+    if not shaped and all(corners):
+        text = "has polygons of two points, which labelme writes for the corners of rectangles"
+        yield text, "corners made rectangles", lambda entry: {**entry, "segmentation": corners}
+    elif not shaped:
+        yield "has no polygon of at least 3 points (an even number of values, 6 or more)", remedy, repair
+    elif not good:
+        yield "has only polygons without pixels: lines, points, or outside of the image", remedy, repair
+    elif len(good) < len(mask):
+        what = "with an odd length or fewer than 3 points" if len(shaped) < len(mask) else "without pixels"
+        text = f"has {len(mask) - len(good)} of {len(mask)} polygons {what}"
+        yield text, "bad polygons left out", lambda entry: {**entry, "segmentation": good}
+    if good and wanted and annotation.get("iscrowd") == 1 and size:
+        yield "is a crowd whose mask is not an RLE", "mask converted to an RLE", _crowd_to_rle(size)
+
+
+def _without_mask(entry: Entry) -> Entry:
+    return {key: value for key, value in entry.items() if key != "segmentation"}
+
+
+def _is_polygon(polygon: Any) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(map(is_number, polygon))
+    )
+
+
+def _rectangle(polygon: Any) -> list[float] | None:
+    """Return the polygon around two corners (x1, y1, x2, y2); None if that is not what is given."""
+    if not (isinstance(polygon, list) and len(polygon) == 4 and all(map(is_number, polygon))):
+        return None
+    x1, y1, x2, y2 = polygon
+    return [x1, y1, x2, y1, x2, y2, x1, y2] if x1 != x2 and y1 != y2 else None
+
+
+def _has_pixels(polygon: Any, size: tuple[int, int] | None) -> bool:
+    """Return whether a polygon covers part of its image."""
+    if not _is_polygon(polygon):
+        return False
+    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    if size is None:
+        return _shoelace(points) > 0
+    width, height = size
+    reach = FAR * max(size)
+    outside = left >= width or top >= height or right <= 0 or bottom <= 0
+    if outside or min(left, top) < -reach or max(right, bottom) > reach:
+        return False
+    within = left >= -SLACK and top >= -SLACK and right <= width + SLACK and bottom <= height + SLACK
+    if within and _shoelace(points) >= 1:
+        return True  # without drawing it
+    return bool(coco_mask.area(coco_mask.frPyObjects([polygon], height, width)).sum() > 0)
+
+
+def _shoelace(points: np.ndarray) -> float:
+    """Return the area of a polygon (N, 2) that does not cross itself."""
+    x, y = points[:, 0], points[:, 1]
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _bad_rle(mask: Entry, size: tuple[int, int] | None) -> str:
+    """Return why an RLE cannot be used; "" if it can. `size` in an RLE is [height, width]."""
+    shape = mask.get("size")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(map(is_int, shape))):
+        return f"with size {shape!r}, not [height, width]"
+    if size and shape != [size[1], size[0]]:
+        return f"of size {shape[0]} x {shape[1]}, but its image is {size[1]} x {size[0]} (height x width)"
+    runs = _runs(mask.get("counts"))
+    if isinstance(runs, str):
+        return runs
+    total, pixels = int(runs.sum()), shape[0] * shape[1]
+    if total != pixels or (runs < 0).any():
+        return f"whose counts do not add up to {shape[0]} x {shape[1]}: {total} pixels, not {pixels}"
+    if not runs[1::2].sum():
+        return "without pixels"
+    return ""
+
+
+def _runs(counts: Any) -> np.ndarray | str:
+    """Return the run lengths of an RLE, which alternate between outside and inside, or why they cannot be read."""
+    if isinstance(counts, list) and counts:
+        if not all(is_int(v) and 0 <= v < 2**40 for v in counts):
+            return "whose counts are not all integers from 0"
+        return np.asarray(counts, dtype=np.int64)
+    if not isinstance(counts, str) or not counts:
+        return "without counts"
+    return _decoded(counts)
+
+
+def _decoded(counts: str) -> np.ndarray | str:
+    """Return the run lengths in pycocotools' string, or why it cannot be read.
+
+    A character holds 5 bits of a number, lowest first; the sixth bit says whether another follows. From the fourth
+    number on, the difference to the number two places before is stored.
+    """
+    codes = np.frombuffer(counts.encode(errors="replace"), np.uint8).astype(np.int64) - 48
+    if ((codes < 0) | (codes > 63)).any():
+        return "whose counts are not pycocotools' string"
+    last = (codes & 32) == 0  # the last character of each number
+    if not last[-1]:
+        return "whose counts end in the middle of a number"
+    number = np.concatenate([[0], np.cumsum(last)[:-1]])
+    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = np.arange(len(codes)) - start[number]
+    if place.max() > 7:
+        return "with a count above any image's size"
+    values = np.zeros(int(last.sum()), np.int64)
+    np.add.at(values, number, (codes & 31) << (5 * place))
+    ends = np.flatnonzero(last)
+    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)  # negative differences
+    for first in (1, 2):
+        values[first::2] = np.cumsum(values[first::2])
+    return values
+
+
+def _rle_extent(mask: Entry) -> tuple[Corners, float]:
+    """Return edges and area of a valid RLE, whose pixels run down the columns."""
+    height = mask["size"][0]
+    runs = _runs(mask["counts"])
+    assert not isinstance(runs, str)
+    ends = np.cumsum(runs)
+    starts = (ends - runs)[1::2]
+    ends, lengths = ends[1::2], runs[1::2]
+    starts, ends = starts[lengths > 0], ends[lengths > 0] - 1  # of the pixels inside, both inclusive
+    columns = starts // height, ends // height
+    wraps = bool(
+        (columns[0] != columns[1]).any()
+    )  # such a run reaches the bottom, and begins at the top again
+    top = 0 if wraps else int((starts % height).min())
+    bottom = height if wraps else int((ends % height).max()) + 1
+    box = (float(columns[0].min()), float(top), float(columns[1].max() + 1), float(bottom))
+    return box, float(lengths.sum())
+
+
+def _crowd_from_box(size: tuple[int, int]) -> Callable[[Entry], Entry]:
+    def repair(entry: Entry) -> Entry:
+        x, y, w, h = entry["bbox"]
+        return _crowd_to_rle(size)({**entry, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]})
+
+    return repair
+
+
+def _crowd_to_rle(size: tuple[int, int]) -> Callable[[Entry], Entry]:
+    def repair(entry: Entry) -> Entry:
+        good = [polygon for polygon in entry["segmentation"] if _has_pixels(polygon, size)]
+        rle = coco_mask.merge(coco_mask.frPyObjects(good, size[1], size[0]))
+        return {**entry, "segmentation": {"size": [size[1], size[0]], "counts": rle["counts"].decode()}}
+
+    return repair

@@ -1,0 +1,180 @@
+"""Read a COCO json as tools and editors really write it: its encoding, ids as strings, flags as strings.
+
+Only what can be read in one way is changed, and each change is reported. `transfer.data.coco.problems` reports the
+rest.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretrain.common.errors import UserError
+from transfer.data.coco.values import Entry, hashable, is_int, is_number
+
+PARTS = ("images", "annotations", "categories")
+FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
+NUMBERS = (
+    "bbox",
+    "area",
+    "keypoints",
+    "num_keypoints",
+)  # fields of annotations; "width" and "height" of images
+
+
+class Read(NamedTuple):
+    """A parsed file.
+
+    Attributes:
+        content: of the json; a COCO file's ids, flags and numbers have their usual types if that is possible.
+        notes: one line for each kind of change.
+        plain: whether other programs read the same content from the file itself.
+    """
+
+    content: Any
+    notes: list[str]
+    plain: bool
+
+
+def read(path: Path) -> Read:
+    """Read a json file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises `UserError` if the file cannot be parsed.
+    """
+    try:
+        data = path.read_bytes()
+        encoding = json.detect_encoding(data)
+        content = json.loads(data.decode(encoding))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not text in {error.encoding.upper()}: save the file as UTF-8"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path}: not a COCO json: lists or objects are nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a complete JSON file: {error}") from None
+    notes = _usual_types(content) if is_coco(content) else []
+    return Read(content, notes, encoding == "utf-8" and not notes)
+
+
+def is_coco(content: Any) -> bool:
+    """Return whether a json has the three lists of a COCO file, with objects in them."""
+    return isinstance(content, dict) and all(
+        isinstance(content.get(part), list) and all(isinstance(entry, dict) for entry in content[part])
+        for part in PARTS
+    )
+
+
+def _usual_types(content: Entry) -> list[str]:
+    """Change values in place to their usual types. Return a line for each kind of change."""
+    images, annotations, categories = (content[part] for part in PARTS)
+    notes: list[str] = []
+
+    def note(entries: list[Entry], changed: list[Any], kind: str, field: str, how: str) -> None:
+        if changed:
+            key = changed[0][0].get("id", "without an id")
+            shown = repr(changed[0][1]) if len(repr(changed[0][1])) < 40 else "..."
+            notes.append(
+                f"{len(changed)} of {len(entries)} {kind}: {field} {shown} of {kind[:-1]} {key} {how}"
+            )
+
+    unique = list({json.dumps(category, sort_keys=True): category for category in categories}.values())
+    if len(unique) < len(categories):
+        notes.append(
+            f"{len(categories) - len(unique)} of {len(categories)} categories are repeated: left out"
+        )
+        content["categories"] = categories = unique
+    for entries, kind in ((images, "images"), (categories, "categories"), (annotations, "annotations")):
+        how = "is read as an integer"
+        note(entries, _integer_ids(entries, strings=kind == "categories"), kind, "the id", how)
+    for field, known in (("image_id", images), ("category_id", categories)):
+        ids = {str(entry["id"]): entry["id"] for entry in known if "id" in entry}
+        changed = _replace(annotations, field, partial(_reference, ids=ids))
+        note(annotations, changed, "annotations", field, "is read as the id in the file")
+    note(annotations, _replace(annotations, "iscrowd", _flag), "annotations", "iscrowd", "is read as 0 or 1")
+    flat = _replace(annotations, "segmentation", _nested)
+    note(annotations, flat, "annotations", "segmentation", "is read as one polygon")
+    for field in NUMBERS:
+        changed = _replace(annotations, field, _number)
+        note(annotations, changed, "annotations", field, "is read as numbers")
+    for field in ("width", "height"):
+        note(images, _replace(images, field, _integer), "images", field, "is read as an integer")
+    return [line.replace("of categorie ", "of category ") for line in notes]
+
+
+def _replace(entries: Iterable[Entry], field: str, change: Callable[[Any], Any]) -> list[tuple[Entry, Any]]:
+    """Replace the values of a field in place. Return the changed entries with their old values."""
+    changed = []
+    for entry in entries:
+        if field in entry:
+            old = entry[field]
+            new = change(old)
+            if new is not old:
+                entry[field] = new
+                changed.append((entry, old))
+    return changed
+
+
+def _integer_ids(entries: list[Entry], *, strings: bool) -> list[tuple[Entry, Any]]:
+    """Turn whole floats into integers, and strings of digits if `strings`, or if the ids are of both types.
+
+    Nothing changes if two ids would become equal.
+    """
+    values = [entry["id"] for entry in entries if "id" in entry]
+    if all(map(is_int, values)):
+        return []
+    mixed = strings or any(is_int(value) or isinstance(value, float) for value in values)
+
+    def change(value: Any) -> Any:
+        return value if isinstance(value, str) and not mixed else _integer(value)
+
+    if len({hashable(value) for value in values}) != len({hashable(change(value)) for value in values}):
+        return []
+    if strings and not all(is_int(change(value)) for value in values):
+        return []
+    return _replace(entries, "id", change)
+
+
+def _integer(value: Any) -> Any:
+    """Return a whole float or a string of digits as an integer, and anything else as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and len(value) < 40 and value.isascii() and value.lstrip("-").isdigit():
+        return int(value) if value.count("-") <= value.startswith("-") else value
+    return value
+
+
+def _reference(value: Any, ids: dict[str, Any]) -> Any:
+    if isinstance(value, (float, str)):
+        found = ids.get(str(_integer(value)), ids.get(str(value), value))
+        return value if type(found) is type(value) else found
+    if is_int(value) and isinstance(ids.get(str(value)), str):
+        return ids[str(value)]
+    return value
+
+
+def _flag(value: Any) -> Any:
+    if isinstance(value, str):
+        return FLAGS.get(value.strip().lower(), value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _nested(value: Any) -> Any:
+    """Return a flat list of coordinates as a list of one polygon."""
+    flat = isinstance(value, list) and len(value) >= 6 and all(map(is_number, value))
+    return [value] if flat else value
+
+
+def _number(value: Any) -> Any:
+    """Return numbers that are written as strings as numbers, also within a list."""
+    if isinstance(value, list):
+        changed = [_number(item) for item in value]
+        return changed if any(new is not old for new, old in zip(changed, value, strict=True)) else value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return _integer(number) if is_number(number) else value
+    return value

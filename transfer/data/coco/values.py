@@ -1,0 +1,65 @@
+"""What the values of a COCO file may be: ids, finite numbers, boxes."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+Entry = dict[str, Any]
+# What is wrong with an annotation, what a repair does, and the function that repairs it. The function returns None to
+# leave the annotation out; it is None if the problem cannot be repaired.
+Found = tuple[str, str, Callable[[Entry], Entry | None] | None]
+# A box may extend this many pixels beyond the image: exporters round outwards, and detectron2 clips.
+SLACK = 1.0
+LONGEST = 60  # characters of a value in a message
+
+
+def drop(_: Entry) -> None:
+    """Leave out an entry that cannot be used."""
+    return None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number; True and False are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def is_int(value: Any) -> bool:
+    """Return whether a value is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_id(value: Any) -> bool:
+    """Return whether a value can be an id: an integer or a string."""
+    return is_int(value) or isinstance(value, str)
+
+
+def hashable(value: Any) -> Any:
+    """Return an id or None as it is, and anything else as a string that can be looked up in a set."""
+    return value if value is None or is_id(value) else repr(value)
+
+
+def is_size(image: Entry) -> bool:
+    """Return whether an image's width and height are positive integers."""
+    return all(is_int(image.get(side)) and image[side] > 0 for side in ("width", "height"))
+
+
+def is_box(box: Any) -> bool:
+    """Return whether a value is a list of 4 finite numbers."""
+    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+
+
+def shown(values: Any, *, most: int = 5) -> str:
+    """Return the first few values, separated by commas."""
+    values = list(values)
+    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")
+
+
+def brief(value: Any) -> str:
+    """Return a value as it is printed, shortened if it is very long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
