@@ -193,11 +193,13 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="backslashreplace",
         check=False,
     )
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for names in pip's lines
     try:
         main()
     except InstallError as error:

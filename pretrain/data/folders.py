@@ -200,12 +200,12 @@ class LabelMaps(NamedTuple):
 
     Attributes:
         kind: the name of their folder and `/`, or the end of their names.
-        count: their number.
+        number: how many there are.
         first: index of the first one.
     """
 
     kind: str
-    count: int
+    number: int
     first: int
 
 
@@ -224,7 +224,7 @@ def label_maps(suspects: Sequence[tuple[int, str]], names: Iterable[str]) -> lis
     for index, name in suspects:
         if _subject(name) in pictured:
             before = found.setdefault(label_kind(name), LabelMaps(label_kind(name), 0, index))
-            found[before.kind] = before._replace(count=before.count + 1)
+            found[before.kind] = before._replace(number=before.number + 1)
     return list(found.values())
 
 

@@ -172,7 +172,8 @@ def _select(rows: np.ndarray, names: Sequence[str], endings: Endings) -> Index:
         sample, rank = _sample(name), place.get(_ending(name))
         if rank is not None and (sample not in best or rank < place[_ending(names[best[sample]])]):
             best[sample] = number
-    images, unused = [], {}
+    images: list[int] = []
+    unused: dict[tuple[str, str], tuple[int, int, int]] = {}  # endings -> first one, its image, their number
     for number, name in enumerate(names):
         instead = best.get(_sample(name), number)
         ending, used = _ending(name), _ending(names[instead])
@@ -185,7 +186,7 @@ def _select(rows: np.ndarray, names: Sequence[str], endings: Endings) -> Index:
     if not endings:
         kept = [names[number] for number in images]
         suspects = [(number, name) for number, name in enumerate(kept) if label_kind(name)]
-        remarks += [(found.count, rows[images[found.first], 0], -1) for found in label_maps(suspects, kept)]
+        remarks += [(found.number, rows[images[found.first], 0], -1) for found in label_maps(suspects, kept)]
     return Index(rows[images].reshape(-1, 3), np.array(remarks, np.int64).reshape(-1, 3))
 
 

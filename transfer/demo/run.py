@@ -207,4 +207,5 @@ def write_mechanism(folder: Path, stages: Sequence[dict[str, Any]], output: Path
 
 def _write(template: str, context: dict[str, Any], *, stages: Sequence[dict[str, Any]], output: Path) -> None:
     total = sum(stage["seconds"] for stage in stages)
-    write_text(output, render(template, {**context, "stages": stages, "total": total}))
+    text = render(template, {**context, "stages": stages, "total": total})
+    write_text(output, text, errors="replace")  # a file name may not be valid text

@@ -49,7 +49,7 @@ def write(folder: Path, title: str, about: str, sections: list[Section]) -> list
         body.append("</div>" if section.pictures else "</div><p>None.</p>")
     page = folder / "index.html"
     text = _page(title, "\n".join(body))
-    write_text(page, text)
+    write_text(page, text, errors="replace")  # a file name may not be valid text
     return [*paths, page]
 
 
