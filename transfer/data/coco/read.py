@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.common.errors import UserError
-from transfer.data.coco.values import Entry, hashable, is_int, is_number
+from transfer.data.coco.values import Entry, brief, hashable, is_int, is_number
 
 PARTS = ("images", "annotations", "categories")
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
@@ -71,36 +71,40 @@ def _usual_types(content: Entry) -> list[str]:
     images, annotations, categories = (content[part] for part in PARTS)
     notes: list[str] = []
 
-    def note(entries: list[Entry], changed: list[Any], kind: str, field: str, how: str) -> None:
-        if changed:
-            key = changed[0][0].get("id", "without an id")
-            shown = repr(changed[0][1]) if len(repr(changed[0][1])) < 40 else "..."
-            notes.append(
-                f"{len(changed)} of {len(entries)} {kind}: {field} {shown} of {kind[:-1]} {key} {how}"
-            )
-
     unique = list({json.dumps(category, sort_keys=True): category for category in categories}.values())
     if len(unique) < len(categories):
         notes.append(
             f"{len(categories) - len(unique)} of {len(categories)} categories are repeated: left out"
         )
         content["categories"] = categories = unique
-    for entries, kind in ((images, "images"), (categories, "categories"), (annotations, "annotations")):
-        how = "is read as an integer"
-        note(entries, _integer_ids(entries, strings=kind == "categories"), kind, "the id", how)
+    parts = {"image": images, "category": categories, "annotation": annotations}
+
+    def note(kind: str, field: str, changed: list[tuple[Entry, Any]], what: str = "") -> None:
+        if changed:
+            entry, old = changed[0]
+            where = f"{kind} {entry.get('id', 'without an id')}"
+            read = what or repr(entry[field])
+            notes.append(
+                f"{len(changed)} of {len(parts[kind])} {field}s: {brief(old)} of {where} is read as {read}"
+            )
+
+    for kind, entries in parts.items():
+        note(kind, "id", _integer_ids(entries, strings=kind == "category"))
     for field, known in (("image_id", images), ("category_id", categories)):
         ids = {str(entry["id"]): entry["id"] for entry in known if "id" in entry}
-        changed = _replace(annotations, field, partial(_reference, ids=ids))
-        note(annotations, changed, "annotations", field, "is read as the id in the file")
-    note(annotations, _replace(annotations, "iscrowd", _flag), "annotations", "iscrowd", "is read as 0 or 1")
-    flat = _replace(annotations, "segmentation", _nested)
-    note(annotations, flat, "annotations", "segmentation", "is read as one polygon")
+        note("annotation", field, _replace(annotations, field, partial(_reference, ids=ids)))
+    note("annotation", "iscrowd", _replace(annotations, "iscrowd", _flag))
+    note(
+        "annotation",
+        "segmentation",
+        _replace(annotations, "segmentation", _nested),
+        "a list with one polygon",
+    )
     for field in NUMBERS:
-        changed = _replace(annotations, field, _number)
-        note(annotations, changed, "annotations", field, "is read as numbers")
+        note("annotation", field, _replace(annotations, field, _number), "numbers")
     for field in ("width", "height"):
-        note(images, _replace(images, field, _integer), "images", field, "is read as an integer")
-    return [line.replace("of categorie ", "of category ") for line in notes]
+        note("image", field, _replace(images, field, _integer))
+    return notes
 
 
 def _replace(entries: Iterable[Entry], field: str, change: Callable[[Any], Any]) -> list[tuple[Entry, Any]]:

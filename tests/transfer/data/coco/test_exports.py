@@ -36,8 +36,8 @@ def test_strings_for_ids_and_flat_polygons_are_read(
     file, images = ODD_EXPORTS[tool](tmp_path)
     _check(file, images)
     printed = capsys.readouterr().out
-    assert "image_id '0' of annotation 0 is read as the id in the file" in printed
-    assert "is read as one polygon" in printed and "no problem was found" in printed
+    assert "image_ids: '0' of annotation 0 is read as 0" in printed
+    assert "is read as a list with one polygon" in printed and "no problem was found" in printed
     cfg = load_config(
         Path("configs/transfer/custom_R50_FPN.yaml"),
         [*detection_data.custom((file, images), (file, images)), *detection_data.TINY, "MODEL.INIT", "random",

@@ -12,7 +12,9 @@ from pycocotools import mask as coco_mask
 
 from pretrain.common.errors import UserError
 from tests.support import detection_data
+from transfer.data.coco import masks
 from transfer.data.coco import problems as coco_problems
+from transfer.data.coco.image_files import ImageFolder, meant_files
 from transfer.data.coco.remarks import remarks
 
 Content = dict[str, Any]
@@ -223,3 +225,70 @@ def test_keypoints(good: tuple[Content, Path]) -> None:
     for annotation in content["annotations"]:
         annotation.pop("keypoints", None)
     assert "MODEL.KEYPOINT_ON False" in _problems(content, keypoints=True)[0].text
+
+
+def test_extents_and_areas_of_masks_are_those_of_pycocotools() -> None:
+    rng = np.random.default_rng(0)
+    size = (37, 23)  # width, height
+    for trial in range(200):
+        pixels = rng.random((23, 37)) < rng.choice([0.02, 0.3, 0.9])
+        pixels[rng.integers(23), rng.integers(37)] = True
+        rle = coco_mask.encode(np.asfortranarray(pixels, dtype=np.uint8))
+        x, y, w, h = coco_mask.toBbox(rle).tolist()
+        counts = rle["counts"].decode()
+        if trial % 2:  # as a list of runs
+            steps = np.flatnonzero(np.diff(pixels.ravel(order="F"), prepend=False))
+            counts = np.diff([0, *steps, pixels.size]).tolist()
+        entry = {"segmentation": {"size": [23, 37], "counts": counts}}
+        assert masks.extent(entry, size) == ((x, y, x + w, y + h), coco_mask.area(rle)), trial
+        assert list(masks.masks(entry, size, wanted=True)) == []
+
+
+def test_names_of_files_that_were_probably_meant(tmp_path: Path) -> None:
+    for name in ("a.jpg", "caf\u00e9.png", "B.JPG", "sub/c.png", "sub/d.png", "other/d.png", "photo one.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    folder = ImageFolder(tmp_path)
+    for name, meant in {
+        "images\\a.jpg": "a.jpg",
+        "images/a.jpg": "a.jpg",
+        "/data/upload/1/a.jpg": "a.jpg",
+        "C:\\Users\\me\\sub\\c.png": "sub/c.png",
+        "../../media/upload/4/a.jpg": "a.jpg",
+        "cafe\u0301.png": "caf\u00e9.png",  # the accent as a character of its own, as macOS writes it
+        "b.jpg": "B.JPG",
+        "a.jpeg": "a.jpg",
+        "c.png": "sub/c.png",
+        "d.png": None,  # in two folders
+        "other\\d.png": "other/d.png",
+        "/data/local-files/?d=sub/c.png": "sub/c.png",
+        "photo%20one.jpg": "photo one.jpg",
+        "1a2b3c4d-a.jpg": "a.jpg",
+        "absent.jpg": None,
+        "": None,
+    }.items():
+        assert folder.meant(name) == meant, name
+    images = [{"file_name": name} for name in ("a.jpg", "x/a.jpg", "b.jpg", "y/b.jpg", "c.png")]
+    # a.jpg is taken, and B.JPG is claimed twice
+    assert meant_files(images, folder) == {1: None, 2: None, 3: None, 4: "sub/c.png"}
+
+
+def test_a_repair_does_not_leave_out_a_third_of_the_file(good: tuple[Content, Path]) -> None:
+    content, images = good
+    for annotation in content["annotations"][:3]:
+        annotation["category_id"] = 77
+    with pytest.raises(UserError, match="leave out 3 of 8 annotations, too many"):
+        coco_problems.repaired(content, _problems(content, images))
+
+
+def test_remarks(good: tuple[Content, Path]) -> None:
+    content, _ = good
+    content["annotations"][0]["attributes"] = {"occluded": False, "rotation": 30.5}
+    content["annotations"][1]["attributes"] = {"rotation": 0.0}
+    content["annotations"].append({**content["annotations"][2], "id": 99})
+    content["annotations"][3]["iscrowd"] = 1
+    content["categories"][1]["name"] = "Cup "
+    found = "\n".join(remarks(content))
+    assert "1 annotations have attributes.rotation" in found
+    assert "1 annotations have the image, category and box of another one" in found
+    assert "1 of 9 annotations are crowds" in found and "'cup', 'Cup '" in found
