@@ -99,7 +99,7 @@ def _checked(
     content, notes, plain = read(path)
     found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
     if found and not repair:
-        _refuse(label, found)
+        _refuse(label, content, found)
     for note in notes:
         say(f"{label}: {note}")
     if found:
@@ -135,15 +135,17 @@ def _repair(
         if not found:
             break
     else:
-        _refuse(label, found)
+        _refuse(label, content, found)
     say(f"{label}: DATASETS.REPAIR: " + ", ".join(f"{n} {what}" for what, n in done.items()))
     return content
 
 
-def _refuse(label: str, found: list[coco_problems.Problem]) -> None:
+def _refuse(label: str, content: Any, found: list[coco_problems.Problem]) -> None:
     """Print the first problems, then raise `UserError`."""
     first = next((problem for problem in found if not problem.repair), found[0])
-    remedy = "fix the file, or set DATASETS.REPAIR True" if first.repair else first.advice
+    remedy = coco_problems.refused(content, found) or "fix the file, or set DATASETS.REPAIR True"
+    if not first.repair:
+        remedy = first.advice
     advice = f"; {remedy}" if remedy else ""
     if len(found) == 1:
         raise UserError(f"{label}: {found[0].text}{advice}")
@@ -155,13 +157,10 @@ def _refuse(label: str, found: list[coco_problems.Problem]) -> None:
 
 
 def _keypoint_names(label: str, content: Any) -> tuple[str, ...]:
-    named = {tuple(map(str, c["keypoints"])) for c in content["categories"] if c.get("keypoints")}
-    if len(named) > 1:
-        raise UserError(
-            f"{label}: its categories have different keypoints, but a model has only one set of them"
-        )
-    if named:
-        return named.pop()
+    """Return the names; the check has made sure that no two categories have different ones."""
+    for category in content["categories"]:
+        if isinstance(category.get("keypoints"), list) and category["keypoints"]:
+            return tuple(map(str, category["keypoints"]))
     numbers = len(content["annotations"][0]["keypoints"]) // 3
     say(
         f"{label}: keypoints have no names, so left and right are not swapped in mirrored images; if they differ, "

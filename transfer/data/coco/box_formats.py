@@ -5,7 +5,7 @@ from typing import Any
 
 from transfer.data.coco.boxes import Corners, inside
 from transfer.data.coco.masks import extent
-from transfer.data.coco.values import SLACK, Entry, is_box, is_number, is_size
+from transfer.data.coco.values import SLACK, Entry, image_sizes, is_box, is_number
 
 Box = tuple[float, float, float, float]  # as COCO has it: left, top, width, height
 # Name of --box-format -> what turns the four numbers into COCO's, in the unit that they have.
@@ -72,15 +72,17 @@ class _Sample:
 def suspected(content: Entry) -> tuple[str, ...]:
     """Return the formats that the boxes of a file are probably in instead of COCO's; empty if COCO's is plausible.
 
-    Boxes count whose image has a known size and whose 4 numbers are finite. Another format is suspected if all boxes
-    lie inside one pixel, or if it explains boxes that are not around their masks; without masks, boxes a quarter of
-    which reach outside their images, or that do not have the annotations' areas.
+    Boxes count whose image has a known size and whose 4 numbers are finite and not all 0. Another format is suspected
+    if all boxes lie inside one pixel, or if it explains boxes that are not around their masks; without masks, boxes a
+    quarter of which reach outside their images, or that do not have the annotations' areas.
     """
-    sizes = {i["id"]: (i["width"], i["height"]) for i in content["images"] if "id" in i and is_size(i)}
+    sizes = image_sizes(content["images"])
     usable = [
         annotation
         for annotation in content["annotations"]
-        if is_box(annotation.get("bbox")) and _known(annotation.get("image_id"), sizes)
+        if is_box(annotation.get("bbox"))
+        and any(annotation["bbox"])
+        and _known(annotation.get("image_id"), sizes)
     ]
     if not usable:
         return ()
@@ -110,7 +112,7 @@ def converted(content: Entry, name: str) -> tuple[Entry, int]:
     Boxes that cannot be read, or whose image has no known size, are left as they are; the check reports them. The
     area of an annotation without a mask becomes that of its new box.
     """
-    sizes = {i.get("id"): (i["width"], i["height"]) for i in content["images"] if is_size(i)}
+    sizes = image_sizes(content["images"])
     annotations, count = [], 0
     for annotation in content["annotations"]:
         size = sizes[annotation["image_id"]] if _known(annotation.get("image_id"), sizes) else None

@@ -43,7 +43,7 @@ def box(
     if mask is not None and _contradict(inside((x, y, x + w, y + h), size), mask):
         left, top, right, bottom = (round(v, 1) for v in mask)
         text = f"has bbox {brief(box)}, but its mask reaches from ({left}, {top}) to ({right}, {bottom})"
-        yield f"{text}: fix one of them, or take all boxes from the masks with --box-format mask", "", None
+        yield text, "fix one of them, or take all boxes from the masks with --box-format mask", None
         return
     if size and (x < -SLACK or y < -SLACK or x + w > size[0] + SLACK or y + h > size[1] + SLACK):
         clipped = _clip(box, size)
@@ -63,7 +63,8 @@ def _area(annotation: Entry, w: float, h: float, mask_area: float) -> Iterator[F
 
     remedy = f"area set to that of the {'mask' if mask_area else 'box'}"
     if not is_number(area):
-        yield "has no area", remedy, repair
+        wrong = "no area" if area is None else f"area {brief(area)}, which is not a finite number"
+        yield f"has {wrong}", remedy, repair
     elif area <= 0 and (area < 0 or w * h > PIXEL**2):  # some exporters round areas down
         yield f"has area {area}, which is not above 0", remedy, repair
     elif area > (w + PIXEL) * (h + PIXEL):

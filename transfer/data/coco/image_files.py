@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from pretrain.common.errors import UserError
 from pretrain.data.decode import shown_size
 from pretrain.data.folders import is_image
-from transfer.data.coco.values import Entry
+from transfer.data.coco.values import Entry, is_size
 
 _THREADS = 8  # they mostly wait for the disk
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts this before the name of an uploaded file
@@ -31,8 +31,8 @@ class ImageFolder:
         """Return whether the folder has this file. Upper and lower case count on every system."""
         path = self.root / name
         if path.parent not in self._names:
-            listed = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-            self._names[path.parent] = listed
+            listed = os.scandir(path.parent) if path.parent.is_dir() else ()
+            self._names[path.parent] = {entry.name for entry in listed if not entry.is_dir()}
         return path.name in self._names[path.parent]
 
     def meant(self, name: str) -> str | None:
@@ -124,7 +124,7 @@ def size_differences(images: Sequence[dict[str, Any]], folder: Path) -> Iterator
 
     def difference(image: dict[str, Any]) -> str:
         name, size = image.get("file_name"), (image.get("width"), image.get("height"))
-        if not isinstance(name, str) or not all(isinstance(v, int) for v in size):
+        if not isinstance(name, str) or not is_size(image):
             return ""
         path = folder / name
         if not os.path.isfile(path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from transfer.data.coco.values import SLACK, Entry, Found, hashable, is_box, is_id, is_int, is_number
+from transfer.data.coco.values import SLACK, Entry, Found, brief, hashable, is_box, is_id, is_int, is_number
 
 
 def keypoint_counts(content: Entry) -> dict[Any, int]:
@@ -36,7 +36,7 @@ def keypoints(annotation: Entry, counts: dict[Any, int], size: tuple[int, int] |
         return {**entry, "keypoints": [0] * (3 * wanted), "num_keypoints": 0}
 
     if not wanted:
-        yield "belongs to a category without keypoints: set MODEL.KEYPOINT_ON False", "", None
+        yield "belongs to a category without keypoints", "set MODEL.KEYPOINT_ON False", None
     elif not points:
         yield "has no keypoints", "keypoints set to not visible", blank
     elif not isinstance(points, list) or len(points) != 3 * wanted or not all(map(is_number, points)):
@@ -68,7 +68,8 @@ def _points(annotation: Entry, points: list[float], size: tuple[int, int] | None
             yield f"has all its keypoints far outside its bbox {annotation['bbox']}", "", None
     number = annotation.get("num_keypoints")
     if not is_int(number):
-        yield "has no num_keypoints", "keypoints counted", _counted
+        wrong = "no num_keypoints" if number is None else f"num_keypoints {brief(number)}, not an integer"
+        yield f"has {wrong}", "keypoints counted", _counted
     elif number != len(visible):
         yield (
             f"has num_keypoints {number}, but {len(visible)} labelled keypoints",

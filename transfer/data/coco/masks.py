@@ -1,6 +1,7 @@
 """Checks of an annotation's mask: polygons, or an RLE as a list of counts or as pycocotools' string."""
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def extent(annotation: Entry, size: tuple[int, int] | None) -> tuple[Corners | N
     if isinstance(mask, dict) and mask and not _bad_rle(mask, size):
         return _rle_extent(mask)
     if isinstance(mask, list):
-        parts = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in mask if _has_pixels(p, size)]
+        parts = [points for _, points in _polygons_of(mask) if _has_pixels(points, size)]
         if parts:
             low = np.min([part.min(axis=0) for part in parts], axis=0)
             high = np.max([part.max(axis=0) for part in parts], axis=0)
@@ -71,8 +72,8 @@ def _polygons(
     remedy: str,
     repair: Callable[[Entry], Entry | None],
 ) -> Iterator[Found]:
-    shaped = [polygon for polygon in mask if _is_polygon(polygon)]
-    good = [polygon for polygon in shaped if _has_pixels(polygon, size)]
+    shaped = _polygons_of(mask)
+    good = [polygon for polygon, points in shaped if _has_pixels(points, size)]
     corners = [_rectangle(polygon) for polygon in mask]
     if not shaped and all(corners):
         text = "has polygons of two points, which labelme writes for the corners of rectangles"
@@ -93,13 +94,26 @@ def _without_mask(entry: Entry) -> Entry:
     return {key: value for key, value in entry.items() if key != "segmentation"}
 
 
-def _is_polygon(polygon: Any) -> bool:
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(map(is_number, polygon))
-    )
+def _polygons_of(mask: list[Any]) -> list[tuple[list[float], np.ndarray]]:
+    """Return the polygons of a mask, each with its points (N, 2); anything else in the list is left out."""
+    pairs = ((polygon, _points(polygon)) for polygon in mask)
+    return [(polygon, points) for polygon, points in pairs if points is not None]
+
+
+def _points(polygon: Any) -> np.ndarray | None:
+    """Return the points (N, 2) of a polygon; None if it is not a list of finite numbers, 6 or more and even in number.
+
+    Files have tens of millions of these numbers, so they are not looked at one by one.
+    """
+    if not (isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0):
+        return None
+    if not set(map(type, polygon)) <= {int, float}:
+        return None
+    try:
+        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return points if np.isfinite(points).all() else None
 
 
 def _rectangle(polygon: Any) -> list[float] | None:
@@ -110,12 +124,9 @@ def _rectangle(polygon: Any) -> list[float] | None:
     return [x1, y1, x2, y1, x2, y2, x1, y2] if x1 != x2 and y1 != y2 else None
 
 
-def _has_pixels(polygon: Any, size: tuple[int, int] | None) -> bool:
-    """Return whether a polygon covers part of its image."""
-    if not _is_polygon(polygon):
-        return False
-    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+def _has_pixels(points: np.ndarray, size: tuple[int, int] | None) -> bool:
+    """Return whether a polygon (N, 2) covers part of its image."""
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     if size is None:
         return _shoelace(points) > 0
     width, height = size
@@ -126,19 +137,19 @@ def _has_pixels(polygon: Any, size: tuple[int, int] | None) -> bool:
     within = left >= -SLACK and top >= -SLACK and right <= width + SLACK and bottom <= height + SLACK
     if within and _shoelace(points) >= 1:
         return True  # without drawing it
-    return bool(coco_mask.area(coco_mask.frPyObjects([polygon], height, width)).sum() > 0)
+    return bool(coco_mask.area(coco_mask.frPyObjects([points.ravel().tolist()], height, width)).sum() > 0)
 
 
 def _shoelace(points: np.ndarray) -> float:
     """Return the area of a polygon (N, 2) that does not cross itself."""
-    x, y = points[:, 0], points[:, 1]
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+    x, y = (points - points[0]).T  # small numbers: less is lost in their products
+    return abs(float(x[:-1] @ y[1:] - y[:-1] @ x[1:])) / 2
 
 
 def _bad_rle(mask: Entry, size: tuple[int, int] | None) -> str:
     """Return why an RLE cannot be used; "" if it can. `size` in an RLE is [height, width]."""
     shape = mask.get("size")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(map(is_int, shape))):
+    if not (isinstance(shape, list) and len(shape) == 2 and all(is_int(v) and v > 0 for v in shape)):
         return f"with size {shape!r}, not [height, width]"
     if size and shape != [size[1], size[0]]:
         return f"of size {shape[0]} x {shape[1]}, but its image is {size[1]} x {size[0]} (height x width)"
@@ -164,6 +175,7 @@ def _runs(counts: Any) -> np.ndarray | str:
     return _decoded(counts)
 
 
+@lru_cache(maxsize=1)  # a mask is measured and checked one after the other
 def _decoded(counts: str) -> np.ndarray | str:
     """Return the run lengths in pycocotools' string, or why it cannot be read.
 
@@ -176,14 +188,12 @@ def _decoded(counts: str) -> np.ndarray | str:
     last = (codes & 32) == 0  # the last character of each number
     if not last[-1]:
         return "whose counts end in the middle of a number"
-    number = np.concatenate([[0], np.cumsum(last)[:-1]])
-    start = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    place = np.arange(len(codes)) - start[number]
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
     if place.max() > 7:
         return "with a count above any image's size"
-    values = np.zeros(int(last.sum()), np.int64)
-    np.add.at(values, number, (codes & 31) << (5 * place))
-    ends = np.flatnonzero(last)
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
     values -= np.where(codes[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)  # negative differences
     for first in (1, 2):
         values[first::2] = np.cumsum(values[first::2])
@@ -219,7 +229,8 @@ def _crowd_from_box(size: tuple[int, int]) -> Callable[[Entry], Entry]:
 
 def _crowd_to_rle(size: tuple[int, int]) -> Callable[[Entry], Entry]:
     def repair(entry: Entry) -> Entry:
-        good = [polygon for polygon in entry["segmentation"] if _has_pixels(polygon, size)]
+        polygons = _polygons_of(entry["segmentation"])
+        good = [polygon for polygon, points in polygons if _has_pixels(points, size)]
         rle = coco_mask.merge(coco_mask.frPyObjects(good, size[1], size[0]))
         return {**entry, "segmentation": {"size": [size[1], size[0]], "counts": rle["counts"].decode()}}
 

@@ -19,7 +19,7 @@ from transfer.data.coco.keypoints import keypoints as keypoint_problems
 from transfer.data.coco.masks import extent
 from transfer.data.coco.masks import masks as mask_problems
 from transfer.data.coco.references import ids, references
-from transfer.data.coco.values import Entry, drop, hashable, is_id, is_int, is_size
+from transfer.data.coco.values import Entry, drop, hashable, image_sizes, is_id, is_int, is_size
 
 # The largest share of the images or annotations that a repair leaves out. Beyond it, the file is not what it seems to
 # be, and it is not repaired.
@@ -62,15 +62,12 @@ def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool)
     found = list(_image_problems(content["images"], images))
     found += _category_problems(content["categories"], content["annotations"])
     wrong_boxes, shift = whole_file.wrong_boxes(content), whole_file.category_shift(content)
-    if shift:
-        found.append(_whole(whole_file.shift_report(content, shift)))
+    wrong_categories = whole_file.shift_report(content, shift) if shift else whole_file.positions(content)
     bare = whole_file.few_masks(content, MOST_LEFT_OUT) if masks else None
-    found += [_whole(said) for said in (wrong_boxes, whole_file.only_crowds(content), bare) if said]
-    sizes = {
-        image["id"]: (image["width"], image["height"])
-        for image in content["images"]
-        if is_id(image.get("id")) and is_size(image)
-    }
+    different = whole_file.different_keypoints(content) if keypoints else None
+    whole = (wrong_categories, wrong_boxes, whole_file.only_crowds(content), bare, different)
+    found += [_whole(said) for said in whole if said]
+    sizes = image_sizes(content["images"])
     known = {image["id"] for image in content["images"] if is_id(image.get("id"))}
     points = keypoint_counts(content) if keypoints else {}
     categories = {c["id"]: points.get(c["id"], 0) for c in content["categories"] if is_id(c.get("id"))}
@@ -82,19 +79,20 @@ def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool)
         mask, area = extent(annotation, size)
         for text, remedy, repair in (
             *ids(annotation, seen, max(lowest_free, 1) + index),
-            *references(annotation, known, categories, shifted=bool(shift)),
+            *references(annotation, known, categories, reported=bool(wrong_categories)),
             *(() if wrong_boxes else box(annotation, size, mask, area)),
             *mask_problems(annotation, size, wanted=masks and not bare),
             *(keypoint_problems(annotation, categories, size) if keypoints else ()),
         ):
-            found.append(Problem(f"{name} {text}", "annotations", index, remedy, repair))
+            done, advice = (remedy, "") if repair else ("", remedy)
+            found.append(Problem(f"{name} {text}", "annotations", index, done, repair, advice))
     return found
 
 
 def repaired(content: Entry, problems: list[Problem]) -> Entry:
     """Return a copy in which each problem is repaired. Annotations of images that are left out are left out too.
 
-    Raises `UserError` if a problem cannot be repaired.
+    Raises `UserError` if a problem cannot be repaired, or if too much would be lost for single mistakes.
     """
     changed: dict[tuple[str, int], Entry | None] = {}
     for problem in problems:
@@ -108,14 +106,39 @@ def repaired(content: Entry, problems: list[Problem]) -> Entry:
         copy[part] = [entry for entry in entries if entry is not None]
     left = {image["id"] for image in copy["images"]}
     copy["annotations"] = [a for a in copy["annotations"] if a["image_id"] in left]
-    for part in ("images", "annotations"):
-        before, after = len(content[part]), len(copy[part])
-        if before - after > MOST_LEFT_OUT * before:
+    without = sum(
+        _has_keypoints(content["annotations"][index]) and not _has_keypoints(entry)
+        for (part, index), entry in changed.items()
+        if part == "annotations" and entry is not None
+    )
+    total = len(content["annotations"])
+    for what, lost, before in (
+        ("images", len(content["images"]) - len(copy["images"]), len(content["images"])),
+        ("annotations", total - len(copy["annotations"]), total),
+        ("annotations' keypoints", without, total),
+    ):
+        if lost > MOST_LEFT_OUT * before:
             raise UserError(
-                f"a repair would leave out {before - after} of {before} {part}, too many for single mistakes: check "
-                "what the file is"
+                f"a repair would leave out {lost} of {before} {what}, too many for single mistakes: check what the "
+                "file is"
             )
     return copy
+
+
+def refused(content: Entry, problems: list[Problem]) -> str:
+    """Return why `repaired` would raise `UserError` although each problem can be repaired; "" if it would not."""
+    if any(problem.repair is None for problem in problems):
+        return ""
+    try:
+        repaired(content, problems)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _has_keypoints(annotation: Entry) -> bool:
+    points = annotation.get("keypoints")
+    return isinstance(points, list) and any(points)
 
 
 def _whole(said: whole_file.Said) -> Problem:
@@ -128,8 +151,10 @@ def _structure(content: Any) -> list[Problem]:
     found = []
     for part in ("images", "annotations", "categories"):
         entries = content.get(part)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list):
             found.append(Problem(f"not a COCO json: it has no list {part!r}"))
+        elif not all(isinstance(entry, dict) for entry in entries):
+            found.append(Problem(f"not a COCO json: its list {part!r} holds entries that are not objects"))
         elif not entries:
             found.append(Problem(f"its list {part!r} is empty"))
     return found
@@ -171,7 +196,7 @@ def _file_problems(
 ) -> Iterator[Problem]:
     """Check the name, the file and the size of an image."""
     path, name = None, image.get("file_name")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         yield Problem(f"{label} has no file_name", "images", index, "left out", drop)
     elif files is not None:
         path, text = files.root / name, f"{label}: its file {files.root / name} is missing"

@@ -15,12 +15,7 @@ from transfer.data.coco.values import Entry, brief, hashable, is_int, is_number
 
 PARTS = ("images", "annotations", "categories")
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
-NUMBERS = (
-    "bbox",
-    "area",
-    "keypoints",
-    "num_keypoints",
-)  # fields of annotations; "width" and "height" of images
+NUMBERS = ("bbox", "area", "keypoints")  # fields of annotations
 
 
 class Read(NamedTuple):
@@ -102,6 +97,7 @@ def _usual_types(content: Entry) -> list[str]:
     )
     for field in NUMBERS:
         note("annotation", field, _replace(annotations, field, _number), "numbers")
+    note("annotation", "num_keypoints", _replace(annotations, "num_keypoints", _integer))
     for field in ("width", "height"):
         note("image", field, _replace(images, field, _integer))
     return notes
@@ -161,7 +157,7 @@ def _reference(value: Any, ids: dict[str, Any]) -> Any:
 def _flag(value: Any) -> Any:
     if isinstance(value, str):
         return FLAGS.get(value.strip().lower(), value)
-    return int(value) if isinstance(value, bool) else value
+    return int(value) if isinstance(value, bool) else _integer(value)
 
 
 def _nested(value: Any) -> Any:

@@ -26,16 +26,16 @@ def ids(annotation: Entry, seen: set[Any], free: int) -> Iterator[Found]:
 
 
 def references(
-    annotation: Entry, images: set[Any], categories: dict[Any, int], *, shifted: bool
+    annotation: Entry, images: set[Any], categories: dict[Any, int], *, reported: bool
 ) -> Iterator[Found]:
     """Check the ids of image and category, and the flags `ignore` and `iscrowd`.
 
-    `shifted`: whether all category ids are known to be wrong, which is reported once for the whole file.
+    `reported`: whether wrong category ids are reported once for the whole file.
     """
     for field, known in (("image_id", images), ("category_id", categories)):
         if annotation.get(field) is None:
             yield f"has no {field}", "left out", drop
-        elif hashable(annotation[field]) not in known and not (shifted and field == "category_id"):
+        elif hashable(annotation[field]) not in known and not (reported and field == "category_id"):
             yield f"has {field} {brief(annotation[field])}, which is not in the file", "left out", drop
     if annotation.get("ignore"):
         yield "has 'ignore', which detectron2 does not support", "left out", drop

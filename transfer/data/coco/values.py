@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 Entry = dict[str, Any]
-# What is wrong with an annotation, what a repair does, and the function that repairs it. The function returns None to
-# leave the annotation out; it is None if the problem cannot be repaired.
+# What is wrong with an annotation, what a repair does, and the function that repairs it, which returns None to leave
+# the annotation out. If the problem cannot be repaired, the function is None, and the second text says what the user
+# can do ("" if the file must be edited).
 Found = tuple[str, str, Callable[[Entry], Entry | None] | None]
 # A box may extend this many pixels beyond the image: exporters round outwards, and detectron2 clips.
 SLACK = 1.0
@@ -46,6 +47,11 @@ def hashable(value: Any) -> Any:
 def is_size(image: Entry) -> bool:
     """Return whether an image's width and height are positive integers."""
     return all(is_int(image.get(side)) and image[side] > 0 for side in ("width", "height"))
+
+
+def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:
+    """Return image id -> (width, height) for the images with an id and a size."""
+    return {i["id"]: (i["width"], i["height"]) for i in images if is_id(i.get("id")) and is_size(i)}
 
 
 def is_box(box: Any) -> bool:

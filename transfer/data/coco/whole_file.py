@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from transfer.data.coco import box_formats
+from transfer.data.coco.keypoints import keypoint_counts
 from transfer.data.coco.values import Entry, hashable, is_box, is_int, shown
 
 TOOL = "tools/prepare_data.py custom"
@@ -36,12 +37,29 @@ def category_shift(content: Entry) -> int:
 
     Only +1 and -1 are considered, and only if exactly one of them explains ids that are not in the file.
     """
-    known = {c["id"] for c in content["categories"] if is_int(c.get("id"))}
-    used = {a["category_id"] for a in content["annotations"] if is_int(a.get("category_id"))}
+    known, used = _category_ids(content)
     if not used or not known or used <= known:
         return 0
     fitting = [shift for shift in (1, -1) if {key + shift for key in used} <= known]
     return fitting[0] if len(fitting) == 1 else 0
+
+
+def positions(content: Entry) -> Said | None:
+    """Report category ids that are probably positions, from 0, in the list of categories, whose ids have gaps."""
+    known, used = _category_ids(content)
+    if 0 not in used or 0 in known or not used <= set(range(len(known))):
+        return None
+    return (
+        f"the annotations have the category ids {shown(sorted(used))}, but the categories have "
+        f"{shown(sorted(known))}: they are probably positions in the list of categories, from 0",
+        "replace each by the id of the category at that position",
+    )
+
+
+def _category_ids(content: Entry) -> tuple[set[int], set[int]]:
+    """Return the integers that are ids of categories, and those that annotations have as category ids."""
+    known = {c["id"] for c in content["categories"] if is_int(c.get("id"))}
+    return known, {a["category_id"] for a in content["annotations"] if is_int(a.get("category_id"))}
 
 
 def shifted(content: Entry, shift: int) -> Entry:
@@ -55,8 +73,7 @@ def shifted(content: Entry, shift: int) -> Entry:
 
 def shift_report(content: Entry, shift: int) -> Said:
     """Report category ids that are all too high or too low by one."""
-    used = sorted({a["category_id"] for a in content["annotations"] if is_int(a.get("category_id"))})
-    known = sorted(c["id"] for c in content["categories"] if is_int(c.get("id")))
+    known, used = map(sorted, _category_ids(content))
     side = "low" if shift > 0 else "high"
     return (
         f"the annotations have the category ids {shown(used)}, but the categories have {shown(known)}: all are "
@@ -85,6 +102,21 @@ def few_masks(content: Entry, share: float) -> Said | None:
     return (
         f"{missing} of {len(annotations)} annotations have no segmentation",
         f"set MODEL.MASK_ON False to train without masks (--learn boxes in {TOOL})",
+    )
+
+
+def different_keypoints(content: Entry) -> Said | None:
+    """Report categories that have keypoints of different names or numbers."""
+    named = {
+        tuple(map(str, c["keypoints"]))
+        for c in content["categories"]
+        if isinstance(c.get("keypoints"), list) and c["keypoints"]
+    }
+    if len(named) < 2 and len(set(filter(None, keypoint_counts(content).values()))) < 2:
+        return None
+    return (
+        "its categories have different keypoints, but a model has only one set of them",
+        "write one file for each set of keypoints",
     )
 
 

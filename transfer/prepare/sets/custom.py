@@ -47,7 +47,7 @@ def build(root: Path, args: argparse.Namespace) -> None:
     _check_flags(args)
     content, found = _report(args)
     if found and not args.repair:
-        raise UserError(_verdict(args, found))
+        raise UserError(_verdict(args, content, found))
     record: Content = {"file": args.json.name, "sha256": file_digest(args.json)} | _conversions(args)
     if args.repair:
         content, record["repaired"] = _repair(content, found, args)
@@ -69,9 +69,9 @@ def check(root: Path, args: argparse.Namespace) -> str:
     if args.repair or args.output or args.fraction != 1 or args.shots:
         raise UserError("--check writes nothing: leave out --repair, --output, --fraction and --shots")
     _check_flags(args)
-    _, found = _report(args)
+    content, found = _report(args)
     if found:
-        raise UserError(_verdict(args, found))
+        raise UserError(_verdict(args, content, found))
     return f"{args.json}: no problem was found"
 
 
@@ -166,13 +166,14 @@ def _convert(content: Content, args: argparse.Namespace) -> Content:
     return content
 
 
-def _verdict(args: argparse.Namespace, found: list[Problem]) -> str:
+def _verdict(args: argparse.Namespace, content: Content, found: list[Problem]) -> str:
     """Return the error message for a file with problems."""
     more = f", and {len(found) - 1} more problem(s)" if len(found) > 1 else ""
     if any(problem.repair is None for problem in found):
         first = next(problem for problem in found if problem.repair is None)
         return f"{args.json}: {first.text}{more}; {first.advice or 'this must be fixed by hand'}"
-    return f"{args.json}: {found[0].text}{more}; --repair --output FILE writes a repaired copy"
+    remedy = coco_problems.refused(content, found) or "--repair --output FILE writes a repaired copy"
+    return f"{args.json}: {found[0].text}{more}; {remedy}"
 
 
 def _repair(
@@ -185,11 +186,14 @@ def _repair(
             break
         if not found:
             return content, dict(done)
-        content = coco_problems.repaired(content, found)
+        try:
+            content = coco_problems.repaired(content, found)
+        except UserError as error:
+            raise UserError(f"{args.json}: {error}") from None
         done.update(f"{problem.part}: {problem.remedy}" for problem in found)
         found = _problems(content, args)
     if found:
-        raise UserError(_verdict(args, found))
+        raise UserError(_verdict(args, content, found))
     return content, dict(done)
 
 

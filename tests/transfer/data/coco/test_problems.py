@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pretrain.common.errors import UserError
 from tests.support import detection_data
 from transfer.data.coco import masks
 from transfer.data.coco import problems as coco_problems
-from transfer.data.coco.image_files import ImageFolder, meant_files
+from transfer.data.coco.image_files import ImageFolder, meant_files, size_differences
 from transfer.data.coco.remarks import remarks
 
 Content = dict[str, Any]
@@ -224,7 +225,7 @@ def test_keypoints(good: tuple[Content, Path]) -> None:
         category.pop("keypoints")
     for annotation in content["annotations"]:
         annotation.pop("keypoints", None)
-    assert "MODEL.KEYPOINT_ON False" in _problems(content, keypoints=True)[0].text
+    assert "MODEL.KEYPOINT_ON False" in _problems(content, keypoints=True)[0].advice
 
 
 def test_extents_and_areas_of_masks_are_those_of_pycocotools() -> None:
@@ -292,3 +293,78 @@ def test_remarks(good: tuple[Content, Path]) -> None:
     assert "1 annotations have attributes.rotation" in found
     assert "1 annotations have the image, category and box of another one" in found
     assert "1 of 9 annotations are crowds" in found and "'cup', 'Cup '" in found
+
+
+def _lists(content: Content) -> None:
+    content["images"][0]["id"] = [1]
+    content["categories"][0]["id"] = {}
+
+
+# Values of a wrong kind, and what is reported first
+ODD: list[tuple[Callable[[Content], Any], str]] = [
+    (_lists, "has no id, or one that is not an integer or a string"),
+    (_set("images", 0, file_name=""), "image 1 has no file_name"),
+    (_set("images", 0, file_name="."), "image 1: its file .* is missing"),
+    (_set("images", 0, file_name="folder"), "image 1: its file .* is missing"),
+    (_set("annotations", 0, area=float("inf")), "annotation 1 has area inf, which is not a finite number"),
+    (lambda c: c["annotations"].append(None), "its list 'annotations' holds entries that are not objects"),
+    (
+        lambda c: c["categories"][0].update(keypoints=["a", "b", "c"]),
+        "its categories have different keypoints",
+    ),
+    (
+        lambda c: [a.update(num_keypoints="two") for a in c["annotations"]],
+        "annotation 1 has num_keypoints 'two', not an integer",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "text"), ODD, ids=[text[:40] for _, text in ODD])
+def test_values_of_a_wrong_kind(
+    good: tuple[Content, Path], change: Callable[[Content], Any], text: str
+) -> None:
+    content, images = good
+    (images / "folder").mkdir()
+    change(content)
+    assert re.search(text, _problems(content, images, keypoints=True)[0].text)
+
+
+def test_boxes_that_are_all_zero_are_missing_and_not_normalised(good: tuple[Content, Path]) -> None:
+    content, images = good
+    before = [annotation["bbox"] for annotation in content["annotations"]]
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0, 0, 0, 0]
+    found = _problems(content, images)
+    assert {problem.remedy for problem in found} == {"box set to that of its mask"}
+    assert [a["bbox"] for a in coco_problems.repaired(content, found)["annotations"]] == before
+
+
+def test_positions_instead_of_category_ids(good: tuple[Content, Path]) -> None:
+    content, images = good
+    content["categories"] = [{"id": i, "name": f"c{i}"} for i in (1, 2, 4, 5)]
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["category_id"] = number % 4
+    (problem,) = _problems(content, images)
+    assert "category ids 0, 1, 2, 3, but the categories have 1, 2, 4, 5" in problem.text
+    assert problem.repair is None and "category at that position" in problem.advice
+
+
+def test_a_repair_does_not_remove_most_keypoints(good: tuple[Content, Path]) -> None:
+    """Triples within the list, which some exporters write, are not a mistake of single annotations."""
+    content, images = good
+    for annotation in content["annotations"]:
+        points = annotation["keypoints"]
+        annotation["keypoints"] = [points[:3], points[3:]]
+    found = _problems(content, images, keypoints=True)
+    message = "would leave out 8 of 8 annotations' keypoints"
+    assert message in coco_problems.refused(content, found)
+    with pytest.raises(UserError, match=message):
+        coco_problems.repaired(content, found)
+
+
+def test_a_size_that_is_missing_is_not_a_size_that_differs(good: tuple[Content, Path]) -> None:
+    content, images = good
+    content["images"][0]["width"] = 0
+    assert list(size_differences(content["images"], images)) == []
+    repaired = coco_problems.repaired(content, _problems(content, images))
+    assert repaired["images"][0]["width"] == 128
