@@ -13,6 +13,7 @@ import argparse
 import base64
 import hashlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -199,7 +200,8 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for names in pip's lines
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names in pip's lines
     try:
         main()
     except InstallError as error:

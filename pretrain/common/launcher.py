@@ -65,10 +65,10 @@ def _check_torchrun() -> int:
         )
     if not 0 <= rank < size:
         raise UserError(f"RANK {rank}, WORLD_SIZE {size}: ranks go from 0 to WORLD_SIZE - 1: {advice}")
-    if _number("LOCAL_RANK") < 0 or not 0 < _number("MASTER_PORT") < 65536:
-        raise UserError(
-            f"LOCAL_RANK {_text('LOCAL_RANK')}, MASTER_PORT {_text('MASTER_PORT')}: cannot be: {advice}"
-        )
+    if _number("LOCAL_RANK") < 0:
+        raise UserError(f"LOCAL_RANK {_text('LOCAL_RANK')}: ranks are not negative: {advice}")
+    if not 0 < _number("MASTER_PORT") < 65536:
+        raise UserError(f"MASTER_PORT {_text('MASTER_PORT')}: ports go from 1 to 65535: {advice}")
     return size
 
 

@@ -61,8 +61,11 @@ class Signals:
 
 
 def stop_groups(processes: Iterable[subprocess.Popen[str] | subprocess.Popen[bytes]]) -> None:
-    """Ask commands to save and exit, and kill what is left of them; each must lead a process group."""
-    started = list(processes)
+    """Ask commands to save and exit, and kill what is left of them; each must lead a process group.
+
+    Commands whose end is known already are left out, because their numbers may belong to other processes by now.
+    """
+    started = [process for process in processes if process.returncode is None]
     try:
         for process in started:
             if process.poll() is None:

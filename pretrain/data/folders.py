@@ -18,7 +18,7 @@ EXTENSIONS = (
 )  # fmt: skip
 # Words in the names of folders and files of label maps, depth maps and the like
 _LABEL = (
-    r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|seg|segm|segmaps?|segmentations?|segmentation(?:class|object)\w*|"
+    r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|ann_dir|seg|segm|semseg|segmaps?|segmentations?|segmentation(?:class|object)\w*|"
     r"semantic|panoptic|instance(?:s|_?ids)?|trimaps?|matte|depths?|disparity|gt|gt(?:fine|coarse)\w*|stuffthingmaps)"
 )
 _LABEL_FOLDER = re.compile(rf"(?:^|[_ .-]){_LABEL}(?:[_ .-]|$)")
@@ -107,10 +107,11 @@ class Endings:
 
     def __init__(self, chosen: Sequence[str] = ()) -> None:
         for name in chosen:
-            if not isinstance(name, str) or not is_image("x." + name.removeprefix("!")):
+            if not isinstance(name, str) or not _can_end(name.removeprefix("!")):
                 raise UserError(
-                    f"DATA.ENDINGS {name}: the name of an image cannot end so; write endings with their extension, as "
-                    'in DATA.ENDINGS \'["jpg", "rgb.png"]\' or \'["!_mask.png"]\''
+                    f"DATA.ENDINGS {name}: the name of an image cannot end like this; write endings with their "
+                    "extension and without patterns or folders, as in DATA.ENDINGS "
+                    '\'["jpg", "rgb.png"]\' or \'["!_mask.png"]\''
                 )
         self.used, self.unused = (
             tuple(
@@ -130,6 +131,10 @@ class Endings:
         lower = name.lower()
         wanted = not self.used or lower.endswith(self.used)
         return is_image(lower) and wanted and not lower.endswith(self.unused)
+
+
+def _can_end(ending: str) -> bool:
+    return is_image(f"x.{ending}") and not set("*?/") & set(ending)
 
 
 def _dotted(ending: str) -> str:

@@ -173,12 +173,12 @@ def _report(total: Counter[tuple[str, str]]) -> None:
     for (kind, instead), count in total.most_common(_LINES):
         if instead:
             say(
-                f"note: {count} files with the ending {printable(kind)} in tar shards are not used: the image of their "
-                f"sample is its {printable(instead)}; DATA.ENDINGS chooses others"
+                f"note: files with the ending {printable(kind)} in tar shards are not used ({count}): the image of "
+                f"their sample is its {printable(instead)}; DATA.ENDINGS chooses others"
             )
         else:
             say(
-                f"note: {count} images in tar shards are named like label maps of others ({printable(kind)}): if they "
+                f"note: images in tar shards are named like label maps of others ({printable(kind)}, {count}): if they "
                 "are, choose the photographs with DATA.ENDINGS"
             )
 

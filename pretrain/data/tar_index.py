@@ -23,8 +23,6 @@ from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_ma
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer uses larger records
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
-
-
 _RULES = 1  # which members are images; files of other rules are not read
 _WORDS = re.compile(r"[a-z][\w-]*(\.[a-z][\w-]*)*")
 _USUAL = ("jpg", "jpeg", "png", "webp", *(extension[1:] for extension in EXTENSIONS))

@@ -143,6 +143,8 @@ def _present(given: Path, names: list[str]) -> list[Path]:
     """Return the named files next to `given`. Raises `UserError` if one is missing."""
     files = [given.with_name(name) for name in names]
     missing = [file.name for file in files if not file.exists()]
+    if given.name in missing:
+        raise UserError(f"{given}: no such checkpoint file")
     if missing:
         if given.name in names:
             what = f"is part {names.index(given.name) + 1} of {len(names)}"

@@ -18,8 +18,8 @@ from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
 from pretrain.tensor_files.shards import combined_digest, read_checkpoint
 from transfer.convert import export
-from transfer.convert.convert import convert
-from transfer.convert.preprocessing import FLAGS, Input, config_block, describe_input, three_numbers
+from transfer.convert.convert import config_block, convert
+from transfer.convert.preprocessing import FLAGS, Input, describe_input, three_numbers
 from transfer.convert.recognise import Source, read_source
 from transfer.convert.tensor_names import clean, find_candidates, unwrapped
 

@@ -1,8 +1,9 @@
 """Convert a checkpoint's backbone to a detectron2 weights file that records its settings and its origin."""
 
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy
 
 from pretrain import __version__
 from pretrain.common.errors import UserError
+from pretrain.model.encoders import Architecture
 from transfer.convert.extra_heads import settings as kept_settings
-from transfer.convert.preprocessing import preprocessing
+from transfer.convert.preprocessing import IMAGENET, Input
 from transfer.convert.recognise import Source, read_source
 from transfer.convert.tensor_names import detectron2_name
 from transfer.convert.weights_file import format_of, read_weights, write_weights
@@ -149,3 +151,42 @@ def _is_ours(path: Path) -> bool:
         return str(read_weights(path)["author"]).startswith(AUTHOR)
     except UserError:
         return False
+
+
+def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
+    """Return the detectron2 settings, dotted key -> value, that the converted weights need."""
+    stem = architecture.stem_channels
+    # detectron2 has no width factor: WIDTH_PER_GROUP is the actual number of channels.
+    group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
+    return {
+        "INPUT.FORMAT": input.format,
+        "MODEL.PIXEL_MEAN": [round(value, 6) for value in input.mean],
+        "MODEL.PIXEL_STD": [round(value, 6) for value in input.std],
+        "MODEL.RESNETS.DEPTH": architecture.depth,
+        "MODEL.RESNETS.STRIDE_IN_1X1": input.stride_in_1x1,
+        "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": group_channels,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if architecture.bottleneck else 1),
+    }
+
+
+def config_block(settings: dict[str, Any], weights: Path) -> str:
+    """Return the settings and the file's name as YAML to paste into a detectron2 configuration."""
+    tree: dict[str, Any] = {"MODEL": {"WEIGHTS": str(weights)}}
+    for key, value in settings.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return "\n".join(_yaml_lines(tree))
+
+
+def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _yaml_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line

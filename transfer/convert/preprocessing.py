@@ -1,9 +1,8 @@
 """The preprocessing that a network expects: as its file states, otherwise the default of its layout."""
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # 0.228 is in SwAV's 
 UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], no mean
 MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)  # detectron2's default
 FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # detectron2's ResNeXts from Caffe2
-
 
 FLAGS = {  # a field of `Input` -> the flag that sets it
     "format": "--channel-order",
@@ -242,7 +240,7 @@ def _statistics(path: Path, loaded: Loaded, name: str) -> tuple[float, ...]:
     A single number is for all channels. Raises `UserError` if the file holds several that differ.
     """
     found = [tensor for key, tensor in loaded.tensors.items() if f".{key}".endswith(f".{name}")]
-    if not found or not all(t.is_floating_point() and t.numel() in (1, 3) for t in found):
+    if not found or not all(t.numel() in (1, 3) and not t.is_complex() for t in found):
         return ()
     values = {tuple(float(f"{value:.7g}") for value in tensor.flatten().tolist()) for tensor in found}
     if len(values) > 1:
@@ -292,45 +290,6 @@ def three_numbers(values: Any, *, positive: bool) -> tuple[float, ...]:
     if len(found) != 3 or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
         raise ValueError("not three numbers")
     return found
-
-
-def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
-    """Return the detectron2 settings, dotted key -> value, that the converted weights need."""
-    stem = architecture.stem_channels
-    # detectron2 has no width factor: WIDTH_PER_GROUP is the actual number of channels.
-    group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
-    return {
-        "INPUT.FORMAT": input.format,
-        "MODEL.PIXEL_MEAN": [round(value, 6) for value in input.mean],
-        "MODEL.PIXEL_STD": [round(value, 6) for value in input.std],
-        "MODEL.RESNETS.DEPTH": architecture.depth,
-        "MODEL.RESNETS.STRIDE_IN_1X1": input.stride_in_1x1,
-        "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": group_channels,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if architecture.bottleneck else 1),
-    }
-
-
-def config_block(settings: dict[str, Any], weights: Path) -> str:
-    """Return the settings and the file's name as YAML to paste into a detectron2 configuration."""
-    tree: dict[str, Any] = {"MODEL": {"WEIGHTS": str(weights)}}
-    for key, value in settings.items():
-        *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    return "\n".join(_yaml_lines(tree))
-
-
-def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield f"{indent}{key}:"
-            yield from _yaml_lines(value, indent + "  ")
-        else:
-            yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line
 
 
 def describe_input(settings: Input) -> str:

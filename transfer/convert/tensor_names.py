@@ -220,8 +220,8 @@ def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
 
 def has_resnet(tensors: Mapping[str, Any]) -> bool:
     """Return whether the tensor names contain a ResNet in another dialect than detectron2's or Caffe2's."""
-    names = [_without_module(clean(name)) for name in tensors]
-    return any(c.dialect.name not in ("detectron2", "caffe2") for c in find_candidates(dict.fromkeys(names)))
+    found = find_candidates(dict.fromkeys(map(clean, tensors)))
+    return any(c.dialect.name not in ("detectron2", "caffe2") for c in found)
 
 
 def has_detectron2_names(tensors: Mapping[Any, Any], *, bare: bool = False) -> bool:

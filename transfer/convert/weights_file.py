@@ -41,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     if is_sharded(path):
         raise UserError(first)
     contents, form, _ = read_contents(path)
-    if form != "pickle" and has_resnet(named_tensors(path, contents)):
+    if has_resnet(named_tensors(path, contents)):
         raise UserError(first)
     if not isinstance(contents, dict):
         raise UserError(f"{path}: it holds a {type(contents).__name__}, not a dict of weights")

@@ -122,7 +122,6 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     if together > 1:  # its output is read from a pipe, as UTF-8 whatever this program prints
         environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
-    if together > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // together)))
     return subprocess.Popen(

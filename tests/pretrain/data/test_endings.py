@@ -57,7 +57,7 @@ def test_one_image_of_each_sample(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert used(path) == theirs and len(theirs) == 16
         notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
         assert notes == [
-            f"note: 16 files with the ending {ending} in tar shards are not used: the image of their sample is its "
+            f"note: files with the ending {ending} in tar shards are not used (16): the image of their sample is its "
             "jpg; DATA.ENDINGS chooses others"
             for ending in ("seg.png", "depth.png")
         ]
@@ -94,8 +94,8 @@ def test_endings_of_a_folder(tmp_path: Path) -> None:
         used(path, "webp")
     with pytest.raises(UserError, match=r"no image in .*x.tar .*DATA.ENDINGS \.webp"):
         used(shard(tmp_path / "x.tar", names), "webp")
-    for wrong in ("npy", "_mask", "", "(jpg, png)"):
-        with pytest.raises(UserError, match=r"DATA\.ENDINGS .*: the name of an image cannot end so"):
+    for wrong in ("npy", "_mask", "", "(jpg, png)", "*.jpg", "!*_mask.png", "photos/a.jpg"):
+        with pytest.raises(UserError, match=r"DATA\.ENDINGS .*: the name of an image cannot end like this"):
             config.load("pretrain/moco_v2_R50.yaml", ["DATA.ENDINGS", wrong])
     assert config.load("pretrain/moco_v2_R50.yaml", ["DATA.ENDINGS", "jpg"]).DATA.ENDINGS == ["jpg"]
 
@@ -108,6 +108,7 @@ def test_endings_of_a_folder(tmp_path: Path) -> None:
         (["leftImg8bit/a/a_01_leftImg8bit.png", "gtFine/a/a_01_gtFine_labelIds.png", "gtFine/a/a_01_gtFine_color.png"],
          ["2 of 3 .*gtFine/a/a_01"]),
         (["train/images/1.jpg", "train/annotations/1.png"], ["1 of 2 .*train/annotations/1.png"]),
+        (["img_dir/1.jpg", "ann_dir/1.png"], ["1 of 2 .*ann_dir/1.png"]),
         (["1.jpg", "1_mask.png", "2.jpg", "2.seg.png", "3_mask.png"],
          [r"""1 of 5 .*1_mask.png.*leave them out: DATA.ENDINGS '\["!_mask.png"\]'""", r'2.seg.png.*"!.seg.png"']),
         (["1.a.png", "1.b.png", "photo_label.jpg", "masks/7.jpg", "instances.png"], []),  # none is named after another

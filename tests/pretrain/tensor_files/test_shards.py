@@ -82,6 +82,7 @@ def test_a_missing_part_is_named(tmp_path: Path, indexed: bool) -> None:
     expected = f"{FIRST}: is part 1 of 2 of a checkpoint, but {SECOND} is missing"
     assert expected in refusal(tmp_path / FIRST)
     assert f"{SECOND} is missing" in refusal(tmp_path)
+    assert refusal(tmp_path / SECOND).endswith(f"{SECOND}: no such checkpoint file")
     if indexed:
         assert f"{INDEX}: is the index of 2 parts of a checkpoint, but {SECOND}" in refusal(tmp_path / INDEX)
     (tmp_path / "only").mkdir()

@@ -22,6 +22,7 @@ from transfer.convert.preprocessing import MSRA
 from transfer.convert.recognise import read_source
 from transfer.convert.tensor_names import unwrapped
 from transfer.convert.verify import load_backbone
+from transfer.convert.weights_file import read_weights
 
 QUERY, KEY = network(1, "resnet18"), network(2, "resnet18")
 NAMES = [n for n in QUERY if not n.endswith("num_batches_tracked")]
@@ -252,6 +253,12 @@ def test_detectron2_names_are_converted_with_and_without_their_labels(
     assert source.input_origin.startswith(
         "assumed, since the file does not state it (to change it: --channel-order"
     )
+
+
+def test_a_pickle_with_torchvisions_names_must_be_converted_first(tmp_path: Path) -> None:
+    path = by_another_tool(tmp_path / "a.pkl", {name: QUERY[name].numpy() for name in NAMES})
+    with pytest.raises(UserError, match=r"a\.pkl: convert it first: python tools/convert_to_d2\.py"):
+        read_weights(path)
 
 
 def test_parameters_in_a_plain_pickle_share_their_storage(tmp_path: Path) -> None:

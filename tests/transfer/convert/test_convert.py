@@ -14,8 +14,8 @@ from pretrain.common.errors import UserError
 from pretrain.model.encoders import architecture
 from tests.support.checkpoints import moco_file, plain_file, small_network, torchvision_network
 from tests.support.scripts import run_script
-from transfer.convert.convert import convert
-from transfer.convert.preprocessing import IMAGENET, Input, config_block, preprocessing
+from transfer.convert.convert import config_block, convert, preprocessing
+from transfer.convert.preprocessing import IMAGENET, Input
 from transfer.convert.tensor_names import detectron2_name
 
 SMALL = small_network().state_dict()

@@ -206,6 +206,11 @@ def test_a_config_of_openmmlab_without_buffers(tmp_path: Path) -> None:
     assert read_source(tmp_path / "b.pth").input == IMAGENET  # two means: not a statement
 
 
+def test_statistics_may_be_integers(tmp_path: Path) -> None:
+    path = openmmlab(tmp_path / "a.pth", torch.tensor([104, 116, 124]), torch.tensor([57, 57, 58]))
+    assert read_source(path).input == Input("BGR", (104, 116, 124), (57, 57, 58))
+
+
 def test_unusable_statistics_are_named(tmp_path: Path) -> None:
     source = read_source(openmmlab(tmp_path / "a.pth", torch.full((3,), torch.nan), HALF))
     assert source.input == IMAGENET

@@ -17,7 +17,6 @@ from tests.support.checkpoints import plain_file, randomise, torchvision_network
 from transfer.config.load import load_config
 from transfer.convert import architecture as convert_architecture
 from transfer.convert import convert
-from transfer.convert.preprocessing import preprocessing
 from transfer.models import init_weights
 
 SMALL_HEADS = [
@@ -52,7 +51,7 @@ def _architecture(name: str) -> encoders.Architecture:
 
 def _settings(architecture: encoders.Architecture) -> dict[str, Any]:
     """Return the MODEL.RESNETS settings that the converter records."""
-    recorded = preprocessing(architecture)
+    recorded = convert.preprocessing(architecture)
     prefix = "MODEL.RESNETS."
     return {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
 

@@ -68,8 +68,8 @@ def _points(annotation: Entry, points: list[float], size: tuple[int, int] | None
             yield f"has all its keypoints far outside its bbox {annotation['bbox']}", "", None
     number = annotation.get("num_keypoints")
     if not is_int(number):
-        wrong = "no num_keypoints" if number is None else f"num_keypoints {brief(number)}, not an integer"
-        yield f"has {wrong}", "keypoints counted", _counted
+        what = "no num_keypoints" if number is None else f"num_keypoints {brief(number)}, not an integer"
+        yield f"has {what}", "keypoints counted", _counted
     elif number != len(visible):
         yield (
             f"has num_keypoints {number}, but {len(visible)} labelled keypoints",
