@@ -4,10 +4,11 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from pretrain.common.errors import UserError, run_tool
+from pretrain.common.errors import SHOWN, UserError, brief, label, run_tool
 from tests.support.scripts import ROOT
 
 NAME = "photo-é-日本-\udcff.jpg"  # as os.fsdecode gives a name that is not UTF-8
@@ -57,3 +58,39 @@ def test_a_tool_of_one_process_ends_before_it_starts(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit, match="2"):
         run_tool(lambda: pytest.fail("it has started"))
     assert "works in one process, and srun started 2" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def _doubled(depth: int) -> list[Any]:
+    value: list[Any] = [1]
+    value.append(value)
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("3", "'3'"),
+        (3, "3"),
+        ([10, 2.5, "x", None], "[10, 2.5, 'x', None]"),
+        (_doubled(60), "[..., ...]"),
+        ({"a": _doubled(60)}, "a dict of 1 entries"),
+        ("\x1b[31mred\n", "'\\x1b[31mred\\n'"),
+        ("\ud800\u202e", "'\\ud800\\u202e'"),
+        (b"\0x", "'\\x00x'"),
+        (10**5000, "an integer of 16610 bits"),
+        (object(), "a object"),
+    ],
+)
+def test_untrusted_values_are_short_printable_text(value: Any, text: str) -> None:
+    assert brief(value) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, "\n" * 150, list(range(10**6)), ["\n" * 99] * 9, b"\xff" * 1000]
+)
+def test_long_untrusted_values_are_cut(value: Any) -> None:
+    for shown in (label(value), brief(value), label(value, 40)):
+        assert shown.isprintable() and len(shown) <= SHOWN
+    assert len(label(value, 40)) <= 40

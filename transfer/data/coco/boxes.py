@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from transfer.data.coco.values import SLACK, Entry, Found, brief, drop, is_box, is_number
+from pretrain.common.errors import brief
+from transfer.data.coco.values import SLACK, Entry, Found, drop, is_box, is_number
 
 Corners = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 # A box contradicts its mask if their IoU is below SAME and an edge differs by more than ROUNDED pixels. Exporters round

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.common.errors import UserError
-from transfer.data.coco.values import Entry, brief, hashable, is_int, is_number
+from pretrain.common.errors import UserError, brief
+from transfer.data.coco.values import Entry, hashable, is_int, is_number
 
 PARTS = ("images", "annotations", "categories")
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from transfer.data.coco.values import Entry, Found, brief, drop, hashable, is_id
+from pretrain.common.errors import brief
+from transfer.data.coco.values import Entry, Found, drop, hashable, is_id
 
 
 def ids(annotation: Entry, seen: set[Any], free: int) -> Iterator[Found]:

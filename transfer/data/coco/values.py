@@ -11,7 +11,6 @@ Entry = dict[str, Any]
 Found = tuple[str, str, Callable[[Entry], Entry | None] | None]
 # A box may extend this many pixels beyond the image: exporters round outwards, and detectron2 clips.
 SLACK = 1.0
-LONGEST = 60  # characters of a value in a message
 
 
 def drop(_: Entry) -> None:
@@ -63,9 +62,3 @@ def shown(values: Any, *, most: int = 5) -> str:
     """Return the first few values, separated by commas."""
     values = list(values)
     return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")
-
-
-def brief(value: Any) -> str:
-    """Return a value as it is printed, shortened if it is very long."""
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
