@@ -21,8 +21,10 @@ import torch.multiprocessing as mp
 
 from pretrain.common import launcher
 from pretrain.common.errors import UserError, escape_what_cannot_be_printed, message
+from pretrain.common.signals import end_with_the_parent
 
 _PATIENCE = timedelta(hours=4)  # the other processes wait while one evaluates
+_START = timedelta(minutes=10)  # the first processes wait for the last ones, which read the data first
 _OWN_GPU = ("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND")  # set by srun's options
 
 
@@ -97,16 +99,21 @@ def pick_device(wanted: str) -> torch.device:
 def init_from_env(device: torch.device) -> None:
     """Join the process group that torchrun (or `spawn`, or `launcher.join`) describes in the environment, if any.
 
-    Raises `UserError` if the address cannot be used, and in every process if srun started them with different
-    arguments.
+    Raises `UserError` if the address cannot be used, if processes are missing after ten minutes, and in every process
+    if srun started them with different arguments.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1 or td.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        td.init_process_group(backend, timeout=_PATIENCE)
+        store, own, processes = next(td.rendezvous("env://", timeout=_START))
+        _wait_for_all(store, own, processes, address)
+        store.set_timeout(_PATIENCE)
+        td.init_process_group(backend, store=store, rank=own, world_size=processes, timeout=_PATIENCE)
+    except td.DistStoreError:  # this process serves the address, and too few have connected
+        raise _late("the other processes", address) from None
     except td.DistNetworkError as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             reason = "the port is in use"
         else:
@@ -117,6 +124,24 @@ def init_from_env(device: torch.device) -> None:
         ) from None
     if launcher.by_srun:
         _compare_arguments(device)
+
+
+def _wait_for_all(store: td.Store, own: int, processes: int, address: str) -> None:
+    """Wait until every process has called this. Raises `UserError` naming those that have not within `_START`."""
+    store.set(f"here/{own}", "")
+    try:
+        store.wait([f"here/{other}" for other in range(processes)], _START)
+    except td.DistStoreError:
+        missing = [str(other) for other in range(processes) if not store.check([f"here/{other}"])]
+        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise _late(f"process {names}", address) from None
+
+
+def _late(missing: str, address: str) -> UserError:
+    return UserError(
+        f"{missing} did not arrive at {address} within {_START.total_seconds() / 60:g} minutes: look for an error on "
+        "that machine, and start all processes again"
+    )
 
 
 def _compare_arguments(device: torch.device) -> None:
@@ -218,6 +243,7 @@ def _spawned(
     # This process was spawned, but its loader workers must use the platform's default start method, as under torchrun.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     escape_what_cannot_be_printed()
+    end_with_the_parent(os.getppid(), save=True)
     own = {"RANK": first + local_rank, "LOCAL_RANK": local_rank}
     os.environ.update({name: str(value) for name, value in {**environment, **own}.items()})
     worker(*args)

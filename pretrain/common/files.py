@@ -1,11 +1,13 @@
 """Writing files completely or not at all, and reading files that may be missing, damaged or incomplete."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from pretrain.common.errors import UserError
+
+_OLD = 3600  # seconds
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -23,7 +27,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = _locked(lambda: tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
@@ -31,14 +35,71 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files private
-        os.replace(name, path)
+            os.chmod(name, 0o644)  # mkstemp makes files private
+            os.replace(name, path)  # while it is still locked
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         if isinstance(error, OSError):  # a full disk, or `path` is a folder
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file for this process. Return False if another process holds the lock.
+
+    The system releases it when the process ends, however it ends. Forked children do not inherit it; the process loses
+    it when it closes any handle of the same file. Raises `OSError` if the file system has no locks.
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def is_at(path: str | os.PathLike[str], handle: int) -> bool:
+    """Return whether `path` still names the open file: it may have been removed or replaced meanwhile."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _locked(create: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+    """Return handle and name of a temporary file, locked while it is open: unlocked ones are of dead processes."""
+    while True:
+        handle, name = create()
+        try:
+            if lock(handle) and is_at(name, handle):
+                return handle, name
+        except OSError:  # no locks here: `remove_leftover` then decides by the file's age
+            return handle, name
+        os.close(handle)  # `remove_leftover` of another process was faster
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a temporary file of `write_atomic` or `write_bytes`, unless the process that writes it is alive."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if _is_dead(handle) and is_at(path, handle):
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _is_dead(handle: int) -> bool:
+    try:
+        return lock(handle)
+    except OSError:  # no locks on this file system; in either direction, since clocks can be set back
+        return abs(time.time() - os.fstat(handle).st_mtime) > _OLD
 
 
 def link(existing: Path, path: Path) -> None:
@@ -64,8 +125,11 @@ JPEG_QUALITY = 90
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`. If killed while writing, it leaves no incomplete file of that name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        temporary.write_bytes(content)
+        handle, _ = _locked(lambda: (os.open(temporary, flags, 0o666), str(temporary)))
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

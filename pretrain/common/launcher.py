@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pretrain.common.errors import UserError
+from pretrain.common.signals import end_with_the_parent
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NO_STEP = 0xFFFFFFF0  # from here on SLURM numbers the batch script, the interactive shell and the like
@@ -27,7 +28,10 @@ def join(*, srun: bool = True) -> int:
             or mpirun started several processes.
     """
     if _text("RANK") or _text("WORLD_SIZE"):
-        return _check_torchrun()
+        processes = _check_torchrun()
+        if _text("TORCHELASTIC_RUN_ID"):
+            _end_with_torchrun()
+        return processes
     if not srun:
         return 1
     _refuse_mpirun("OMPI_COMM_WORLD_SIZE")  # before SLURM's variables: mpirun starts its daemons by srun
@@ -50,6 +54,23 @@ def refuse_several() -> None:
             raise UserError(
                 f"{_program()} works in one process, and {name} started {count}: start it once, or {_SEPARATE}"
             )
+
+
+def _end_with_torchrun() -> None:
+    """End this process when torchrun ends, which cannot end it if it is killed. Raises `UserError` if it already was.
+
+    It serves the address on its first machine before it starts any process, and while it lives, it is the parent.
+    """
+    end_with_the_parent(os.getppid(), save=True)
+    if _text("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    host, port = _text("MASTER_ADDR"), _number("MASTER_PORT")
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except ConnectionRefusedError:
+        raise UserError(f"torchrun has ended: nothing answers at {host}:{port}; start it again") from None
+    except OSError:  # the process group reports it
+        pass
 
 
 def _check_torchrun() -> int:

@@ -1,20 +1,26 @@
-"""Apply a function to many items in several processes, and show the progress."""
+"""Worker processes: a function applied to many items in several of them, and what to do when one is killed."""
 
+import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
 from tqdm import tqdm
 
 from pretrain.common.errors import UserError
+from pretrain.common.signals import end_with_the_parent
+
+_HANDLES = 128  # open files that a run with a few workers needs
+_MANY = 65536  # more than any run needs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,14 +60,69 @@ def _start_worker(parent: int, method: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if method == "spawn":
         cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_the_parent(parent)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, since a killed parent cannot stop it."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+@contextmanager
+def worker_failures(workers: str, batch: str) -> Iterator[None]:
+    """Turn what the machine does to a loader's workers into a `UserError` that names the keys to change.
+
+    The limit on open files is raised first, as far as the system allows: each tensor from a worker is a file.
+
+    Args:
+        workers, batch: keys of the number of workers and of the images in a batch.
+    """
+    handles = _raise_limit()
+    if handles < _HANDLES:
+        raise UserError(
+            f"this shell allows {handles} open files for each process (ulimit -n), and {_HANDLES} are needed: "
+            "run `ulimit -n 4096` first"
+        )
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if lacks_handles(error):
+            raise UserError(
+                f"too many open files: this shell allows {handles} for each process (ulimit -n): raise that with "
+                f"`ulimit -n {4 * handles}`, or lower {workers} or {batch}"
+            ) from None
+        ended = re.search(
+            r"DataLoader worker \(pid.*?\) (is killed by signal: ([\w ]+)|exited unexpectedly)", str(error)
+        )
+        if not ended:
+            raise
+        if ended[2] == "Bus error":
+            reason = "shared memory (/dev/shm) is full: enlarge it (docker: --shm-size)"
+        else:
+            reason = "usually because memory ran out"
+        raise UserError(
+            f"a worker that loads images was killed, {reason}: lower {workers} or {batch}; --resume continues from the "
+            "last saved state"
+        ) from None
+
+
+def lacks_handles(error: BaseException) -> bool:
+    """Return whether an error says that this process, or the worker that it comes from, has too many open files."""
+    # A worker's error arrives as a text with its traceback.
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
+        text in str(error) for text in ("Too many open files", "received 0 items of ancdata")
+    )
+
+
+def _raise_limit() -> int:
+    """Raise the limit on open files to the system's own, and return it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _HANDLES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now, most = (_MANY if limit == resource.RLIM_INFINITY else min(limit, _MANY) for limit in (soft, hard))
+    if now < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError):  # macOS has a second limit
+            return now
+    return most
 
 
 class Progress:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterable
 from types import FrameType
 from typing import NoReturn
@@ -15,6 +16,8 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": the state is saved
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LATEST = 120  # seconds that a worker survives a signal whose sender is unknown
 _PATIENCE = 120  # seconds that a command may take to save and exit
+_GRACE = 6.0  # seconds that a process may take to save and exit after its launcher was killed
+_LOOK = 1.0  # seconds between two looks at the parent
 
 
 class Signals:
@@ -91,12 +94,31 @@ def die_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def end_with_the_parent(parent: int, *, save: bool = False) -> None:
+    """End this process when `parent` is gone, even if that was killed and could not end it.
+
+    Unlike `die_with_the_parent`, this is called in the process itself, and the parent's thread that started it may end.
+
+    Args:
+        save: send this process SIGTERM first, and end it a few seconds later; the parent is then a launcher.
+    """
+    threading.Thread(target=_watch, args=(parent, save), daemon=True).start()
+
+
+def _watch(parent: int, save: bool) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    if save:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+    os._exit(1)
+
+
 def outlive_the_stop() -> None:
     """Make a loader worker ignore a scheduler's signals, because the current training step still needs its data.
 
     A scheduler signals every process of a job. Only a signal from the worker's parent ends it: an interpreter that
-    exits after an error sends SIGTERM and waits. If the parent is killed, the worker ends by itself: torch's workers
-    check for their parent every few seconds.
+    exits after an error sends SIGTERM and waits. If the parent is killed, the worker ends by itself.
     """
     # If a library's thread receives the signal, and on macOS, the sender is unknown: end after a delay.
     for number in _SIGNALS:
@@ -105,6 +127,7 @@ def outlive_the_stop() -> None:
     if creator and creator.pid and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         threading.Thread(target=_end_for, args=(creator.pid,), daemon=True).start()
+    end_with_the_parent(os.getppid())  # a new thread must not receive the signals, so they are blocked before
 
 
 def _end_for(process: int) -> None:

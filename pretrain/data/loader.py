@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
+from pretrain.common.pool import lacks_handles
 from pretrain.common.signals import outlive_the_stop
 from pretrain.data import views
 from pretrain.data.broken_images import attempts
@@ -76,7 +77,9 @@ class ViewPairs(Dataset[Sample]):
                 return Sample(query, key, choices, index, broken)
             except UserError:  # a whole shard is damaged, not a single image
                 raise
-            except Exception:  # Pillow raises many different classes on damaged files
+            except Exception as error:  # Pillow raises many different classes on damaged files
+                if lacks_handles(error):
+                    raise
                 broken.append(index)
         blank = np.zeros((self.size, self.size, 3), np.uint8)
         return Sample(blank, blank, views.nothing_left(self.geometry_only), wanted, broken)

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -10,6 +11,8 @@ from fvcore.common.config import CfgNode
 from pretrain.common import distributed, loggers
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError, compiler_in_one_line
+from pretrain.common.pool import worker_failures
+from pretrain.common.run_folder import held
 from pretrain.common.signals import Signals
 from pretrain.data import on_device
 from pretrain.data.loader import Batch, make_train_loader
@@ -41,11 +44,12 @@ def train(cfg: CfgNode, *, resume: bool = False, other_processes: bool = False) 
         KeyboardInterrupt: the same after Ctrl-C.
     """
     loggers.check(cfg)
-    run = set_up(cfg, resume=resume, other_processes=other_processes)
-    per_epoch, images = run.progress.per_epoch, len(run.files)
-    alarms = Alarms(cfg, per_epoch=per_epoch, total=run.total, images=images)
-    with closing(Log(cfg, iteration=run.progress.iteration, alarms=alarms)) as log:
-        _train(run, log)
+    with held(Path(cfg.OUTPUT_DIR)), worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):
+        run = set_up(cfg, resume=resume, other_processes=other_processes)
+        per_epoch, images = run.progress.per_epoch, len(run.files)
+        alarms = Alarms(cfg, per_epoch=per_epoch, total=run.total, images=images)
+        with closing(Log(cfg, iteration=run.progress.iteration, alarms=alarms)) as log:
+            _train(run, log)
 
 
 def _train(run: Run, log: Log) -> None:

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
+from pretrain.common.run_folder import held_file, remove_leftovers
 from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
 from pretrain.tensor_files.shards import combined_digest, read_checkpoint
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("give INPUT OUTPUT.pkl, or several inputs with --output-dir DIR, or --inspect")
     source, output = map(Path, args.files)
     if args.to:
-        say("\n".join(export.export(source, output, to=args.to, overwrite=args.overwrite, **choice)))
+        with held_file(output):
+            lines = export.export(source, output, to=args.to, overwrite=args.overwrite, **choice)
+        say("\n".join(lines))
         return
     convert_one(source, output, record=args.record, **options)
 
@@ -156,6 +159,7 @@ def convert_one(path: Path, output: Path, *, record: Path | None, **options: Any
         raise UserError(f"--record {record}: the name must end in .json")
     written = convert(path, output, **options)
     if record:
+        remove_leftovers(record.parent, lambda name: name == record.name)
         write_text(record, json.dumps(written, indent=2) + "\n")
     for line in _report(written, output):
         say(line)

@@ -12,6 +12,7 @@ import numpy
 
 from pretrain import __version__
 from pretrain.common.errors import UserError
+from pretrain.common.run_folder import held_file
 from pretrain.model.encoders import Architecture
 from transfer.convert.extra_heads import settings as kept_settings
 from transfer.convert.preprocessing import IMAGENET, Input
@@ -59,22 +60,25 @@ def convert(
     """
     form = format_of(output)
     check_output(input, output, overwrite=overwrite)
-    found = read_source(input, source=source, branch=branch, keep=keep, given=given, merged_norm=merged_norm)
-    contents = _contents(found, input)
-    measured = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as folder:
-            draft = Path(folder) / "draft.pkl"
-            write_weights(draft, contents)
-            if verify:
-                measured = _verify(found, draft, contents, input=input)
-            draft = draft.with_suffix(f".{form}")
-            write_weights(draft, contents)  # now with the measured differences
-            _check_written(draft, contents)
-            os.replace(draft, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+    with held_file(output):
+        found = read_source(
+            input, source=source, branch=branch, keep=keep, given=given, merged_norm=merged_norm
+        )
+        contents = _contents(found, input)
+        measured = None
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+                draft = Path(folder) / "draft.pkl"
+                write_weights(draft, contents)
+                if verify:
+                    measured = _verify(found, draft, contents, input=input)
+                draft = draft.with_suffix(f".{form}")
+                write_weights(draft, contents)  # now with the measured differences
+                _check_written(draft, contents)
+                os.replace(draft, output)
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
     contents["record"]["proof"] = measured
     return {key: value for key, value in contents.items() if key != "model"}
 

@@ -13,6 +13,7 @@ from pretrain.common.configs import ROOT, digest_text
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json, write_text
+from pretrain.common.run_folder import held
 from transfer.config.load import load_config
 from transfer.data.on_disk import check_demo
 from transfer.demo import demo_page, mechanism_page, stages
@@ -84,6 +85,11 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
         output: folder of the results.
         debs: Debian packages downloaded elsewhere, for a machine without apt.
     """
+    with held(output / size, "--output"):
+        _run(size, root=root, output=output, debs=debs)
+
+
+def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...]) -> None:
     start = time.perf_counter()
     plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
     done = stages.run([_data_stage(size, root, debs)], folder / "stages")
@@ -108,6 +114,11 @@ def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> 
 
 def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
     """Pre-train with each setting of `MECHANISM`, two at a time, and write `output/mechanism.html`."""
+    with held(output / "mechanism", "--output"):
+        _run_mechanism(root=root, output=output, debs=debs)
+
+
+def _run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...]) -> None:
     start = time.perf_counter()
     folder, data = output / "mechanism", root / "demo_standard"
     done = stages.run([_data_stage("standard", root, debs)], folder / "stages")

@@ -18,6 +18,8 @@ from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
+from pretrain.common.pool import worker_failures
+from pretrain.common.run_folder import held
 from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
 from pretrain.data.class_folders import LabelledImages
@@ -75,16 +77,17 @@ def run(
         UserError: a mistake in the settings, the weights or the data.
         SystemExit: with `signals.STOPPED`, after SIGTERM or SIGUSR1, once the state is saved.
     """
-    stored = None if knn else state.find(cfg, resume=resume)
-    probe = _set_up(cfg, weights, source=source, branch=branch)
-    if distributed.is_main():
-        state.remove_leftovers(probe.folder)
-    extract = Extractor(probe.backbone, probe.device)
-    if knn:
-        _measure_knn(probe, extract)
-        return
-    with Signals() as signals:
-        _train(probe, extract, stored, signals)
+    with held(Path(cfg.OUTPUT_DIR)), worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):
+        stored = None if knn else state.find(cfg, resume=resume)
+        probe = _set_up(cfg, weights, source=source, branch=branch)
+        if distributed.is_main():
+            state.remove_leftovers(probe.folder)
+        extract = Extractor(probe.backbone, probe.device)
+        if knn:
+            _measure_knn(probe, extract)
+            return
+        with Signals() as signals:
+            _train(probe, extract, stored, signals)
 
 
 def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:

@@ -21,7 +21,6 @@ from transfer.linear.classifiers import Classifiers
 from transfer.linear.config import IRRELEVANT
 
 LAST = "linear_last.pth"
-_OLD = 3600.0  # seconds
 _OTHERS = ("broken_images.txt", "config.yaml", "knn.json", "metrics.json", "results.json")
 
 
@@ -82,14 +81,9 @@ def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written an hour ago or earlier: features of ImageNet take 10 GB.
-
-    A younger file may be one that another process is writing now.
-    """
-    run_folder.remove_leftovers(folder, lambda name: name == LAST or name in _OTHERS, older_than=_OLD)
-    run_folder.remove_leftovers(
-        folder / "features", lambda name: name.endswith((".npy", ".json")), older_than=_OLD
-    )
+    """Remove what a killed process left half-written: features of ImageNet take 10 GB."""
+    run_folder.remove_leftovers(folder, lambda name: name == LAST or name in _OTHERS)
+    run_folder.remove_leftovers(folder / "features", lambda name: name.endswith((".npy", ".json")))
 
 
 def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:

@@ -19,7 +19,8 @@ from pretrain.common import distributed, loggers
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, compiler_in_one_line
 from pretrain.common.files import write_json
-from pretrain.common.run_folder import in_use
+from pretrain.common.pool import worker_failures
+from pretrain.common.run_folder import held, in_use
 from transfer import d2_compat, results
 from transfer.data import datasets
 from transfer.data.digests import data_digests, data_record
@@ -47,11 +48,9 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
     cfg = cfg.clone()
     output = Path(cfg.OUTPUT_DIR)
-    if resume and not eval_only and os.path.exists(output / RESULTS):
-        say(f"{output}: this run is finished; nothing to do")
-        return
-    _refuse_overwriting(output, resume=resume, eval_only=eval_only)
     if not eval_only:
+        if _is_finished(output, resume=resume):
+            return
         loggers.check(cfg)
     datasets.prepare(cfg, train=not eval_only)
     device = distributed.pick_device(cfg.MODEL.DEVICE)
@@ -60,6 +59,15 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
     distributed.init_from_env(device)
     d2_compat.set_local_process_group()
 
+    if eval_only:  # it writes other files, each at once, so it may run while the folder's run trains
+        _train_and_test(cfg, output, resume=resume, eval_only=eval_only)
+        return
+    with held(output):
+        if not _is_finished(output, resume=resume):  # another run may have ended since
+            _train_and_test(cfg, output, resume=resume, eval_only=eval_only)
+
+
+def _train_and_test(cfg: CfgNode, output: Path, *, resume: bool, eval_only: bool) -> None:
     started = time.perf_counter()
     with advice(cfg):
         model, weights_record = build(cfg, eval_only=eval_only)
@@ -102,20 +110,25 @@ def _settings(cfg: CfgNode, weights_record: dict[str, Any] | None) -> dict[str, 
     }
 
 
-def _refuse_overwriting(output: Path, *, resume: bool, eval_only: bool) -> None:
+def _is_finished(output: Path, *, resume: bool) -> bool:
+    """Return whether a resumed run has nothing left to do. Raises `UserError` for a run that would be overwritten."""
+    if resume and os.path.exists(output / RESULTS):
+        say(f"{output}: this run is finished; nothing to do")
+        return True
     finished, unfinished = output / RESULTS, output / LAST
-    if eval_only or resume:
-        return
+    if resume:
+        return False
     for path in (finished, unfinished):
         if os.path.exists(path):  # Path.exists raises for a name that is too long and without permission
             raise in_use(output, finished=path == finished)
+    return False
 
 
 @contextmanager
 def advice(cfg: CfgNode) -> Iterator[None]:
     """Turn failures that depend on the machine into `UserError`s that name the keys to change."""
     try:
-        with compiler_in_one_line():
+        with compiler_in_one_line(), worker_failures("DATALOADER.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):
             yield
     except torch.cuda.OutOfMemoryError:
         share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()

@@ -1,5 +1,6 @@
 """Folders and lists of images: which images are found, their order, and the handling of broken files."""
 
+import errno
 import functools
 import itertools
 import os
@@ -329,6 +330,15 @@ def test_replacements_are_all_different(count: int) -> None:
     sample = ViewPairs(_Unreadable(["x"] * count), settings())[0, count - 1]
     assert sample.broken[0] == count - 1 and not sample.query.any()
     assert len(sample.broken) == len(set(sample.broken)) == min(count, 16)
+
+
+def test_too_few_file_handles_are_not_taken_for_broken_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(files: ImageFiles, index: int) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(_Unreadable, "read", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        ViewPairs(_Unreadable(["x"] * 3), settings())[0, 1]
 
 
 def test_sessions_of_a_run_share_a_limit(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,43 @@ def visible_gpus() -> list[str]:
     return (named or [str(number) for number in range(count)])[:count]
 
 
+def locks_folder() -> Path:
+    """Return this user's folder for lock files, which all of the user's programs on this machine share.
+
+    It is below XDG_RUNTIME_DIR, which systemd makes for a user's sessions, or else below the folder for temporary
+    files.
+    """
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "-")
+    if runtime.is_absolute() and _is_private(runtime):
+        return runtime / "reproduce-gpus"
+    return Path(tempfile.gettempdir()) / f"reproduce-gpus-{os.getuid()}"
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether this is a folder, not a link to one, that belongs to this user and that others cannot enter."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
+def _open_lock(folder: Path, name: str) -> int:
+    """Open a lock file without following a link or changing what is there. Raises `UserError`."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder):
+            raise UserError(
+                f"{folder}: lock files need a folder of yours that others cannot enter: chmod 700 it, or set "
+                "XDG_RUNTIME_DIR to such a folder"
+            )
+        return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"{folder / name}: this lock file cannot be opened: {error.strerror}; remove it"
+        ) from None
+
+
 class Local:
     """This machine: a limited number of workers at a time, each with its own GPUs.
 
@@ -55,7 +93,7 @@ class Local:
         gpus: values for CUDA_VISIBLE_DEVICES, see `visible_gpus`; empty means the CPU.
         each: number of GPUs per job.
         jobs: maximum number of workers at a time; 0 means as many as the GPUs allow, or one on the CPU.
-        locks: folder of the GPUs' lock files, on this machine's own disk.
+        locks: folder of the GPUs' lock files, on this machine's own disk; by default `locks_folder`.
     Raises:
         UserError: there are fewer GPUs than one job needs.
     """
@@ -72,7 +110,7 @@ class Local:
         self.jobs = min(jobs or len(self.free), len(self.free))
         self.threads = max(1, (os.cpu_count() or 1) // self.jobs)
         self.running: dict[Path, tuple[subprocess.Popen[bytes], tuple[str, ...]]] = {}
-        self.locks = locks or Path(tempfile.gettempdir()) / f"reproduce-gpus-{os.getuid()}"
+        self.locks = locks
         self._reported: set[tuple[str, ...]] = set()
 
     def start(self, folders: Sequence[Path]) -> list[Path]:
@@ -92,12 +130,14 @@ class Local:
 
     def _lock(self, slot: tuple[str, ...], stack: contextlib.ExitStack) -> list[int] | None:
         """Lock the GPUs of a slot and return the file handles; None if a job of another program has one of them."""
-        held = []
+        held: list[int] = []
+        if slot and self.locks is None:
+            self.locks = locks_folder()
         for gpu in slot:
-            self.locks.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((self.locks / gpu.replace("/", "-")).open("wb"))
+            handle = _open_lock(self.locks or Path(), gpu.replace("/", "-"))
+            stack.callback(os.close, handle)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if slot not in self._reported:
                     say(
@@ -105,7 +145,7 @@ class Local:
                     )
                 self._reported.add(slot)
                 return None
-            held.append(file.fileno())
+            held.append(handle)
         return held
 
     def _worker(self, folder: Path, slot: tuple[str, ...], held: list[int]) -> subprocess.Popen[bytes]:

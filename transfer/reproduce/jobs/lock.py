@@ -139,8 +139,9 @@ def holder(path: Path) -> str:
 def silence(path: Path) -> float | None:
     """Return the seconds since the last heartbeat of a lock's holder; None if the lock is free.
 
-    Both times come from the disk, so the machines' clocks need not agree. On a network disk the answer may be out of
-    date; only `Lock.acquire` decides whether a lock can be taken over.
+    Both times come from the disk, so the machines' clocks need not agree. A heartbeat in the future, written before a
+    clock was set back, counts as old. On a network disk the answer may be out of date; only `Lock.acquire` decides
+    whether a lock can be taken over.
     """
     try:
         last = path.stat().st_mtime
@@ -151,7 +152,7 @@ def silence(path: Path) -> float | None:
             now = os.fstat(file.fileno()).st_mtime
     except OSError:  # a read-only folder
         now = time.time()
-    return max(0.0, now - last)
+    return abs(now - last)
 
 
 def _read(path: Path) -> str:

@@ -19,7 +19,7 @@ from transfer.reproduce import command, progress
 from transfer.reproduce.arguments import parse
 from transfer.reproduce.jobs import scheduler, worker
 from transfer.reproduce.jobs.job import Job
-from transfer.reproduce.jobs.local import Local, visible_gpus
+from transfer.reproduce.jobs.local import Local, locks_folder, visible_gpus
 from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
 from transfer.reproduce.plan.plan import Options
 
@@ -55,6 +55,45 @@ def test_gpus_are_dealt_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--num-gpus 8: this machine has 4"):
         Local(["0", "1", "2", "3"], each=8)
     assert len(Local([]).free) == 1
+
+
+def test_lock_files_are_opened_without_following_links_or_emptying(tmp_path: Path) -> None:
+    folder, victim = tmp_path / "locks", tmp_path / "victim"
+    folder.mkdir(mode=0o700)
+    victim.write_text("precious")
+    (folder / "0").symlink_to(victim)
+    os.link(victim, folder / "1")
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(UserError, match="locks/0: this lock file cannot be opened"):
+            Local(["0"], locks=folder)._lock(("0",), stack)
+        assert Local(["1"], locks=folder)._lock(("1",), stack)
+    assert victim.read_text() == "precious"
+
+
+def test_lock_files_lie_where_only_the_user_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, temporary = tmp_path / "runtime", tmp_path / "tmp"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(temporary))
+    shared = temporary / f"reproduce-gpus-{os.getuid()}"
+    for value in ("", "runtime", str(runtime)):  # unset, relative, and a folder that does not exist
+        monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+        assert locks_folder() == shared
+    runtime.mkdir()
+    for mode, expected in ((0o755, shared), (0o700, runtime / "reproduce-gpus")):
+        runtime.chmod(mode)
+        assert locks_folder() == expected
+    for make in (lambda: shared.symlink_to(runtime), lambda: shared.mkdir(), lambda: shared.chmod(0o770)):
+        temporary.mkdir(exist_ok=True)
+        make()
+        with contextlib.ExitStack() as stack, pytest.raises(UserError, match="need a folder of yours"):
+            Local(["0"], locks=shared)._lock(("0",), stack)
+        if shared.is_symlink():
+            shared.unlink()
+    shared.chmod(0o700)
+    with contextlib.ExitStack() as stack:
+        assert Local(["0"], locks=shared)._lock(("0",), stack)
+        assert stat.S_IMODE((shared / "0").stat().st_mode) == 0o600
 
 
 def test_two_programs_with_fewer_jobs_than_gpus_share_them(tmp_path: Path) -> None:
