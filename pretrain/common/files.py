@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = _locked(lambda: tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}."))
+        handle, name = _make_temporary(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
@@ -72,10 +72,10 @@ def is_at(path: str | os.PathLike[str], handle: int) -> bool:
         return False
 
 
-def _locked(create: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+def _make_temporary(path: Path) -> tuple[int, str]:
     """Return handle and name of a temporary file, locked while it is open: unlocked ones are of dead processes."""
     while True:
-        handle, name = create()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             if lock(handle) and is_at(name, handle):
                 return handle, name
@@ -85,7 +85,7 @@ def _locked(create: Callable[[], tuple[int, str]]) -> tuple[int, str]:
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove a temporary file of `write_atomic` or `write_bytes`, unless the process that writes it is alive."""
+    """Remove a temporary file of `write_atomic` or `replacing`, unless the process that writes it is alive."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
@@ -122,18 +122,45 @@ def found(folder: Path, pattern: str) -> list[Path]:
 JPEG_QUALITY = 90
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`. If killed while writing, it leaves no incomplete file of that name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write, which becomes `path` at the end; it is not flushed to disk, unlike that of `write_atomic`.
+
+    If killed, it leaves no incomplete file of that name; the next process that writes `path` uses its temporary file.
+    """
+    temporary, handle = _open_temporary(path)
     try:
-        handle, _ = _locked(lambda: (os.open(temporary, flags, 0o666), str(temporary)))
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+            yield file
+            file.flush()
+            os.replace(temporary, path)  # while it is locked
+            temporary = path  # on network disks, closing it can still fail
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _open_temporary(path: Path) -> tuple[Path, int]:
+    """Open `.NAME.tmp`, or `.NAME.PID.tmp` if a living process uses that, or may use it on a disk without locks."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    shared = path.with_name(f".{path.name}.tmp")
+    with contextlib.suppress(OSError):
+        handle = os.open(shared, flags, 0o666)
+        try:
+            if lock(handle) and is_at(shared, handle):
+                os.ftruncate(handle, 0)
+                return shared, handle
+        except OSError:
+            shared.unlink(missing_ok=True)
+        os.close(handle)
+    own = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return own, os.open(own, flags | os.O_TRUNC, 0o666)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`. If killed while writing, it leaves no incomplete file of that name."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:

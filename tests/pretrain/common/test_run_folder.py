@@ -42,6 +42,10 @@ def kill(process: ForkProcess) -> None:
     process.join()
 
 
+def _no_locks(handle: int) -> bool:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 def hold(folder: Path, ready: Event) -> None:
     with held(folder):
         if not os.fork():  # a loader's worker, which outlives a killed run for a moment
@@ -79,10 +83,7 @@ def test_a_run_that_fails_at_once_leaves_no_folder_behind(tmp_path: Path) -> Non
 def test_a_file_system_without_locks_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(handle: int) -> bool:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(run_folder, "lock", refuse)
+    monkeypatch.setattr(run_folder, "lock", _no_locks)
     with held(tmp_path), held(tmp_path):
         pass
     assert re.fullmatch(
@@ -166,11 +167,7 @@ def test_without_locks_age_decides_in_either_direction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: int
 ) -> None:
     """A clock that was set back must not keep a file for ever."""
-
-    def refuse(handle: int) -> bool:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(files, "lock", refuse)
+    monkeypatch.setattr(files, "lock", _no_locks)
     old, young = tmp_path / ".a.json.1", tmp_path / ".a.json.2"
     for path in (old, young):
         path.touch()
@@ -194,6 +191,31 @@ def test_a_temporary_file_that_was_taken_for_a_leftover_is_made_again(
     monkeypatch.setattr(files, "lock", late)
     write_atomic(tmp_path / "a", lambda file: file.write(b"1"))
     assert removed and (tmp_path / "a").read_bytes() == b"1" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_next_writer_of_a_file_uses_what_a_dead_one_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with other_process(partial(_stop_before_the_rename, path)) as process:
+        write_bytes(path, b"mine")  # while the other one lives
+        assert path.read_bytes() == b"mine" and (tmp_path / ".a.json.tmp").exists()
+        kill(process)
+        assert len(list(tmp_path.iterdir())) == 2
+        write_bytes(path, b"x")
+    assert path.read_bytes() == b"x" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for locks in (True, False):
+        with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / "a") as file:
+            file.write(b"half")
+            _ = 1 / 0
+        assert list(tmp_path.iterdir()) == []
+        if locks:
+            monkeypatch.setattr(files, "lock", _no_locks)
+    write_bytes(tmp_path / "a", b"whole")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
 def _write_file(path: Path, ready: Event) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import shutil
 import sys
 import tarfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pretrain.common.errors import UserError
+from pretrain.common.files import replacing
 
 BLOCK = 1 << 20  # bytes per read
 TIMEOUT_S = 60  # without any data
@@ -220,14 +220,8 @@ def _is_there(target: Path, size: int) -> bool:
 
 def _copy(open_file: Callable[[], IO[bytes]], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open_file() as source, temporary.open("wb") as file:
-            shutil.copyfileobj(source, file, BLOCK)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with open_file() as source, replacing(target) as file:
+        shutil.copyfileobj(source, file, BLOCK)
 
 
 @contextmanager
