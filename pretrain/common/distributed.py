@@ -243,7 +243,7 @@ def _spawned(
     # This process was spawned, but its loader workers must use the platform's default start method, as under torchrun.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     escape_what_cannot_be_printed()
-    end_with_the_parent(os.getppid(), save=True)
+    end_with_the_parent(os.getppid())
     own = {"RANK": first + local_rank, "LOCAL_RANK": local_rank}
     os.environ.update({name: str(value) for name, value in {**environment, **own}.items()})
     worker(*args)
