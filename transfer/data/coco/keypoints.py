@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from transfer.data.coco.values import SLACK, Entry, Found, brief, hashable, is_box, is_id, is_int, is_number
+from pretrain.common.errors import brief
+from transfer.data.coco.values import SLACK, Entry, Found, hashable, is_box, is_id, is_int, is_number
 
 
 def keypoint_counts(content: Entry) -> dict[Any, int]:
