@@ -1,15 +1,11 @@
 """Errors for the user: one line that says what to fix, instead of a traceback."""
 
 import io
-import numbers
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
-
-LONGEST = 200  # characters of a stranger's value in a message
-_DEPTH = 3  # of lists in lists that are shown
 
 
 class UserError(Exception):
@@ -52,63 +48,6 @@ def label(value: Any, limit: int = SHOWN) -> str:
 def brief(value: Any, limit: int = SHOWN) -> str:
     """Return an untrusted value as `label` does, with quotes around a string, so that '3' differs from 3."""
     return f"'{label(value, limit - 2)}'" if isinstance(value, str | bytes) else label(value, limit)
-
-
-def shown(value: Any, *, quoted: bool = False, most: int = LONGEST) -> str:
-    """Return a value from a file, a config or an archive as it may appear in a message: one short printable line.
-
-    Control characters, terminal escapes and halves of characters are shown as escapes. Of lists and mappings only what
-    fits is looked at, even if they hold themselves; of other objects only the type is named.
-
-    Args:
-        quoted: put strings between quotation marks, as `repr` does; within lists they always are.
-        most: characters of the result; what is longer ends in dots.
-    """
-    text = _shown(value, quoted, most, _DEPTH)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _shown(value: Any, quoted: bool, room: int, depth: int) -> str:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str):
-        text = printable(value[: room + 1])
-        return f"'{text}'" if quoted else text
-    if isinstance(value, bytes | bytearray):
-        return repr(bytes(value[: room + 1]))
-    if value is None or isinstance(value, bool):
-        return str(value)
-    if isinstance(value, numbers.Integral):
-        number = int(value)
-        # Python refuses to print more than 4300 digits
-        return str(number) if number.bit_length() < 4 * room else f"a number of {number.bit_length()} bits"
-    if isinstance(value, float):
-        return float.__repr__(value)
-    if isinstance(value, dict):
-        pairs = (f"{_part(k, room, depth)}: {_part(v, room, depth)}" for k, v in value.items())
-        return "{" + _joined(pairs, room) + "}"
-    if isinstance(value, list | tuple | set | frozenset):
-        inner = _joined((_part(item, room, depth) for item in value), room)
-        if isinstance(value, tuple):
-            return f"({inner},)" if len(value) == 1 else f"({inner})"
-        return f"[{inner}]" if isinstance(value, list) else f"{{{inner}}}"
-    return f"a value of type {printable(type(value).__name__[:room])}"
-
-
-def _part(value: Any, room: int, depth: int) -> str:
-    if depth == 0 and isinstance(value, dict | list | tuple | set | frozenset):
-        return "..."
-    return _shown(value, True, room, depth - 1)
-
-
-def _joined(parts: Iterator[str], room: int) -> str:
-    taken: list[str] = []
-    for part in parts:
-        taken.append(part)
-        room -= len(part) + 2
-        if room < 0:  # what follows would be cut off
-            break
-    return ", ".join(taken)
 
 
 def printable(text: str) -> str:
