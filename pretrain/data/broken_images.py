@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from pretrain.common import distributed
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, printable
 from pretrain.common.files import write_text
-from pretrain.data.folders import Images, printable
+from pretrain.data.folders import Images
 
 FILE = "broken_images.txt"
 REPLACEMENTS = 16  # images tried for one item, including the wanted one

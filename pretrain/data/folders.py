@@ -18,8 +18,8 @@ EXTENSIONS = (
 )  # fmt: skip
 # Words in the names of folders and files of label maps, depth maps and the like
 _LABEL = (
-    r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|ann_dir|seg|segm|semseg|segmaps?|segmentations?|segmentation(?:class|object)\w*|"
-    r"semantic|panoptic|instance(?:s|_?ids)?|trimaps?|matte|depths?|disparity|gt|gt(?:fine|coarse)\w*|stuffthingmaps)"
+    r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|ann_dir|seg|segm|semseg|segmaps?|segmentations?|"
+    r"segmentation(?:class|object)\w*|semantic|panoptic|instance(?:s|_?ids)?|trimaps?|matte|depths?|disparity|gt|gt(?:fine|coarse)\w*|stuffthingmaps)"
 )
 _LABEL_FOLDER = re.compile(rf"(?:^|[_ .-]){_LABEL}(?:[_ .-]|$)")
 _LABEL_FILE = re.compile(rf"[_.-]{_LABEL}(?:[_.-](?:colou?r|ids?))?$")
@@ -271,8 +271,3 @@ def class_folders(folder: str, endings: Endings = ALL) -> list[str]:
     if any(not e.is_dir() and endings.match(e.name) for e in visible):
         return []
     return sorted(e.name for e in visible if e.is_dir() and any(_walk(e.path, set(top), endings)))
-
-
-def printable(name: str) -> str:
-    """Return a name as one printable line: line breaks, control characters and undecodable bytes become escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

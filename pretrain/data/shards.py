@@ -16,9 +16,9 @@ import numpy as np
 
 from pretrain.common import distributed, rng
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, printable
 from pretrain.data import tar_index
-from pretrain.data.folders import ALL, Endings, ImageFiles, printable
+from pretrain.data.folders import ALL, Endings, ImageFiles
 
 BLOCK = 16  # shards whose images are mixed
 # Shards that a process keeps open, with two file descriptors each: those of one block and of the next

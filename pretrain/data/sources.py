@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, printable
 from pretrain.data.folders import (
     ALL,
     Endings,
@@ -19,7 +19,6 @@ from pretrain.data.folders import (
     images_below,
     label_kind,
     label_maps,
-    printable,
 )
 from pretrain.data.shards import ShardImages
 

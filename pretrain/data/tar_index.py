@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, printable
 from pretrain.common.files import write_atomic
-from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_maps, printable
+from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_maps
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer uses larger records
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from pretrain.common import errors
 from pretrain.common.errors import UserError
 
 MAX_STEPS = 3_000_000  # opcodes; the largest real files have about 100,000
@@ -48,18 +49,15 @@ class Opaque(dict):
         return id(self)
 
 
-def label(value: Any, limit: int = 200) -> str:
-    """Return a key or name from a file as short printable text, for tables, messages and terminals."""
-    if isinstance(value, Constructor | Opaque):
-        value = value.name
+def label(value: Any, limit: int = errors.SHOWN) -> str:
+    """Return a key or name from a file as `pretrain.common.errors.label` does, and a class in the file by its name."""
     if isinstance(value, tuple):
-        return "(" + ", ".join(label(part, 20) for part in value[:8] if not isinstance(part, tuple)) + ")"
-    text = (
-        value[:limit]
-        if isinstance(value, str)
-        else repr(value[:limit] if isinstance(value, bytes) else value)
-    )
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+        value = tuple(map(_name, value[:8]))
+    return errors.label(_name(value), limit)
+
+
+def _name(value: Any) -> Any:
+    return value.name if isinstance(value, Constructor | Opaque) else value
 
 
 class Machine:

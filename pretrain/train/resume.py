@@ -17,10 +17,10 @@ from torch import nn
 from pretrain.common import distributed
 from pretrain.common.configs import get, read_dump
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, printable
 from pretrain.common.run_folder import changes, in_use, note_processes, other_settings
 from pretrain.config import defaults
-from pretrain.data.folders import Images, printable
+from pretrain.data.folders import Images
 from pretrain.tensor_files import checkpoint
 from pretrain.train.checkpoints import LAST, Progress, numbered
 

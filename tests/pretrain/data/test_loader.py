@@ -19,12 +19,12 @@ from PIL import Image
 from pretrain import config
 from pretrain.common import distributed
 from pretrain.common.configs import set_key
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, printable
 from pretrain.data import loader as data_loader
 from pretrain.data import sources
 from pretrain.data.broken_images import FILE, Broken
 from pretrain.data.decode import centre_view
-from pretrain.data.folders import ImageFiles, class_folders, find_images, permutation, printable
+from pretrain.data.folders import ImageFiles, class_folders, find_images, permutation
 from pretrain.data.loader import Batches, ViewPairs, iterations_per_epoch, make_train_loader
 from pretrain.train import knn_monitor
 
