@@ -1,7 +1,6 @@
 """Reading a weights file of any format as named tensors, without running any code in it.
 
-Downloads are untrusted: torch files and pickles are read by our own interpreter, which knows only tensors, arrays and
-plain containers, and sizes are checked against the file's own size before anything is allocated.
+Downloads are untrusted: torch files and pickles are read in a box (`box.py`), safetensors files by their own library.
 """
 
 import contextlib
@@ -17,14 +16,11 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load as parse_safetensors
 
-from pretrain.common.errors import UserError
-from pretrain.tensor_files.numpy_pickle import Array, read_pickle
-from pretrain.tensor_files.pickle_machine import label
-from pretrain.tensor_files.torch_zip import MAGIC, in_pickles, read_legacy, read_zip
+from pretrain.common.errors import UserError, label
+from pretrain.tensor_files import box
+from pretrain.tensor_files.torch_files import MAGIC
 
-MAX_DEPTH = 32  # of nested containers; real files have 6
 MAX_TENSORS = 50_000
-MAX_ITEMS = 2_000_000  # in all containers together, since a file can contain one container a million times
 MAX_NAME = 400  # characters of a tensor's dotted name
 MAX_WHOLE = 8 << 30  # bytes of a pickle; the largest ResNet here, four times as wide, has 1.5 GB
 HEADER = (
@@ -78,30 +74,24 @@ def read_file(path: Path) -> Loaded:
 
 def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
     """Return the file's contents with tensors, its format, and the names of the classes that were not loaded."""
-    opaque: list[str] = []
+    opaque: tuple[str, ...] = ()
     with open_regular(path) as file:
         before = _stamp(file)
         size = before[0]
         head = file.read(512)
         file.seek(0)
         form = _format(path, head, size)
-        if form == "zip":
-            contents = read_zip(path, file, size, opaque)
+        if size > MAX_WHOLE and form != "zip":
+            raise UserError(
+                f"{path}: has {size / 1e9:.0f} GB, too much for a weights file of a ResNet: name another file"
+            )
+        if form == "safetensors":
+            contents = _read_safetensors(path, file.read(size))
         else:
-            if size > MAX_WHOLE:
-                raise UserError(
-                    f"{path}: has {size / 1e9:.0f} GB, too much for a weights file of a ResNet: name another file"
-                )
-            data = file.read(size)
-            if form == "safetensors":
-                contents = _read_safetensors(path, data)
-            elif form == "pickle":
-                contents = read_pickle(path, data, in_pickles(path))
-            else:
-                contents = read_legacy(path, data, opaque)
+            contents, opaque = box.read(path, file, form, size)
         if _stamp(file) != before:
             raise UserError(f"{path}: changed while it was read: wait until it is written or downloaded")
-    return contents, form if form in ("safetensors", "pickle") else "torch", tuple(opaque)
+    return contents, form if form in ("safetensors", "pickle") else "torch", opaque
 
 
 @contextlib.contextmanager
@@ -143,7 +133,7 @@ def _format(path: Path, head: bytes, size: int) -> str:
         return "zip"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return "safetensors"
-    if MAGIC in head[:20]:
+    if MAGIC.to_bytes(10, "little") in head[:20]:
         return "legacy"
     if head[257:262] == b"ustar" or head.startswith((b"sys_info\0", b"./PaxHeaders")):
         raise UserError(
@@ -221,27 +211,19 @@ def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:
 
 def _leaves(path: Path, contents: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (dotted name, tensor) for every tensor in nested containers, in the file's order."""
-    stack: list[tuple[str, Any, int]] = [("", contents, 0)]
-    items = 0
+    stack: list[tuple[str, Any]] = [("", contents)]
     while stack:
-        name, node, depth = stack.pop()
+        name, node = stack.pop()
         if isinstance(node, torch.Tensor):
             yield name, node
             continue
-        if isinstance(node, Array):
-            if node.value is not None:
-                yield name, torch.from_numpy(node.value)
-            continue
         if not isinstance(node, dict | list | tuple):  # the file is a single number
             continue
-        items += 1 + len(node)
-        if depth > MAX_DEPTH or items > MAX_ITEMS:
-            raise UserError(f"{path}: its containers are nested without end: damaged or hostile; refused")
         entries = node.items() if isinstance(node, dict) else enumerate(node)
         inner = [
-            (f"{name}.{label(key)}" if name else label(key), value, depth + 1)
+            (f"{name}.{label(key)}" if name else label(key), value)
             for key, value in entries
-            if isinstance(value, torch.Tensor | Array | dict | list | tuple)
+            if isinstance(value, torch.Tensor | dict | list | tuple)
         ]
         if inner and len(name) > MAX_NAME:
             raise UserError(

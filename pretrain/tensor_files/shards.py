@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.common.files import file_digest
-from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded, open_regular, read_file
 
 INDEX = ".index.json"

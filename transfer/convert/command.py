@@ -12,10 +12,9 @@ import torch
 from tabulate import tabulate
 
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.common.files import write_text
 from pretrain.common.run_folder import held_file, remove_leftovers
-from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
 from pretrain.tensor_files.shards import combined_digest, read_checkpoint
 from transfer.convert import export

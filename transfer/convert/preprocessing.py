@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from pretrain.common.configs import read_dump
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.model.encoders import Architecture
-from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import Loaded
 
 MAX_CONFIG = 100_000  # characters

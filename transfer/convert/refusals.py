@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.tensor_files.pickle_machine import label
+from pretrain.common.errors import label
 from pretrain.tensor_files.read_any import Loaded
 
 _HEADS = {

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save as serialise
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.common.files import write_atomic
 from pretrain.tensor_files.checkpoint import save
-from pretrain.tensor_files.numpy_pickle import Array
-from pretrain.tensor_files.pickle_machine import label
 from pretrain.tensor_files.read_any import HEADER, named_tensors, read_contents
 from pretrain.tensor_files.shards import is_sharded
 from transfer.convert.tensor_names import has_detectron2_names, has_resnet
@@ -86,8 +84,6 @@ def for_detectron2(weights: dict[str, Any]) -> dict[str, Any]:
 def _as_tensor(path: Path, name: Any, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
-    if isinstance(value, Array) and value.value is not None:
-        return torch.from_numpy(value.value)
     if type(value) in (bool, int, float):  # as in some files of Detectron 1
         try:
             return torch.tensor(value)

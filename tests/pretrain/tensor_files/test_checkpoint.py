@@ -13,7 +13,7 @@ import torch
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic
 from pretrain.tensor_files import checkpoint
-from pretrain.tensor_files.pickle_machine import Opaque
+from pretrain.tensor_files.box import Opaque
 from tests.support.fuzzing.hostile import Trap
 
 

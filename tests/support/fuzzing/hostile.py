@@ -24,7 +24,7 @@ def hostile_pickles(sentinel: str) -> dict[str, bytes]:
     shell = text(f"touch '{sentinel}'")
     python = text(f"open({sentinel!r}, 'w').close()")
     imported = call(name("builtins", "__import__"), text("os"))
-    return _code(shell, python, imported, sentinel) | _bombs()
+    return _code(shell, python, imported, sentinel) | bombs()
 
 
 def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[str, bytes]:
@@ -72,7 +72,8 @@ def _code(shell: bytes, python: bytes, imported: bytes, sentinel: str) -> dict[s
     }  # fmt: skip
 
 
-def _bombs() -> dict[str, bytes]:
+def bombs() -> dict[str, bytes]:
+    """Those that crash or exhaust. Where the limits allow, a reader may read past them."""
     nested = b")" + b"\x85" * 120_000
     collide = b"}(" + b"".join(
         b"\x8a\x10" + (i * ((1 << 61) - 1)).to_bytes(16, "little", signed=True) + b"N" for i in range(1, 12_000)
