@@ -49,7 +49,7 @@ class _Watched:
 def load(path: Path, *, opaque: list[str] | None = None) -> Any:
     """Read a file written by `torch.save`, with all tensors on the CPU, without running any code in the file.
 
-    This uses our own reader: torch's (`weights_only=True`) runs no code either, but crashes or hangs on some files.
+    Torch's own reader (`weights_only=True`) runs no code either, but crashes or hangs on some files; ours is in a box.
     Objects of unknown classes (`argparse.Namespace`, a framework's configuration) become `Opaque`.
 
     Args:

@@ -18,7 +18,9 @@ import numpy
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from pretrain.tensor_files.torch_files import MAGIC
 from tests.support import layouts
+from tests.support.fuzzing.grown import grown_pickle
 from tests.support.fuzzing.hostile import hostile_pickles
 
 ZEROS = 1000  # of the damage to a file: as many tensors as there are, but only by zeros
@@ -136,7 +138,9 @@ def make_case(seed: int, index: int, sentinel: Path) -> Case:
         data, suffix = _saved(layout, contents, rng)
         return Case(layout, name, data, suffix, False, [wanted])
     data, suffix = _base(layout, network, rng.choice(_formats(layout)))
-    if part < 0.85:
+    if part < 0.72:
+        return Case(layout, "grown", _grown(rng), suffix, False, [wanted])
+    if part < 0.87:
         name = rng.choice(list(BYTES))
         damage = {"zeros": ZEROS, "bit flips": 8}.get(name, 2) if data[:2] != b"PK" else 0
         return Case(layout, name, BYTES[name](data, rng), suffix, False, [wanted], damage)
@@ -561,6 +565,29 @@ BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 
 # --- hostile pickles ---
+
+
+def _grown(rng: random.Random) -> bytes:
+    """Return a grown pickle as a file of one of the three formats."""
+    pickled = grown_pickle(rng)
+    form = rng.randrange(3)
+    if form == 0:
+        return pickled
+    if form == 1:
+        head, tail = _legacy_ends()
+        return head + pickled + tail
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", pickled)
+        archive.writestr("a/data/0", bytes(64))
+    return buffer.getvalue()
+
+
+@cache
+def _legacy_ends() -> tuple[bytes, bytes]:
+    """Return what precedes and follows the object in an old file with one storage, named 0, of 16 numbers."""
+    head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, 1001, {"little_endian": True}))
+    return head, pickle.dumps(["0"], 2) + struct.pack("<q", 16) + bytes(64)
 
 
 def _injected(data: bytes, attack: bytes, rng: random.Random) -> bytes:
