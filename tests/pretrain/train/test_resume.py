@@ -1,7 +1,6 @@
 """No run is lost: kills, full disks, damaged checkpoints, values that are not finite."""
 
 import contextlib
-import errno
 import json
 import os
 import resource
@@ -125,8 +124,6 @@ def test_saves_inside_an_epoch(image_folder: MakeFolder, tmp_path: Path) -> None
         with before_step(5, kill), pytest.raises(Killed):
             run(images, tmp_path / minutes, *EVERY_STEP, "SOLVER.SAVE_MINUTES", minutes)
         assert checkpoint.load(tmp_path / minutes / LAST)["iteration"] == saved
-        if saved == 3:  # the numbered file and the last one are the same 600 MB
-            assert (tmp_path / minutes / LAST).samefile(tmp_path / minutes / "checkpoint_0000.pth.tar")
 
 
 def test_knn_that_was_missed_is_measured_after_resuming(image_folder: MakeFolder, tmp_path: Path) -> None:
@@ -161,26 +158,17 @@ def test_checkpoints_that_stay(tmp_path: Path, keep: str, stay: list[int]) -> No
     for iteration in range(2, 21, 2):
         checkpoints.save(tmp_path, model, optimizer, Progress(iteration, 2, 4, "off"), cfg=cfg)
     assert [checkpoints.number(path) + 1 for path in checkpoints.numbered(tmp_path)] == stay
-    assert (tmp_path / LAST).samefile(tmp_path / "checkpoint_0009.pth.tar")
-
-
-def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    cfg, model, optimizer = tiny_state(tmp_path)
-    checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
-    numbered = tmp_path / "checkpoint_0000.pth.tar"
-    assert (tmp_path / LAST).read_bytes() == numbered.read_bytes() and not (tmp_path / LAST).samefile(
-        numbered
-    )
+    newest = tmp_path / "checkpoint_0009.pth.tar"
+    content = newest.read_bytes()
+    assert (tmp_path / LAST).read_bytes() == content
+    (tmp_path / LAST).write_bytes(b"as `cp` does")
+    assert newest.read_bytes() == content
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     names = [
         f".{LAST}.abcd1234",
-        f".{LAST}.link",
+        f".{LAST.replace('.', '.2.', 1)}.k_1",
         ".checkpoint_0003.pth.tar.x1",
         ".config.yaml.k",
         ".metrics.json.k",
@@ -214,7 +202,7 @@ def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: 
     """What `checkpoint_last` says is finished has nothing left to remove."""
     cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
     checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
-    monkeypatch.setattr(checkpoints, "link", lambda *_: kill())
+    monkeypatch.setattr(checkpoints, "copy", lambda *_: kill())
     with pytest.raises(Killed):
         checkpoints.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
     assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
@@ -361,8 +349,9 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "no iteration": (lambda c: c.pop("iteration"), "`iteration` is missing"),
     "iteration a text": (lambda c: c.update(iteration="5"), "`iteration` is missing or not a number"),
     "iteration a bool": (lambda c: c.update(iteration=True), "`iteration` is missing or not a number"),
-    "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is missing or not a number"),
-    "iteration huge": (lambda c: c.update(iteration=10**60), "`iteration` is missing or not a number"),
+    "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is -1, not between 0 and"),
+    "iteration huge": (lambda c: c.update(iteration=10**99), "`iteration` is an integer of 329 bits, not between"),
+    "iteration after the end": (lambda c: c.update(iteration=10**9), "`iteration` is 1000000000, not between 0 and 3"),
     "images a tensor": (lambda c: c.update(images=torch.ones(2)), "`images` is missing or not a number"),
     "other epochs": (lambda c: c.update(iterations_per_epoch=7), "epochs have 7 iterations, not 1"),
     "digest a number": (lambda c: c.update(images_digest=3), "`images_digest` is not a string"),
@@ -386,7 +375,7 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "a weight a number": (set_tensor(lambda _: 3.5), "conv1.weight is not a plain tensor"),
     "a sparse weight": (set_tensor(lambda t: t.to_sparse()), "conv1.weight is not a plain tensor"),
     "a meta weight": (set_tensor(lambda t: t.to("meta")), "conv1.weight is not a plain tensor"),
-    "another shape": (set_tensor(lambda t: t[1:]), r"conv1.weight is \(7, 3"),
+    "another shape": (set_tensor(lambda t: t[1:]), r"conv1.weight is \[7, 3"),
     "another type": (set_tensor(lambda t: t.double()), "torch.float64; this run needs"),
     "NaN": (set_tensor(lambda t: t * float("nan")), "conv1.weight holds infinite values or NaN"),
     "pointer outside": (
@@ -397,16 +386,16 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "momenta numbers": (lambda c: momenta(c).update({0: 1}), "`optimizer` holds no state"),
     "a momentum missing": (lambda c: momenta(c).pop(3), r"\d+ momenta for \d+ parameters"),
     "a momentum of another shape": (
-        lambda c: momenta(c).update({0: {"momentum_buffer": torch.ones(1)}}), r"momentum 0 is \(1,\)",
+        lambda c: momenta(c).update({0: {"momentum_buffer": torch.ones(1)}}), r"momentum_buffer is \[1\]",
     ),
     "an infinite momentum": (
-        lambda c: momenta(c)[0]["momentum_buffer"].fill_(float("inf")), "momentum 0 holds infinite",
+        lambda c: momenta(c)[0]["momentum_buffer"].fill_(float("inf")), "momentum_buffer holds infinite",
     ),
     "scaler a number": (lambda c: c.update(scaler=3), "`scaler` has no positive scale"),
     "scale NaN": (lambda c: c["scaler"].update(scale=float("nan")), "`scaler` has no positive scale"),
     "scaler without steps": (lambda c: c["scaler"].pop("_growth_tracker"), "`scaler` has no count"),
-    "processes a text": (lambda c: c.update(processes="2"), "`processes` is not a number"),
-    "processes zero": (lambda c: c.update(processes=0), "`processes` is not a number"),
+    "processes a text": (lambda c: c.update(processes="2"), "`processes` is missing or not a number"),
+    "processes zero": (lambda c: c.update(processes=0), "`processes` is 0, not between 1"),
 }  # fmt: skip
 
 
@@ -455,7 +444,9 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: str) -> None:
         checkpoint.save(last, {"iteration": 1, "w": torch.ones(1000)})
         last.write_bytes({"half": last.read_bytes()[:2000], "text": b"<html>", "nothing": b""}[content])
     (tmp_path / "checkpoint_0007.pth.tar").touch()
-    with pytest.raises(UserError, match=rf"{LAST}: .*; copy checkpoint_0007\.pth\.tar, for example") as error:
+    with pytest.raises(
+        UserError, match=rf"{LAST}: .*; --resume .*checkpoint_0007\.pth\.tar resumes"
+    ) as error:
         resume.find(tmp_path, resume=True)
     assert "\n" not in str(error.value) and not ran.exists()
 
@@ -477,7 +468,7 @@ def test_killed_between_the_first_numbered_file_and_the_last(
             (folder / f"checkpoint_000{number}.pth.tar").read_bytes()
         )
     found = resume.find(tmp_path, resume=True)
-    assert found and found.path.name == "checkpoint_0001.pth.tar" and found.iteration == 2
+    assert found and found.path.name == "checkpoint_0001.pth.tar" and found.count("iteration") == 2
 
 
 def test_other_processes(
