@@ -195,7 +195,7 @@ def _same_content(one: Path, other: Path) -> bool:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return `KEY is B and was A` for each setting, by dotted key, whose value differs from the one before."""
     return [
-        f"{key} is {value} and was {label(before.get(key), 80)}"
+        f"{key} is {label(value)} and was {label(before.get(key))}"
         for key, value in now.items()
         if not equal(value, before.get(key))
     ]

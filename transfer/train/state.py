@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.common.configs import equal, flatten, read_dump
+from pretrain.common.configs import equal, flatten, read_yaml
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, label
 from pretrain.common.run_folder import changes, note_processes, other_settings, set_aside, take_up
@@ -168,7 +168,7 @@ def _base_rates(stored: Stored, state: State, iteration: int) -> list[float]:
 
 def _set_schedule(state: State) -> None:
     """Set the learning rates of the optimizer to those of `state.iteration`."""
-    state.scheduler.last_epoch = state.iteration
+    state.scheduler.last_epoch = state.iteration  # of detectron2's schedules, functions of the iteration
     for group, rate in zip(state.optimizer.param_groups, state.scheduler.get_lr(), strict=True):
         group["lr"] = rate
 
@@ -192,11 +192,11 @@ def _take_up(start: Path, state: State, cfg: CfgNode) -> None:
 def _changes(path: Path, cfg: CfgNode) -> list[str]:
     """Return the changed settings that the numbers depend on; none if those of before cannot be read."""
     file = path.with_name("config.yaml")
+    if not file.is_file():
+        return []
     try:
-        before = flatten(read_dump(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except Exception:  # PyYAML raises many classes on hostile text
-        before = {}
-    if not before:
+        before = flatten(read_yaml(file))
+    except UserError:
         return []
     now = flatten(yaml.safe_load(cfg.dump()))
     return changes(before, {key: now[key] for key in now if not key.startswith(results.IRRELEVANT)})
