@@ -186,7 +186,9 @@ def _take_up(start: Path, state: State, cfg: CfgNode) -> None:
             best.unlink()
     if kept or state.best is not None:
         say(f"note: TEST.KEEP_BEST chooses among the tests from iteration {state.iteration} on{kept}")
-    state.best = None
+    if state.best is not None:
+        state.best = None
+        save(state, cfg)  # or the next --resume would find a record without its weights
 
 
 def _changes(path: Path, cfg: CfgNode) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import resource
 import time
@@ -494,6 +495,103 @@ def test_the_flag_reaches_the_run(image_folder: MakeFolder, tmp_path: Path) -> N
     assert command(*settings, "--resume").returncode == 2
     done = command(*settings, "--resume", "--other-processes")
     assert done.returncode == 0 and done.stdout.count("had 3 process(es) and has 1 now") == 1, done.stderr
+
+
+# --- resuming from another checkpoint than the last
+
+
+def test_from_an_older_checkpoint(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Newer checkpoints stay until the run reaches them, though KEEP_LAST would not keep them, and so does the last."""
+    images, output = image_folder(40), tmp_path / "run"  # two iterations an epoch
+    more = [*EVERY_STEP, "SOLVER.MAX_EPOCH", "4", "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.KEEP_LAST", "3"]
+    whole = run(images, tmp_path / "whole", *more)
+    with before_step(8, kill), pytest.raises(Killed):
+        run(images, output, *more)
+    files = {path.name: path.read_bytes() for path in checkpoints.numbered(output)}
+    last = (output / LAST).read_bytes()
+    assert list(files) == [f"checkpoint_000{n}.pth.tar" for n in range(3)]
+    capsys.readouterr()
+    more[-1] = "1"
+    with before_step(4, kill), pytest.raises(Killed):
+        run(images, output, *more, resume=output / "checkpoint_0000.pth.tar")
+    printed = capsys.readouterr().out
+    assert f"resuming from {output / 'checkpoint_0000.pth.tar'}, iteration 2" in printed
+    assert (
+        "its former state is kept as checkpoint_last.1.pth.tar; lines of metrics.json after iteration 2"
+        in printed
+    )
+    assert {path.name: path.read_bytes() for path in checkpoints.numbered(output)} == files
+    assert (output / "checkpoint_last.1.pth.tar").read_bytes() == last
+    assert checkpoint.load(output / LAST)["iteration"] == 3
+    assert [line["iteration"] for line in log_lines(output)] == [1, 2, 3]
+    parts = run(images, output, *more, resume=True)
+    assert not list(kill_runs._unequal(whole, parts, where="checkpoint"))
+    assert [checkpoints.number(path) for path in checkpoints.numbered(output)] == [3]
+
+
+def test_from_another_folder_and_past_a_damaged_file(
+    stored: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, folder = stored
+    whole = loop_on(settings, tmp_path / "whole", resume=folder / LAST)
+    assert whole["iteration"] == 3 and "resuming from" in capsys.readouterr().out
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LAST).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="name another OUTPUT_DIR to start from scratch"):
+        loop_on(settings, tmp_path / "run", resume=True)
+    parts = loop_on(settings, tmp_path / "run", resume=folder / "checkpoint_0001.pth.tar")
+    assert not list(kill_runs._unequal(whole, parts, where="checkpoint"))
+    assert (tmp_path / "run" / "checkpoint_last.1.pth.tar").read_bytes() == b"damaged"
+
+
+def loop_on(settings: list[str], folder: Path, *, resume: bool | Path) -> Contents:
+    more = ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", "3"]
+    loop.train(config.load("pretrain/moco_v2_R50.yaml", [*settings, *more]), resume=resume)
+    return checkpoint.load(folder / LAST)
+
+
+def test_a_file_that_cannot_be_resumed_from_changes_nothing(
+    stored: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    settings, folder = stored
+    contents = checkpoint.load(folder / LAST)
+    set_tensor(lambda t: t * float("nan"))(contents)
+    checkpoint.save(tmp_path / "bad.pth", contents)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LAST).write_bytes(b"last")
+    with pytest.raises(UserError, match=r"bad\.pth: its .*conv1\.weight holds infinite"):
+        loop_on(settings, tmp_path / "run", resume=tmp_path / "bad.pth")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LAST]
+    assert (tmp_path / "run" / LAST).read_bytes() == b"last"
+
+
+def test_a_missing_file_is_one_line_at_once(tmp_path: Path) -> None:
+    done = command(*overrides(tmp_path, tmp_path / "run"), "--resume", "none.pth.tar")
+    assert done.returncode == 2 and done.stderr.startswith("error: --resume none.pth.tar: no such file; ")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_rates_come_from_the_config(
+    stored: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A changed key is noted by its name; what only the state says otherwise, as such."""
+    settings, folder = stored
+    contents = checkpoint.load(folder / LAST)
+    capsys.readouterr()
+    go_on(settings, contents, tmp_path)
+    assert "note: --resume" not in capsys.readouterr().out
+    contents["optimizer"]["param_groups"][0]["lr"] *= 2
+    go_on(settings, contents, tmp_path)
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: --resume"))
+    assert note.endswith(" instead of 0.0075: the settings of this run are used")
+    rates = [line["lr"] for line in log_lines(tmp_path) if "lr" in line]
+    assert rates[-1] == pytest.approx(0.01 * (1 + math.cos(math.pi * 2 / 3)) / 2)
+    go_on([*settings, "SOLVER.BASE_LR", "0.02"], contents, tmp_path)
+    printed = capsys.readouterr().out
+    assert "note: SOLVER.BASE_LR was 0.01 and is 0.02: the result will differ" in printed
+    assert "note: --resume" not in printed
 
 
 # --- values that are not finite
