@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 tools/pretrain.py --config pretrain/moco_v2_R50.yaml
     srun --ntasks 8 python tools/pretrain.py --config pretrain/moco_v2_R50.yaml
 
-KEY VALUE pairs override the config; `--resume` continues from OUTPUT_DIR/checkpoint_last.pth.tar.
+KEY VALUE pairs override the config; `--resume` continues from OUTPUT_DIR/checkpoint_last.pth.tar, `--resume FILE` from
+another checkpoint.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: this file would shadow the package
 
 from pretrain import config
-from pretrain.common import distributed, launcher
+from pretrain.common import command_line, distributed, launcher
 from pretrain.common.errors import run_tool
 
 
@@ -25,16 +26,14 @@ def main() -> None:
     parser.add_argument(
         "--config", "--config-file", required=True, help="YAML file, as given or under configs/"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
-    )
+    command_line.add_resume(parser, "checkpoint_last.pth.tar")
     parser.add_argument(
         "--other-processes",
         action="store_true",
         help="with --resume: allow another number of processes than before; the result is then not bit-identical",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(command_line.mark_resume())
     cfg = config.load(args.config, args.overrides, processes=launcher.join())
     from pretrain.train.loop import train  # after the config's errors: it takes seconds to import
 

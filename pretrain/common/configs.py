@@ -166,11 +166,12 @@ def equal(a: Any, b: Any, *, tolerance: float = 0.0) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(equal(x, y, tolerance=tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, float) or isinstance(b, float):
-        return (
-            isinstance(a, int | float)
-            and isinstance(b, int | float)
-            and math.isclose(a, b, rel_tol=tolerance)
-        )
+        if not isinstance(a, int | float) or not isinstance(b, int | float):
+            return False
+        try:
+            return math.isclose(a, b, rel_tol=tolerance)
+        except OverflowError:  # an integer that no float can hold
+            return False
     return bool(a == b)
 
 

@@ -102,16 +102,24 @@ def _is_dead(handle: int) -> bool:
         return abs(time.time() - os.fstat(handle).st_mtime) > _OLD
 
 
-def link(existing: Path, path: Path) -> None:
-    """Make `path` a hard link to `existing`, or a copy where the file system has no hard links."""
-    temporary = path.with_name(f".{path.name}.link")
+def copy(existing: Path, path: Path) -> None:
+    """Make `path` an independent copy of a file, atomically; file systems that can share the blocks of both do so.
+
+    Raises `UserError` naming the file if it cannot be read or written.
+    """
     try:
-        temporary.unlink(missing_ok=True)
-        os.link(existing, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        with open(existing, "rb") as source:
-            write_atomic(path, lambda file: shutil.copyfileobj(source, file))
+        source = open(existing, "rb", buffering=0)  # noqa: SIM115  # unbuffered: its position is that of the handle
+    except OSError as error:
+        raise UserError(f"{existing}: cannot be read: {error.strerror or error}") from error
+    with source:
+        write_atomic(path, lambda target: _copy_content(source, target))
+
+
+def _copy_content(source: IO[bytes], target: IO[bytes]) -> None:
+    with contextlib.suppress(AttributeError, OSError):  # not Linux, or a file system that cannot do this
+        while os.copy_file_range(source.fileno(), target.fileno(), 1 << 30):
+            pass
+    shutil.copyfileobj(source, target)  # what is left: both positions have moved; it also reports a full disk
 
 
 def found(folder: Path, pattern: str) -> list[Path]:

@@ -1,21 +1,23 @@
 """The rules for OUTPUT_DIR that all training runs share: one run per folder, resumed only with the same settings."""
 
 import contextlib
+import filecmp
 import glob
+import itertools
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretrain.common import distributed
 from pretrain.common.configs import equal
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
-from pretrain.common.files import found, is_at, lock, remove_leftover
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import copy, found, is_at, lock, remove_leftover
 
 LOCK = ".lock"  # in OUTPUT_DIR while a run uses it; a killed run leaves the file behind, but not locked
 _SHOWN = 3  # changed settings shown in a message
@@ -129,6 +131,7 @@ def remove_leftovers(folder: Path, is_ours: Callable[[str], bool]) -> None:
     """
     for path in found(folder, ".*.*"):
         name = re.sub(r"\.\d+\.tmp$|\.[^.]*$", "", path.name[1:])
+        name = re.sub(r"^([^.]*)\.\d+\.", r"\1.", name)  # of `set_aside`
         if is_ours(name) and not path.name.endswith(LOCK):
             remove_leftover(path)
 
@@ -148,10 +151,51 @@ def in_use(folder: Path, *, finished: bool = False) -> UserError:
     )
 
 
+def take_up(source: Path, last: Path, *, iteration: int, numbered: Sequence[Path] = ()) -> None:
+    """Make `last`, which `--resume` reads, a copy of the state `source` that was named by `--resume FROM`.
+
+    A different state in `last` is kept under another name: the run would overwrite it long before it gets as far.
+    Call this in the main process once the state has been checked.
+
+    Args:
+        iteration: that of `source`.
+        numbered: the folder's permanent checkpoints, one of which may hold the same as `last`.
+    Raises:
+        UserError: a copy cannot be written; `last` is unchanged.
+    """
+    if os.path.exists(last) and os.path.samefile(source, last):
+        return
+    kept = ""
+    if os.path.exists(last) and not any(_same_content(last, other) for other in (source, *numbered)):
+        kept = f"; its former state is kept as {set_aside(last).name}"
+    copy(source, last)
+    later = "; numbered checkpoints of later epochs stay until the run reaches them" if numbered else ""
+    say(
+        f"--resume: {last} is now a copy of {source}{kept}; lines of metrics.json after iteration {iteration} are "
+        f"dropped{later}"
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Copy `NAME.pth` to the first free `NAME.1.pth`, `NAME.2.pth`, ..., and return that path."""
+    stem, _, ending = path.name.partition(".")
+    names = (path.with_name(f"{stem}.{number}.{ending}") for number in itertools.count(1))
+    free = next(name for name in names if not os.path.lexists(name))
+    copy(path, free)
+    return free
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return `KEY is B and was A` for each setting, by dotted key, whose value differs from the one before."""
     return [
-        f"{key} is {value} and was {str(before.get(key))[:80]}"
+        f"{key} is {label(value)} and was {label(before.get(key))}"
         for key, value in now.items()
         if not equal(value, before.get(key))
     ]

@@ -16,7 +16,7 @@ from pretrain.common import distributed
 from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.files import found, link
+from pretrain.common.files import copy, found
 from pretrain.tensor_files import checkpoint
 
 LAST = "checkpoint_last.pth.tar"
@@ -62,7 +62,7 @@ def save(
     cfg: CfgNode,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Write `checkpoint_last`; at the end of an epoch write its numbered file and link `checkpoint_last` to it.
+    """Write `checkpoint_last`; at the end of an epoch write its numbered file first and copy it.
 
     The last SOLVER.KEEP_LAST numbered files are kept; every SOLVER.CHECKPOINT_PERIOD-th and the run's last one are
     never removed. Every process calls this; all hold the same state, and the main one writes.
@@ -116,8 +116,8 @@ def _write(folder: Path, contents: dict[str, object], progress: Progress, cfg: C
         return
     path = folder / f"checkpoint_{progress.epoch - 1:04d}.pth.tar"
     checkpoint.save(path, contents)
-    _remove_old(folder, progress, cfg)  # before the link: a run that ended here has nothing left to do
-    link(path, folder / LAST)
+    _remove_old(folder, progress, cfg)  # before the copy: a run that ended here has nothing left to do
+    copy(path, folder / LAST)
 
 
 def _remove_old(folder: Path, progress: Progress, cfg: CfgNode) -> None:

@@ -30,13 +30,13 @@ from pretrain.train.step import NonFiniteLoss, train_step
 Views = tuple[torch.Tensor, torch.Tensor]
 
 
-def train(cfg: CfgNode, *, resume: bool = False, other_processes: bool = False) -> None:
+def train(cfg: CfgNode, *, resume: bool | Path = False, other_processes: bool = False) -> None:
     """Pre-train by a config from `pretrain.config.load`; leave checkpoints and `metrics.json` in OUTPUT_DIR.
 
     Call it in every process after `distributed.init_from_env`.
 
     Args:
-        resume: continue from the last checkpoint if there is one.
+        resume: continue from this checkpoint, or, if True, from the last one if there is one.
         other_processes: continue even if another number of processes wrote that checkpoint.
     Raises:
         UserError: something that the user can fix.

@@ -11,16 +11,17 @@ from pretrain.common.configs import digest_text
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
-from pretrain.common.run_folder import remove_leftovers
+from pretrain.common.run_folder import remove_leftovers, take_up
 from pretrain.data import sources, views_sheet
 from pretrain.data.folders import Endings, Images
 from pretrain.data.loader import iterations_per_epoch
 from pretrain.data.on_device import Pixels
 from pretrain.model import build, memory, precision
 from pretrain.model.contrast import Contrast
+from pretrain.tensor_files.states import Stored
 from pretrain.train import resume as restoring
 from pretrain.train import start_notes
-from pretrain.train.checkpoints import Progress, is_ours
+from pretrain.train.checkpoints import LAST, Progress, is_ours, numbered
 from pretrain.train.knn_monitor import Probe, bank_folder
 
 
@@ -66,11 +67,11 @@ class Run:
         return torch.float16 if self.scaler else torch.bfloat16 if self.bf16 else None
 
 
-def set_up(cfg: CfgNode, *, resume: bool, other_processes: bool = False) -> Run:
+def set_up(cfg: CfgNode, *, resume: bool | Path, other_processes: bool = False) -> Run:
     """Build everything, load the checkpoint of a resumed run, and write what a new run starts with.
 
     Args:
-        resume: continue from the last checkpoint if there is one.
+        resume: continue from this checkpoint, or, if True, from the last one if there is one.
         other_processes: continue even if another number of processes wrote that checkpoint.
     """
     folder, device = Path(cfg.OUTPUT_DIR), distributed.pick_device(cfg.DEVICE)
@@ -96,10 +97,12 @@ def set_up(cfg: CfgNode, *, resume: bool, other_processes: bool = False) -> Run:
         say(f"--resume: no checkpoint in {folder}; starting from scratch")
     scaler = torch.amp.GradScaler(device.type) if progress.amp.startswith("fp16") else None
     if stored and scaler:
-        restoring.restore_scaler(stored, scaler)
+        stored.restore_scaler(scaler)
     run = Run(cfg, device, files, pixels, model, optimizer, progress, scaler, probe)
     if distributed.is_main():
         remove_leftovers(folder, is_ours)
+        if isinstance(resume, Path):
+            take_up(resume, folder / LAST, iteration=progress.iteration, numbered=numbered(folder))
     if progress.iteration < run.total:
         start_notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
         if probe and not cfg.KNN.TRAIN:
@@ -113,10 +116,10 @@ def set_up(cfg: CfgNode, *, resume: bool, other_processes: bool = False) -> Run:
     return run
 
 
-def _compare(stored: restoring.Stored | None, files: Images, device: torch.device) -> None:
+def _compare(stored: Stored | None, files: Images, device: torch.device) -> None:
     """Raise `UserError` in every process if they start from different data: they would wait for each other forever."""
     names = int(files.digest[:15] or "0", 16)  # as many digits as fit in an int64
-    own = torch.tensor([[len(files), names, stored.iteration if stored else -1]], device=device)
+    own = torch.tensor([[len(files), names, stored.count("iteration") if stored else -1]], device=device)
     if len(distributed.all_gather_interleaved(own).unique(dim=0)) > 1:
         raise UserError(
             "the processes see different images (DATA.TRAIN) or checkpoints (OUTPUT_DIR): put both on storage "

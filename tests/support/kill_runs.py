@@ -41,7 +41,7 @@ TINY = [
     "DEVICE", "cpu",
 ]  # fmt: skip
 # Calls of a save, in their order, at which a run can kill itself; `write` leaves half a file.
-CALLS = ("write", "fsync", "replace", "link", "unlink")
+CALLS = ("write", "fsync", "replace", "copy_file_range", "unlink")
 MOMENTS = ("time", "line", "line", *CALLS)
 
 
@@ -131,7 +131,9 @@ def _plan(moment: str, chance: random.Random, seconds: float) -> tuple[str, floa
     """A moment and its number: seconds from the start, log lines, or calls of a function."""
     if moment == "time":
         return moment, chance.uniform(0, seconds)
-    return moment, chance.randint(1, {"write": 400, "line": 10, "unlink": 2, "link": 2}.get(moment, 12))
+    return moment, chance.randint(
+        1, {"write": 400, "line": 10, "unlink": 2, "copy_file_range": 4}.get(moment, 12)
+    )
 
 
 def _session(
@@ -217,7 +219,7 @@ def _child(moment: str, number: float, tool: list[str]) -> None:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             about = " ".join(str(a) for a in arguments if isinstance(a, str | Path))
-            calls += moment in ("write", "fsync") or "checkpoint_" in about
+            calls += moment in ("write", "fsync", "copy_file_range") or "checkpoint_" in about
             if calls >= number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)

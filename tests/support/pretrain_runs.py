@@ -24,7 +24,7 @@ def overrides(images: Path, output: Path, *more: str) -> list[str]:
     return [*SMALL, "DATA.TRAIN", str(images), "OUTPUT_DIR", str(output), *more]
 
 
-def pretrain(images: Path, output: Path, *more: str, resume: bool = False) -> dict[str, Any]:
+def pretrain(images: Path, output: Path, *more: str, resume: bool | Path = False) -> dict[str, Any]:
     """Train in this process; returns the contents of the last checkpoint."""
     train(config.load("pretrain/moco_v2_R50.yaml", overrides(images, output, *more)), resume=resume)
     return checkpoint.load(output / "checkpoint_last.pth.tar")

@@ -52,6 +52,11 @@ class Classifiers:
         """Return the factor on the initial learning rates in `epoch`, counted from 0."""
         return 0.1 ** sum(epoch >= step for step in self.steps)
 
+    def set_rates(self, epoch: int) -> None:
+        """Set the learning rates to those of `epoch`, counted from 0."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(epoch)
+
     def step(self, features: torch.Tensor, labels: torch.Tensor, *, epoch: int) -> torch.Tensor:
         """Take one SGD step on softmax cross-entropy, averaged over the batch of all processes.
 
@@ -61,8 +66,7 @@ class Classifiers:
         Returns:
             The loss of each of the R classifiers on this share, (R,).
         """
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.factor(epoch)
+        self.set_rates(epoch)
         losses = torch.stack([F.cross_entropy(layer(features), labels) for layer in self.layers])
         self.optimizer.zero_grad()
         losses.sum().backward()
@@ -97,9 +101,3 @@ class Classifiers:
             "layers": [layer.state_dict() for layer in self.layers],
             "optimizer": self.optimizer.state_dict(),
         }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore weights and momenta. Raises KeyError, TypeError, ValueError or RuntimeError if they do not fit."""
-        for layer, saved in zip(self.layers, state["layers"], strict=True):
-            layer.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])

@@ -5,7 +5,7 @@ torch takes seconds to import, so it is imported inside of the functions: `--hel
 
 import argparse
 
-from pretrain.common import launcher
+from pretrain.common import command_line, launcher
 
 
 def main(about: str | None) -> None:
@@ -42,8 +42,8 @@ def _parse(about: str | None) -> argparse.Namespace:
     add(
         "--sweep", metavar="RATES", help="train one classifier per learning rate, e.g. 10,30,100, in one pass"
     )
-    add("--resume", action="store_true", help="continue an interrupted run in OUTPUT_DIR")
+    command_line.add_resume(parser, "linear_last.pth")
     add("--source", default="auto", metavar="KIND", help="kind of checkpoint, as in tools/convert_to_d2.py")
     add("--branch", default="", help="which network to take if the file holds several")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(command_line.mark_resume())

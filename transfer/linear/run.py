@@ -19,11 +19,12 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
 from pretrain.common.pool import worker_failures
-from pretrain.common.run_folder import held
+from pretrain.common.run_folder import held, take_up
 from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
 from pretrain.data.class_folders import LabelledImages
 from pretrain.data.loader import iterations_per_epoch
+from pretrain.tensor_files.states import Stored
 from transfer.convert.preprocessing import describe_input
 from transfer.linear import backbone, features, loop, results, state
 from transfer.linear.backbone import Backbone, Extractor
@@ -63,7 +64,7 @@ def run(
     weights: str,
     *,
     knn: bool = False,
-    resume: bool = False,
+    resume: bool | Path = False,
     source: str = "auto",
     branch: str = "",
 ) -> None:
@@ -71,7 +72,7 @@ def run(
 
     Args:
         knn: measure weighted kNN accuracy instead of training a classifier.
-        resume: continue an interrupted run in OUTPUT_DIR.
+        resume: continue from this file, or, if True, from the one in OUTPUT_DIR if there is one.
         source, branch: as in `tools/convert_to_d2.py`.
     Raises:
         UserError: a mistake in the settings, the weights or the data.
@@ -147,7 +148,7 @@ def _measure_knn(probe: Probe, extract: Extractor) -> None:
     results.write(probe.folder / "knn.json", _record(probe, content, len(train.unreadable), seconds))
 
 
-def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, signals: Signals) -> None:
+def _train(probe: Probe, extract: Extractor, stored: Stored | None, signals: Signals) -> None:
     """Train and test the classifiers, from the `stored` state if there is one, and write `results.json`."""
     cfg = probe.cfg
     if stored:
@@ -168,8 +169,10 @@ def _train(probe: Probe, extract: Extractor, stored: dict[str, Any] | None, sign
     per_epoch = iterations_per_epoch(len(train.usable) if train else len(probe.train), cfg)
     progress = _initial_state(probe, extract.channels, origin)
     if stored:
-        state.restore(progress, stored, cfg)
+        state.restore(progress, stored, per_epoch=per_epoch, epochs=cfg.SOLVER.MAX_EPOCH)
     if distributed.is_main():
+        if stored:
+            take_up(stored.path, probe.folder / state.LAST, iteration=progress.iteration)
         write_text(probe.folder / "config.yaml", digest_text(cfg))
     start, stop = progress.iteration, cfg.SOLVER.MAX_EPOCH * per_epoch
     if train:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed, run_folder
@@ -16,11 +15,14 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_text
 from pretrain.common.run_folder import changes, in_use, note_processes, other_settings
-from pretrain.tensor_files import checkpoint
+from pretrain.tensor_files import checkpoint, states
+from pretrain.tensor_files.states import Stored, is_finite
 from transfer.linear.classifiers import Classifiers
 from transfer.linear.config import IRRELEVANT
 
 LAST = "linear_last.pth"
+LINE = {"iteration", "epoch", "base_lr", "lr", "loss", "top1", "top5"}  # what a line of `metrics.json` holds
+_ADVICE = "name a copy of it by --resume FROM, or another OUTPUT_DIR"
 _OTHERS = ("broken_images.txt", "config.yaml", "knn.json", "metrics.json", "results.json")
 
 
@@ -65,19 +67,19 @@ def save(state: State, cfg: CfgNode) -> None:
     distributed.barrier()  # a process that left would end the others while the main one writes
 
 
-def find(cfg: CfgNode, *, resume: bool) -> dict[str, Any] | None:
-    """Return the state in OUTPUT_DIR; None for a new run. Raises `UserError` for a used folder without `--resume`."""
-    path = Path(cfg.OUTPUT_DIR) / LAST
+def find(cfg: CfgNode, *, resume: bool | Path) -> Stored | None:
+    """Return the state to resume from: the file `resume` or the one in OUTPUT_DIR; None for a new run.
+
+    Raises `UserError` for a used folder without `--resume`, and for a damaged file.
+    """
+    path = resume if isinstance(resume, Path) else Path(cfg.OUTPUT_DIR) / LAST
     if not os.path.exists(path):  # Path.exists raises for a name that is too long and without permission
         if resume:
             say(f"--resume: no {path}; starting from scratch")
         return None
     if not resume:
         raise in_use(Path(cfg.OUTPUT_DIR))
-    contents = checkpoint.load(path)
-    if not isinstance(contents, dict) or not {"layers", "config", "origin", "iteration"} <= contents.keys():
-        raise UserError(f"--resume: {path} was not written by tools/linear_eval.py; name another OUTPUT_DIR")
-    return contents
+    return states.load(path, tool="tools/linear_eval.py", advice=_ADVICE)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -86,35 +88,71 @@ def remove_leftovers(folder: Path) -> None:
     run_folder.remove_leftovers(folder / "features", lambda name: name.endswith((".npy", ".json")))
 
 
-def compare(stored: dict[str, Any], origin: dict[str, str], cfg: CfgNode) -> None:
+def compare(stored: Stored, origin: dict[str, str], cfg: CfgNode) -> None:
     """Raise `UserError` if a run would be resumed with other settings, weights or images."""
-    try:
-        before, now = flatten(yaml.safe_load(stored["config"])), flatten(cfg)
-        digests = dict(stored["origin"])
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
-        raise _damaged(cfg) from None
+    before, now = flatten(stored.settings()), flatten(cfg)
     if changed := changes(before, {key: now[key] for key in now if key not in IRRELEVANT}):
         raise other_settings(changed)
+    digests = stored.digests("origin")
     for what, digest in origin.items():
         if digests.get(what) != digest:
             raise UserError(
-                f"--resume: {what} is not what {Path(cfg.OUTPUT_DIR) / LAST} was trained with; restore it, or "
-                "name another OUTPUT_DIR"
+                f"--resume: {what} is not what {stored.path} was trained with; restore it, or name another OUTPUT_DIR"
             )
 
 
-def restore(state: State, stored: dict[str, Any], cfg: CfgNode) -> None:
-    """Load what `find` returned, after `compare`. Raises `UserError` if it is damaged."""
-    try:
-        state.classifiers.load(stored)
-        state.iteration, state.seconds = int(stored["iteration"]), float(stored["seconds"])
-        state.losses.copy_(stored["losses"])
-        state.history, processes = list(stored["history"]), int(stored["processes"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-        raise _damaged(cfg) from None
-    say(f"resuming from {Path(cfg.OUTPUT_DIR) / LAST}, iteration {state.iteration}")
+def restore(state: State, stored: Stored, *, per_epoch: int, epochs: int) -> None:
+    """Load what `find` returned, after `compare`. Learning rates and other settings stay those of the run.
+
+    Args:
+        per_epoch: iterations in an epoch.
+        epochs: SOLVER.MAX_EPOCH.
+    Raises:
+        UserError: the state holds anything that this run would not have written, or all classifiers have diverged.
+    """
+    classifiers = state.classifiers
+    iteration, seconds = stored.count("iteration", high=epochs * per_epoch), stored.seconds()
+    processes, history = stored.count("processes", low=1), _history(stored, state, iteration // per_epoch)
+    layers = stored.contents.get("layers")
+    if not isinstance(layers, list) or len(layers) != len(classifiers.layers):
+        raise stored.damaged(f"its `layers` are not a list of {len(classifiers.layers)} classifiers")
+    # A classifier of a sweep whose rate is too high diverges, while the others train on.
+    weights = [
+        stored.tensors(f"layers, {n}", values, layer.state_dict(), finite=False)
+        for n, (layer, values) in enumerate(zip(classifiers.layers, layers, strict=True))
+    ]
+    diverged = [not all(bool(value.isfinite().all()) for value in values.values()) for values in weights]
+    if all(diverged):
+        raise UserError(
+            f"--resume: {stored.path}: the weights of all classifiers became infinite or NaN: use a smaller "
+            "SOLVER.BASE_LR, and a new OUTPUT_DIR"
+        )
+    losses = stored.tensor("losses", stored.contents.get("losses"), state.losses, finite=False)
+    stored.restore_optimizer(classifiers.optimizer, iteration=iteration, finite=not any(diverged))
+    for layer, values in zip(classifiers.layers, weights, strict=True):
+        layer.load_state_dict(values)
+    state.losses.copy_(losses)
+    state.iteration, state.seconds, state.history = iteration, seconds, history
+    say(f"resuming from {stored.path}, iteration {iteration}")
+    classifiers.set_rates(
+        max(iteration - 1, 0) // per_epoch
+    )  # the optimizer was saved with those of the last step
+    stored.note_settings(classifiers.optimizer)
+    for rate in (rate for rate, bad in zip(classifiers.rates, diverged, strict=True) if bad):
+        say(f"note: the classifier with learning rate {rate:g} has diverged")
     note_processes(processes, "sums are added in another order")
 
 
-def _damaged(cfg: CfgNode) -> UserError:
-    return UserError(f"{Path(cfg.OUTPUT_DIR) / LAST}: the file is damaged; name another OUTPUT_DIR")
+def _history(stored: Stored, state: State, epochs: int) -> list[dict[str, Any]]:
+    """Return the checked lines of `metrics.json`: one for each classifier in each of the `epochs` that are complete."""
+    lines = stored.contents.get("history")
+    if not isinstance(lines, list) or len(lines) != epochs * len(state.classifiers.rates):
+        raise stored.damaged(f"its `history` is not a list of {epochs * len(state.classifiers.rates)} lines")
+    for line in lines:
+        if (
+            not isinstance(line, dict)
+            or line.keys() != LINE
+            or not all(is_finite(value) or (name == "loss" and value is None) for name, value in line.items())
+        ):
+            raise stored.damaged("its `history` holds a line that is not one of metrics.json")
+    return lines

@@ -93,7 +93,7 @@ def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
     model, _ = build.build(cfg)
     model.train()
     optimizer = build.build_optimizer(cfg, model)
-    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), None)
+    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg))
     return state, train_stream.batches(train_stream.read(cfg), cfg, 0)
 
 

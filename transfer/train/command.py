@@ -9,7 +9,7 @@ import os
 from functools import partial
 from typing import Any
 
-from pretrain.common import launcher
+from pretrain.common import command_line, launcher
 from pretrain.common.errors import UserError
 
 # key of the config -> the flag that sets it
@@ -125,7 +125,7 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
     add("--num-machines", type=int, default=1, help="run this command on each, with its own --machine-rank")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: this machine only")
-    add("--resume", action="store_true", help="continue an interrupted run in OUTPUT_DIR")
+    command_line.add_resume(parser, "model_last.pth")
     add("--eval-only", action="store_true", help="only test MODEL.WEIGHTS, a fine-tuned detector")
     add("--explain", action="store_true", help="only print how the config differs from paper and detectron2")
     add("--scale", type=int, metavar="GPUS", help="adapt batch, learning rate and schedule to this many GPUs")
@@ -133,4 +133,4 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
     add("--shots", type=int, help="number of objects of each class to train on (DATASETS.SHOTS)")
     add("--follow-weights", action="store_true", help="use the settings that the MODEL.WEIGHTS file records")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
-    return parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(command_line.mark_resume(arguments))

@@ -27,13 +27,13 @@ FINAL = "model_final.pth"
 
 
 def train(
-    cfg: CfgNode, model: nn.Module, *, data: object = None, resume: bool = False
+    cfg: CfgNode, model: nn.Module, *, data: dict[str, str | None] | None = None, resume: bool | Path = False
 ) -> tuple[State, dict[str, Metrics]]:
     """Train `model` in place to `SOLVER.MAX_ITER`, run PreciseBN, write `model_final.pth`, and test the model.
 
     Args:
         data: `digests.data_digests(cfg)`.
-        resume: continue from `model_last.pth`, if it exists.
+        resume: continue from this file, or, if True, from `model_last.pth` if it exists.
     Returns:
         The state at the end, and the metrics of `evaluation.evaluate`.
     Raises:
@@ -42,10 +42,10 @@ def train(
     """
     model.train()
     optimizer = build.build_optimizer(cfg, model)
-    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), data)
+    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), grad_scaler(cfg), data or {})
     output = Path(cfg.OUTPUT_DIR)
     if resume:
-        restore(state, cfg)
+        restore(state, cfg, resume)
     if distributed.is_main():
         remove_leftovers(output, is_ours)
         text = cfg.dump().encode()

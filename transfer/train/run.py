@@ -32,14 +32,14 @@ from transfer.visualize import drawing
 RESULTS = "results.json"
 
 
-def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
+def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -> None:
     """Train as `cfg` says, test, and write `results.json`, pictures and weights to `OUTPUT_DIR`.
 
     Every process of the job calls this; the process group comes from the environment.
 
     Args:
         cfg: from `transfer.config.load.load_config`.
-        resume: continue from `model_last.pth` in `OUTPUT_DIR`, if it exists.
+        resume: continue from this file, or, if True, from `model_last.pth` in `OUTPUT_DIR` if it exists.
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:
         UserError: a mistake in the config, the weights or the data that the user can fix.
@@ -67,7 +67,7 @@ def run(cfg: CfgNode, *, resume: bool = False, eval_only: bool = False) -> None:
             _train_and_test(cfg, output, resume=resume, eval_only=eval_only)
 
 
-def _train_and_test(cfg: CfgNode, output: Path, *, resume: bool, eval_only: bool) -> None:
+def _train_and_test(cfg: CfgNode, output: Path, *, resume: bool | Path, eval_only: bool) -> None:
     started = time.perf_counter()
     with advice(cfg):
         model, weights_record = build(cfg, eval_only=eval_only)
@@ -110,16 +110,15 @@ def _settings(cfg: CfgNode, weights_record: dict[str, Any] | None) -> dict[str, 
     }
 
 
-def _is_finished(output: Path, *, resume: bool) -> bool:
+def _is_finished(output: Path, *, resume: bool | Path) -> bool:
     """Return whether a resumed run has nothing left to do. Raises `UserError` for a run that would be overwritten."""
-    if resume and os.path.exists(output / RESULTS):
+    finished, unfinished = output / RESULTS, output / LAST
+    if resume is True and os.path.exists(finished):
         say(f"{output}: this run is finished; nothing to do")
         return True
-    finished, unfinished = output / RESULTS, output / LAST
-    if resume:
-        return False
     for path in (finished, unfinished):
-        if os.path.exists(path):  # Path.exists raises for a name that is too long and without permission
+        # os.path: Path.exists raises for a name that is too long and without permission
+        if not (resume and path == unfinished) and os.path.exists(path):
             raise in_use(output, finished=path == finished)
     return False
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.common.configs import flatten
+from pretrain.common.configs import equal, flatten, read_yaml
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
-from pretrain.common.run_folder import changes, note_processes, other_settings
-from pretrain.tensor_files import checkpoint
+from pretrain.common.errors import UserError, label
+from pretrain.common.run_folder import changes, note_processes, other_settings, set_aside, take_up
+from pretrain.tensor_files import checkpoint, states
+from pretrain.tensor_files.states import Stored, is_finite
 from transfer import results
 from transfer.train.evaluation import Metrics
 
 LAST = "model_last.pth"
 BEST = "model_best.pth"
+_ADVICE = "name a copy of it by --resume FROM, or another OUTPUT_DIR"
 
 
 @dataclass
@@ -43,7 +45,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scaler: torch.amp.GradScaler | None
-    data: Any = None
+    data: dict[str, str | None] = field(default_factory=dict)
     iteration: int = 0
     earlier: float = 0.0
     best: dict[str, Any] | None = None
@@ -76,39 +78,127 @@ def save(state: State, cfg: CfgNode) -> None:
         checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
 
 
-def restore(state: State, cfg: CfgNode) -> None:
-    """Load `model_last.pth` if there is one. Raises `UserError` for a file of other settings or data."""
-    path = Path(cfg.OUTPUT_DIR) / LAST
+def restore(state: State, cfg: CfgNode, start: bool | Path = True) -> None:
+    """Load `model_last.pth` if there is one, or the file `start`. Learning rates and schedule come from `cfg`.
+
+    A copy of `start` becomes `model_last.pth`; a former one, and a `model_best.pth`, are kept under other names.
+
+    Raises:
+        UserError: the file is of other settings or data, or holds anything that this run would not have written.
+    """
+    last = Path(cfg.OUTPUT_DIR) / LAST
+    path = start if isinstance(start, Path) else last
     if not os.path.exists(path):  # Path.exists raises for a name that is too long and without permission
         say(f"--resume: no {path}; starting from scratch")
         return
-    stored = checkpoint.load(path)
-    if not isinstance(stored, dict) or not {"config_sha256", "data", "iteration"} <= stored.keys():
-        raise UserError(f"--resume: {path} was not written by tools/train_net.py; name another OUTPUT_DIR")
-    if stored.get("config_sha256") != results.config_digest(cfg):
-        raise other_settings(_changes(path, cfg))
-    if stored["data"] != state.data:
+    stored = states.load(path, tool="tools/train_net.py", advice=_ADVICE)
+    _compare(stored, state, cfg)
+    iteration, earlier = stored.count("iteration", high=cfg.SOLVER.MAX_ITER), stored.seconds()
+    best, processes = _best(stored, iteration), stored.count("processes", low=1)
+    weights = stored.tensors("model", stored.contents.get("model"), state.model.state_dict())
+    rates = _base_rates(stored, state, iteration)
+    if state.scaler is not None:
+        if stored.contents.get("scaler") is None:
+            raise stored.damaged("it lacks `scaler`")
+        stored.restore_scaler(state.scaler)
+    stored.restore_optimizer(state.optimizer, iteration=iteration)
+    state.model.load_state_dict(weights)
+    state.iteration, state.earlier, state.best = iteration, earlier, best
+    _set_schedule(state)
+    say(f"resuming from {path}, iteration {iteration}")
+    if not equal(rates, state.scheduler.base_lrs, tolerance=1e-9):
+        own = label(state.scheduler.base_lrs)
+        say(
+            f"note: --resume: {path} was saved with initial rates {label(rates)} instead of {own}: these are used"
+        )
+    stored.note_settings(state.optimizer)
+    note_processes(processes, "each process samples proposals independently")
+    if isinstance(start, Path):
+        _take_up(start, state, cfg)
+
+
+def _compare(stored: Stored, state: State, cfg: CfgNode) -> None:
+    """Raise `UserError` if the state is of other settings or data."""
+    digest = stored.contents.get("config_sha256")
+    if not isinstance(digest, str):
+        raise stored.damaged("its `config_sha256` is missing or not a string")
+    if digest != results.config_digest(cfg):
+        raise other_settings(_changes(stored.path, cfg))
+    if stored.digests("data") != state.data:
         raise UserError(
-            f"--resume: {path} was trained on other data: the images or annotations of DATASETS.TRAIN or "
+            f"--resume: {stored.path} was trained on other data: the images or annotations of DATASETS.TRAIN or "
             "DATASETS.TEST have changed since; restore them, or name another OUTPUT_DIR"
         )
-    try:
-        for name, part in state.parts().items():
-            part.load_state_dict(stored[name])
-        state.iteration, state.earlier = int(stored["iteration"]), float(stored["seconds"])
-        state.best, processes = stored["best"], int(stored["processes"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"--resume: {path} is damaged ({reason}); name another OUTPUT_DIR") from error
-    say(f"resuming from {path}, iteration {state.iteration}")
-    note_processes(processes, "each process samples proposals independently")
+
+
+def _best(stored: Stored, iteration: int) -> dict[str, Any] | None:
+    """Return the checked record of `TEST.KEEP_BEST`."""
+    best = stored.contents.get("best")
+    if best is None:
+        return None
+    values = best if isinstance(best, dict) else {}
+    when = values.get("iteration")
+    if (
+        values.keys() != {"metric", "value", "iteration", "weights"}
+        or not isinstance(values["metric"], str)
+        or not is_finite(values["value"])
+        or values["weights"] != BEST
+        or type(when) is not int
+        or not 0 <= when <= iteration
+    ):
+        raise stored.damaged("its `best` is not a record of a metric")
+    return {**values, "metric": label(values["metric"])}
+
+
+def _base_rates(stored: Stored, state: State, iteration: int) -> list[float]:
+    """Return the initial learning rates of the parameter groups with which the state was saved."""
+    schedule = stored.contents.get("scheduler")
+    done = schedule.get("last_epoch") if isinstance(schedule, dict) else None
+    if not isinstance(schedule, dict) or type(done) is not int or done != iteration:
+        raise stored.damaged(f"its `scheduler` is not one of iteration {iteration}")
+    rates = schedule.get("base_lrs")
+    if (
+        not isinstance(rates, list)
+        or len(rates) != len(state.scheduler.base_lrs)
+        or not all(map(is_finite, rates))
+    ):
+        raise stored.damaged("its `scheduler` has no initial learning rates")
+    return rates
+
+
+def _set_schedule(state: State) -> None:
+    """Set the learning rates of the optimizer to those of `state.iteration`."""
+    state.scheduler.last_epoch = state.iteration  # of detectron2's schedules, functions of the iteration
+    for group, rate in zip(state.optimizer.param_groups, state.scheduler.get_lr(), strict=True):
+        group["lr"] = rate
+
+
+def _take_up(start: Path, state: State, cfg: CfgNode) -> None:
+    """Make `start` the folder's last state. Best weights are not taken over: they may be of a later iteration."""
+    last, best = (Path(cfg.OUTPUT_DIR) / name for name in (LAST, BEST))
+    if os.path.exists(last) and os.path.samefile(start, last):
+        return
+    kept = ""
+    if distributed.is_main():
+        take_up(start, last, iteration=state.iteration)
+        if os.path.exists(best):
+            kept = f"; {BEST} is kept as {set_aside(best).name}"
+            best.unlink()
+    if kept or state.best is not None:
+        say(f"note: TEST.KEEP_BEST chooses among the tests from iteration {state.iteration} on{kept}")
+    if state.best is not None:
+        state.best = None
+        save(state, cfg)  # or the next --resume would find a record without its weights
 
 
 def _changes(path: Path, cfg: CfgNode) -> list[str]:
     """Return the changed settings that the numbers depend on; none if those of before cannot be read."""
+    file = path.with_name("config.yaml")
+    if not file.is_file():
+        return []
     try:
-        before = flatten(yaml.safe_load(path.with_name("config.yaml").read_text()))
-    except (OSError, yaml.YAMLError):
+        before = flatten(read_yaml(file))
+    except UserError:
         return []
     now = flatten(yaml.safe_load(cfg.dump()))
     return changes(before, {key: now[key] for key in now if not key.startswith(results.IRRELEVANT)})

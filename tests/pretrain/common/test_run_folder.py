@@ -18,7 +18,7 @@ import pytest
 from pretrain.common import distributed, files, run_folder
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic, write_bytes
-from pretrain.common.run_folder import held, held_file, remove_leftovers
+from pretrain.common.run_folder import held, held_file, remove_leftovers, take_up
 from tests.support import scripts
 
 _FORK = multiprocessing.get_context("fork")
@@ -241,3 +241,28 @@ def test_one_process_writes_a_file_and_the_next_removes_what_it_left(tmp_path: P
         with held_file(tmp_path / "w.pkl"):
             assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stay, ".w.pkl.lock"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
+
+
+def test_an_older_state_is_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the last state held is lost only if another file has it."""
+    last, older, newer = (tmp_path / name for name in ("last.pth.tar", "0001.pth.tar", "0002.pth.tar"))
+    older.write_bytes(b"older")
+    newer.write_bytes(b"newer")
+
+    def take() -> str:
+        take_up(older, last, iteration=7, numbered=[older, newer])
+        assert last.read_bytes() == b"older" and not last.samefile(older)
+        return capsys.readouterr().out
+
+    assert take().endswith(
+        f"{last} is now a copy of {older}; lines of metrics.json after iteration 7 are dropped; "
+        "numbered checkpoints of later epochs stay until the run reaches them\n"
+    )
+    last.write_bytes(b"newer")
+    assert "kept" not in take()
+    for number in (1, 2):
+        last.write_bytes(b"other")
+        assert f"; its former state is kept as last.{number}.pth.tar; " in take()
+        assert (tmp_path / f"last.{number}.pth.tar").read_bytes() == b"other"
+    take_up(last, last, iteration=7)
+    assert capsys.readouterr().out == "" and len(list(tmp_path.iterdir())) == 5

@@ -1,8 +1,8 @@
 """No run is lost: kills, full disks, damaged checkpoints, values that are not finite."""
 
 import contextlib
-import errno
 import json
+import math
 import os
 import resource
 import time
@@ -125,8 +125,6 @@ def test_saves_inside_an_epoch(image_folder: MakeFolder, tmp_path: Path) -> None
         with before_step(5, kill), pytest.raises(Killed):
             run(images, tmp_path / minutes, *EVERY_STEP, "SOLVER.SAVE_MINUTES", minutes)
         assert checkpoint.load(tmp_path / minutes / LAST)["iteration"] == saved
-        if saved == 3:  # the numbered file and the last one are the same 600 MB
-            assert (tmp_path / minutes / LAST).samefile(tmp_path / minutes / "checkpoint_0000.pth.tar")
 
 
 def test_knn_that_was_missed_is_measured_after_resuming(image_folder: MakeFolder, tmp_path: Path) -> None:
@@ -161,26 +159,17 @@ def test_checkpoints_that_stay(tmp_path: Path, keep: str, stay: list[int]) -> No
     for iteration in range(2, 21, 2):
         checkpoints.save(tmp_path, model, optimizer, Progress(iteration, 2, 4, "off"), cfg=cfg)
     assert [checkpoints.number(path) + 1 for path in checkpoints.numbered(tmp_path)] == stay
-    assert (tmp_path / LAST).samefile(tmp_path / "checkpoint_0009.pth.tar")
-
-
-def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    cfg, model, optimizer = tiny_state(tmp_path)
-    checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
-    numbered = tmp_path / "checkpoint_0000.pth.tar"
-    assert (tmp_path / LAST).read_bytes() == numbered.read_bytes() and not (tmp_path / LAST).samefile(
-        numbered
-    )
+    newest = tmp_path / "checkpoint_0009.pth.tar"
+    content = newest.read_bytes()
+    assert (tmp_path / LAST).read_bytes() == content
+    (tmp_path / LAST).write_bytes(b"as `cp` does")
+    assert newest.read_bytes() == content
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     names = [
         f".{LAST}.abcd1234",
-        f".{LAST}.link",
+        f".{LAST.replace('.', '.2.', 1)}.k_1",
         ".checkpoint_0003.pth.tar.x1",
         ".config.yaml.k",
         ".metrics.json.k",
@@ -214,7 +203,7 @@ def test_a_kill_right_after_the_end_is_made_up_for(tmp_path: Path, monkeypatch: 
     """What `checkpoint_last` says is finished has nothing left to remove."""
     cfg, model, optimizer = tiny_state(tmp_path, "SOLVER.KEEP_LAST", "1", "SOLVER.CHECKPOINT_PERIOD", "9")
     checkpoints.save(tmp_path, model, optimizer, Progress(2, 2, 4, "off"), cfg=cfg)
-    monkeypatch.setattr(checkpoints, "link", lambda *_: kill())
+    monkeypatch.setattr(checkpoints, "copy", lambda *_: kill())
     with pytest.raises(Killed):
         checkpoints.save(tmp_path, model, optimizer, Progress(4, 2, 4, "off"), cfg=cfg)
     assert checkpoint.load(tmp_path / LAST)["iteration"] == 2
@@ -361,8 +350,9 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "no iteration": (lambda c: c.pop("iteration"), "`iteration` is missing"),
     "iteration a text": (lambda c: c.update(iteration="5"), "`iteration` is missing or not a number"),
     "iteration a bool": (lambda c: c.update(iteration=True), "`iteration` is missing or not a number"),
-    "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is missing or not a number"),
-    "iteration huge": (lambda c: c.update(iteration=10**60), "`iteration` is missing or not a number"),
+    "iteration negative": (lambda c: c.update(iteration=-1), "`iteration` is -1, not between 0 and"),
+    "iteration huge": (lambda c: c.update(iteration=10**99), "`iteration` is an integer of 329 bits, not between"),
+    "iteration after the end": (lambda c: c.update(iteration=10**9), "`iteration` is 1000000000, not between 0 and 3"),
     "images a tensor": (lambda c: c.update(images=torch.ones(2)), "`images` is missing or not a number"),
     "other epochs": (lambda c: c.update(iterations_per_epoch=7), "epochs have 7 iterations, not 1"),
     "digest a number": (lambda c: c.update(images_digest=3), "`images_digest` is not a string"),
@@ -386,7 +376,7 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "a weight a number": (set_tensor(lambda _: 3.5), "conv1.weight is not a plain tensor"),
     "a sparse weight": (set_tensor(lambda t: t.to_sparse()), "conv1.weight is not a plain tensor"),
     "a meta weight": (set_tensor(lambda t: t.to("meta")), "conv1.weight is not a plain tensor"),
-    "another shape": (set_tensor(lambda t: t[1:]), r"conv1.weight is \(7, 3"),
+    "another shape": (set_tensor(lambda t: t[1:]), r"conv1.weight is \[7, 3"),
     "another type": (set_tensor(lambda t: t.double()), "torch.float64; this run needs"),
     "NaN": (set_tensor(lambda t: t * float("nan")), "conv1.weight holds infinite values or NaN"),
     "pointer outside": (
@@ -397,16 +387,16 @@ MUTATIONS: dict[str, tuple[Callable[[Contents], object], str]] = {
     "momenta numbers": (lambda c: momenta(c).update({0: 1}), "`optimizer` holds no state"),
     "a momentum missing": (lambda c: momenta(c).pop(3), r"\d+ momenta for \d+ parameters"),
     "a momentum of another shape": (
-        lambda c: momenta(c).update({0: {"momentum_buffer": torch.ones(1)}}), r"momentum 0 is \(1,\)",
+        lambda c: momenta(c).update({0: {"momentum_buffer": torch.ones(1)}}), r"momentum_buffer is \[1\]",
     ),
     "an infinite momentum": (
-        lambda c: momenta(c)[0]["momentum_buffer"].fill_(float("inf")), "momentum 0 holds infinite",
+        lambda c: momenta(c)[0]["momentum_buffer"].fill_(float("inf")), "momentum_buffer holds infinite",
     ),
     "scaler a number": (lambda c: c.update(scaler=3), "`scaler` has no positive scale"),
     "scale NaN": (lambda c: c["scaler"].update(scale=float("nan")), "`scaler` has no positive scale"),
     "scaler without steps": (lambda c: c["scaler"].pop("_growth_tracker"), "`scaler` has no count"),
-    "processes a text": (lambda c: c.update(processes="2"), "`processes` is not a number"),
-    "processes zero": (lambda c: c.update(processes=0), "`processes` is not a number"),
+    "processes a text": (lambda c: c.update(processes="2"), "`processes` is missing or not a number"),
+    "processes zero": (lambda c: c.update(processes=0), "`processes` is 0, not between 1"),
 }  # fmt: skip
 
 
@@ -455,7 +445,9 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: str) -> None:
         checkpoint.save(last, {"iteration": 1, "w": torch.ones(1000)})
         last.write_bytes({"half": last.read_bytes()[:2000], "text": b"<html>", "nothing": b""}[content])
     (tmp_path / "checkpoint_0007.pth.tar").touch()
-    with pytest.raises(UserError, match=rf"{LAST}: .*; copy checkpoint_0007\.pth\.tar, for example") as error:
+    with pytest.raises(
+        UserError, match=rf"{LAST}: .*; --resume .*checkpoint_0007\.pth\.tar resumes"
+    ) as error:
         resume.find(tmp_path, resume=True)
     assert "\n" not in str(error.value) and not ran.exists()
 
@@ -477,7 +469,7 @@ def test_killed_between_the_first_numbered_file_and_the_last(
             (folder / f"checkpoint_000{number}.pth.tar").read_bytes()
         )
     found = resume.find(tmp_path, resume=True)
-    assert found and found.path.name == "checkpoint_0001.pth.tar" and found.iteration == 2
+    assert found and found.path.name == "checkpoint_0001.pth.tar" and found.count("iteration") == 2
 
 
 def test_other_processes(
@@ -503,6 +495,103 @@ def test_the_flag_reaches_the_run(image_folder: MakeFolder, tmp_path: Path) -> N
     assert command(*settings, "--resume").returncode == 2
     done = command(*settings, "--resume", "--other-processes")
     assert done.returncode == 0 and done.stdout.count("had 3 process(es) and has 1 now") == 1, done.stderr
+
+
+# --- resuming from another checkpoint than the last
+
+
+def test_from_an_older_checkpoint(
+    image_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Newer checkpoints stay until the run reaches them, though KEEP_LAST would not keep them, and so does the last."""
+    images, output = image_folder(40), tmp_path / "run"  # two iterations an epoch
+    more = [*EVERY_STEP, "SOLVER.MAX_EPOCH", "4", "SOLVER.CHECKPOINT_PERIOD", "9", "SOLVER.KEEP_LAST", "3"]
+    whole = run(images, tmp_path / "whole", *more)
+    with before_step(8, kill), pytest.raises(Killed):
+        run(images, output, *more)
+    files = {path.name: path.read_bytes() for path in checkpoints.numbered(output)}
+    last = (output / LAST).read_bytes()
+    assert list(files) == [f"checkpoint_000{n}.pth.tar" for n in range(3)]
+    capsys.readouterr()
+    more[-1] = "1"
+    with before_step(4, kill), pytest.raises(Killed):
+        run(images, output, *more, resume=output / "checkpoint_0000.pth.tar")
+    printed = capsys.readouterr().out
+    assert f"resuming from {output / 'checkpoint_0000.pth.tar'}, iteration 2" in printed
+    assert (
+        "its former state is kept as checkpoint_last.1.pth.tar; lines of metrics.json after iteration 2"
+        in printed
+    )
+    assert {path.name: path.read_bytes() for path in checkpoints.numbered(output)} == files
+    assert (output / "checkpoint_last.1.pth.tar").read_bytes() == last
+    assert checkpoint.load(output / LAST)["iteration"] == 3
+    assert [line["iteration"] for line in log_lines(output)] == [1, 2, 3]
+    parts = run(images, output, *more, resume=True)
+    assert not list(kill_runs._unequal(whole, parts, where="checkpoint"))
+    assert [checkpoints.number(path) for path in checkpoints.numbered(output)] == [3]
+
+
+def test_from_another_folder_and_past_a_damaged_file(
+    stored: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, folder = stored
+    whole = loop_on(settings, tmp_path / "whole", resume=folder / LAST)
+    assert whole["iteration"] == 3 and "resuming from" in capsys.readouterr().out
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LAST).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="name another OUTPUT_DIR to start from scratch"):
+        loop_on(settings, tmp_path / "run", resume=True)
+    parts = loop_on(settings, tmp_path / "run", resume=folder / "checkpoint_0001.pth.tar")
+    assert not list(kill_runs._unequal(whole, parts, where="checkpoint"))
+    assert (tmp_path / "run" / "checkpoint_last.1.pth.tar").read_bytes() == b"damaged"
+
+
+def loop_on(settings: list[str], folder: Path, *, resume: bool | Path) -> Contents:
+    more = ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", "3"]
+    loop.train(config.load("pretrain/moco_v2_R50.yaml", [*settings, *more]), resume=resume)
+    return checkpoint.load(folder / LAST)
+
+
+def test_a_file_that_cannot_be_resumed_from_changes_nothing(
+    stored: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    settings, folder = stored
+    contents = checkpoint.load(folder / LAST)
+    set_tensor(lambda t: t * float("nan"))(contents)
+    checkpoint.save(tmp_path / "bad.pth", contents)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LAST).write_bytes(b"last")
+    with pytest.raises(UserError, match=r"bad\.pth: its .*conv1\.weight holds infinite"):
+        loop_on(settings, tmp_path / "run", resume=tmp_path / "bad.pth")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LAST]
+    assert (tmp_path / "run" / LAST).read_bytes() == b"last"
+
+
+def test_a_missing_file_is_one_line_at_once(tmp_path: Path) -> None:
+    done = command(*overrides(tmp_path, tmp_path / "run"), "--resume", "none.pth.tar")
+    assert done.returncode == 2 and done.stderr.startswith("error: --resume none.pth.tar: no such file; ")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_rates_come_from_the_config(
+    stored: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A changed key is noted by its name; what only the state says otherwise, as such."""
+    settings, folder = stored
+    contents = checkpoint.load(folder / LAST)
+    capsys.readouterr()
+    go_on(settings, contents, tmp_path)
+    assert "note: --resume" not in capsys.readouterr().out
+    contents["optimizer"]["param_groups"][0]["lr"] *= 2
+    go_on(settings, contents, tmp_path)
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: --resume"))
+    assert note.endswith(" instead of 0.0075: the settings of this run are used")
+    rates = [line["lr"] for line in log_lines(tmp_path) if "lr" in line]
+    assert rates[-1] == pytest.approx(0.01 * (1 + math.cos(math.pi * 2 / 3)) / 2)
+    go_on([*settings, "SOLVER.BASE_LR", "0.02"], contents, tmp_path)
+    printed = capsys.readouterr().out
+    assert "note: SOLVER.BASE_LR was 0.01 and is 0.02: the result will differ" in printed
+    assert "note: --resume" not in printed
 
 
 # --- values that are not finite

@@ -35,11 +35,13 @@ from transfer.convert.tensor_names import detectron2_name
 from transfer.linear import backbone as linear_backbone
 from transfer.linear import config as linear_config
 from transfer.linear import crops as linear_crops
+from transfer.linear import loop
 from transfer.linear import results as linear_results
 from transfer.linear import run as linear_run
 from transfer.linear.classifiers import Classifiers
 from transfer.linear.features import Fixed
 from transfer.linear.knn import knn_accuracy
+from transfer.linear.state import save
 
 MakeFolder = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -418,6 +420,31 @@ def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> Non
     assert metrics[0] == metrics[1]
     # Resuming a finished run repeats its result.
     assert task.run("parts", "SWEEP", "[0.01, 1.0]", resume=True)["rates"] == whole["rates"]
+
+
+def test_from_an_older_state(
+    task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It becomes the last state, the former one is kept, and the end is that of an undisturbed run."""
+    whole, last, backup = task.run("run"), task.folder / "run" / "linear_last.pth", task.folder / "backup"
+    monkeypatch.setattr(
+        loop, "save", lambda state, cfg: save(state, cfg) or os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit):
+        task.run("older")
+    os.replace(task.folder / "older" / "linear_last.pth", backup)
+    monkeypatch.setattr(loop, "save", lambda state, cfg: None)
+    newer = last.read_bytes()
+    capsys.readouterr()
+    task.run("run", resume=backup)
+    printed = capsys.readouterr().out
+    assert (
+        f"resuming from {backup}, iteration " in printed and "kept as linear_last.1.pth; lines of" in printed
+    )
+    assert last.read_bytes() == backup.read_bytes()
+    assert (task.folder / "run" / "linear_last.1.pth").read_bytes() == newer
+    monkeypatch.undo()
+    assert task.run("run", resume=True)["rates"] == whole["rates"]
 
 
 def test_a_resumed_run_may_not_change_its_meaning(task: Task, tmp_path: Path) -> None:

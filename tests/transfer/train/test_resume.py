@@ -8,9 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.solver import build_lr_scheduler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.common import signals
@@ -148,16 +150,32 @@ def test_interrupted_run_ends_bit_equal(
     assert [step for step, _ in _points(cut, "loss")] == [1, 2, 3, 4, 5, 6]
 
 
+def _state(cfg, *, scaler: torch.amp.GradScaler | None = None, steps: int = 0) -> State:
+    """The state of a model with three weights after some steps."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = build.build_optimizer(cfg, model)
+    state = State(model, optimizer, build_lr_scheduler(cfg, optimizer), scaler, {"train": "abc"})
+    for _ in range(steps):
+        _step(state)
+    return state
+
+
+def _step(state: State) -> None:
+    state.optimizer.zero_grad()
+    state.model(torch.tensor([[1.0, state.iteration]])).sum().backward()
+    state.optimizer.step()
+    state.scheduler.step()
+    state.iteration += 1
+
+
 def test_scale_of_float16_losses_is_restored(data, tmp_path: Path) -> None:
     cfg = _load(data, tmp_path)
     states = []
     for scale in (2.0**7, 2.0**16):
-        model = torch.nn.Linear(1, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(torch.ones(()))  # makes the scale
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        states.append(State(model, optimizer, scheduler, scaler))
+        states.append(_state(cfg, scaler=scaler))
     train_state.save(states[0], cfg)
     restore(states[1], cfg)
     assert states[1].scaler.state_dict() == states[0].scaler.state_dict()
@@ -165,38 +183,169 @@ def test_scale_of_float16_losses_is_restored(data, tmp_path: Path) -> None:
 
 def test_last_good_file_outlives_weights_that_are_not_finite(data, tmp_path: Path) -> None:
     cfg = _load(data, tmp_path)
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    state = State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None, iteration=3)
+    state = _state(cfg, steps=3)
     train_state.save(state, cfg)
     good = (tmp_path / "model_last.pth").read_bytes()
-    torch.nn.init.constant_(model.weight, float("inf"))
+    torch.nn.init.constant_(state.model.weight, float("inf"))
     with pytest.raises(UserError, match=r"iteration 3 .*the last good state is .*model_last\.pth"):
         train_state.save(state, cfg)
     assert (tmp_path / "model_last.pth").read_bytes() == good
 
 
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_rates_and_momenta_of_a_resumed_run(
+    data, tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    """In the warm-up and across a step of the schedule, the resumed state is that of an undisturbed run."""
+    cfg = _load(data, tmp_path, "SOLVER.OPTIMIZER", optimizer, "SOLVER.WARMUP_ITERS", "3")
+    whole, parts = _state(cfg, steps=6), _state(cfg, steps=2)
+    for iteration in (2, 5):
+        while parts.iteration < iteration:
+            _step(parts)
+        train_state.save(parts, cfg)
+        parts = _state(cfg)
+        restore(parts, cfg)
+        assert parts.iteration == iteration
+    _step(parts)
+    assert torch.equal(parts.model.weight, whole.model.weight)
+    assert parts.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_rates_come_from_the_config(data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = _load(data, tmp_path)
+    own = _state(cfg, steps=3)
+    train_state.save(own, cfg)
+    path = tmp_path / "model_last.pth"
+    stored = checkpoint.load(path)
+    stored["optimizer"]["param_groups"][0] |= {"lr": 7.0, "momentum": 0.1}
+    stored["scheduler"] |= {"base_lrs": [5.0], "step": "not a function", "_multiplier": 3}
+    checkpoint.save(path, stored)
+    state = _state(cfg)
+    restore(state, cfg)
+    assert state.optimizer.param_groups == [
+        {**own.optimizer.param_groups[0], "params": list(state.model.parameters())}
+    ]
+    assert state.scheduler.base_lrs == own.scheduler.base_lrs and callable(state.scheduler.step)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note:"))
+    assert first.endswith(f"with initial rates [5.0] instead of [{cfg.SOLVER.BASE_LR}]: these are used")
+    assert (
+        f"{path} was saved with lr 7.0 instead of 0.0" in second and "momentum 0.1 instead of 0.9" in second
+    )
+
+
+def _set(path: str, value: object) -> Callable[[dict], dict]:
+    def change(stored: dict) -> dict:
+        node: Any = stored
+        *parents, leaf = (int(key) if key.isdigit() else key for key in path.split("/"))
+        for key in parents:
+            node = node[key]
+        node[leaf] = value
+        return stored
+
+    return change
+
+
+BEST = {"metric": "bbox/AP", "value": 3.0, "iteration": 2, "weights": "model_best.pth"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda stored: [1, 2], "was not written by"),
-        (lambda stored: {**stored, "model": {"weight": torch.zeros(3)}}, "is damaged"),
-        (lambda stored: {**stored, "optimizer": [stored]}, "is damaged"),
-        (lambda stored: {**stored, "iteration": "three"}, "is damaged"),
-        (lambda stored: {k: v for k, v in stored.items() if k != "processes"}, "is damaged"),
+        (lambda stored: [1, 2], "it holds a list"),
+        (_set("config_sha256", torch.ones(2)), "`config_sha256` is missing or not a string"),
+        (_set("data", ["a"]), "`data` is missing or not a dict of digests"),
+        (_set("model", [1]), "`model` is not a dict of tensors"),
+        (_set("model", {"weight": torch.zeros(3)}), "`model` lacks bias"),
+        (_set("model/weight", torch.zeros(3)), r"weight is \[3\] torch.float32; this run needs \[1, 2\]"),
+        (_set("model/weight", torch.full((1, 2), float("nan"))), "weight holds infinite values or NaN"),
+        (_set("optimizer", [1]), "`optimizer` holds no state"),
+        (_set("optimizer/state/0/momentum_buffer", torch.zeros(2)), r"momentum_buffer is \[2\]"),
+        (_set("optimizer/param_groups", []), "`optimizer` does not hold 1 group"),
+        (_set("scheduler", 3), "`scheduler` is not one of iteration 3"),
+        (_set("scheduler/last_epoch", 5), "`scheduler` is not one of iteration 3"),
+        (_set("scheduler/last_epoch", torch.ones(2)), "`scheduler` is not one of iteration 3"),
+        (_set("scheduler/base_lrs", ["x"]), "`scheduler` has no initial learning rates"),
+        (_set("scheduler/base_lrs", [float("nan")]), "`scheduler` has no initial learning rates"),
+        *(
+            (_set("iteration", value), "`iteration` is missing or not a number")
+            for value in ("3", True, None)
+        ),
+        *(
+            (_set("iteration", value), f"`iteration` is {value}, not between 0 and 6")
+            for value in (-1, 10**9)
+        ),
+        (_set("seconds", float("inf")), "`seconds` is missing or not a time"),
+        (_set("processes", 0), "`processes` is 0, not between 1"),
+        (lambda stored: {k: v for k, v in stored.items() if k != "processes"}, "`processes` is missing"),
+        *(
+            (_set("best", value), "`best` is not a record of a metric")
+            for value in (
+                3,
+                [],
+                {},
+                {**BEST, "value": "x"},
+                {**BEST, "weights": "/etc"},
+                {**BEST, "iteration": 4},
+            )
+        ),
     ],
 )
 def test_a_damaged_file_is_one_line(data, tmp_path: Path, change: Callable, message: str) -> None:
     cfg = _load(data, tmp_path)
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    state = State(model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), None)
-    train_state.save(state, cfg)
+    train_state.save(_state(cfg, steps=3), cfg)
     path = tmp_path / "model_last.pth"
     checkpoint.save(path, change(checkpoint.load(path)))
     with pytest.raises(UserError, match=message) as caught:
-        restore(state, cfg)
-    assert "\n" not in str(caught.value) and "--resume" in str(caught.value)
+        restore(_state(cfg), cfg)
+    text = str(caught.value)
+    assert text.isprintable() and text.startswith(f"--resume: {path}: ") and "--resume FROM" in text
+
+
+def test_a_scaler_is_needed_for_float16(data, tmp_path: Path) -> None:
+    cfg = _load(data, tmp_path)
+    train_state.save(_state(cfg, steps=1), cfg)
+    with pytest.raises(UserError, match="it lacks `scaler`"):
+        restore(_state(cfg, scaler=torch.amp.GradScaler("cpu")), cfg)
+
+
+def test_an_older_state_of_this_or_another_folder(
+    data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It becomes the last state; what the folder holds of a later iteration stays under other names."""
+    cfg, backup = _load(data, tmp_path / "run"), tmp_path / "backup"
+    old = _state(cfg, steps=2)
+    old.best = BEST
+    for state in (old, _state(cfg, steps=4)):
+        train_state.save(state, cfg)
+        if state is old:
+            backup.write_bytes((tmp_path / "run/model_last.pth").read_bytes())
+    newer = (tmp_path / "run/model_last.pth").read_bytes()
+    (tmp_path / "run/model_best.pth").write_bytes(b"best")
+    state = _state(cfg)
+    restore(state, cfg, backup)
+    assert (state.iteration, state.best) == (2, None)
+    printed = capsys.readouterr().out
+    assert "its former state is kept as model_last.1.pth; lines of metrics.json after iteration 2 " in printed
+    assert (
+        "note: TEST.KEEP_BEST chooses among the tests from iteration 2 on; model_best.pth is kept as"
+        in printed
+    )
+    contents = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert contents == {
+        "model_last.pth": contents["model_last.pth"],
+        "model_last.1.pth": newer,
+        "model_best.1.pth": b"best",
+    }
+    state = _state(cfg)
+    restore(state, cfg, True)  # the same command without FROM continues from there
+    assert (state.iteration, state.best) == (2, None)
+
+
+def test_a_finished_run_is_not_begun_again_from_a_file(data, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a finished run: name another OUTPUT_DIR"):
+        train_run.run(_load(data, tmp_path), resume=tmp_path / "old.pth")
 
 
 def test_resume_on_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

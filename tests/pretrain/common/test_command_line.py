@@ -1,0 +1,60 @@
+"""`--resume [FROM]` before KEY VALUE pairs."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from pretrain.common import command_line
+from pretrain.common.errors import UserError
+
+
+def parse(*words: str) -> tuple[object, list[str]]:
+    parser = argparse.ArgumentParser()
+    command_line.add_resume(parser, "last.pth")
+    parser.add_argument("--weights")
+    command_line.add_overrides(parser)
+    args = parser.parse_intermixed_args(command_line.mark_resume(list(words)))
+    return args.resume, args.overrides
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pth", "b.pth.tar", "backup", "out/state"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--resum", "--res"])
+def test_the_word_after_the_flag(here: Path, flag: str) -> None:
+    assert parse("SEED", "3") == (False, ["SEED", "3"])
+    assert parse("SEED", "3", flag) == (True, ["SEED", "3"])
+    assert parse(flag, "SEED", "3") == (True, ["SEED", "3"])
+    assert parse("A", "1", flag, "B", "x/y.pth", "C", "2") == (True, ["A", "1", "B", "x/y.pth", "C", "2"])
+    assert parse(flag, "--weights", "a.pth", "SEED", "3") == (True, ["SEED", "3"])
+    for name in ("a.pth", "b.pth.tar", "backup", "out/state", str(here / "a.pth")):
+        assert parse("A", "1", flag, name, "B", "2") == (Path(name), ["A", "1", "B", "2"])
+        assert parse(f"{flag}={name}", "B", "2") == (Path(name), ["B", "2"])
+    assert parse(flag, "backup2", "3") == (True, ["backup2", "3"])  # the config refuses it as a key
+
+
+@pytest.mark.parametrize("name", ["none.pth", "none.tar", "out/none", "/none", "x\x1b[2J/y"])
+def test_a_file_that_is_missing(here: Path, name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^--resume \S+: no such file; name a checkpoint, or leave it out"
+    ) as error:
+        parse("--resume", name, "A", "1")
+    assert str(error.value).isprintable()
+    with pytest.raises(UserError, match="--resume out/: is not a file"):
+        parse("--resume", "out/")
+
+
+def test_given_twice(here: Path) -> None:
+    """Programs that start a tool add the flag at the end; it must not win over FROM unnoticed."""
+    assert parse("--resume", "A", "1", "--resume") == (True, ["A", "1"])
+    assert parse("--resume", "a.pth", "--resume", "a.pth") == (Path("a.pth"), [])
+    for more in (["--resume"], ["--resume", "backup"]):
+        with pytest.raises(UserError, match="--resume is given twice"):
+            parse("--resume", "a.pth", "A", "1", *more)
