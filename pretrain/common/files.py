@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -192,6 +193,33 @@ def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
             return file.read() == end
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file, or a link to one, without ever waiting for a device or pipe.
+
+    Raises:
+        UserError: the file is missing, not a regular file, or unreadable.
+    """
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # first, since opening a device can have side effects
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint file") from None
+    except (OSError, ValueError) as error:  # `ValueError` for a name with a zero byte
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:
+        raise UserError(f"{path}: is not a regular file; name a checkpoint file")
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: is not a regular file; name a checkpoint file")
+        try:
+            yield file
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise UserError(f"{path}: this machine does not have enough memory to read it") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
