@@ -81,7 +81,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
         (["MODEL.WIDTH", "0"], "MODEL.WIDTH"),
         (["DATA.TRAIN", "[1, 2]"], "DATA.TRAIN: [1, 2] is not a list of strings"),
         (["DATA.TRAIN", '["a", 3]'], "DATA.TRAIN: ['a', 3] is not a list of strings"),
-        (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [['a']] is not a list of strings"),
+        (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [...] is not a list of strings"),
         (["INPUT.WITHOUT", "[1]"], "INPUT.WITHOUT 1: choose from"),
     ],
 )
