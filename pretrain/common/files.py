@@ -18,6 +18,7 @@ import numpy as np
 from pretrain.common.errors import UserError, label
 
 _OLD = 3600  # seconds
+_DEEPEST = 64  # levels of lists and objects in JSON; COCO has 5
 MAX_JSON = 8 << 30  # bytes; the annotations of Objects365 have 3 GB
 
 
@@ -233,13 +234,20 @@ def read_regular(path: Path, *, most: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises `ValueError` with a reason in one line."""
+    """Return the value of a JSON text of at most `_DEEPEST` levels. Raises `ValueError` with a reason in one line."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("lists or objects are nested too deeply") from None
     except MemoryError:
         raise ValueError("this machine does not have enough memory for it") from None
+    level = [[value]]  # Python 3.12 and newer parse thousands of levels, with which recursive functions fail
+    for _ in range(_DEEPEST + 1):
+        inside = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in inside if isinstance(part, list | dict)]
+    if level:
+        raise ValueError("lists or objects are nested too deeply")
+    return value
 
 
 def load_json(path: Path) -> Any:

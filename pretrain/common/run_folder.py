@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.common import distributed
 from pretrain.common.configs import equal
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.common.files import found, is_at, lock, remove_leftover
 
 LOCK = ".lock"  # in OUTPUT_DIR while a run uses it; a killed run leaves the file behind, but not locked
@@ -151,7 +151,7 @@ def in_use(folder: Path, *, finished: bool = False) -> UserError:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return `KEY is B and was A` for each setting, by dotted key, whose value differs from the one before."""
     return [
-        f"{key} is {value} and was {str(before.get(key))[:80]}"
+        f"{key} is {label(value)} and was {label(before.get(key))}"
         for key, value in now.items()
         if not equal(value, before.get(key))
     ]

@@ -47,8 +47,6 @@ def read(path: Path) -> Read:
         raise UserError(
             f"{path}: byte {error.start} is not text in {error.encoding.upper()}: save the file as UTF-8"
         ) from None
-    except RecursionError:
-        raise UserError(f"{path}: not a COCO json: lists or objects are nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path}: not a complete JSON file: {label(str(error))}") from None
     return Read(content, notes, encoding == "utf-8" and not notes)
