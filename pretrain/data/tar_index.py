@@ -29,6 +29,8 @@ from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_ma
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer uses larger records
 _HEADERS = 1 << 16  # bytes of all headers of one member; a name has up to 4096 bytes, in one of them
 _MEMBERS = 50_000_000
+_DIGITS = 300  # of a number in a header, or in a row in a name
+_GLOBAL = 1000  # keys of global headers
 _NAME = 4096  # characters, as many as a path may have on Linux
 # What a damaged file makes tarfile and the decompressors raise, in addition to OSError
 FAULTS = (
@@ -152,7 +154,10 @@ class _Bounded:
         self.left -= max(size, tarfile.BLOCKSIZE)  # so an end without a byte counts, too
         if size < 0 or self.left < 0:
             raise tarfile.ReadError(f"the headers of a member have more than {_HEADERS} bytes")
-        return self._file.read(size)
+        data = self._file.read(size)
+        if self.left < math.inf and max(map(len, re.findall(rb"\d+", data)), default=0) > _DIGITS:
+            raise tarfile.ReadError("a header holds a number of too many digits")
+        return data
 
     def seek(self, place: int) -> int:
         if place < 0 or place >= 1 << 63:
@@ -205,9 +210,9 @@ def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo
             bounded.left = math.inf
             if member is None:
                 break
-            archive.members = []  # or tarfile would keep all of them
-            if number == _MEMBERS:
-                raise tarfile.ReadError(f"it has more than {_MEMBERS} members")
+            archive.members = []  # type: ignore[attr-defined]  # or tarfile would keep all of them
+            if number == _MEMBERS or len(archive.pax_headers) > _GLOBAL:  # each member gets a copy of those
+                raise tarfile.ReadError("it has too many members or global headers")
             if len(member.name) > _NAME or "\0" in member.name:
                 raise tarfile.ReadError("the name of a member is too long, or holds a zero byte")
             if member.size < 0 or member.offset < end or archive.offset < member.offset_data:
@@ -216,8 +221,6 @@ def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo
             yield archive, member
         file.seek(archive.offset)
         rest = file.read(_PADDING + 1)
-    if not rest:  # cut between two members
-        raise tarfile.ReadError("its end is missing")
     if rest.strip(b"\0") or len(rest) > _PADDING:
         raise tarfile.ReadError(f"the data after byte {archive.offset} do not belong to it")
 
@@ -226,10 +229,12 @@ def _scan(shard: str, endings: Endings) -> Index:
     """Return the index, read from the headers. Links and devices in the shard are skipped, never followed."""
     rows: list[tuple[int, int, int]] = []
     names: list[str] = []
+    end = 0
     try:
         with open_regular(Path(shard)) as file:
             size = os.fstat(file.fileno()).st_size
-            for _, member in members(file):
+            for archive, member in members(file):
+                end = archive.offset
                 data = 0 if member.issparse() else member.size
                 if member.offset_data + data > size:
                     raise tarfile.ReadError(f"{label(member.name)} does not fit in the file")
@@ -237,6 +242,8 @@ def _scan(shard: str, endings: Endings) -> Index:
                 if plain and endings.match(member.name) and not _is_hidden(member.name):
                     names.append(member.name)
                     rows.append((member.offset, member.offset_data, data))
+            if end >= size:  # cut between two members: the zeros of the end are missing
+                raise tarfile.ReadError("its end is missing")
     except tarfile.ReadError as error:
         raise _damaged(shard, str(error)) from error
     return _select(np.array(rows, np.int64).reshape(-1, 3), names, endings)

@@ -173,13 +173,17 @@ def _append(url: str, part: Path, size: int | None) -> bool:
 
 def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
     """Check all names and sizes. Return the number of bytes that unpacking will write."""
-    needed = 0
+    needed, files, folders = 0, set(), set()
     for name, size, _ in _zip_files(archive) if is_zip else _tar_files(archive):
+        files.add(name)
+        folders.update(map(str, PurePosixPath(name).parents))
         if not _is_there(folder / name, size):
             needed += size
             demand_space(
                 folder, needed, f"unpacking {archive.name}"
             )  # before a compressed terabyte is skipped
+    if both := files & folders:
+        raise UserError(f"{archive}: {label(min(both))} is both a file and a folder; nothing was unpacked")
     return needed
 
 
