@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import os
 import shutil
 import sys
 import time
@@ -193,7 +194,7 @@ Found = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]  # name, size in byte
 def _zip_files(archive: Path) -> Found:
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
-            if not info.is_dir():
+            if not info.filename.endswith("/"):
                 yield _inside(archive, info.filename), info.file_size, lambda info=info: opened.open(info)  # type: ignore[misc]
 
 
@@ -211,7 +212,8 @@ def _tar_files(archive: Path) -> Found:
 
 def _inside(archive: Path, name: str) -> str:
     path = PurePosixPath(name)
-    if not path.parts or has_control(name):
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if not 0 < longest <= 255 or has_control(name):
         raise UserError(f"{archive}: {brief(name)} is not the name of a file; it was not unpacked")
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise UserError(
