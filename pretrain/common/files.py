@@ -241,9 +241,8 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("lists or objects are nested too deeply") from None
     except MemoryError:
         raise ValueError("this machine does not have enough memory for it") from None
-    level: list[Any] = [
-        [value]
-    ]  # Python 3.12 and newer parse thousands of levels, with which recursive functions fail
+    # Python 3.12 and newer parse thousands of levels, with which recursive functions fail
+    level: list[Any] = [[value]]
     for _ in range(_DEEPEST + 1):
         inside = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
         level = [part for part in inside if isinstance(part, list | dict)]

@@ -155,7 +155,7 @@ class _Bounded:
         if size < 0 or self.left < 0:
             raise tarfile.ReadError(f"the headers of a member have more than {_HEADERS} bytes")
         data = self._file.read(size)
-        if self.left < math.inf and max(map(len, re.findall(rb"\d+", data)), default=0) > _DIGITS:
+        if size > tarfile.BLOCKSIZE and self.left < math.inf and _longest_number(data) > _DIGITS:
             raise tarfile.ReadError("a header holds a number of too many digits")
         return data
 
@@ -163,6 +163,10 @@ class _Bounded:
         if place < 0 or place >= 1 << 63:
             raise tarfile.ReadError("a member does not fit in the file")
         return self._file.seek(place)
+
+
+def _longest_number(data: bytes) -> int:
+    return max(map(len, re.findall(rb"\d+", data)), default=0)
 
 
 def members(file: IO[bytes], *, packed: bool = False) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

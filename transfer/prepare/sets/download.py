@@ -90,8 +90,7 @@ def unpack(archive: Path, folder: Path, *, leave_out: str | None = None) -> None
         UserError: the archive is damaged or incomplete, the disk is full, or a name is refused.
     """
     try:
-        # The suffix counts, too: is_zipfile looks for the end of the file, which a truncated zip lacks.
-        is_zip = archive.suffix == ".zip" or zipfile.is_zipfile(archive)
+        is_zip = archive.suffix == ".zip" or _begins_like_a_zip(archive)
         needed = _bytes_to_unpack(archive, folder, is_zip)
         with _progress(f"unpacking {archive.name}", needed) as advance:
             for name, size, open_file in _zip_files(archive) if is_zip else _tar_files(archive):
@@ -170,6 +169,12 @@ def _append(url: str, part: Path, size: int | None) -> bool:
                 file.write(block)
                 advance(len(block))
     return total is None or part.stat().st_size >= total
+
+
+def _begins_like_a_zip(archive: Path) -> bool:
+    """Return whether a file is a zip; `zipfile.is_zipfile` also finds zips in the last bytes of compressed tars."""
+    with archive.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
 
 
 def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
