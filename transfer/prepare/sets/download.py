@@ -179,7 +179,9 @@ def _begins_like_a_zip(archive: Path) -> bool:
 
 def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
     """Check all names and sizes. Return the number of bytes that unpacking will write."""
-    needed, files, folders = 0, set(), set()
+    needed = 0
+    files: set[str] = set()
+    folders: set[str] = set()
     for name, size, _ in _zip_files(archive) if is_zip else _tar_files(archive):
         files.add(name)
         folders.update(map(str, PurePosixPath(name).parents))
