@@ -33,8 +33,8 @@ ARROWS = {
         "transfer.visualize"
     ),
     "transfer.report": "transfer.visualize",
-    "transfer.prepare.sets": "transfer.data",
-    "transfer.prepare.demo": "",
+    "transfer.prepare.sets": "transfer.data pretrain.data.tar_index",
+    "transfer.prepare.demo": "pretrain.data.tar_index",
     "transfer.prepare": (
         "transfer.config.keys transfer.data.coco.box_formats transfer.prepare.demo transfer.prepare.sets"
     ),

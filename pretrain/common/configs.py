@@ -6,7 +6,6 @@ back to a loader that runs code found in the file.
 """
 
 import difflib
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,22 +15,37 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import SHOWN, UserError, brief, has_control, label
+from pretrain.common.files import read_regular
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 CONFIG_ROOT = ROOT / "configs"
-_MAX_DEPTH = 32  # of nested lists and mappings in a config read from a checkpoint or weights file
+_MAX_BYTES = 200_000  # of a YAML file; detectron2's longest has 5,000
+_MAX_FILES = 32  # in a `_BASE_` chain
+_MAX_DEPTH = 32  # of nested lists and mappings
+_MAX_NODES = 100_000  # keys and values of a YAML file with its aliases expanded
+_MAX_DIGITS = 400  # characters of a number
+_MAX_TEXT = 4096  # characters of a string, as many as a path may have on Linux
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-class _SafeFiles(CfgNode):
-    """A config node that reads YAML files and their `_BASE_` chain from local files only."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which stops at deep nesting: it needs minutes for a few kilobytes of brackets."""
 
-    @classmethod
-    def _open_cfg(cls, filename: str) -> Any:
-        if "://" in filename:
-            raise UserError(f"_BASE_: {filename} is a URL; download the file and name its path")
-        with open(filename, encoding="utf-8") as file:
-            return io.StringIO(file.read())
+    def __init__(self, text: str, *, aliases: bool) -> None:
+        super().__init__(text)
+        self.name = "<file>"
+        self._aliases, self._depth = aliases, 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if not self._aliases and self.check_event(yaml.AliasEvent):
+            raise ValueError("it contains YAML aliases")
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def find_config(name: str) -> Path:
@@ -55,45 +69,110 @@ def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
         if value is not None or key not in cfg:  # a section whose keys are all commented out
             set_key(cfg, key, value, origin=str(path))
     if len(overrides) % 2:
-        raise UserError(f"overrides are KEY VALUE pairs: {overrides[-1]!r} has no value")
+        raise UserError(f"overrides are KEY VALUE pairs: {brief(overrides[-1])} has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         set_key(cfg, key, value, origin="command line")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file with its `_BASE_` chain as one nested dict. Raises `UserError` naming the file."""
+    """Return a YAML file with its `_BASE_` chain as one nested dict.
+
+    Raises `UserError` naming the file that is missing, not a regular file, too large, or not a mapping.
+    """
+    return _read_chain(path, [])
+
+
+def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
+    """Read a file over its bases, which are relative to it; `chain` is the list of all files that were read."""
+    chain.append(path)
+    if len(chain) > _MAX_FILES:
+        raise UserError(
+            f"{chain[0]}: its _BASE_ chain leads back to itself, or has more than {_MAX_FILES} files"
+        )
+    own = _read_one(path)
+    bases = own.pop("_BASE_", [])
+    tree: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: _BASE_ {brief(base)}: name the path of a file")
+        if "://" in base:
+            raise UserError(f"{path}: _BASE_ {brief(base)} is a URL; download the file and name its path")
+        file = path.parent / os.path.expanduser(base)
+        if not os.path.exists(file):
+            raise UserError(f"{path}: _BASE_ names a missing file: {label(str(file))}")
+        _merge_trees(_read_chain(file, chain), tree, path)
+    _merge_trees(own, tree, path)
+    return tree
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    data = read_regular(path, most=_MAX_BYTES)
     try:
-        tree = _SafeFiles.load_yaml_with_base(str(path), allow_unsafe=False)
+        tree = _parse(data.decode("utf-8"), aliases=True)
         if not isinstance(tree, dict):
-            raise TypeError(f"it is a {type(tree).__name__}")
+            raise ValueError(f"it is a {type(tree).__name__}")
         return tree
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: _BASE_ names a missing file: {error.filename}") from None
-    except RecursionError:
-        raise UserError(f"{path}: its _BASE_ chain leads back to itself") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, AssertionError, OSError) as error:
-        reason = " ".join(str(error).split())
+    except ValueError as error:
+        reason = label(str(error))
         if "python/" in reason:  # detectron2's RetinaNet configs compute their anchor sizes with one
             reason = f"its !!python tag would run code; write the value out ({reason})"
         raise UserError(f"{path}: not a YAML mapping of config keys: {reason}") from None
 
 
+def _merge_trees(tree: dict[str, Any], into: dict[str, Any], path: Path) -> None:
+    """Merge nested settings in place; those of `tree` replace others, except that a section is merged."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and key in into:
+            if not isinstance(into[key], dict):
+                raise UserError(
+                    f"{path}: {label(key)} is a section, but a value in its _BASE_: remove one of them"
+                )
+            _merge_trees(value, into[key], path)
+        else:
+            into[key] = value
+
+
 def read_dump(text: str) -> Any:
     """Return a config that a tool of this project stored in a file, as nested dicts.
 
-    YAML aliases are refused: our configs have none, and a few lines of them can expand to more data than memory holds.
-    So is very deep nesting, because PyYAML needs minutes for a few kilobytes of brackets.
-
-    Raises `yaml.YAMLError` or `ValueError`.
+    YAML aliases are refused, because our configs have none. Raises `ValueError`.
     """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it contains YAML aliases")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            raise ValueError("it is nested too deeply")
-    return yaml.safe_load(text)
+    return _parse(text, aliases=False)
+
+
+def _parse(text: str, *, aliases: bool) -> Any:
+    """Return the only document of a YAML text. Raises `ValueError` with a reason in one line.
+
+    A few lines of aliases can expand to more data than memory holds, or hold themselves; a few kilobytes of digits can
+    become a number that Python refuses to print.
+    """
+    try:
+        loader = _Loader(text, aliases=aliases)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # PyYAML raises many classes on hostile text, such as KeyError for `!!bool 3`
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise `ValueError` for a document that is too large with its aliases expanded, or holds a very long number."""
+    left, nodes = _MAX_NODES, [(root, 0)]
+    while nodes:
+        node, depth = nodes.pop()
+        left -= 1
+        if left < 0 or depth > _MAX_DEPTH:
+            raise ValueError("its aliases hold themselves, or expand to too much data")
+        if isinstance(node, yaml.MappingNode):
+            nodes += [(part, depth + 1) for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += [(part, depth + 1) for part in node.value]
+        elif node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
+            raise ValueError(f"it holds a number of {len(node.value)} characters")
 
 
 def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
@@ -104,7 +183,7 @@ def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
         node = node.get(part) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node or isinstance(node[leaf], CfgNode):
         known = list(flatten(cfg))
-        raise UserError(f"{origin}: unknown config key {key}{nearest(key, known)}")
+        raise UserError(f"{origin}: unknown config key {label(key)}{nearest(key[:SHOWN], known)}")
     node[leaf] = _coerce(value, node[leaf], f"{origin}: {key}")
 
 
@@ -114,22 +193,24 @@ def digest_text(cfg: CfgNode) -> str:
 
 
 def _coerce(value: Any, default: Any, where: str) -> Any:
+    decoded = _decode(value) if isinstance(value, str) and not isinstance(default, str) else value
+    if fault := _fault(decoded):
+        raise UserError(f"{where}: {fault}")
     if isinstance(default, str):
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
-        raise UserError(f"{where}: {value!r} is not a string")
+        raise UserError(f"{where}: {brief(value)} is not a string")
     is_list = isinstance(default, list | tuple)
     if isinstance(value, str):
-        decoded = CfgNode._decode_cfg_value(value)
         if is_list and not isinstance(decoded, list | tuple) and all(isinstance(v, str) for v in default):
             return type(default)([value])  # DATA.TRAIN my/photos
         value = decoded
     numbers = is_list and len(default) > 0 and all(isinstance(v, int | float) for v in default)
     if numbers and isinstance(value, list | tuple) and not all(isinstance(v, int | float) for v in value):
-        raise UserError(f"{where}: {value!r} is not a list of numbers (the default is {default!r})")
+        raise UserError(f"{where}: {brief(value)} is not a list of numbers (the default is {default!r})")
     strings = is_list and len(default) > 0 and all(isinstance(v, str) for v in default)
     if strings and isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value):
-        raise UserError(f"{where}: {value!r} is not a list of strings (the default is {default!r})")
+        raise UserError(f"{where}: {brief(value)} is not a list of strings (the default is {default!r})")
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
@@ -137,8 +218,30 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
     if is_list and isinstance(value, list | tuple):
         return type(default)(value)
     raise UserError(
-        f"{where}: {value!r} is not of type {type(default).__name__} (the default is {default!r})"
+        f"{where}: {brief(value)} is not of type {type(default).__name__} (the default is {default!r})"
     )
+
+
+def _decode(text: str) -> Any:
+    """Return the Python literal that a text is, or else the text itself."""
+    try:
+        return CfgNode._decode_cfg_value(text)
+    except (RecursionError, MemoryError):  # thousands of signs or brackets
+        return text
+
+
+def _fault(value: Any) -> str:
+    """Return what is wrong with a value whatever its key: text for a terminal, or a number that nothing can store."""
+    if isinstance(value, list | tuple | dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, map(_fault, parts)), "")
+    if isinstance(value, str):
+        if len(value) > _MAX_TEXT:
+            return (
+                f"{brief(value)} has {len(value)} characters, more than the {_MAX_TEXT} that a value may have"
+            )
+        return f"{brief(value)} holds a control character" if has_control(value) else ""
+    return f"{brief(value)} is too large" if isinstance(value, int) and value.bit_length() > 64 else ""
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

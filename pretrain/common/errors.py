@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,15 @@ def label(value: Any, limit: int = SHOWN) -> str:
     if isinstance(value, dict):
         return f"a dict of {len(value)} entries"
     return f"a {type(value).__name__}"[:limit]
+
+
+# Tabs, line breaks and the undecodable bytes of a file name (U+DC80 to U+DCFF in Python) are not among them.
+_CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
+
+
+def has_control(text: str) -> bool:
+    """Return whether a text has characters that steer a terminal, or halves of a character, which no file can store."""
+    return _CONTROL.search(text) is not None
 
 
 def brief(value: Any, limit: int = SHOWN) -> str:

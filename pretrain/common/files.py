@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 
 _OLD = 3600  # seconds
+_DEEPEST = 64  # levels of lists and objects in JSON; COCO has 5
+MAX_JSON = 8 << 30  # bytes; the annotations of Objects365 have 3 GB
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -202,11 +205,73 @@ def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file, or a link to one, without ever waiting for a device or pipe.
+
+    Raises:
+        UserError: the file is missing, not a regular file, or unreadable.
+    """
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # first, since opening a device can have side effects
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # `ValueError` for a name with a zero byte
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:
+        raise UserError(f"{path}: is not a regular file")
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: is not a regular file")
+        try:
+            yield file
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise UserError(f"{path}: this machine does not have enough memory to read it") from None
+
+
+def read_regular(path: Path, *, most: int) -> bytes:
+    """Return the content of a file as `open_regular` opens it. Raises `UserError` if it has more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
+    if len(data) > most:
+        raise UserError(f"{path}: has more than {most} bytes, too many for what it should be")
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text of at most `_DEEPEST` levels. Raises `ValueError` with a reason in one line."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+    except MemoryError:
+        raise ValueError("this machine does not have enough memory for it") from None
+    # Python 3.12 and newer parse thousands of levels, with which recursive functions fail
+    level: list[Any] = [[value]]
+    for _ in range(_DEEPEST + 1):
+        inside = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in inside if isinstance(part, list | dict)]
+    if level:
+        raise ValueError("lists or objects are nested too deeply")
+    return value
+
+
+def load_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises `UserError` if it cannot be read or parsed."""
+    try:
+        return parse_json(read_regular(path, most=MAX_JSON))
+    except ValueError as error:
+        raise UserError(f"{path}: not a complete JSON file: {label(str(error))}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty dict if the file is missing or holds no JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = load_json(path)
+    except UserError:
         return {}
     return content if isinstance(content, dict) else {}
 

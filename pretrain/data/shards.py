@@ -6,17 +6,18 @@ offsets of the images of those shards that are being read.
 
 import functools
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from pretrain.common import distributed, rng
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, printable
+from pretrain.common.files import load_json
 from pretrain.data import tar_index
 from pretrain.data.folders import ALL, Endings, ImageFiles
 
@@ -186,13 +187,12 @@ def _report(total: Counter[tuple[str, str]]) -> None:
 def _sizes(folder: str) -> dict[str, int]:
     """Return `sizes.json`, images by shard name, or an empty dict if it is missing. Raises `UserError` if invalid."""
     path = os.path.join(folder, "sizes.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            sizes = json.load(file)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error)[:160]}; fix or remove it") from error
+    try:
+        sizes = load_json(Path(path))
+    except UserError as error:
+        raise UserError(f"{error}; fix or remove it") from None
     right = isinstance(sizes, dict) and all(type(n) is int and 0 <= n < 1 << 40 for n in sizes.values())
     if not right:
         raise UserError(f'{path}: must look like {{"train-000000.tar": 1000, ...}}; fix or remove it')

@@ -1,27 +1,41 @@
-"""The offsets of the images in a tar shard, found in one pass over its headers and then stored in a small file.
+"""Tar files of strangers, and the offsets of the images in a shard, found in one pass and stored in a small file.
 
-Its file is in a hidden folder next to the shard, or in the user's cache if that folder cannot be written, and is valid
-as long as the shard's size and modification time do not change. It holds int64 numbers in rows of three: the shard's
-state, the images, the remarks, and how many remarks there are.
+The index's file is in a hidden folder next to the shard, or in the user's cache if that folder cannot be written, and
+is valid as long as the shard's size and modification time do not change. It holds int64 numbers in rows of three: the
+shard's state, the images, the remarks, and how many remarks there are.
 """
 
+import bz2
 import contextlib
+import gzip
 import hashlib
+import lzma
+import math
 import os
 import re
 import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from pretrain.common.errors import UserError, printable
-from pretrain.common.files import write_atomic
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import open_regular, write_atomic
 from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_maps
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer uses larger records
+_HEADERS = 1 << 16  # bytes of all headers of one member; a name has up to 4096 bytes, in one of them
+_MEMBERS = 50_000_000
+_DIGITS = 300  # of a number in a header, or in a row in a name
+_GLOBAL = 1000  # keys of global headers
+_NAME = 4096  # characters, as many as a path may have on Linux
+# What a damaged file makes tarfile and the decompressors raise, in addition to OSError
+FAULTS = (
+    tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, ValueError, OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _RULES = 1  # which members are images; files of other rules are not read
 _WORDS = re.compile(r"[a-z][\w-]*(\.[a-z][\w-]*)*")
@@ -74,10 +88,9 @@ def name(shard: str, start: int) -> str:
     try:
         with open(shard, "rb") as file:
             file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                member = archive.next()
-                return member.name if member else "?"
-    except (tarfile.TarError, OSError, ValueError):  # damaged after its index was made
+            _, member = next(members(file))
+            return member.name
+    except (tarfile.ReadError, OSError, ValueError, StopIteration):  # damaged after its index was made
         return f"byte {start}"
 
 
@@ -126,33 +139,117 @@ def _store(shard: str, endings: Endings, rows: np.ndarray) -> None:
             continue
 
 
+class _Bounded:
+    """A tar's file that ends the reading of headers after `left` bytes.
+
+    `tarfile` sets no bound: it follows chains of headers, reads headers of any size, some of them in quadratic time,
+    and looks for the rest of a truncated sparse map for ever.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.left = file, math.inf
+        self.tell, self.seekable = file.tell, file.seekable
+
+    def read(self, size: int) -> bytes:
+        self.left -= max(size, tarfile.BLOCKSIZE)  # so an end without a byte counts, too
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError(f"the headers of a member have more than {_HEADERS} bytes")
+        data = self._file.read(size)
+        if size > tarfile.BLOCKSIZE and self.left < math.inf and _longest_number(data) > _DIGITS:
+            raise tarfile.ReadError("a header holds a number of too many digits")
+        return data
+
+    def seek(self, place: int) -> int:
+        if place < 0 or place >= 1 << 63:
+            raise tarfile.ReadError("a member does not fit in the file")
+        return self._file.seek(place)
+
+
+def _longest_number(data: bytes) -> int:
+    return max(map(len, re.findall(rb"\d+", data)), default=0)
+
+
+def members(file: IO[bytes], *, packed: bool = False) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the members of a tar that begins where `file` stands, each with the tar to read its content from.
+
+    A member's headers and name are bounded. At the end, the rest of the file must be zeros; of a compressed one, the
+    checksum is then compared, too.
+
+    Args:
+        packed: whether it may be compressed by gzip, bzip2 or xz.
+    Raises:
+        tarfile.ReadError: the file is damaged, truncated or not a tar; the reason is one line.
+    """
+    try:
+        yield from _members(_unpacked(file) if packed else file)
+    except (*FAULTS, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise tarfile.ReadError(label(reason)) from error
+
+
+def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+    """Return the content of a regular file, to be read before the next member; None for anything else.
+
+    Links are never followed: tarfile would search the whole archive for their target, without the bounds of `members`.
+    """
+    return archive.extractfile(member) if member.isreg() and not member.issparse() else None
+
+
+def _unpacked(file: IO[bytes]) -> IO[bytes]:
+    start = file.tell()
+    head = file.read(10)
+    file.seek(start)
+    readers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh91AY&SY": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener = next((opener for magic, opener in readers.items() if head.startswith(magic)), None)
+    return opener(file) if opener else file
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    bounded: Any = _Bounded(file)  # not a whole IO[bytes]
+    bounded.left, end = _HEADERS, file.tell()
+    with tarfile.open(fileobj=bounded, mode="r:") as archive:  # reads the first header
+        for number in range(_MEMBERS + 1):
+            bounded.left = _HEADERS
+            member = archive.next()
+            bounded.left = math.inf
+            if member is None:
+                break
+            archive.members = []  # type: ignore[attr-defined]  # or tarfile would keep all of them
+            if number == _MEMBERS or len(archive.pax_headers) > _GLOBAL:  # each member gets a copy of those
+                raise tarfile.ReadError("it has too many members or global headers")
+            if len(member.name) > _NAME or "\0" in member.name:
+                raise tarfile.ReadError("the name of a member is too long, or holds a zero byte")
+            if member.size < 0 or member.offset < end or archive.offset < member.offset_data:
+                raise tarfile.ReadError(f"{label(member.name)} does not fit in the file")
+            end = member.offset_data
+            yield archive, member
+        file.seek(archive.offset)
+        rest = file.read(_PADDING + 1)
+    if rest.strip(b"\0") or len(rest) > _PADDING:
+        raise tarfile.ReadError(f"the data after byte {archive.offset} do not belong to it")
+
+
 def _scan(shard: str, endings: Endings) -> Index:
     """Return the index, read from the headers. Links and devices in the shard are skipped, never followed."""
     rows: list[tuple[int, int, int]] = []
     names: list[str] = []
     end = 0
     try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_regular(Path(shard)) as file:
             size = os.fstat(file.fileno()).st_size
-            while member := archive.next():
-                archive.members = []  # type: ignore[attr-defined]  # or tarfile would keep all of them
+            for archive, member in members(file):
+                end = archive.offset
                 data = 0 if member.issparse() else member.size
-                if data < 0 or member.offset < end or member.offset_data + data > size:
-                    raise tarfile.ReadError(f"{member.name} does not fit in the file")
-                end = member.offset_data
+                if member.offset_data + data > size:
+                    raise tarfile.ReadError(f"{label(member.name)} does not fit in the file")
                 plain = member.isreg() and not member.issparse()
                 if plain and endings.match(member.name) and not _is_hidden(member.name):
                     names.append(member.name)
                     rows.append((member.offset, member.offset_data, data))
-            end = archive.offset
-            file.seek(end)
-            rest = file.read(_PADDING) if size - end <= _PADDING else b"?"
-    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
+            if end >= size:  # cut between two members: the zeros of the end are missing
+                raise tarfile.ReadError("its end is missing")
+    except tarfile.ReadError as error:
         raise _damaged(shard, str(error)) from error
-    if not rest:  # cut between two members
-        raise _damaged(shard, "its end is missing")
-    if rest.strip(b"\0"):
-        raise _damaged(shard, f"the data after byte {end} do not belong to it")
     return _select(np.array(rows, np.int64).reshape(-1, 3), names, endings)
 
 
@@ -208,5 +305,5 @@ def _damaged(shard: str, why: str) -> UserError:
             return UserError(
                 f"{shard}: is compressed by {packer}: unpack it to a plain .tar (compression does not shrink images)"
             )
-    reason = printable(" ".join(why.split()))[:160]
+    reason = label(" ".join(why.split()))
     return UserError(f"{shard}: a truncated or damaged tar shard: {reason}; make or copy it again")

@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load as parse_safetensors
 
 from pretrain.common.errors import UserError, label
+from pretrain.common.files import open_regular
 from pretrain.tensor_files import box
 from pretrain.tensor_files.torch_files import MAGIC
 
@@ -92,33 +92,6 @@ def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
         if _stamp(file) != before:
             raise UserError(f"{path}: changed while it was read: wait until it is written or downloaded")
     return contents, form if form in ("safetensors", "pickle") else "torch", opaque
-
-
-@contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file, or a link to one, without ever waiting for a device or pipe.
-
-    Raises:
-        UserError: the file is missing, not a regular file, or unreadable.
-    """
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # first, since opening a device can have side effects
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint file") from None
-    except (OSError, ValueError) as error:  # `ValueError` for a name with a zero byte
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not regular:
-        raise UserError(f"{path}: is not a regular file; name a checkpoint file")
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: is not a regular file; name a checkpoint file")
-        try:
-            yield file
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except MemoryError:
-            raise UserError(f"{path}: this machine does not have enough memory to read it") from None
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:

@@ -1,10 +1,14 @@
 """Configs: every YAML file loads, and errors name the mistake and its remedy."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
+from fvcore.common.config import CfgNode
 
 from pretrain import config
+from pretrain.common.configs import CONFIG_ROOT, read_yaml
 from pretrain.common.errors import UserError
 from tests.support.scripts import ROOT
 
@@ -81,7 +85,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
         (["MODEL.WIDTH", "0"], "MODEL.WIDTH"),
         (["DATA.TRAIN", "[1, 2]"], "DATA.TRAIN: [1, 2] is not a list of strings"),
         (["DATA.TRAIN", '["a", 3]'], "DATA.TRAIN: ['a', 3] is not a list of strings"),
-        (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [['a']] is not a list of strings"),
+        (["DATA.TRAIN", '[["a"]]'], "DATA.TRAIN: [...] is not a list of strings"),
         (["INPUT.WITHOUT", "[1]"], "INPUT.WITHOUT 1: choose from"),
     ],
 )
@@ -114,3 +118,66 @@ def test_base_must_exist_and_be_local(tmp_path: Path) -> None:
     assert "missing.yaml" in refusal(name=str(child))
     child.write_text("_BASE_: https://example.org/x.yaml\n")
     assert "URL" in refusal(name=str(child))
+
+
+LAUGHS = "".join(f"- &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SEED: 0x" + "f" * 6000, "it holds a number of 6002 characters"),
+        ("SEED: 1" + ":59" * 3000, "it holds a number of 9001 characters"),
+        ("SEED: " + "9" * 30, "SEED: 9{30} is too large"),
+        ("SOLVER: {BASE_LR: " + "9" * 399 + "}", r"SOLVER\.BASE_LR: an integer of 1326 bits is too large"),
+        ("SOLVER:\n  BASE_LR: '" + "-" * 9000 + "1'", r"SOLVER\.BASE_LR: '-+\.\.\.' has 9001 characters"),
+        ("MODEL: &m\n  ARCH: *m", "its aliases hold themselves"),
+        ("&m\nMODEL: *m", "its aliases hold themselves"),
+        ("SEED:\n" + LAUGHS, "expand to too much data"),
+        ("SEED: " + "[" * 100_000, "it is nested too deeply"),
+        ("SEED: " + "{a: " * 33, "it is nested too deeply"),
+        ("a: 1\n" * 50_000, "has more than 200000 bytes"),
+        ("SEED: !!bool 3", "not a YAML mapping of config keys"),
+        ("SEED: !!int ''", "not a YAML mapping of config keys"),
+        ('"BOGUS\\e[31m": 1', r"unknown config key BOGUS\\x1b\[31m"),
+        ("? " + "B" * 9000 + "\n: 1", r"unknown config key B{197}\.\.\.$"),
+        ('OUTPUT_DIR: "a\\e[31m"', r"OUTPUT_DIR: 'a\\x1b\[31m' holds a control character"),
+        ('OUTPUT_DIR: "a\\ud800"', r"OUTPUT_DIR: 'a\\ud800' holds a control character"),
+        ('OUTPUT_DIR: "a\\0"', r"OUTPUT_DIR: 'a\\x00' holds a control character"),
+        ("_BASE_: /dev/zero", "/dev/zero: is not a regular file"),
+        ("_BASE_: pipe", "pipe: is not a regular file"),
+        ("_BASE_: 3", "_BASE_ 3: name the path of a file"),
+        ("_BASE_: [twice.yaml, twice.yaml]", "leads back to itself, or has more than 32 files"),
+        ("_BASE_: value.yaml\nMODEL: {ARCH: resnet18}", "MODEL is a section, but a value in its _BASE_"),
+    ],
+)
+def test_yaml_that_is_built_wrong_ends_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "twice.yaml").write_text("_BASE_: [twice.yaml, twice.yaml]\n")
+    (tmp_path / "value.yaml").write_text("MODEL: 3\n")
+    (tmp_path / "x.yaml").write_text(text + "\n")
+    message = refusal(name=str(tmp_path / "x.yaml"))
+    assert re.search(words, message) and message.isprintable() and len(message) < 600 + len(str(tmp_path))
+
+
+def test_aliases_and_several_bases_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("SEED: 1\nSOLVER: {IMS_PER_BATCH: 64, MAX_ITER: 5}\n")
+    (tmp_path / "b.yaml").write_text("SEED: 2\nMODEL: {ARCH: resnet18}\n")
+    own = "_BASE_: [a.yaml, b.yaml]\nSOLVER: {MAX_ITER: &n 7, WARMUP_ITERS: *n}\n"
+    (tmp_path / "x.yaml").write_text(own)
+    assert read_yaml(tmp_path / "x.yaml") == {
+        "SEED": 2,
+        "SOLVER": {"IMS_PER_BATCH": 64, "MAX_ITER": 7, "WARMUP_ITERS": 7},
+        "MODEL": {"ARCH": "resnet18"},
+    }
+
+
+def test_shipped_configs_are_read_as_by_fvcore() -> None:
+    for path in CONFIG_ROOT.rglob("*.yaml"):
+        assert read_yaml(path) == CfgNode.load_yaml_with_base(str(path)), path
+
+
+def test_overrides_that_are_built_wrong() -> None:
+    assert "holds a control character" in refusal("OUTPUT_DIR", "a\x1b[31m")
+    assert "is not of type int" in refusal("SEED", "-" * 2000 + "1")
+    assert "is too large" in refusal("SEED", "1" * 100)

@@ -2,15 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.common.configs import read_dump
-from pretrain.common.errors import UserError, label
+from pretrain.common.errors import UserError, brief, label
 from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.read_any import Loaded
 
@@ -48,6 +47,54 @@ FLAGS = {  # a field of `Input` -> the flag that sets it
     "stride_in_1x1": "--stride-in-1x1",
 }
 _ASSUMED = f"assumed, since the file does not state it (to change it: {', '.join(FLAGS.values())})"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 1 << 16
+
+
+def _are_statistics(value: Any, *, positive: bool = False) -> bool:
+    try:
+        return max(map(abs, three_numbers(value, positive=positive))) <= 1e6
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+# What the preprocessing record of converted weights may set, and the check of its value
+_RECORD: dict[str, Callable[[Any], bool]] = {
+    "INPUT.FORMAT": lambda value: value in ("RGB", "BGR"),
+    "MODEL.PIXEL_MEAN": _are_statistics,
+    "MODEL.PIXEL_STD": partial(_are_statistics, positive=True),
+    "MODEL.RESNETS.STRIDE_IN_1X1": lambda value: isinstance(value, bool),
+    "MODEL.RESNETS.DEPTH": _is_count,
+    "MODEL.RESNETS.NUM_GROUPS": _is_count,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": _is_count,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": _is_count,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": _is_count,
+    "MODEL.FPN.OUT_CHANNELS": _is_count,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": _is_count,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": _is_count,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": _is_count,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": _is_count,
+}
+
+
+def check_record(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless a record holds only settings of the network and its input, with possible values.
+
+    `--follow-weights` puts them into the config of a run, so a file of a stranger must not set anything else.
+    """
+    for key, value in settings.items():
+        if key not in _RECORD:
+            raise UserError(
+                f"{path}: its preprocessing record sets {label(key)}, which is not a setting of the network or its "
+                "input: convert the original checkpoint again"
+            )
+        if not _RECORD[key](value):
+            raise UserError(
+                f"{path}: its preprocessing record is damaged: {key} {brief(value)}; convert the original checkpoint "
+                "again"
+            )
 
 
 @dataclass(frozen=True)
@@ -262,7 +309,7 @@ def _configured(path: Path, text: str) -> Input:
             three_numbers([255 * v for v in ours[key]], positive=key == "STD") for key in ("MEAN", "STD")
         )
         return replace(IMAGENET, mean=mean, std=std)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(
             f"{path}: its `config` is damaged: it holds no valid INPUT.MEAN and INPUT.STD"
         ) from None

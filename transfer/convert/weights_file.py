@@ -14,6 +14,7 @@ from pretrain.common.files import write_atomic
 from pretrain.tensor_files.checkpoint import save
 from pretrain.tensor_files.read_any import HEADER, named_tensors, read_contents
 from pretrain.tensor_files.shards import is_sharded
+from transfer.convert.preprocessing import check_record
 from transfer.convert.tensor_names import has_detectron2_names, has_resnet
 
 FORMATS = ("pkl", "pth", "safetensors")
@@ -61,6 +62,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     for key in ("preprocessing", "record"):
         if not isinstance(contents.get(key), dict | None) or not _plain(contents.get(key)):
             raise UserError(f"{path}: its `{key}` is damaged, or was not written by tools/convert_to_d2.py")
+    check_record(path, contents.get("preprocessing") or {})
     bare = contents.get("matching_heuristics") is not True and has_detectron2_names(model, bare=True)
     return {
         "model": {label(name): _as_tensor(path, name, value) for name, value in model.items()},

@@ -8,14 +8,13 @@ folder may be the user's own, are read there as well.
 checks, and the addresses, counts and paths of this module.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.common.errors import UserError
-from pretrain.common.files import read_json
+from pretrain.common.files import load_json, read_json
 from transfer.data import voc_boxes
 
 # This file marks a root folder of tiny sets, made by transfer.reproduce.plan.smoke_data.
@@ -360,11 +359,9 @@ def _demand_listed(file: Path, folder: Path, remedy: str) -> None:
 
 def _read_coco(file: Path) -> dict[str, list[dict[str, str]]]:
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{file} is not a complete JSON file ({error}): remove it, then prepare it again"
-        ) from None
+        content = load_json(file)
+    except UserError as error:
+        raise UserError(f"{error}: remove it, then prepare it again") from None
     if not isinstance(content, dict) or "images" not in content:
         raise UserError(f"{file} is not a COCO annotation file: it has no list 'images'")
     return content

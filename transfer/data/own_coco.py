@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from pretrain.common.console import say
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, brief, label
 from pretrain.common.files import write_json
 from transfer.data import catalog
 from transfer.data.coco import problems as coco_problems
@@ -51,19 +51,19 @@ def use(cfg: CfgNode) -> None:
         path = Path(cfg.DATASETS[key] or "-").expanduser()
         if not (path.is_dir() if key.endswith("IMAGES") else path.is_file()):
             raise UserError(
-                f"DATASETS.{key} {cfg.DATASETS[key]!r}: no such {'folder' if key.endswith('IMAGES') else 'file'}; "
+                f"DATASETS.{key} {brief(cfg.DATASETS[key])}: no such {'folder' if key.endswith('IMAGES') else 'file'}; "
                 f"your own data needs all of {', '.join(KEYS)}"
             )
     train, test = _own(cfg, "TRAIN"), _own(cfg, "TEST")
     if train.classes != test.classes:
         raise UserError(
-            f"DATASETS.TEST_JSON: its categories {list(test.classes)} differ from those of TRAIN_JSON, "
-            f"{list(train.classes)} (in the order of their ids)"
+            f"DATASETS.TEST_JSON: its categories {brief(test.classes)} differ from those of TRAIN_JSON, "
+            f"{brief(train.classes)} (in the order of their ids)"
         )
     if train.keypoints != test.keypoints:
         raise UserError(
-            f"DATASETS.TEST_JSON: its keypoints {list(test.keypoints)} differ from those of TRAIN_JSON, "
-            f"{list(train.keypoints)}"
+            f"DATASETS.TEST_JSON: its keypoints {brief(test.keypoints)} differ from those of TRAIN_JSON, "
+            f"{brief(train.keypoints)}"
         )
     for (name, part), own in zip(catalog.CUSTOM.items(), (train, test), strict=True):
         metadata: dict[str, Any] = {
@@ -94,29 +94,29 @@ def _own(cfg: CfgNode, part: str) -> Own:
 
 @lru_cache(maxsize=8)  # each process parses a large file once
 def _checked(
-    label: str, path: Path, images: Path, copy: Path, *stamp: int, repair: bool, masks: bool, keypoints: bool
+    where: str, path: Path, images: Path, copy: Path, *stamp: int, repair: bool, masks: bool, keypoints: bool
 ) -> Own:
     content, notes, plain = read(path)
     found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
     if found and not repair:
-        _refuse(label, content, found)
+        _refuse(where, content, found)
     for note in notes:
-        say(f"{label}: {note}")
+        say(f"{where}: {note}")
     if found:
-        content = _repair(label, content, found, images, masks=masks, keypoints=keypoints)
+        content = _repair(where, content, found, images, masks=masks, keypoints=keypoints)
     if found or not plain:
         write_json(copy, content, indent=None)
-        say(f"{label}: detectron2 reads the {'repaired ' if found else ''}copy {copy}")
+        say(f"{where}: detectron2 reads the {'repaired ' if found else ''}copy {copy}")
     for line in remarks(content):
-        say(f"{label}: {line}")
+        say(f"{where}: {line}")
     categories = sorted(content["categories"], key=lambda category: category["id"])
-    names = _keypoint_names(label, content) if keypoints else ()
+    names = _keypoint_names(where, content) if keypoints else ()
     ids, classes = zip(*((category["id"], category["name"]) for category in categories), strict=True)
     return Own(copy if found or not plain else path, ids, classes, names)
 
 
 def _repair(
-    label: str,
+    where: str,
     content: Any,
     found: list[coco_problems.Problem],
     images: Path,
@@ -129,18 +129,18 @@ def _repair(
         try:
             content = coco_problems.repaired(content, found)
         except UserError as error:
-            raise UserError(f"{label}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
         done.update(f"{problem.part}: {problem.remedy}" for problem in found)
         found = coco_problems.problems(content, images, masks=masks, keypoints=keypoints)
         if not found:
             break
     else:
-        _refuse(label, content, found)
-    say(f"{label}: DATASETS.REPAIR: " + ", ".join(f"{n} {what}" for what, n in done.items()))
+        _refuse(where, content, found)
+    say(f"{where}: DATASETS.REPAIR: " + ", ".join(f"{n} {what}" for what, n in done.items()))
     return content
 
 
-def _refuse(label: str, content: Any, found: list[coco_problems.Problem]) -> None:
+def _refuse(where: str, content: Any, found: list[coco_problems.Problem]) -> None:
     """Print the first problems, then raise `UserError`."""
     first = next((problem for problem in found if not problem.repair), found[0])
     remedy = coco_problems.refused(content, found) or "fix the file, or set DATASETS.REPAIR True"
@@ -148,22 +148,22 @@ def _refuse(label: str, content: Any, found: list[coco_problems.Problem]) -> Non
         remedy = first.advice
     advice = f"; {remedy}" if remedy else ""
     if len(found) == 1:
-        raise UserError(f"{label}: {found[0].text}{advice}")
+        raise UserError(f"{where}: {found[0].text}{advice}")
     for problem in found[:SHOWN]:
-        say(f"{label}: {problem.text}")
+        say(f"{where}: {problem.text}")
     if len(found) > SHOWN:
         say(f"... and {len(found) - SHOWN} more")
-    raise UserError(f"{label}: {first.text}, and {len(found) - 1} more problem(s){advice}")
+    raise UserError(f"{where}: {first.text}, and {len(found) - 1} more problem(s){advice}")
 
 
-def _keypoint_names(label: str, content: Any) -> tuple[str, ...]:
+def _keypoint_names(where: str, content: Any) -> tuple[str, ...]:
     """Return the names; the check has made sure that no two categories have different ones."""
     for category in content["categories"]:
         if isinstance(category.get("keypoints"), list) and category["keypoints"]:
-            return tuple(map(str, category["keypoints"]))
+            return tuple(map(label, category["keypoints"]))
     numbers = len(content["annotations"][0]["keypoints"]) // 3
     say(
-        f"{label}: keypoints have no names, so left and right are not swapped in mirrored images; if they differ, "
+        f"{where}: keypoints have no names, so left and right are not swapped in mirrored images; if they differ, "
         "name them in the category's 'keypoints' (left_x, right_x), or set INPUT.RANDOM_FLIP none"
     )
     return tuple(f"point{i}" for i in range(1, numbers + 1))

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, brief
 from pretrain.data.decode import shown_size
 from pretrain.data.folders import is_image
 
@@ -218,8 +218,8 @@ def _box(file: Path, place: int, element: ElementTree.Element) -> Box:
         near = difflib.get_close_matches(name.lower(), CLASSES, n=1, cutoff=0.75)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
-            f"{file}: object {place} has the class {name!r}{hint}, but VOC has only {', '.join(CLASSES)}; for other "
-            "classes, convert your data to COCO's format (docs/own_data.md)"
+            f"{file}: object {place} has the class {brief(name)}{hint}, but VOC has only {', '.join(CLASSES)}; for "
+            "other classes, convert your data to COCO's format (docs/own_data.md)"
         )
     corners = [(element.findtext(f"bndbox/{side}") or "").strip() for side in SIDES]
     if not all(corners):
@@ -244,7 +244,7 @@ def _number(file: Path, what: str, text: str | None) -> float:
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise UserError(f"{file}: {what} is {text!r}, not a number")
+        raise UserError(f"{file}: {what} is {brief(text)}, not a number")
     return value
 
 

@@ -2,15 +2,15 @@
 
 import base64
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
-from pretrain.common.errors import UserError
+from pretrain.common.configs import read_dump
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import parse_json
 from transfer.visualize.drawing import COLUMN_GAP
 
 PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data on the page
@@ -29,9 +29,11 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises `UserError` if it cannot be read."""
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); remove it and run the demo again") from None
+        raise UserError(
+            f"{path}: not valid JSON ({label(str(error))}); remove it and run the demo again"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; remove it and run the demo again")
     return content
@@ -45,7 +47,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in read_text(path).splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append(parse_json(line))
         except ValueError:
             continue
     if not lines:
@@ -56,8 +58,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the config of a run as nested dicts. Raises `UserError` if it cannot be read."""
     try:
-        return dict(yaml.safe_load(read_text(path)))
-    except (yaml.YAMLError, TypeError, ValueError):
+        return dict(read_dump(read_text(path)))
+    except (TypeError, ValueError):
         raise UserError(f"{path}: not a YAML mapping; remove it and run the demo again") from None
 
 

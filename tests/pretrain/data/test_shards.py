@@ -24,6 +24,7 @@ from pretrain.data.loader import ViewPairs, make_train_loader
 from pretrain.data.shards import BLOCK, BlockOrder
 from pretrain.tensor_files import checkpoint
 from pretrain.train.loop import train
+from tests.support.fuzzing.fuzz_tar import entry, header, pax
 
 MakeFolder = Callable[..., Path]
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -135,6 +136,46 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(gzip.compress(whole))
     with pytest.raises(UserError, match=r"x\.tar: is compressed by gzip: unpack it"):
         sources.find([str(tmp_path / "x.tar")])
+
+
+def test_shards_that_are_built_wrong_end_in_one_line(tmp_path: Path) -> None:
+    """Each made tarfile itself fail with a traceback, never end, or need minutes and gigabytes."""
+    long, image = entry(header(b"L", 9, b"././@LongLink"), b"other.jpg"), header(b"0", 0, b"a.jpg")
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.jpg"}
+    extended = (b"%011o\0" % 1 * 42 + b"\1").ljust(512, b"\1")
+    for what, blocks in {
+        "chained long names": long * 1000 + image,
+        "chained pax headers": pax({"path": "b.jpg"}) * 1000 + image,
+        "a zero byte in a name": pax({"path": "a\0b.jpg"}) + image,
+        "a name of 5000 characters": pax({"path": "a" * 5000 + ".jpg"}) + image,
+        "a size of 2^87": header(b"0", b"\x80" + (1 << 87).to_bytes(11, "big"), b"a.jpg"),
+        "a long name of 2^87 bytes": header(b"L", b"\x80" + (1 << 87).to_bytes(11, "big"), b"a.jpg"),
+        "a long name of 2^40 bytes": header(b"L", b"\x80" + (1 << 40).to_bytes(11, "big"), b"a.jpg"),
+        "a long name of -512 bytes": header(b"L", b"\xff" * 10 + b"\xfe\0", b"a.jpg") + image,
+        "a sparse map without an end": pax(sparse) + entry(header(b"0", 9, b"a.jpg"), b"99999999\n"),
+        "sparse headers without an end": header(b"S", 0, b"a.jpg", tail=bytes(96) + b"\1") + extended * 5000,
+        "sparse numbers": pax({"GNU.sparse.map": "x" * 9000}) + image,
+        "digits": entry(header(b"x", 1 << 20, b"pax"), b"9" * (1 << 20)) + image,
+        "digits in 60 KB": entry(header(b"x", 60_000, b"pax"), b"9" * 60_000) + image,
+        "global headers": b"".join(
+            pax({f"k{i}.{j}": "" for j in range(9)}, b"g") + image for i in range(200)
+        ),
+    }.items():
+        path = tmp_path / "x.tar"
+        path.write_bytes(blocks + bytes(1024))
+        with pytest.raises(UserError, match=r"x\.tar: a truncated or damaged tar shard: ") as caught:
+            print(what, len(sources.find([str(path)])))
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 400 + len(str(path)), what
+
+
+def test_names_that_begin_like_a_compressed_file_or_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(
+        b"".join(
+            entry(header(b"0", 2, name), b"ab") for name in (b"BZ1.jpg", b"BZh.jpg", b"\xff\xed\xa0.jpg")
+        )
+        + bytes(1024)
+    )
+    assert contents(str(tmp_path / "x.tar")) == [b"ab"] * 3
 
 
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:

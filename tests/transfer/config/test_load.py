@@ -152,7 +152,7 @@ def test_base_may_not_be_a_url(tmp_path) -> None:
     [
         ("- a\n- b\n", "it is a list"),
         ('_BASE_: "x.yaml"\n', "leads back to itself"),
-        ('_BASE_: "."\n', "Is a directory"),
+        ('_BASE_: "."\n', "is not a regular file"),
         ("SOLVER:\n  STEPS: [a]\n", r"SOLVER\.STEPS: \['a'\] is not a list of numbers"),
         ("SOLVER: 3\n", r"unknown config key SOLVER"),
     ],

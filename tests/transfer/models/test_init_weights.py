@@ -18,6 +18,7 @@ from tests.support.checkpoints import moco_file, plain_file, small_network
 from tests.support.layouts import detectron2_names
 from transfer.convert.convert import convert
 from transfer.convert.weights_file import read_weights
+from transfer.models import init_weights
 from transfer.models.init_weights import check_filled, check_preprocessing, load_detector, load_into
 
 NETWORK = small_network()
@@ -138,6 +139,31 @@ def test_the_cure_works_when_pasted(converted: Path) -> None:
     key, value = str(error.value).split("command line: ")[1].split(" ", 1)
     cfg.merge_from_list([key, value.strip('"')])
     check_preprocessing(cfg, read_weights(converted))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"OUTPUT_DIR": "/tmp/x"}, "sets OUTPUT_DIR, which is not a setting of the network"),
+        ({"MODEL.WEIGHTS": "x.pkl"}, r"sets MODEL\.WEIGHTS"),
+        ({"INPUT.FORMAT": "L"}, r"INPUT\.FORMAT 'L'"),
+        ({"MODEL.PIXEL_MEAN": "-" * 9000 + "1"}, r"MODEL\.PIXEL_MEAN '-+\.\.\.'"),
+        ({"MODEL.PIXEL_MEAN": [1.0, 2.0, float("inf")]}, r"MODEL\.PIXEL_MEAN \[1\.0, 2\.0, inf\]"),
+        ({"MODEL.PIXEL_STD": [1.0, 2.0, 0.0]}, r"MODEL\.PIXEL_STD \[1\.0, 2\.0, 0\.0\]"),
+        ({"MODEL.RESNETS.DEPTH": True}, r"MODEL\.RESNETS\.DEPTH True"),
+        ({"MODEL.RESNETS.DEPTH": 1 << 40}, r"MODEL\.RESNETS\.DEPTH"),
+        ({"MODEL.RESNETS.STRIDE_IN_1X1": 1}, r"MODEL\.RESNETS\.STRIDE_IN_1X1 1"),
+    ],
+)
+def test_a_record_sets_only_the_network_and_its_input(
+    converted: Path, tmp_path: Path, record: dict[str, Any], words: str
+) -> None:
+    contents = pickle.loads(converted.read_bytes())
+    contents["preprocessing"] |= record
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps(contents))
+    with pytest.raises(UserError, match=words) as caught:
+        init_weights.settings(str(tmp_path / "b.pkl"))
+    assert str(caught.value).isprintable()
 
 
 def test_statistics_may_only_be_absent_from_merged_batch_norm(converted: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.data.decode import shown_size
 from pretrain.data.folders import is_image
 from transfer.data.coco.values import Entry, is_size
@@ -31,7 +31,7 @@ class ImageFolder:
         """Return whether the folder has this file. Upper and lower case count on every system."""
         path = self.root / name
         if path.parent not in self._names:
-            listed = os.scandir(path.parent) if path.parent.is_dir() else ()
+            listed = os.scandir(path.parent) if os.path.isdir(path.parent) else ()
             self._names[path.parent] = {entry.name for entry in listed if not entry.is_dir()}
         return path.name in self._names[path.parent]
 
@@ -132,10 +132,10 @@ def size_differences(images: Sequence[dict[str, Any]], folder: Path) -> Iterator
         try:
             found = shown_size(path)
         except ValueError as error:
-            return f"its file {path} is {error}"
+            return f"its file {folder / label(name)} is {error}"
         if found == size:
             return ""
-        return f"its file {path} is {found[0]} x {found[1]}, but the json says {size[0]} x {size[1]}"
+        return f"its file {folder / label(name)} is {found[0]} x {found[1]}, but the json says {size[0]} x {size[1]}"
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for index, text in enumerate(threads.map(difference, images)):

@@ -4,13 +4,14 @@ With most of these problems, detectron2 stops at an assertion, silently drops ob
 epoch.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, brief, has_control, label
 from transfer.data.coco import whole_file
 from transfer.data.coco.boxes import box
 from transfer.data.coco.image_files import ImageFolder, meant_files, measure
@@ -74,7 +75,7 @@ def problems(content: Any, images: Path | None, *, masks: bool, keypoints: bool)
     lowest_free = 1 + max((a["id"] for a in content["annotations"] if is_int(a.get("id"))), default=0)
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
-        name = f"annotation {annotation.get('id', f'at position {index}')}"
+        name = f"annotation {label(annotation.get('id', f'at position {index}'))}"
         size = sizes.get(hashable(annotation.get("image_id")))
         mask, area = extent(annotation, size)
         for text, remedy, repair in (
@@ -164,7 +165,7 @@ def _image_problems(images: list[Entry], folder: Path | None) -> Iterator[Proble
     files = ImageFolder(folder) if folder else None
     meant = meant_files(images, files) if files else {}
     if len(meant) == len(images) and not any(meant.values()):
-        first = images[0]["file_name"]
+        first = label(images[0]["file_name"])
         yield Problem(
             f"none of the {len(images)} images is in the folder {folder}, the first being {first}",
             advice="give the folder that these names start from",
@@ -176,42 +177,46 @@ def _image_problems(images: list[Entry], folder: Path | None) -> Iterator[Proble
     yield from _mixed_ids("image", [image["id"] for image in images if is_id(image.get("id"))])
     by_id: dict[Any, Entry] = {}
     for index, image in enumerate(images):
-        label = f"image {image.get('id', f'at position {index}')}"
+        which = f"image {label(image.get('id', f'at position {index}'))}"
         if not is_id(image.get("id")):
-            text = f"{label} has no id, or one that is not an integer or a string"
+            text = f"{which} has no id, or one that is not an integer or a string"
             yield Problem(text, "images", index, "left out", drop)
             continue
         if image["id"] in by_id:
-            text, other = f"{label}: the id is used twice", by_id[image["id"]].get("file_name")
+            text, other = f"{which}: the id is used twice", by_id[image["id"]].get("file_name")
             if other == image.get("file_name"):
                 yield Problem(text, "images", index, "second one left out", drop)
             else:
-                yield Problem(f"{text}, for {other} and {image.get('file_name')}", "images", index)
+                yield Problem(
+                    f"{text}, for {label(other)} and {label(image.get('file_name'))}", "images", index
+                )
         by_id.setdefault(image["id"], image)
-        yield from _file_problems(index, label, image, files, meant)
+        yield from _file_problems(index, which, image, files, meant)
 
 
 def _file_problems(
-    index: int, label: str, image: Entry, files: ImageFolder | None, meant: dict[int, str | None]
+    index: int, which: str, image: Entry, files: ImageFolder | None, meant: dict[int, str | None]
 ) -> Iterator[Problem]:
     """Check the name, the file and the size of an image."""
     path, name = None, image.get("file_name")
     if not isinstance(name, str) or not name:
-        yield Problem(f"{label} has no file_name", "images", index, "left out", drop)
+        yield Problem(f"{which} has no file_name", "images", index, "left out", drop)
     elif files is not None:
-        path, text = files.root / name, f"{label}: its file {files.root / name} is missing"
+        path, text = files.root / name, f"{which}: its file {files.root / label(name)} is missing"
         if (other := meant.get(index)) is not None:
             path = files.root / other
             yield Problem(
-                f"{text}; {path} was probably meant", "images", index, "file_name changed to that",
+                f"{text}; {files.root / label(other)} was probably meant", "images", index, "file_name changed to that",
                 lambda entry: {**entry, "file_name": other},
             )  # fmt: skip
         elif index in meant:
             yield Problem(text, "images", index, "left out", drop)
             path = None
     if not is_size(image):
-        text = f"{label}: its width and height are {image.get('width')!r} and {image.get('height')!r}"
-        if path is None or not path.is_file():
+        text = (
+            f"{which}: its width and height are {brief(image.get('width'))} and {brief(image.get('height'))}"
+        )
+        if path is None or not os.path.isfile(path):
             yield Problem(text, "images", index, "left out", drop)
         else:
             yield Problem(text, "images", index, "size read from the file", measure(path))
@@ -221,11 +226,14 @@ def _category_problems(categories: list[Entry], annotations: list[Entry]) -> Ite
     for index, category in enumerate(categories):
         if not is_id(category.get("id")) or not isinstance(category.get("name"), str):
             yield Problem(f"category at position {index} needs an 'id' and a 'name' that is a string")
+        elif has_control(category["name"]):
+            text = f"category {label(category['id'])}: its name {brief(category['name'])} holds a control character"
+            yield Problem(text)
     ids = [category["id"] for category in categories if is_id(category.get("id"))]
     yield from _mixed_ids("category", ids)
     for key, count in Counter(ids).items():
         if count > 1:
-            yield Problem(f"category id {key}: used {count} times")
+            yield Problem(f"category id {label(key)}: used {count} times")
     for index, text, unused in whole_file.shared_names(categories, annotations):
         if unused:
             remedy = "the one without annotations left out"
@@ -240,7 +248,7 @@ def _mixed_ids(kind: str, ids: list[Any]) -> Iterator[Problem]:
     if strings and len(strings) < len(ids):
         other = next(key for key in ids if not isinstance(key, str))
         yield Problem(
-            f"{len(strings)} of {len(ids)} {kind} ids are strings, such as {strings[0]!r}, but others are integers, "
-            f"such as {other}",
+            f"{len(strings)} of {len(ids)} {kind} ids are strings, such as {brief(strings[0])}, but others are "
+            f"integers, such as {label(other)}",
             advice="make all of them one type",
         )

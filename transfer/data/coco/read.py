@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.common.errors import UserError, brief
+from pretrain.common.errors import UserError, brief, label
+from pretrain.common.files import MAX_JSON, parse_json, read_regular
 from transfer.data.coco.values import Entry, hashable, is_int, is_number
 
 PARTS = ("images", "annotations", "categories")
@@ -38,18 +39,16 @@ def read(path: Path) -> Read:
     Raises `UserError` if the file cannot be parsed.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, most=MAX_JSON)
         encoding = json.detect_encoding(data)
-        content = json.loads(data.decode(encoding))
+        content = parse_json(data.decode(encoding))
+        notes = _usual_types(content) if is_coco(content) else []
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: byte {error.start} is not text in {error.encoding.upper()}: save the file as UTF-8"
         ) from None
-    except RecursionError:
-        raise UserError(f"{path}: not a COCO json: lists or objects are nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a complete JSON file: {error}") from None
-    notes = _usual_types(content) if is_coco(content) else []
+    except ValueError as error:
+        raise UserError(f"{path}: not a complete JSON file: {label(str(error))}") from None
     return Read(content, notes, encoding == "utf-8" and not notes)
 
 
@@ -77,8 +76,8 @@ def _usual_types(content: Entry) -> list[str]:
     def note(kind: str, field: str, changed: list[tuple[Entry, Any]], what: str = "") -> None:
         if changed:
             entry, old = changed[0]
-            where = f"{kind} {entry.get('id', 'without an id')}"
-            read = what or repr(entry[field])
+            where = f"{kind} {label(entry.get('id', 'without an id'))}"
+            read = what or brief(entry[field])
             notes.append(
                 f"{len(changed)} of {len(parts[kind])} {field}s: {brief(old)} of {where} is read as {read}"
             )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from pretrain.common.errors import brief
 from transfer.data.coco import whole_file
 from transfer.data.coco.values import Entry, is_number, shown
 
@@ -17,13 +18,13 @@ def remarks(content: Entry) -> list[str]:
             f"category ids {shown(ids)} are not 1 to {len(ids)}: classes are numbered in the order of their ids"
         )
     used = Counter(annotation["category_id"] for annotation in content["annotations"])
-    unused = [str(c["name"]) for c in content["categories"] if not used[c["id"]]]
+    unused = [c["name"] for c in content["categories"] if not used[c["id"]]]
     if unused:
         lines.append(f"{len(unused)} of {len(ids)} categories have no annotation: {shown(unused)}")
     names = Counter(" ".join(c["name"].split()).casefold() for c in content["categories"])
     alike = [c["name"] for c in content["categories"] if names[" ".join(c["name"].split()).casefold()] > 1]
     if alike:
-        lines.append(f"category names that differ only in case or spaces: {shown(map(repr, alike))}")
+        lines.append(f"category names that differ only in case or spaces: {shown(map(brief, alike))}")
     crowds = sum(annotation.get("iscrowd") == 1 for annotation in content["annotations"])
     if crowds > MANY_CROWDS * len(content["annotations"]):
         lines.append(

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+from pretrain.common.errors import label
+
 Entry = dict[str, Any]
 # What is wrong with an annotation, what a repair does, and the function that repairs it, which returns None to leave
 # the annotation out. If the problem cannot be repaired, the function is None, and the second text says what the user
@@ -19,13 +21,10 @@ def drop(_: Entry) -> None:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether a value is a finite number; True and False are not."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
+    """Return whether a value is a finite number; True, False and integers of more than 64 bits are not."""
+    if isinstance(value, float):
         return math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
+    return is_int(value) and value.bit_length() <= 64
 
 
 def is_int(value: Any) -> bool:
@@ -40,12 +39,12 @@ def is_id(value: Any) -> bool:
 
 def hashable(value: Any) -> Any:
     """Return an id or None as it is, and anything else as a string that can be looked up in a set."""
-    return value if value is None or is_id(value) else repr(value)
+    return value if value is None or is_id(value) else label(value)
 
 
 def is_size(image: Entry) -> bool:
-    """Return whether an image's width and height are positive integers."""
-    return all(is_int(image.get(side)) and image[side] > 0 for side in ("width", "height"))
+    """Return whether an image's width and height are positive integers, of at most 31 bits."""
+    return all(is_int(image.get(side)) and 0 < image[side] < 1 << 31 for side in ("width", "height"))
 
 
 def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:
@@ -61,4 +60,4 @@ def is_box(box: Any) -> bool:
 def shown(values: Any, *, most: int = 5) -> str:
     """Return the first few values, separated by commas."""
     values = list(values)
-    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")
+    return ", ".join(map(label, values[:most])) + (", ..." if len(values) > most else "")

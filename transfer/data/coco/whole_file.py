@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from pretrain.common.errors import brief, label
 from transfer.data.coco import box_formats
 from transfer.data.coco.keypoints import keypoint_counts
 from transfer.data.coco.values import Entry, hashable, is_box, is_int, shown
@@ -21,13 +22,13 @@ def wrong_boxes(content: Entry) -> Said | None:
     first = next(a["bbox"] for a in content["annotations"] if is_box(a.get("bbox")))
     options = " or ".join(f"--box-format {name}" for name in names)
     if names[0].endswith(box_formats.NORMALISED):
-        what = f"all {boxes} boxes lie inside one pixel, such as {first}: they are probably normalised"
+        what = f"all {boxes} boxes lie inside one pixel, such as {brief(first)}: they are probably normalised"
         if len(names) == 1:
             what = f"{what} ({box_formats.MEANING[names[0]]})"
     else:
         what = (
             f"the {boxes} boxes are probably {' or '.join(box_formats.MEANING[name] for name in names)} instead of "
-            f"x, y, width, height, such as {first}"
+            f"x, y, width, height, such as {brief(first)}"
         )
     return what, f"{TOOL} converts them with {options} --output FILE"
 
@@ -108,7 +109,7 @@ def few_masks(content: Entry, share: float) -> Said | None:
 def different_keypoints(content: Entry) -> Said | None:
     """Report categories that have keypoints of different names or numbers."""
     named = {
-        tuple(map(str, c["keypoints"]))
+        tuple(map(label, c["keypoints"]))
         for c in content["categories"]
         if isinstance(c.get("keypoints"), list) and c["keypoints"]
     }
@@ -136,7 +137,8 @@ def shared_names(categories: list[Entry], annotations: list[Entry]) -> Iterator[
         kept = in_use[0] if in_use else indices[0]
         for index in indices:
             if index != kept:
-                text = f"category {categories[index].get('id')}: categories {ids} all have the name {name!r}"
+                which = f"category {label(categories[index].get('id'))}"
+                text = f"{which}: categories {ids} all have the name {brief(name)}"
                 yield index, text, index not in in_use
 
 
@@ -148,7 +150,10 @@ def shared_files(images: list[Entry]) -> Iterator[tuple[int, str]]:
         if not isinstance(name, str):
             continue
         if name in first and first[name] != image.get("id"):
-            yield index, f"image {image.get('id')}: image {first[name]} has the same file {name}"
+            yield (
+                index,
+                f"image {label(image.get('id'))}: image {label(first[name])} has the same file {label(name)}",
+            )
         first.setdefault(name, image.get("id"))
 
 

@@ -8,8 +8,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
-import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
+from pretrain.data.tar_index import FAULTS, content, members
 
 FETCH_LIMIT_S = 600
 APT_OPTIONS = [
@@ -70,34 +69,38 @@ def read_deb(deb: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
     """
     left = set(wanted)
     try:
-        with _data_tar(deb) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            for member in archive:
+        with _data_tar(deb) as file:
+            for archive, member in members(file, packed=True):  # to the end, which has the checksum
                 path = member.name.removeprefix("./")
-                if path in left and member.isfile() and (content := archive.extractfile(member)):
+                if path in left and (found := content(archive, member)):
                     left.remove(path)
-                    yield path, content.read()
-                if not left:
-                    return
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
-        raise UserError(f"{deb}: not a complete Debian package ({error}): download it again") from None
+                    yield path, found.read()
+    except (*FAULTS, OSError) as error:
+        reason = label(str(error))
+        raise UserError(f"{deb}: not a complete Debian package ({reason}): download it again") from None
 
 
 @contextmanager
 def _data_tar(deb: Path) -> Iterator[IO[bytes]]:
-    """Open the package's `data.tar.*` as a stream that tarfile can read."""
+    """Copy the package's `data.tar.*` to a temporary file, and open that."""
     with deb.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
             raise ValueError("not an ar archive")
         while len(header := file.read(60)) == 60:
             name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
-            # On Ubuntu; tarfile supports zstd from Python 3.14 on.
-            if name == "data.tar.zst" and sys.version_info < (3, 14):
+            if name == "data.tar.zst":  # on Ubuntu
                 with _through_dpkg(deb) as stream:
                     yield stream
                 return
             if name.startswith("data.tar"):
-                yield file
+                with tempfile.TemporaryFile(dir=deb.parent) as part:
+                    while size > 0 and (block := file.read(min(size, 1 << 20))):
+                        size -= part.write(block)
+                    part.seek(0)
+                    yield part
                 return
+            if size < 0:
+                raise ValueError("a damaged ar archive")
             file.seek(size + size % 2, os.SEEK_CUR)  # each member is padded to an even length
     raise ValueError("no data.tar inside")
 
@@ -105,9 +108,11 @@ def _data_tar(deb: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def _through_dpkg(deb: Path) -> Iterator[IO[bytes]]:
     if not shutil.which("dpkg-deb"):
-        raise UserError(f"{deb.name} is compressed with zstd: that needs dpkg-deb or Python 3.14")
+        raise UserError(f"{deb.name} is compressed with zstd: that needs dpkg-deb")
     with tempfile.TemporaryFile(dir=deb.parent) as plain:
-        subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=plain, check=True)
+        command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+        if subprocess.run(command, stdout=plain, stderr=subprocess.DEVNULL).returncode:
+            raise ValueError("dpkg-deb cannot read it")
         plain.seek(0)
         yield plain
 
@@ -126,10 +131,13 @@ def read_rcc(data: bytes, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
         if magic != b"qres":
             raise ValueError("not a Qt resource file")
         entry_size = 14 if version == 1 else 22
-        folders = [(0, "")]  # entry 0 is the root
+        folders, left = [(0, "")], len(data) // entry_size  # entry 0 is the root
         while folders:
             entry, prefix = folders.pop()
             count, first = struct.unpack_from(">II", data, tree + entry * entry_size + 6)
+            left -= count
+            if left < 0:
+                raise ValueError("a Qt resource file whose folders hold each other")
             for child in range(first, first + count):
                 at = tree + child * entry_size
                 name_at, flags = struct.unpack_from(">IH", data, at)

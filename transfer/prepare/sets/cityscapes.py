@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.common.files import is_whole_png
 from pretrain.common.pool import Progress, each
 from transfer.data.on_disk import (
@@ -109,7 +109,7 @@ def _draw(stem: Path) -> None:
         temporary.replace(_with_ending(stem, CITYSCAPES_TRAIN_IDS))
     except (SystemExit, ValueError, KeyError) as error:  # it exits if it does not know a label
         raise UserError(
-            f"{polygons} cannot be drawn ({error!r}): unpack it again from {ARCHIVES['gtFine'].name}"
+            f"{polygons} cannot be drawn ({label(repr(error))}): unpack it again from {ARCHIVES['gtFine'].name}"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 from pretrain.common.files import file_digest, write_json
 from transfer.data import subset
 from transfer.data.coco import box_formats, whole_file
@@ -15,7 +15,7 @@ from transfer.data.coco.image_files import size_differences
 from transfer.data.coco.problems import Problem
 from transfer.data.coco.read import is_coco, read
 from transfer.data.coco.remarks import remarks
-from transfer.data.coco.values import drop
+from transfer.data.coco.values import drop, hashable, is_size
 
 _CLASSES_SHOWN = 100  # categories that are printed
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's limits for APs, APm and APl
@@ -130,9 +130,7 @@ def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
         return coco_problems.problems(content, args.images, masks=False, keypoints=False)
     learn, annotations = args.learn, content["annotations"]
     if learn is None:  # whatever nearly all annotations have
-        learn = [
-            label for label, field in FIELDS.items() if _missing(content, field) <= FEW * len(annotations)
-        ]
+        learn = [part for part, field in FIELDS.items() if _missing(content, field) <= FEW * len(annotations)]
     found = coco_problems.problems(
         content, args.images, masks="masks" in learn, keypoints="keypoints" in learn
     )
@@ -140,11 +138,11 @@ def _problems(content: Any, args: argparse.Namespace) -> list[Problem]:
     if len(differing) > coco_problems.MOST_LEFT_OUT * len(content["images"]):
         index, text = differing[0]
         whole = f"{len(differing)} of {len(content['images'])} image files are not those that were annotated"
-        name = content["images"][index].get("id", f"at position {index}")
+        name = label(content["images"][index].get("id", f"at position {index}"))
         advice = "give the folder of the original images, or export the annotations again"
         return [*found, Problem(f"{whole}, such as image {name}: {text}", advice=advice)]
     for index, text in differing:
-        name = f"image {content['images'][index].get('id', f'at position {index}')}"
+        name = f"image {label(content['images'][index].get('id', f'at position {index}'))}"
         found.append(Problem(f"{name}: {text}", "images", index, "left out", drop))
     return found
 
@@ -236,8 +234,8 @@ def summary(content: Content) -> list[str]:
     """Return lines about images, annotations, masks, keypoints and sizes, and a table of the categories."""
     images, annotations = content["images"], content["annotations"]
     crowds = sum(annotation.get("iscrowd") == 1 for annotation in annotations)
-    labelled = {_key(annotation.get("image_id")) for annotation in annotations}
-    bare = sum(_key(image.get("id")) not in labelled for image in images)
+    labelled = {hashable(annotation.get("image_id")) for annotation in annotations}
+    bare = sum(hashable(image.get("id")) not in labelled for image in images)
     polygons = sum(bool(a.get("segmentation")) and isinstance(a["segmentation"], list) for a in annotations)
     rles = sum(bool(a.get("segmentation")) and isinstance(a["segmentation"], dict) for a in annotations)
     points = sum(bool(annotation.get("keypoints")) for annotation in annotations)
@@ -261,10 +259,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _sizes(images: list[Content]) -> list[str]:
-    for side in ("width", "height"):
-        if not all(isinstance(image.get(side), int) for image in images):
-            return []
-    if not images:
+    if not images or not all(map(is_size, images)):
         return []
     sizes = Counter((image["width"], image["height"]) for image in images)
     (width, height), count = max(sizes.items(), key=lambda item: (item[1], item[0]))
@@ -289,11 +284,16 @@ def _areas(annotations: list[Content]) -> list[str]:
 
 def _categories(content: Content) -> list[str]:
     """Return a table of id, name, annotations and images of each category, the most frequent first."""
-    objects = Counter(_key(a.get("category_id")) for a in content["annotations"])
-    pairs = {(_key(a.get("category_id")), _key(a.get("image_id"))) for a in content["annotations"]}
+    objects = Counter(hashable(a.get("category_id")) for a in content["annotations"])
+    pairs = {(hashable(a.get("category_id")), hashable(a.get("image_id"))) for a in content["annotations"]}
     images = Counter(category for category, _ in pairs)
     rows = [
-        (str(c.get("id")), str(c.get("name")), objects[_key(c.get("id"))], images[_key(c.get("id"))])
+        (
+            label(c.get("id")),
+            label(c.get("name")),
+            objects[hashable(c.get("id"))],
+            images[hashable(c.get("id"))],
+        )
         for c in content["categories"]
     ]
     rows.sort(key=lambda row: -row[2])
@@ -305,7 +305,3 @@ def _categories(content: Content) -> list[str]:
     return lines + (
         [f"... and {len(rows) - _CLASSES_SHOWN} rarer categories"] if len(rows) > _CLASSES_SHOWN else []
     )
-
-
-def _key(value: Any) -> Any:
-    return value if isinstance(value, (int, str)) else repr(value)

@@ -2,29 +2,30 @@
 
 import hashlib
 import http.client
+import os
 import shutil
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, brief, has_control, label
 from pretrain.common.files import replacing
+from pretrain.data.tar_index import FAULTS, content, members
 
 BLOCK = 1 << 20  # bytes per read
 TIMEOUT_S = 60  # without any data
 ATTEMPTS = 5  # in a row that bring no new data
 PAUSE_S = 2.0  # between them
 GB = 1e9
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError)
+# RuntimeError and NotImplementedError: an encrypted zip, or one of an unknown compression
+BROKEN = (*FAULTS, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
 def fetch(url: str, path: Path, *, size: int | None = None, md5: str | None = None) -> Path:
@@ -78,19 +79,19 @@ def difference(path: Path, *, size: int | None = None, md5: str | None = None) -
 
 
 def unpack(archive: Path, folder: Path, *, leave_out: str | None = None) -> None:
-    """Unpack the files of a tar, tar.gz or zip into `folder`. Existing files of the same size are kept.
+    """Unpack the files of a tar, tar.gz, tar.xz or zip into `folder`. Existing files of the same size are kept.
 
-    Files with `leave_out` in their path are skipped. A file is never left incomplete, so an interrupted run can just be
-    repeated. Only plain files and folders are created: a name that leads outside `folder`, or a link, is refused.
+    Files with `leave_out` in their path are skipped. All names and sizes, and the checksum of a compressed tar, are
+    checked before the first file is written. A file is never left incomplete, so an interrupted run can just be
+    repeated. Only plain files and folders are created: a name that leads outside `folder`, or a link, is refused. This
+    is stricter than the filters of tarfile, which not every supported Python has.
 
     Raises:
-        UserError: the archive is incomplete, the disk is full, or a name is refused.
+        UserError: the archive is damaged or incomplete, the disk is full, or a name is refused.
     """
     try:
-        # The suffix counts, too: is_zipfile looks for the end of the file, which a truncated zip lacks.
-        is_zip = archive.suffix == ".zip" or zipfile.is_zipfile(archive)
+        is_zip = archive.suffix == ".zip" or _begins_like_a_zip(archive)
         needed = _bytes_to_unpack(archive, folder, is_zip)
-        demand_space(folder, needed, f"unpacking {archive.name}")
         with _progress(f"unpacking {archive.name}", needed) as advance:
             for name, size, open_file in _zip_files(archive) if is_zip else _tar_files(archive):
                 target = folder / name
@@ -98,12 +99,12 @@ def unpack(archive: Path, folder: Path, *, leave_out: str | None = None) -> None
                     _copy(open_file, target)
                     advance(size)
     except BROKEN as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
+        reason = label(str(error).partition("\n")[0].rstrip(":"))
         raise UserError(
             f"{archive} is not a complete archive ({reason}): remove it, then run the same command again"
         ) from None
     except OSError as error:
-        raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
+        raise UserError(f"{archive} cannot be unpacked into {folder}: {label(str(error))}") from None
 
 
 def demand_space(folder: Path, needed: int, purpose: str) -> None:
@@ -170,18 +171,28 @@ def _append(url: str, part: Path, size: int | None) -> bool:
     return total is None or part.stat().st_size >= total
 
 
-def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
-    """Return the bytes that unpacking will write; for a compressed tar its own size, which is a lower bound."""
-    if not is_zip and not _is_plain_tar(archive):
-        return archive.stat().st_size
-    files = _zip_files(archive) if is_zip else _tar_files(archive)
-    return sum(size for name, size, _ in files if not _is_there(folder / name, size))
-
-
-def _is_plain_tar(archive: Path) -> bool:
+def _begins_like_a_zip(archive: Path) -> bool:
+    """Return whether a file is a zip; `zipfile.is_zipfile` also finds zips in the last bytes of compressed tars."""
     with archive.open("rb") as file:
-        file.seek(257)
-        return file.read(5) == b"ustar"
+        return file.read(4) == b"PK\3\4"
+
+
+def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
+    """Check all names and sizes. Return the number of bytes that unpacking will write."""
+    needed = 0
+    files: set[str] = set()
+    folders: set[str] = set()
+    for name, size, _ in _zip_files(archive) if is_zip else _tar_files(archive):
+        files.add(name)
+        folders.update(map(str, PurePosixPath(name).parents))
+        if not _is_there(folder / name, size):
+            needed += size
+            demand_space(
+                folder, needed, f"unpacking {archive.name}"
+            )  # before a compressed terabyte is skipped
+    if both := files & folders:
+        raise UserError(f"{archive}: {label(min(both))} is both a file and a folder; nothing was unpacked")
+    return needed
 
 
 Found = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]  # name, size in bytes, function that opens it
@@ -190,26 +201,30 @@ Found = Iterator[tuple[str, int, Callable[[], IO[bytes]]]]  # name, size in byte
 def _zip_files(archive: Path) -> Found:
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
-            if not info.is_dir():
+            if not info.filename.endswith("/"):
                 yield _inside(archive, info.filename), info.file_size, lambda info=info: opened.open(info)  # type: ignore[misc]
 
 
 def _tar_files(archive: Path) -> Found:
-    with tarfile.open(archive) as opened:
-        for member in opened:
+    with archive.open("rb") as file:
+        for tar, member in members(file, packed=True):
             if member.isdir():
                 continue
-            content = opened.extractfile(member) if member.isreg() else None
-            if content is None:
-                raise UserError(f"{archive}: {member.name} is a link or a device: unpack it by hand")
-            yield _inside(archive, member.name), member.size, lambda content=content: content  # type: ignore[misc]
+            found = content(tar, member)
+            if found is None:
+                name = label(member.name)
+                raise UserError(f"{archive}: {name} is a link, a device or a sparse file: unpack it by hand")
+            yield _inside(archive, member.name), member.size, lambda found=found: found  # type: ignore[misc]
 
 
 def _inside(archive: Path, name: str) -> str:
     path = PurePosixPath(name)
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if not 0 < longest <= 255 or has_control(name):
+        raise UserError(f"{archive}: {brief(name)} is not the name of a file; it was not unpacked")
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise UserError(
-            f"{archive}: {name} would be written outside the data set's folder; it was not unpacked"
+            f"{archive}: {label(name)} would be written outside the data set's folder; it was not unpacked"
         )
     return str(path)
 

@@ -5,15 +5,17 @@ twice the space of the training images and cannot resume after an interruption.
 """
 
 import argparse
+import io
 import os
 import re
-import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import IO
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, brief, label
 from pretrain.common.files import write_bytes
+from pretrain.data.tar_index import content, members
 from transfer.data.on_disk import names_in, prepare_command
 from transfer.prepare.sets.archives import Archive, given
 from transfer.prepare.sets.download import BROKEN, demand_space
@@ -31,6 +33,10 @@ VAL = Archive("ILSVRC2012_img_val.tar", size=6_744_924_160, md5="29b22e2961454d5
 DEVKIT = Archive("ILSVRC2012_devkit_t12.tar.gz", md5="fa75699e90414af021442c21a62c3abf")
 SOURCE = {"train": (TRAIN,), "val": (VAL, DEVKIT)}
 HOW = "download from https://image-net.org/download.php (ILSVRC 2012) into it"
+META, TRUTH = (
+    f"ILSVRC2012_devkit_t12/data/{name}" for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+)
+MOST = 1 << 26  # bytes of either; meta.mat has about 1 MB
 WNID = re.compile(r"n\d{8}")
 
 
@@ -113,21 +119,22 @@ def unpack_train(archive: Path, folder: Path) -> None:
     """
     _demand_space(archive, folder)
     try:
-        with tarfile.open(archive, "r:") as outer:
-            for number, member in enumerate(outer, 1):
-                match, content = CLASS_TAR.fullmatch(member.name), outer.extractfile(member)
-                if not match or content is None:
+        with archive.open("rb") as file:
+            for number, (outer, member) in enumerate(members(file), 1):
+                match, inner = CLASS_TAR.fullmatch(member.name), content(outer, member)
+                if not match or inner is None:
                     raise UserError(
-                        f"{archive}: {member.name!r} is not an ImageNet class: download the archive again"
+                        f"{archive}: {brief(member.name)} is not an ImageNet class: download the archive again"
                     )
-                with tarfile.open(fileobj=content, mode="r:") as inner:
-                    _write_images(archive, inner, partial(_train_place, folder / match[1]))
+                _write_images(archive, inner, partial(_train_place, folder / match[1]))
                 if number % SHOWN == 0:
                     print(f"{archive.name}: {number} classes", flush=True)
     except BROKEN as error:
-        raise UserError(f"{archive} is not a complete archive ({error}): download it again") from None
+        raise UserError(
+            f"{archive} is not a complete archive ({label(str(error))}): download it again"
+        ) from None
     except OSError as error:
-        raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
+        raise UserError(f"{archive} cannot be unpacked into {folder}: {label(str(error))}") from None
 
 
 def unpack_val(archive: Path, devkit: Path, folder: Path) -> None:
@@ -141,12 +148,14 @@ def unpack_val(archive: Path, devkit: Path, folder: Path) -> None:
         return folder / classes[number - 1] / name if 0 < number <= len(classes) else None
 
     try:
-        with tarfile.open(archive, "r:") as images:
+        with archive.open("rb") as images:
             _write_images(archive, images, place)
     except BROKEN as error:
-        raise UserError(f"{archive} is not a complete archive ({error}): download it again") from None
+        raise UserError(
+            f"{archive} is not a complete archive ({label(str(error))}): download it again"
+        ) from None
     except OSError as error:
-        raise UserError(f"{archive} cannot be unpacked into {folder}: {error}") from None
+        raise UserError(f"{archive} cannot be unpacked into {folder}: {label(str(error))}") from None
 
 
 def val_classes(devkit: Path) -> list[str]:
@@ -158,20 +167,19 @@ def val_classes(devkit: Path) -> list[str]:
         from scipy.io import loadmat
     except ImportError:
         raise UserError("reading ImageNet's devkit needs 'pip install scipy'") from None
-    data = "ILSVRC2012_devkit_t12/data"
+    found: dict[str, bytes] = {}
     try:
-        with tarfile.open(devkit) as files:
-            meta = files.extractfile(f"{data}/meta.mat")
-            numbers = files.extractfile(f"{data}/ILSVRC2012_validation_ground_truth.txt")
-            if meta is None or numbers is None:
-                raise KeyError(data)
-            synsets = loadmat(meta, squeeze_me=True)["synsets"]
-            truth = [int(line) for line in numbers.read().split()]
+        with devkit.open("rb") as file:
+            for tar, member in members(file, packed=True):
+                if member.name in (META, TRUTH) and (part := content(tar, member)):
+                    found[member.name] = part.read(MOST)
+        synsets = loadmat(io.BytesIO(found[META]), squeeze_me=True)["synsets"]
+        truth = [int(line) for line in found[TRUTH].split()]
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if s["num_children"] == 0}
         return [wnids[number] for number in truth]
     except (*BROKEN, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"{devkit} is not a complete ImageNet devkit ({error!r}): download it again"
+            f"{devkit} is not a complete ImageNet devkit ({label(repr(error))}): download it again"
         ) from None
 
 
@@ -184,18 +192,18 @@ def _train_place(folder: Path, name: str) -> Path | None:
     return folder / name if TRAIN_IMAGE.fullmatch(name) else None
 
 
-def _write_images(archive: Path, tar: tarfile.TarFile, place: Callable[[str], Path | None]) -> None:
-    """Write each image of `tar`, which is `archive` or inside it, to `place(name)`, which is None for a wrong name.
+def _write_images(archive: Path, file: IO[bytes], place: Callable[[str], Path | None]) -> None:
+    """Write each image of a tar to `place(name)`, which is None for a wrong name.
 
-    Existing images of the right size are kept.
+    `file` is `archive` or inside it. Existing images of the right size are kept.
     """
-    for member in tar:
-        content, target = tar.extractfile(member), place(member.name)
-        if content is None or target is None:
+    for tar, member in members(file):
+        image, target = content(tar, member), place(member.name)
+        if image is None or target is None:
             raise UserError(
-                f"{archive}: {member.name!r} is not an ImageNet image: download the archive again"
+                f"{archive}: {brief(member.name)} is not an ImageNet image: download the archive again"
             )
         if target.is_file() and target.stat().st_size == member.size:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target, content.read())
+        write_bytes(target, image.read())

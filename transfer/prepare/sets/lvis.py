@@ -5,12 +5,12 @@ the LVIS paper (arXiv:1908.03195, "57k" train images); the categories are the bu
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import load_json
 from transfer.data.on_disk import (
     COCO_IMAGES,
     LVIS_VERSIONS,
@@ -70,12 +70,12 @@ def _load(root: Path, version: str, split: str) -> dict[str, Any]:
     file, wanted = lvis_json(root, version, split), LVIS_VERSIONS[version]
     demand(file, f"{lvis_url(version, split)}: {lvis_again(root, version)}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file)
         images, categories = len(content["images"]), [category["id"] for category in content["categories"]]
         len(content["annotations"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is not a complete LVIS file ({error}): remove it, then {lvis_again(root, version)}"
+            f"{file} is not a complete LVIS file ({label(str(error))}): remove it, then {lvis_again(root, version)}"
         ) from None
     if images < wanted.images[split]:
         raise UserError(
@@ -96,9 +96,11 @@ def _check_content(file: Path, content: dict[str, Any]) -> None:
     seen: set[Any] = set()
     for image in content["images"]:
         if image.get("coco_url", "").count("/") < 2:
-            raise UserError(f"{file}: image {image['id']} has no coco_url, which is needed to find its file")
+            raise UserError(
+                f"{file}: image {label(image['id'])} has no coco_url, which is needed to find its file"
+            )
     for annotation in content["annotations"]:
-        name = f"{file}: annotation {annotation.get('id')}"
+        name = f"{file}: annotation {label(annotation.get('id'))}"
         if annotation.get("id") in seen or annotation.get("id") is None:
             raise UserError(f"{name}: its id is missing or used twice")
         seen.add(annotation["id"])

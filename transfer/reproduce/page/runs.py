@@ -4,12 +4,11 @@ A folder may have been copied from elsewhere, so no file's content is trusted: a
 absent, and the page shows the rest.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.files import read_json
+from pretrain.common.files import parse_json, read_json
 from transfer.reproduce.jobs.worker import state
 
 STYLES = 8  # line and dot styles in the page's style sheet; further rows reuse them from the first on
@@ -80,8 +79,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     lines = []
     for line in text.splitlines():
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = parse_json(line)
+        except ValueError:
             continue
         if isinstance(content, dict) and is_number(content.get("iteration")):
             lines.append({key: value for key, value in content.items() if is_number(value)})

@@ -3,16 +3,16 @@
 Sorted by how likely it is to matter: the schedule before the augmentation, the weights before the versions.
 """
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
-from pretrain.common.configs import flatten
-from pretrain.common.errors import UserError
+from pretrain.common.configs import flatten, read_yaml
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import load_json
 from transfer import results
 from transfer.linear import config
 
@@ -57,15 +57,9 @@ def read(path: Path) -> Run:
     """Read a run from its results.json or its folder. Raise `UserError` if there is no valid results.json."""
     file = path / "results.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{file}: {error.strerror}; name a results.json or the OUTPUT_DIR of a finished run"
-        ) from None
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"{file}: not JSON; name a results.json or the OUTPUT_DIR of a finished run"
-        ) from None
+        content = load_json(file)
+    except UserError as error:
+        raise UserError(f"{error}; name a results.json or the OUTPUT_DIR of a finished run") from None
     if not isinstance(content, dict) or not (isinstance(content.get("metrics"), dict) or "top1" in content):
         raise UserError(
             f"{file}: it has no metrics; name a results.json that train_net.py or linear_eval.py wrote"
@@ -81,14 +75,12 @@ def settings(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
     """
     tree = content.get("config")
     if not isinstance(tree, dict):
-        try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return None
-        except (OSError, ValueError, yaml.YAMLError, RecursionError):
-            raise UserError(f"{path}: not a config; remove it to compare without the settings") from None
-        if not isinstance(tree, dict):
-            raise UserError(f"{path}: not a config; remove it to compare without the settings")
+        try:
+            tree = read_yaml(path)
+        except UserError as error:
+            raise UserError(f"{error}; remove it to compare without the settings") from None
     return flatten(tree)
 
 
@@ -153,9 +145,9 @@ def table(a: Run, b: Run) -> list[str]:
     """Return the comparison as lines to print."""
     groups = differences(a, b)
     rows = [("metrics", "A", "B", "B - A")]
-    rows += [(f"  {name}", _text(x), _text(y), _gap(x, y)) for name, x, y in metrics(a, b)]
+    rows += [(f"  {label(name)}", _text(x), _text(y), _gap(x, y)) for name, x, y in metrics(a, b)]
     for title, found in groups.items():
-        rows += [(title, "", "", ""), *((f"  {name}", _text(x), _text(y), "") for name, x, y in found)]
+        rows += [(title, "", "", ""), *((f"  {label(name)}", _text(x), _text(y), "") for name, x, y in found)]
     text = tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
     return [f"A  {a.path}", f"B  {b.path}", "", *text.splitlines(), "", _summary(a, b, groups)]
 
@@ -193,11 +185,10 @@ def _gap(a: Any, b: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value on one short line: digests are cut, and control characters become question marks."""
+    """Return a value on one short line; digests are cut."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = label(value)
     if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
         return text[:12]
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

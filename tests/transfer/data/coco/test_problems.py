@@ -368,3 +368,26 @@ def test_a_size_that_is_missing_is_not_a_size_that_differs(good: tuple[Content, 
     assert list(size_differences(content["images"], images)) == []
     repaired = coco_problems.repaired(content, _problems(content, images))
     assert repaired["images"][0]["width"] == 128
+
+
+def test_texts_of_a_stranger_are_shown_in_one_line(good: tuple[Content, Path]) -> None:
+    """Escapes for the terminal, half characters, huge numbers and deep containers, in every field that is shown."""
+    deep: Any = []
+    for _ in range(60):
+        deep = ["x" * 100, deep]
+    for value in ("\x1b[31mred", "a\nb", "\ud800", "x" * 10**6, 10**400, deep, {"a": deep}, float("inf")):
+        for part, key in [
+            ("images", "id"), ("images", "file_name"), ("images", "width"), ("annotations", "id"),
+            ("annotations", "image_id"), ("annotations", "category_id"), ("annotations", "bbox"),
+            ("annotations", "area"), ("categories", "id"), ("categories", "name"),
+        ]:  # fmt: skip
+            content = copy.deepcopy(good[0])
+            content[part][0][key] = value
+            for problem in _problems(content, good[1]):
+                assert "\x1b" not in problem.text and len(problem.text) < 800 + len(str(good[1])), (part, key)
+
+
+def test_names_with_control_characters_are_refused(good: tuple[Content, Path]) -> None:
+    content = copy.deepcopy(good[0])
+    content["categories"][0]["name"] = "\x1b[31mred"
+    assert any("holds a control character" in problem.text for problem in _problems(content))

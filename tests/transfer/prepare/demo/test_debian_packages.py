@@ -58,7 +58,10 @@ def test_reads_what_dpkg_deb_made(tmp_path: Path, compression: str) -> None:
 
 def test_refuses_what_is_no_whole_package(tmp_path: Path) -> None:
     whole = make_deb(tmp_path / "x_1_all.deb").read_bytes()
-    for blob in (b"", b"text", whole[:100], whole[:-200]):
+    damaged_end = (
+        whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    )  # in the index of the xz, after the last member
+    for blob in (b"", b"text", whole[:100], whole[:-200], whole[:-2], damaged_end):
         broken = tmp_path / "y_1_all.deb"
         broken.write_bytes(blob)
         with pytest.raises(UserError, match="not a complete Debian package"):

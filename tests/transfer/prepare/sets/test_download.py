@@ -1,6 +1,8 @@
 """Downloads from a local server that breaks off, forgets and lies; truncated and forged archives."""
 
+import gzip
 import hashlib
+import io
 import tarfile
 import threading
 import zipfile
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 
 from pretrain.common.errors import UserError
+from tests.support.fuzzing import fuzz_tar
+from tests.support.fuzzing.fuzz_tar import header
 from tests.support.voc_archives import write_tar
 from transfer.prepare.sets import download
 from transfer.prepare.sets.download import demand_space, fetch, unpack
@@ -214,3 +218,64 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_archive(tmp_path: Path) -> None:
     assert "cannot be unpacked" in refusal(unpack, tmp_path / "no.tar", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_checked_before_anything_is_written(kind: str, tmp_path: Path) -> None:
+    archive = tmp_path / f"x.tar.{kind}"
+    with tarfile.open(archive, f"w:{kind}") as tar:  # type: ignore[call-overload]
+        for name, content in FILES.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    whole = archive.read_bytes()
+    for damaged in (
+        whole[:-1],
+        whole[:-8],
+        whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:],
+        whole[: len(whole) // 2],
+    ):
+        archive.write_bytes(damaged)
+        assert "not a complete archive" in refusal(unpack, archive, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    archive.write_bytes(whole)
+    unpack(archive, tmp_path / "out")
+    assert all((tmp_path / "out" / name).read_bytes() == content for name, content in FILES.items())
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a", "a/b"], "a is both a file and a folder"),
+        (["ok", "\x1b[31m"], r"'\x1b[31m' is not the name of a file"),
+        (["ok", "."], "'.' is not the name of a file"),
+        (["ok", "x" * 300], "is not the name of a file"),
+    ],
+)
+def test_names_are_checked_before_anything_is_written(names: list[str], words: str, tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", {name: b"x" for name in names})
+    assert words in refusal(unpack, archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_that_grows_beyond_the_disk(tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar.gz"
+    size = b"\x80" + (1 << 60).to_bytes(11, "big")
+    archive.write_bytes(gzip.compress(header(b"0", size, b"a.jpg") + bytes(1024)))
+    assert "GB are free" in refusal(unpack, archive, tmp_path / "out")
+
+
+def test_zips_with_names_that_are_not_text(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        opened.writestr("ü", b"x")
+    data = (tmp_path / "x.zip").read_bytes()
+    for name in (b"\xff\xff", b"\x1b["):
+        (tmp_path / "x.zip").write_bytes(data.replace("ü".encode(), name))
+        assert refusal(unpack, tmp_path / "x.zip", tmp_path / "out").isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_tars_that_are_built_wrong(tmp_path: Path) -> None:
+    outcomes = {index: fuzz_tar.check(fuzz_tar.make_case(0, index), tmp_path) for index in range(100)}
+    assert {n: o for n, o in outcomes.items() if o not in ("accepted", "refused")} == {}
+    assert 10 < list(outcomes.values()).count("accepted") < 90

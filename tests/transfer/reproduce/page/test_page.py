@@ -397,7 +397,7 @@ def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
         comparable = [number["verdict"] != "not comparable" for number in cell["numbers"]]
         assert comparable == [not expected] * 3, name
     damaged = job("damaged", tmp_path, boxes(50.0), settings="- 1")
-    assert "not a config" in only(gathered(tmp_path, {"": [damaged]}))["changes"][0]
+    assert "not a YAML mapping" in only(gathered(tmp_path, {"": [damaged]}))["changes"][0]
 
 
 def test_the_precision_of_pre_training_is_a_change(tmp_path: Path) -> None:

@@ -153,22 +153,22 @@ def test_absent_and_undefined_values_are_shown(tmp_path: Path) -> None:
     a = run(tmp_path / "a", metrics={"voc": {"bbox": {"AP": None, "AP50": 1.0}}}, precise_bn=None)
     b = run(tmp_path / "b", metrics={"voc": {"bbox": {"AP": 3.0}}}, config={"SOLVER.NEW": "\x1b[31mred"})
     lines = compare(a, b)
-    assert line(lines, "voc bbox AP ") == ["voc", "bbox", "AP", "null", "3"]
+    assert line(lines, "voc bbox AP ") == ["voc", "bbox", "AP", "None", "3"]
     assert line(lines, "voc bbox AP50") == ["voc", "bbox", "AP50", "1", "(absent)"]
-    assert line(lines, "SOLVER.NEW") == ["SOLVER.NEW", "(absent)", "?[31mred"]
-    assert line(lines, "precise_bn") == ["precise_bn", "null", "x"]
+    assert line(lines, "SOLVER.NEW") == ["SOLVER.NEW", "(absent)", r"\x1b[31mred"]
+    assert line(lines, "precise_bn") == ["precise_bn", "None", "x"]
 
 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("results.json", None, "No such file"),
-        ("results.json", "{", "not JSON"),
-        ("results.json", "\x00\xff", "not JSON"),
+        ("results.json", None, "no such file"),
+        ("results.json", "{", "not a complete JSON file"),
+        ("results.json", "\x00\xff", "not a complete JSON file"),
         ("results.json", "[]", "no metrics"),
         ("results.json", '{"a": 1}', "no metrics"),
-        ("config.yaml", "!!python/object:os.system x", "not a config"),
-        ("config.yaml", "- 1", "not a config"),
+        ("config.yaml", "!!python/object:os.system x", "!!python tag would run code"),
+        ("config.yaml", "- 1", "not a YAML mapping"),
     ],
 )
 def test_foreign_files_are_one_line(tmp_path: Path, file: str, content: str | None, words: str) -> None:
