@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -185,13 +186,36 @@ def is_whole_png(path: Path) -> bool:
 
 def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(begin)) != begin:
                 return False
             file.seek(-len(end), os.SEEK_END)
             return file.read() == end
     except OSError:
         return False
+
+
+def open_regular(path: str | os.PathLike[str], *, most: int | None = None) -> IO[bytes]:
+    """Open a regular file, or a link to one, for reading, without ever waiting for a pipe or a device.
+
+    Raises `OSError`, also for anything that is not a regular file or has more than `most` bytes, and `ValueError` for a
+    name with a zero byte.
+    """
+    _check_regular(os.stat(path), most)  # first, since opening a device can have side effects
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _check_regular(os.fstat(handle), most)  # it may have been replaced meanwhile
+        return os.fdopen(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
+
+
+def _check_regular(status: os.stat_result, most: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, more than the {most} that are read")
 
 
 def read_json(path: Path) -> dict[str, Any]:

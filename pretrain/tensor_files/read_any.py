@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load as parse_safetensors
 
+from pretrain.common import files
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.numpy_pickle import Array, read_pickle
 from pretrain.tensor_files.pickle_machine import label
@@ -112,17 +112,12 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
         UserError: the file is missing, not a regular file, or unreadable.
     """
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # first, since opening a device can have side effects
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
+        opened = files.open_regular(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint file") from None
     except (OSError, ValueError) as error:  # `ValueError` for a name with a zero byte
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not regular:
-        raise UserError(f"{path}: is not a regular file; name a checkpoint file")
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: is not a regular file; name a checkpoint file")
+    with opened as file:
         try:
             yield file
         except OSError as error:

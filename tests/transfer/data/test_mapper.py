@@ -171,7 +171,7 @@ def test_label_that_would_be_misread_is_refused(tmp_path: Path, fault: str, is_t
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     expected = {
         "palette": "mode P.*mode L", "number": r"label 6, .*NUM_CLASSES is 6", "size": "96x79.*96x80",
-        "missing": "not a readable label", "broken": "not a readable",
+        "missing": "not a readable image", "broken": "not a readable",
     }  # fmt: skip
     cfg = _cfg(200, (1.0, 1.0))
     with pytest.raises(UserError, match=expected[fault]) as error:
