@@ -82,7 +82,7 @@ class ImageFiles(Sequence[str]):
 
     def read(self, index: int) -> bytes:
         """Return the file's contents. Raises `OSError`, also for a pipe or a device."""
-        with open_regular(self[index], most=MAX_BYTES) as file:
+        with open_regular(self[index], most=MAX_BYTES, buffered=False) as file:
             return file.read()
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
