@@ -44,6 +44,15 @@ def header(path: str | Path) -> tuple[str, tuple[int, int]]:
         raise UserError(f"{path}: {error}") from None
 
 
+def check_labels(folder: str, pattern: str) -> None:
+    """Raise `UserError` for the first label image below `folder` that cannot be opened as an image.
+
+    To be called before a library opens them, which would wait for a pipe, or let Pillow start programs.
+    """
+    for path in sorted(Path(folder).glob(pattern)):
+        header(path)
+
+
 @contextmanager
 def used_by_detectron2() -> Iterator[None]:
     """Let detectron2's mapper find `read` instead of its own reader inside a `with` block."""
