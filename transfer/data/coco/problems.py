@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, brief
+from pretrain.data.decode import MAX_PIXELS
 from transfer.data.coco import whole_file
 from transfer.data.coco.boxes import box
 from transfer.data.coco.image_files import ImageFolder, meant_files, measure
@@ -210,7 +211,10 @@ def _file_problems(
             yield Problem(text, "images", index, "left out", drop)
             path = None
     if not is_size(image):
-        text = f"{label}: its width and height are {image.get('width')!r} and {image.get('height')!r}"
+        text = (
+            f"{label}: its width and height are {brief(image.get('width'))} and {brief(image.get('height'))}"
+        )
+        text += f", not two positive integers of at most {MAX_PIXELS} pixels together"
         if path is None or not path.is_file():
             yield Problem(text, "images", index, "left out", drop)
         else:
