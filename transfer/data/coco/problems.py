@@ -214,7 +214,7 @@ def _file_problems(
         text = (
             f"{label}: its width and height are {brief(image.get('width'))} and {brief(image.get('height'))}"
         )
-        text += f", not two positive integers of at most {MAX_PIXELS} pixels together"
+        text += f", not two positive integers with a product of at most {MAX_PIXELS}"
         if path is None or not path.is_file():
             yield Problem(text, "images", index, "left out", drop)
         else:

@@ -5,7 +5,7 @@ itself, so that nothing from a file of any data set reaches it unchecked, whiche
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from numbers import Integral
 from typing import Any
@@ -119,10 +119,10 @@ def check_masks(where: str, content: Entry) -> None:
             continue
         width, height = sizes.get(annotation["image_id"], (None, None))
         try:
-            if isinstance(mask, dict) and (reason := bad_rle(mask, (width, height))):
-                raise BadMask(f"has an RLE mask {reason}")
-            if not isinstance(mask, dict):
+            if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
                 _check_objects(mask, height, width)
+            elif reason := bad_rle(mask, (width, height)):
+                raise BadMask(f"has an RLE mask {reason}")
         except BadMask as error:
             raise UserError(f"{where}: annotation {brief(annotation.get('id'))} {error}; {REMEDY}") from None
 
@@ -149,7 +149,7 @@ def _watched(function: Callable[..., Any], check: Callable[..., None]) -> Callab
 
 def _check_rles(masks: Any, *_: Any, **__: Any) -> None:
     """Check one or several RLEs. Those with bytes instead of a string are not from a file, but made by pycocotools."""
-    for mask in [masks] if isinstance(masks, dict) else masks:
+    for mask in masks if isinstance(masks, list) else [masks]:
         made = isinstance(mask, dict) and isinstance(mask.get("counts"), bytes)
         if not made and (reason := bad_rle(mask, None)):
             raise BadMask(f"has an RLE mask {reason}")
@@ -159,10 +159,14 @@ def _check_objects(objects: Any, height: Any, width: Any) -> None:
     """Check polygons, boxes or RLEs that are drawn in an image."""
     if not _is_drawable(height, width):
         raise BadMask(f"has a mask in an image of {brief(width)} x {brief(height)} pixels")
-    if isinstance(objects, dict) or (len(objects) and isinstance(objects[0], dict)):
+    if isinstance(objects, dict):
+        objects = [objects]
+    if not isinstance(objects, list | np.ndarray) or not len(objects):
+        raise BadMask("has a segmentation that is neither polygons nor an RLE")
+    if isinstance(objects[0], dict):
         _check_rles(objects)
-    elif isinstance(objects, Sequence | np.ndarray):
-        flat = not len(objects) or not isinstance(objects[0], Sequence | np.ndarray)
+    else:
+        flat = not isinstance(objects[0], list | np.ndarray)
         if not can_be_drawn([objects] if flat else objects):
             raise BadMask(
                 f"has polygons that are not drawn: their outlines have more than {MAX_OUTLINE} pixels, or a coordinate "
