@@ -8,7 +8,6 @@ fill the memory. The last number printed is the input that did.
 """
 
 import argparse
-import copy
 import random
 import resource
 import sys
@@ -62,7 +61,7 @@ def _clean() -> Content:
 def _polygon(draw: random.Random) -> list[Any]:
     kind, far = draw.randrange(5), draw.choice((1, 5, 9.9, 100, 1e4))
     if kind == 0:  # to and fro
-        sides = draw.choice((10, 1000, 20_000))
+        sides = draw.choice((10, 50, 4000))
         return [v for i in range(sides) for v in ((i % 2) * W * far, i * H / sides)]
     if kind == 1:  # far away and small
         return [v + W * far for v in (0, 0, 9, 0, 9, 9)]
@@ -139,7 +138,7 @@ def make(seed: int, index: int) -> Content:
 
 def check(content: Content) -> str:
     """Return the outcome: clean, repaired or refused. Raises whatever else the check and the repair raise."""
-    original, outcome = copy.deepcopy(content), "clean"
+    original, outcome = content, "clean"
     for _ in range(4):
         found = problems(content, None, masks=True, keypoints=False)
         if not found:
