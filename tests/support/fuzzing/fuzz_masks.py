@@ -61,7 +61,7 @@ def _clean() -> Content:
 def _polygon(draw: random.Random) -> list[Any]:
     kind, far = draw.randrange(5), draw.choice((1, 5, 9.9, 100, 1e4))
     if kind == 0:  # to and fro
-        sides = draw.choice((10, 50, 4000))
+        sides = draw.choice((10, 50, 300, 40_000))
         return [v for i in range(sides) for v in ((i % 2) * W * far, i * H / sides)]
     if kind == 1:  # far away and small
         return [v + W * far for v in (0, 0, 9, 0, 9, 9)]
@@ -96,7 +96,7 @@ def _segmentation(draw: random.Random, annotation: Content) -> None:
         else:
             old["counts"] = _counts(draw, old.get("counts"))
     elif draw.random() < 0.8:
-        polygons = [_polygon(draw) for _ in range(draw.choice((1, 1, 2, 30)))]
+        polygons = [_polygon(draw) for _ in range(draw.choice((1, 1, 2, 8)))]
         annotation["segmentation"] = polygons + (old if isinstance(old, list) else [])
     else:
         annotation["segmentation"] = draw.choice(
