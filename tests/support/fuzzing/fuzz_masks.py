@@ -72,12 +72,12 @@ def _polygon(draw: random.Random) -> list[Any]:
 
 
 def _counts(draw: random.Random, old: Any) -> Any:
-    if isinstance(old, list) and draw.random() < 0.8:
+    if isinstance(old, list) and old and draw.random() < 0.8:
         new = list(old)
         new[draw.randrange(len(new))] = draw.choice(NUMBERS)
         return new[: draw.randint(0, len(new))] if draw.random() < 0.3 else new
     letters = "".join(map(chr, range(48, 112)))
-    if isinstance(old, str) and draw.random() < 0.6:
+    if isinstance(old, str) and old and draw.random() < 0.6:
         place = draw.randrange(len(old))
         return old[:place] + draw.choice((*letters[::7], "", "\0", "\xe9", "\ud800")) + old[place + 1 :]
     return draw.choice(
