@@ -30,11 +30,16 @@ def _register() -> None:
         importlib.import_module(f"transfer.models.{name}")
 
 
-# module of detectron2 -> what to do after its first import
+def _watch_masks() -> None:
+    importlib.import_module("transfer.data.coco.safe_masks").watch()
+
+
+# module of detectron2, or of a library that it uses -> what to do after its first import
 _AFTER: dict[str, Callable[[], None]] = {
     "detectron2": _apply_fixes,
     "detectron2.config": _add_keys,
     "detectron2.modeling": _register,
+    "pycocotools.mask": _watch_masks,
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -196,7 +197,7 @@ def is_whole_png(path: Path) -> bool:
 
 def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(begin)) != begin:
                 return False
             file.seek(-len(end), os.SEEK_END)
@@ -205,25 +206,41 @@ def _is_between(path: Path, begin: bytes, end: bytes) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file, or a link to one, without ever waiting for a device or pipe.
+def open_regular(
+    path: str | os.PathLike[str], *, most: int | None = None, buffered: bool = True
+) -> IO[bytes]:
+    """Open a regular file, or a link to one, for reading, without ever waiting for a pipe or a device.
 
-    Raises:
-        UserError: the file is missing, not a regular file, or unreadable.
+    `buffered`: False saves time if the whole file is read at once. Raises `OSError`, also for anything that is not a
+    regular file or has more than `most` bytes, and `ValueError` for a name with a zero byte.
     """
+    _check_regular(os.stat(path), most)  # first, since opening a device can have side effects
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # first, since opening a device can have side effects
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if regular else -1
+        _check_regular(os.fstat(handle), most)  # it may have been replaced meanwhile
+        return io.BufferedReader(io.FileIO(handle)) if buffered else io.FileIO(handle)
+    except OSError:
+        os.close(handle)
+        raise
+
+
+def _check_regular(status: os.stat_result, most: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, more than the {most} that are read")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a user's file as `open_regular` does. Raises `UserError` if it cannot be opened, or read in the block."""
+    try:
+        file = open_regular(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # `ValueError` for a name with a zero byte
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not regular:
-        raise UserError(f"{path}: is not a regular file")
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{path}: is not a regular file")
+    with file:
         try:
             yield file
         except OSError as error:
@@ -233,8 +250,8 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_regular(path: Path, *, most: int) -> bytes:
-    """Return the content of a file as `open_regular` opens it. Raises `UserError` if it has more than `most` bytes."""
-    with open_regular(path) as file:
+    """Return the content of a file as `opened` opens it. Raises `UserError` if it has more than `most` bytes."""
+    with opened(path) as file:
         data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
     if len(data) > most:
         raise UserError(f"{path}: has more than {most} bytes, too many for what it should be")

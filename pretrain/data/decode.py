@@ -5,11 +5,29 @@ else, because it knows every common format and raises on a truncated file, where
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import open_regular
+from pretrain.data.folders import MAX_BYTES
+
+# Pillow's names of the formats that files with an ending of an image have. It would also try those that start programs
+# (Ghostscript for EPS). TGA is tried late, since nothing marks its files; AVIF last, since an old Pillow lacks it.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "TGA", "AVIF")
+# Of a picture that is decoded, such as 11 500 x 11 500: aerial photographs have 100 million, and decoding this many
+# takes about 1.5 GB. Pillow compares the header with twice its own number, and warns from that number on.
+MAX_PIXELS = 1 << 27
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 rotate the picture by 90 degrees
 _END = b"\xff\xd9"  # the last marker of a JPEG; a file that ends otherwise is truncated or has extra data
@@ -28,7 +46,7 @@ _MARGIN = 2.0  # a JPEG is decoded at no less than this many times the wanted si
 class ImageFile:
     """An image file given as bytes, of which only the header is read at first.
 
-    Raises Pillow's exceptions if the bytes are not an image.
+    Raises Pillow's exceptions if the bytes are not an image, and `ValueError` if it has more than MAX_PIXELS.
 
     Attributes:
         width, height: size of the upright picture, after EXIF rotation.
@@ -39,7 +57,7 @@ class ImageFile:
         self._pillow: Image.Image | None = None
         size = plain_jpeg_size(data)
         if size is None:
-            self._pillow = Image.open(io.BytesIO(data))
+            self._pillow = open_image(io.BytesIO(data))
             if self._pillow.format == "JPEG":
                 self._orientation = self._pillow.getexif().get(_ORIENTATION, 1)
             else:  # whether Pillow's `size` is after rotation depends on format and version
@@ -66,12 +84,47 @@ class ImageFile:
             pixels = _opencv(self._data, factor)
             if pixels is not None:
                 return _turn(pixels, self._orientation)
-        image = image or Image.open(io.BytesIO(self._data))
+        image = image or open_image(io.BytesIO(self._data))
         if image.format == "JPEG":
             if factor > 1:
                 image.draft("RGB", (image.width // factor, image.height // factor))
             image = _upright(image)
         return np.array(eight_bits(image).convert("RGB"))
+
+
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Return the image in an open file, of which only the header is read.
+
+    Raises Pillow's exceptions if it is not an image of FORMATS, and `ValueError` if it has more than MAX_PIXELS.
+    """
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (UnidentifiedImageError, KeyError):  # `KeyError`: Pillow lacks a format
+        raise UnidentifiedImageError(f"its content is none of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{str(error).partition(',')[0]}: reduce it, or cut it into parts") from None
+    if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image, and are decoded whole
+        width, length = image.tag_v2.get(TILEWIDTH, 1), image.tag_v2.get(TILELENGTH, 1)
+        if width * length > MAX_PIXELS:
+            raise ValueError(f"its tiles have {width * length} pixels, more than {MAX_PIXELS}: save it again")
+    return image
+
+
+@contextmanager
+def image_at(path: str | Path) -> Iterator[Image.Image]:
+    """Yield the image in a regular file, of which only the header is read.
+
+    Raises `ValueError`, with the reason in one line, if it cannot be opened, or not be decoded inside the `with` block.
+    """
+    try:
+        with open_regular(path, most=MAX_BYTES) as file, open_image(file) as image:
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises a dozen classes for damaged files
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        text = label(" ".join(reason.split())) or type(error).__name__
+        raise ValueError(f"not a readable image: {text}") from None
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -88,7 +141,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             bits, channels = data[position + 4], data[position + 9]
             height = data[position + 5] << 8 | data[position + 6]
             width = data[position + 7] << 8 | data[position + 8]
-            usual = bits == 8 and channels in (1, 3) and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            usual = bits == 8 and channels in (1, 3) and 0 < width * height <= MAX_PIXELS
             return (width, height) if usual else None
         if marker == 0xE1 or not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
             return None  # EXIF, or a segment that ordinary headers do not have
@@ -143,17 +196,14 @@ def eight_bits(image: Image.Image) -> Image.Image:
 def shown_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an image as it is shown: rotated as its EXIF data say.
 
-    Only the header is read, unless the values may not be colours (32-bit integers and floats). Raises `ValueError`,
-    with the reason, if Pillow cannot read the image, or for the values that `eight_bits` refuses.
+    Only the header is read, unless the values may not be colours (32-bit integers and floats). Raises `ValueError` as
+    `image_at` does, also for the values that `eight_bits` refuses.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.mode in ("I", "F"):
-                eight_bits(image)
-            return (height, width) if _is_turned(image) else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image: {error}") from None
+    with image_at(path) as image:
+        width, height = image.size
+        if image.mode in ("I", "F"):
+            eight_bits(image)
+        return (height, width) if _is_turned(image) else (width, height)
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -11,11 +11,15 @@ import numpy as np
 
 from pretrain.common import rng
 from pretrain.common.errors import UserError
+from pretrain.common.files import open_regular
 
 EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+MAX_BYTES = (
+    1 << 30
+)  # of an image file: as many as `pretrain.data.decode.MAX_PIXELS` have with 16 bits and 4 channels
 # Words in the names of folders and files of label maps, depth maps and the like
 _LABEL = (
     r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|ann_dir|seg|segm|semseg|segmaps?|segmentations?|"
@@ -77,8 +81,8 @@ class ImageFiles(Sequence[str]):
         return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
 
     def read(self, index: int) -> bytes:
-        """Return the file's contents. Raises `OSError`."""
-        with open(self[index], "rb") as file:
+        """Return the file's contents. Raises `OSError`, also for a pipe or a device."""
+        with open_regular(self[index], most=MAX_BYTES, buffered=False) as file:
             return file.read()
 
     def order(self, seed: int, epoch: int) -> np.ndarray:

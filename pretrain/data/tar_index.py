@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from pretrain.common.errors import UserError, label
-from pretrain.common.files import open_regular, write_atomic
+from pretrain.common.files import opened, write_atomic
 from pretrain.data.folders import ALL, EXTENSIONS, Endings, label_kind, label_maps
 
 _PADDING = 1 << 20  # tar fills its last record with zeros; no writer uses larger records
@@ -235,7 +235,7 @@ def _scan(shard: str, endings: Endings) -> Index:
     names: list[str] = []
     end = 0
     try:
-        with open_regular(Path(shard)) as file:
+        with opened(Path(shard)) as file:
             size = os.fstat(file.fileno()).st_size
             for archive, member in members(file):
                 end = archive.offset

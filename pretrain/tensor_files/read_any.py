@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load as parse_safetensors
 
 from pretrain.common.errors import UserError, label
-from pretrain.common.files import open_regular
+from pretrain.common.files import opened
 from pretrain.tensor_files import box
 from pretrain.tensor_files.torch_files import MAGIC
 
@@ -75,7 +75,7 @@ def read_file(path: Path) -> Loaded:
 def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
     """Return the file's contents with tensors, its format, and the names of the classes that were not loaded."""
     opaque: tuple[str, ...] = ()
-    with open_regular(path) as file:
+    with opened(path) as file:
         before = _stamp(file)
         size = before[0]
         head = file.read(512)
@@ -151,7 +151,7 @@ def _card(path: Path) -> dict[str, Any]:
     if path.suffix not in (".safetensors", ".bin"):
         return {}
     try:
-        with open_regular(path.parent / "config.json") as file:
+        with opened(path.parent / "config.json") as file:
             content = json.loads(file.read(MAX_CARD))
     except (UserError, OSError, ValueError, RecursionError):
         return {}

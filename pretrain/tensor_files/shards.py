@@ -14,7 +14,7 @@ from typing import Any
 
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import file_digest
-from pretrain.tensor_files.read_any import Loaded, open_regular, read_file
+from pretrain.tensor_files.read_any import Loaded, opened, read_file
 
 INDEX = ".index.json"
 MAX_INDEX = 16 << 20  # bytes; a ResNet's has 30,000
@@ -122,7 +122,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _indexed(index: Path, given: Path) -> tuple[list[Path], dict[str, str]]:
-    with open_regular(index) as file:
+    with opened(index) as file:
         data = file.read(MAX_INDEX)
     try:
         entries: Any = json.loads(data)["weight_map"]

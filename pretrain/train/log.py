@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image
 
 from pretrain.common import console, distributed, loggers
 from pretrain.common.files import write_text
+from pretrain.data.decode import image_at
 from pretrain.train.alarms import Alarms
 from pretrain.train.step import METRICS
 
@@ -47,7 +47,8 @@ class Log:
         views = self.path.with_name("views.jpg")
         if not iteration and views.is_file():
             for logger in self.loggers:
-                logger.picture("views", np.asarray(Image.open(views).convert("RGB")), 0)
+                with image_at(views) as image:
+                    logger.picture("views", np.asarray(image.convert("RGB")), 0)
 
     def has(self, name: str, iteration: int) -> bool:
         """Whether the log of earlier sessions holds this value at this iteration; known to the main process only."""

@@ -18,6 +18,7 @@ from detectron2.data.datasets import builtin, register_coco_instances
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.data import on_disk
+from transfer.data.coco.safe_masks import BadMask
 from transfer.data.readers import cityscapes_instances, voc_labels, voc_objects
 from transfer.data.voc_boxes import CLASSES
 
@@ -96,12 +97,15 @@ class Counted:
     So no data set is read only in order to count it.
     """
 
-    def __init__(self, load: Callable[[], list[dict[str, Any]]]) -> None:
-        self.load = load
+    def __init__(self, name: str, load: Callable[[], list[dict[str, Any]]]) -> None:
+        self.name, self.load = name, load
         self.counts: tuple[int, int] | None = None
 
     def __call__(self) -> list[dict[str, Any]]:
-        records = self.load()
+        try:
+            records = self.load()
+        except BadMask as error:
+            raise UserError(f"{self.name}: {error}") from None
         self.counts = (len(records), sum(len(record.get("annotations", ())) for record in records))
         return records
 
@@ -112,7 +116,7 @@ def count(name: str) -> None:
     if not isinstance(load, Counted):
         metadata = MetadataCatalog.get(name)  # removing a set keeps its metadata
         DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, Counted(load))
+        DatasetCatalog.register(name, Counted(name, load))
         assert MetadataCatalog.get(name) is metadata
 
 

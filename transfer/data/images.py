@@ -6,13 +6,13 @@ of 65535, and shows floats in [0, 1] as black; pre-training reads both correctly
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import Image
 
 from pretrain.common.errors import UserError
-from pretrain.data.decode import eight_bits
+from pretrain.data.decode import eight_bits, image_at
 
 
 def read(path: str, channels: str) -> np.ndarray:
@@ -27,15 +27,30 @@ def read(path: str, channels: str) -> np.ndarray:
         UserError: the file cannot be read, or its values are not colours.
     """
     try:
-        with Image.open(path) as image:
+        with image_at(path) as image:
             upright = detection_utils._apply_exif_orientation(image)
             pixels: np.ndarray = detection_utils.convert_PIL_to_numpy(eight_bits(upright), channels)
             return pixels
-    except Exception as error:  # Pillow raises a dozen classes for damaged files
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"{path}: not a readable image: {' '.join(reason.split()) or type(error).__name__}"
-        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def header(path: str | Path) -> tuple[str, tuple[int, int]]:
+    """Return Pillow's mode of an image file and its (width, height). Raises `UserError` if it is not an image."""
+    try:
+        with image_at(path) as image:
+            return image.mode, image.size
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_labels(folder: str, pattern: str) -> None:
+    """Raise `UserError` for the first label image below `folder` that cannot be opened as an image.
+
+    To be called before a library opens them, which would wait for a pipe, or let Pillow start programs.
+    """
+    for path in sorted(Path(folder).glob(pattern)):
+        header(path)
 
 
 @contextmanager

@@ -59,11 +59,7 @@ def _map(mapper: DatasetMapper, record: Record, *, classes: int, ignored: int) -
 def _check_label_file(record: Record) -> None:
     """Raise `UserError` for a file that detectron2 would misread: it turns colours and palettes into grey values."""
     path = record["sem_seg_file_name"]
-    try:
-        with Image.open(path) as label:  # reads the header
-            mode, size = label.mode, label.size
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable label image: {' '.join(str(error).split())}") from None
+    mode, size = images.header(path)
     if mode != "L":
         raise UserError(
             f"{path}: an image of mode {mode}: labels must be 8-bit grey values (mode L, one number for each class), "

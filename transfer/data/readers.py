@@ -14,11 +14,10 @@ from typing import Any
 
 from detectron2.data.datasets import cityscapes
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from pretrain.common import distributed
 from transfer import d2_compat
-from transfer.data import voc_boxes
+from transfer.data import images, voc_boxes
 
 _CHUNK = 32  # images that a process reads at a time
 
@@ -37,8 +36,7 @@ def voc_labels(folder: Path, split: str) -> list[Record]:
     """Return the records of the label images `semseg/SPLIT/*.png` (0 background, 1 to 20 classes, 255 ignored)."""
     records = []
     for path in sorted((folder / "semseg" / split).glob("*.png")):
-        with Image.open(path) as label:
-            width, height = label.size
+        _, (width, height) = images.header(path)
         records.append(
             {
                 "file_name": str(folder / "JPEGImages" / f"{path.stem}.jpg"),

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from pretrain.common.errors import UserError
+from pretrain.data.decode import image_at
 from transfer.data.voc_boxes import Box
 
 VOID = 255  # "unknown": a band of about 5 pixels around each of VOC's objects, and difficult objects
@@ -22,14 +22,12 @@ class Mask(NamedTuple):
 def read_palette(file: Path) -> np.ndarray:
     """Return the palette indices of a PNG, which are VOC's labels: uint8 (H, W)."""
     try:
-        with Image.open(file) as image:
+        with image_at(file) as image:
             if image.mode not in ("P", "L"):
                 raise UserError(f"{file}: mode {image.mode}, not a palette image as in VOC's archive")
             return np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): remove it, then unpack VOC's archive again"
-        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: {error}: remove it, then unpack VOC's archive again") from None
 
 
 def voc_masks(objects: np.ndarray, classes: np.ndarray) -> list[Mask]:

@@ -2,6 +2,7 @@
 
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 
+from transfer.data.images import check_labels
 from transfer.metrics.patches import replaced, results_of
 
 Results = dict[str, dict[str, float]] | None
@@ -9,6 +10,11 @@ Results = dict[str, dict[str, float]] | None
 
 class CityscapesInstances(CityscapesInstanceEvaluator):
     """Cityscapes' AP of masks over IoU .50:.95, computed by its own scripts."""
+
+    def __init__(self, name: str) -> None:
+        """Raise `UserError` if an annotation is not an image."""
+        super().__init__(name)
+        check_labels(self._metadata.gt_dir, "*/*_gtFine_instanceIds.png")
 
     def evaluate(self) -> Results:
         """Return the metrics. Collective; None except in the main process."""
@@ -26,6 +32,11 @@ class CityscapesInstances(CityscapesInstanceEvaluator):
 
 class CityscapesLabels(CityscapesSemSegEvaluator):
     """Cityscapes' IoU of 19 classes, computed by its own scripts. `mIoU` is their IoU."""
+
+    def __init__(self, name: str) -> None:
+        """Raise `UserError` if an annotation is not an image."""
+        super().__init__(name)
+        check_labels(self._metadata.gt_dir, "*/*_gtFine_*Ids.png")
 
     def evaluate(self) -> Results:
         """Return the metrics. Collective; None except in the main process."""

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 
+from transfer.data.coco.safe_masks import check_masks
 from transfer.metrics import ids
 from transfer.metrics.patches import replaced
 
@@ -15,12 +16,14 @@ class Coco(COCOEvaluator):
     """AP of boxes, masks and keypoints, computed by faster-coco-eval if it is installed, otherwise by pycocotools."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
+        """Read the annotations of the registered set `name`. Raises `UserError` for masks that cannot be compared."""
         sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
         # detectron2 writes the json of a data set that was registered without one to this folder
         folder = None if hasattr(MetadataCatalog.get(name), "json_file") else f"{cfg.OUTPUT_DIR}/evaluation"
         # detectron2's own fast implementation is in detectron2._C
         super().__init__(name, output_dir=folder, use_fast_impl=False, kpt_oks_sigmas=sigmas)
         self.configured = tasks(cfg)
+        check_masks(name, self._coco_api.dataset)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         """Return the tasks; without predictions detectron2 would leave out masks and keypoints."""

@@ -5,6 +5,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.evaluation import LVISEvaluator
 
+from transfer.data.coco.safe_masks import check_masks
 from transfer.metrics import ids
 from transfer.metrics.coco import tasks
 from transfer.metrics.patches import replaced
@@ -16,8 +17,10 @@ class Lvis(LVISEvaluator):
     """LVIS AP with 300 detections per image, also for rare, common and frequent classes (APr, APc, APf)."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
+        """Read the annotations of the registered set `name`. Raises `UserError` for masks that cannot be compared."""
         super().__init__(name)
         self.configured = tasks(cfg)
+        check_masks(name, self._lvis_api.dataset)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> tuple[str, ...]:
         tasks = super()._tasks_from_predictions(predictions) if predictions else self.configured

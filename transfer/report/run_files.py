@@ -11,6 +11,7 @@ from PIL import Image
 from pretrain.common.configs import read_dump
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import parse_json
+from pretrain.data.decode import image_at
 from transfer.visualize.drawing import COLUMN_GAP
 
 PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data on the page
@@ -73,9 +74,9 @@ def jpeg_uri(image: Image.Image, *, quality: int = 88) -> str:
 def open_picture(path: Path, *, width: int | None = None) -> Image.Image:
     """Return a picture, scaled down to `width` if it is wider. Raises `UserError` if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with image_at(path) as image:
             image.load()
-    except (OSError, SyntaxError):
+    except ValueError:
         raise UserError(f"{path}: this picture is missing or damaged; run the demo again") from None
     if width and image.width > width:
         return image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)

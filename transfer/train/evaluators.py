@@ -13,6 +13,7 @@ from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluator, Datas
 from pretrain.common.errors import UserError
 from transfer import d2_compat
 from transfer.data.catalog import need
+from transfer.data.images import check_labels
 from transfer.metrics import coco
 from transfer.metrics.cityscapes import CityscapesInstances, CityscapesLabels
 from transfer.metrics.lvis import Lvis
@@ -63,6 +64,7 @@ def describe(name: str) -> str:
 
 
 def _panoptic(cfg: CfgNode, name: str, *, things: bool) -> DatasetEvaluators:
+    check_labels(MetadataCatalog.get(name).panoptic_root, "*.png")
     parts: list[DatasetEvaluator] = [COCOPanopticEvaluator(name, str(Path(cfg.OUTPUT_DIR) / "evaluation"))]
     if things:
         parts.append(coco.Coco(cfg, name))

@@ -1,13 +1,28 @@
 """Image files of all kinds: they are decoded as Pillow does, upright, or refused."""
 
 import io
+import os
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from torchvision.transforms import functional as tv
 
-from pretrain.data.decode import ImageFile, centre_view, plain_jpeg_size
+from pretrain.common.files import is_whole_jpeg
+from pretrain.data.decode import (
+    FORMATS,
+    ImageFile,
+    centre_view,
+    open_image,
+    plain_jpeg_size,
+    shown_size,
+)
+from pretrain.data.folders import ImageFiles
 from pretrain.data.pixel_ops import resized_crop
 from tests.support.photographs import close, photograph, photographs
 
@@ -154,10 +169,92 @@ def test_what_follows_the_end_of_a_jpeg_does_no_harm() -> None:
     assert np.array_equal(decoded(data + b"appendix"), by_pillow(data))
 
 
-def test_huge_pictures_are_left_to_pillow_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(Image.DecompressionBombError):
-        ImageFile(encoded(photograph("coffee")))
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of one bit per pixel without any pixels."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0), b"IDAT"
+    body = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    """A JPEG whose header states another size."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16))))
+    frame = data.index(b"\xff\xc0") + 5
+    data[frame : frame + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets our filter
+@pytest.mark.parametrize("header", [png_header, jpeg_header])
+def test_pictures_of_too_many_pixels_are_refused_by_their_header(
+    header: Callable[[int, int], bytes], tmp_path: Path
+) -> None:
+    assert open_image(io.BytesIO(header(10_000, 13_000))).size == (10_000, 13_000)  # aerial photographs
+    expected = (
+        r"Image size \(176890000 pixels\) exceeds limit of 134217728 pixels: reduce it, or cut it into parts"
+    )
+    with pytest.raises(ValueError, match=expected):
+        ImageFile(header(13_300, 13_300))
+    path = tmp_path / "a.png"
+    path.write_bytes(header(13_300, 13_300))
+    with pytest.raises(ValueError, match=expected):
+        shown_size(path)
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 16 x 16 pixels in one tile that claims to be larger."""
+    tile = zlib.compress(bytes(16 * 16))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(tile)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(tile)) + tile + directory
+
+
+def test_tiles_are_bounded_like_pictures() -> None:
+    assert np.array_equal(decoded(tiled(16)), np.zeros((16, 16, 3)))
+    with pytest.raises(ValueError, match="its tiles have 1600000000 pixels"):
+        ImageFile(tiled(40_000))
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 60\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_only_formats_of_image_files_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript for the first of them."""
+    monkeypatch.setattr(subprocess, "Popen", None)
+    picture = photograph("coffee").resize((30, 20))
+    icon = encoded(picture, "ICO", sizes=[(16, 16)])
+    for data in (POSTSCRIPT, icon, encoded(picture, "SGI"), encoded(picture.convert("L"), "SPIDER")):
+        Image.open(io.BytesIO(data))
+        with pytest.raises(UnidentifiedImageError, match="its content is none of JPEG, PNG"):
+            ImageFile(data)
+    path = tmp_path / "x.jpg"
+    path.write_bytes(POSTSCRIPT)
+    with pytest.raises(ValueError, match="not a readable image: its content is none of JPEG, PNG"):
+        shown_size(path)
+    for kind in FORMATS:
+        assert decoded(encoded(picture, kind)).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever, and a device or a file of holes fill the memory."""
+    path = tmp_path / "x.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    reason = "it has 1099511627776 bytes" if kind == "sparse" else "it is not a regular file"
+    with pytest.raises(OSError, match=reason):
+        ImageFiles([str(path)]).read(0)
+    with pytest.raises(ValueError, match=f"not a readable image: {reason}"):
+        shown_size(path)
+    assert not is_whole_jpeg(path)
 
 
 def test_large_jpegs_are_decoded_smaller_where_it_cannot_be_seen() -> None:

@@ -1,12 +1,13 @@
 """Image files of all kinds reach a detector as detectron2 reads them, and as pre-training does where that is wrong."""
 
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
+from detectron2.data import MetadataCatalog, detection_utils
 from PIL import Image
 
 from pretrain.common.errors import UserError
@@ -14,6 +15,7 @@ from pretrain.data.decode import ImageFile, shown_size
 from transfer.config.load import default_config
 from transfer.data import images
 from transfer.data.mapper import build_mapper
+from transfer.metrics.cityscapes import CityscapesInstances, CityscapesLabels
 
 RAMP = np.tile(np.linspace(0, 255, 128), (96, 1)).round()  # (96, 128), 0 to 255
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
@@ -138,3 +140,17 @@ def test_what_is_refused(tmp_path: Path, fault: str, is_train: bool) -> None:
     if fault not in ("broken", "size"):  # the header does not show these two
         with pytest.raises(ValueError, match=expected[fault]):
             shown_size(path)
+
+
+@pytest.mark.parametrize("evaluator", [CityscapesInstances, CityscapesLabels])
+def test_what_the_scripts_of_cityscapes_open_is_checked_first(tmp_path: Path, evaluator: type) -> None:
+    name = f"labels_{evaluator.__name__}"
+    MetadataCatalog.get(name).gt_dir = str(tmp_path)
+    (tmp_path / "ulm").mkdir()
+    path = tmp_path / "ulm/ulm_000000_000019_gtFine_instanceIds.png"
+    Image.fromarray(RAMP.astype(np.uint8)).save(path)
+    evaluator(name)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{path.name}: not a readable image: it is not a regular file"):
+        evaluator(name)

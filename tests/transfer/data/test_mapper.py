@@ -3,6 +3,7 @@
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_label_that_would_be_misread_is_refused(tmp_path: Path, fault: str, is_t
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     expected = {
         "palette": "mode P.*mode L", "number": r"label 6, .*NUM_CLASSES is 6", "size": "96x79.*96x80",
-        "missing": "not a readable label", "broken": "not a readable",
+        "missing": "not a readable image", "broken": "not a readable",
     }  # fmt: skip
     cfg = _cfg(200, (1.0, 1.0))
     with pytest.raises(UserError, match=expected[fault]) as error:
@@ -220,3 +221,18 @@ def _instances(mapper, record, seed: int) -> list[np.ndarray]:
         found.gt_masks.polygons[0][0],
         found.gt_keypoints.tensor.numpy(),
     ]
+
+
+@pytest.mark.parametrize(
+    "mask", [[[0, 0, 1e9, 0, 1e9, 1e9]], {"size": [80, 96], "counts": "o"}], ids=["polygon", "RLE"]
+)
+def test_a_mask_that_would_crash_a_worker_names_its_image(tmp_path: Path, mask: Any) -> None:
+    cfg = default_config()
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "bitmask"
+    record = {k: v for k, v in _record(tmp_path).items() if k != "sem_seg_file_name"}
+    record["annotations"] = [
+        {"bbox": [10, 20, 40, 60], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": mask}
+    ]
+    with pytest.raises(UserError, match="do not fit: an annotation has") as error:
+        build_mapper(cfg, is_train=True)(record)
+    assert str(error.value).startswith(f"{record['file_name']}: ") and type(error.value) is UserError

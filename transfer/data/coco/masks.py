@@ -1,17 +1,16 @@
 """Checks of an annotation's mask: polygons, or an RLE as a list of counts or as pycocotools' string."""
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from transfer.data.coco.boxes import Corners
-from transfer.data.coco.values import SLACK, Entry, Found, drop, is_box, is_int, is_number
+from transfer.data.coco.safe_masks import MAX_OUTLINE, bad_rle, can_be_drawn, run_lengths
+from transfer.data.coco.values import SLACK, Entry, Found, drop, is_box, is_number
 
-# pycocotools needs memory in proportion to a polygon's length, so polygons may not reach further out than this many
-# times the longer side of the image.
+# Polygons may not reach further out of the image than this many times its longer side.
 FAR = 10
 
 
@@ -49,17 +48,16 @@ def extent(annotation: Entry, size: tuple[int, int] | None) -> tuple[Corners | N
     mask = annotation.get("segmentation")
     if isinstance(mask, dict) and mask and not _bad_rle(mask, size):
         return _rle_extent(mask)
-    if isinstance(mask, list):
-        parts = [points for _, points in _polygons_of(mask) if _has_pixels(points, size)]
-        if parts:
-            low = np.min([part.min(axis=0) for part in parts], axis=0)
-            high = np.max([part.max(axis=0) for part in parts], axis=0)
-            area = sum(_shoelace(part) for part in parts)
-            if size and (low.min() < 0 or (high > size).any()):
-                low, high = np.maximum(low, 0), np.minimum(high, size)
-                drawn = coco_mask.frPyObjects([part.ravel().tolist() for part in parts], size[1], size[0])
-                area = coco_mask.area(drawn).sum()
-            return (float(low[0]), float(low[1]), float(high[0]), float(high[1])), float(area)
+    parts = [points for _, points in _drawn(mask, size)] if isinstance(mask, list) else []
+    if parts:
+        low = np.min([part.min(axis=0) for part in parts], axis=0)
+        high = np.max([part.max(axis=0) for part in parts], axis=0)
+        area = sum(_shoelace(part) for part in parts)
+        if size and (low.min() < 0 or (high > size).any()):
+            low, high = np.maximum(low, 0), np.minimum(high, size)
+            drawn = coco_mask.frPyObjects([part.ravel().tolist() for part in parts], size[1], size[0])
+            area = coco_mask.area(drawn).sum()
+        return (float(low[0]), float(low[1]), float(high[0]), float(high[1])), float(area)
     return None, 0.0
 
 
@@ -73,7 +71,7 @@ def _polygons(
     repair: Callable[[Entry], Entry | None],
 ) -> Iterator[Found]:
     shaped = _polygons_of(mask)
-    good = [polygon for polygon, points in shaped if _has_pixels(points, size)]
+    good = [polygon for polygon, _ in _drawn(mask, size)]
     corners = [_rectangle(polygon) for polygon in mask]
     if not shaped and all(corners):
         text = "has polygons of two points, which labelme writes for the corners of rectangles"
@@ -81,7 +79,11 @@ def _polygons(
     elif not shaped:
         yield "has no polygon of at least 3 points (an even number of values, 6 or more)", remedy, repair
     elif not good:
-        yield "has only polygons without pixels: lines, points, or outside of the image", remedy, repair
+        yield (
+            "has only polygons without pixels: lines, points, outside of the image, or far too large",
+            remedy,
+            repair,
+        )
     elif len(good) < len(mask):
         what = "with an odd length or fewer than 3 points" if len(shaped) < len(mask) else "without pixels"
         text = f"has {len(mask) - len(good)} of {len(mask)} polygons {what}"
@@ -98,6 +100,16 @@ def _polygons_of(mask: list[Any]) -> list[tuple[list[float], np.ndarray]]:
     """Return the polygons of a mask, each with its points (N, 2); anything else in the list is left out."""
     pairs = ((polygon, _points(polygon)) for polygon in mask)
     return [(polygon, points) for polygon, points in pairs if points is not None]
+
+
+def _drawn(mask: list[Any], size: tuple[int, int] | None) -> list[tuple[list[float], np.ndarray]]:
+    """Return the polygons that cover part of the image, with their points; none if they are too long to be drawn."""
+    good = [pair for pair in _polygons_of(mask) if _has_pixels(pair[1], size)]
+    sides = sum(len(points) for _, points in good)
+    short = (
+        size is not None and sides * 2 * FAR * max(size) <= MAX_OUTLINE
+    )  # no side is longer: see `_has_pixels`
+    return good if short or can_be_drawn(points for _, points in good) else []
 
 
 def _points(polygon: Any) -> np.ndarray | None:
@@ -125,10 +137,10 @@ def _rectangle(polygon: Any) -> list[float] | None:
 
 
 def _has_pixels(points: np.ndarray, size: tuple[int, int] | None) -> bool:
-    """Return whether a polygon (N, 2) covers part of its image."""
+    """Return whether a polygon (N, 2) covers part of its image and can be drawn."""
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     if size is None:
-        return _shoelace(points) > 0
+        return can_be_drawn([points]) and _shoelace(points) > 0
     width, height = size
     reach = FAR * max(size)
     outside = left >= width or top >= height or right <= 0 or bottom <= 0
@@ -137,6 +149,8 @@ def _has_pixels(points: np.ndarray, size: tuple[int, int] | None) -> bool:
     within = left >= -SLACK and top >= -SLACK and right <= width + SLACK and bottom <= height + SLACK
     if within and _shoelace(points) >= 1:
         return True  # without drawing it
+    if not can_be_drawn([points]):
+        return False
     return bool(coco_mask.area(coco_mask.frPyObjects([points.ravel().tolist()], height, width)).sum() > 0)
 
 
@@ -147,63 +161,18 @@ def _shoelace(points: np.ndarray) -> float:
 
 
 def _bad_rle(mask: Entry, size: tuple[int, int] | None) -> str:
-    """Return why an RLE cannot be used; "" if it can. `size` in an RLE is [height, width]."""
-    shape = mask.get("size")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(is_int(v) and v > 0 for v in shape)):
-        return f"with size {shape!r}, not [height, width]"
-    if size and shape != [size[1], size[0]]:
-        return f"of size {shape[0]} x {shape[1]}, but its image is {size[1]} x {size[0]} (height x width)"
-    runs = _runs(mask.get("counts"))
-    if isinstance(runs, str):
-        return runs
-    total, pixels = int(runs.sum()), shape[0] * shape[1]
-    if total != pixels or (runs < 0).any():
-        return f"whose counts do not add up to {shape[0]} x {shape[1]}: {total} pixels, not {pixels}"
-    if not runs[1::2].sum():
-        return "without pixels"
-    return ""
-
-
-def _runs(counts: Any) -> np.ndarray | str:
-    """Return the run lengths of an RLE, which alternate between outside and inside, or why they cannot be read."""
-    if isinstance(counts, list) and counts:
-        if not all(is_int(v) and 0 <= v < 2**40 for v in counts):
-            return "whose counts are not all integers from 0"
-        return np.asarray(counts, dtype=np.int64)
-    if not isinstance(counts, str) or not counts:
-        return "without counts"
-    return _decoded(counts)
-
-
-@lru_cache(maxsize=1)  # a mask is measured and checked one after the other
-def _decoded(counts: str) -> np.ndarray | str:
-    """Return the run lengths in pycocotools' string, or why it cannot be read.
-
-    A character holds 5 bits of a number, lowest first; the sixth bit says whether another follows. From the fourth
-    number on, the difference to the number two places before is stored.
-    """
-    codes = np.frombuffer(counts.encode(errors="replace"), np.uint8).astype(np.int64) - 48
-    if ((codes < 0) | (codes > 63)).any():
-        return "whose counts are not pycocotools' string"
-    last = (codes & 32) == 0  # the last character of each number
-    if not last[-1]:
-        return "whose counts end in the middle of a number"
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 7:
-        return "with a count above any image's size"
-    values = np.add.reduceat((codes & 31) << (5 * place), starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)  # negative differences
-    for first in (1, 2):
-        values[first::2] = np.cumsum(values[first::2])
-    return values
+    """Return why an RLE is not the mask of an object; "" if it is."""
+    if reason := bad_rle(mask, size):
+        return reason
+    runs = run_lengths(mask["counts"])
+    assert not isinstance(runs, str)
+    return "" if runs[1::2].any() else "without pixels"
 
 
 def _rle_extent(mask: Entry) -> tuple[Corners, float]:
     """Return edges and area of a valid RLE, whose pixels run down the columns."""
     height = mask["size"][0]
-    runs = _runs(mask["counts"])
+    runs = run_lengths(mask["counts"])
     assert not isinstance(runs, str)
     ends = np.cumsum(runs)
     starts = (ends - runs)[1::2]
@@ -229,8 +198,7 @@ def _crowd_from_box(size: tuple[int, int]) -> Callable[[Entry], Entry]:
 
 def _crowd_to_rle(size: tuple[int, int]) -> Callable[[Entry], Entry]:
     def repair(entry: Entry) -> Entry:
-        polygons = _polygons_of(entry["segmentation"])
-        good = [polygon for polygon, points in polygons if _has_pixels(points, size)]
+        good = [polygon for polygon, _ in _drawn(entry["segmentation"], size)]
         rle = coco_mask.merge(coco_mask.frPyObjects(good, size[1], size[0]))
         return {**entry, "segmentation": {"size": [size[1], size[0]], "counts": rle["counts"].decode()}}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.common.errors import UserError, brief, has_control, label
+from pretrain.data.decode import MAX_PIXELS
 from transfer.data.coco import whole_file
 from transfer.data.coco.boxes import box
 from transfer.data.coco.image_files import ImageFolder, meant_files, measure
@@ -216,6 +217,7 @@ def _file_problems(
         text = (
             f"{which}: its width and height are {brief(image.get('width'))} and {brief(image.get('height'))}"
         )
+        text += f", not two positive integers with a product of at most {MAX_PIXELS}"
         if path is None or not os.path.isfile(path):
             yield Problem(text, "images", index, "left out", drop)
         else:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from pretrain.common.errors import label
+from pretrain.data.decode import MAX_PIXELS
 
 Entry = dict[str, Any]
 # What is wrong with an annotation, what a repair does, and the function that repairs it, which returns None to leave
@@ -27,7 +28,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     return is_int(value) and value.bit_length() <= 64
 
 
-def is_int(value: Any) -> bool:
+def is_int(value: Any) -> TypeGuard[int]:
     """Return whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -43,8 +44,9 @@ def hashable(value: Any) -> Any:
 
 
 def is_size(image: Entry) -> bool:
-    """Return whether an image's width and height are positive integers, of at most 31 bits."""
-    return all(is_int(image.get(side)) and 0 < image[side] < 1 << 31 for side in ("width", "height"))
+    """Return whether an image's width and height are positive integers, of a picture that can be decoded."""
+    width, height = image.get("width"), image.get("height")
+    return is_int(width) and is_int(height) and min(width, height) > 0 and width * height <= MAX_PIXELS
 
 
 def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:

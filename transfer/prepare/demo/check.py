@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from PIL import Image
 from pycocotools import mask as rle
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
+from pretrain.data.decode import image_at
 from transfer.prepare.demo import demo_set, streams
 from transfer.prepare.demo.recipe import Recipe
 
@@ -61,12 +61,12 @@ def _check_images(folder: Path, stream: str, recipe: Recipe, again: str) -> None
         raise UserError(f"{stray[0]} is not part of the set: remove it")
     for path in sorted(expected):
         try:
-            with Image.open(path) as image:
+            with image_at(path) as image:
                 image.load()
                 found = image.size
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing: {again}") from None
-        except (OSError, SyntaxError) as error:
+        except ValueError as error:
+            if not path.exists():
+                raise UserError(f"{path} is missing: {again}") from None
             raise UserError(f"{path} is broken ({error}): remove it, then {again}") from None
         if found != size:
             raise UserError(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from pretrain.common.errors import UserError
+from pretrain.data.decode import image_at
 from transfer.prepare.demo.photo_list import Listing, Photo, load_listing
 
 CUTOUT_SIDE = 480  # px: no object is drawn larger, so larger cut-outs are reduced when they are loaded
@@ -106,11 +106,11 @@ def load_photo(path: Path) -> np.ndarray:
 def _decode(path: Path, mode: str, *, draft: int | None = None) -> np.ndarray:
     """Return the pixels of an image file, uint8 (h, w, c). Raise UserError if it is broken."""
     try:
-        with Image.open(path) as image:
+        with image_at(path) as image:
             if draft:  # decode a JPEG at a fraction of its size, which is much faster
                 image.draft(mode, (draft, draft))
             return np.array(image.convert(mode))
-    except (OSError, SyntaxError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is broken ({error}): remove the cache folder and run the command again"
         ) from None

@@ -8,11 +8,10 @@ import argparse
 import os
 from pathlib import Path
 
-from PIL import Image
-
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import is_whole_png
 from pretrain.common.pool import Progress, each
+from pretrain.data.decode import image_at
 from transfer.data.on_disk import (
     CITYSCAPES_ARCHIVES,
     CITYSCAPES_ENDINGS,
@@ -66,8 +65,11 @@ def check(root: Path, args: argparse.Namespace) -> str:
         for file in files:
             if not is_whole_png(file):
                 raise UserError(f"{file} is not a complete PNG: remove it, then {again}")
-            with Image.open(file) as image:
-                sizes[image.size] = file
+            try:
+                with image_at(file) as image:
+                    sizes[image.size] = file
+            except ValueError as error:
+                raise UserError(f"{file}: {error}: remove it, then {again}") from None
         if len(sizes) > 1:
             (first, file), (second, other), *_ = sizes.items()
             raise UserError(

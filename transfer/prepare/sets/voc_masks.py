@@ -25,6 +25,7 @@ from pycocotools import mask as rle
 from pretrain.common import pool
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_bytes, write_json
+from pretrain.data.decode import image_at
 from transfer.data import on_disk, voc_boxes, voc_labels
 from transfer.prepare.sets import voc
 from transfer.prepare.sets.archives import Archive, install
@@ -185,12 +186,10 @@ def _annotation(mask: voc_labels.Mask, box: voc_boxes.Box) -> dict[str, Any]:
 def _check_size(split: Split, name: str, size: tuple[int, int], masks: list[voc_labels.Mask]) -> None:
     file = split.voc / "JPEGImages" / f"{name}.jpg"
     try:
-        with Image.open(file) as image:
+        with image_at(file) as image:
             found = image.size
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): it comes from {voc.ARCHIVES['2012', 'trainval'].url}"
-        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: {error}: it comes from {voc.ARCHIVES['2012', 'trainval'].url}") from None
     if found != size or any(mask.pixels.shape != size[::-1] for mask in masks):
         raise UserError(f"{file} is {found[0]}x{found[1]}, but its masks are not: unpack the archives again")
 

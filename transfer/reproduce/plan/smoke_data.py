@@ -19,6 +19,7 @@ from PIL import Image
 from pretrain.benchmark.fake_photos import fake_photo
 from pretrain.common.console import say
 from pretrain.common.files import write_json
+from pretrain.data.decode import image_at
 from pretrain.model.encoders import Architecture, ResNet
 from pretrain.tensor_files import checkpoint
 from transfer.data.on_disk import MINIATURE
@@ -230,7 +231,7 @@ def _cityscapes(folder: Path, pictures: dict[str, list[Picture]]) -> None:
             stem = f"ulm_{number:06}_000019"
             photo = folder / "leftImg8bit" / split / "ulm" / f"{stem}_leftImg8bit.png"
             photo.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(picture.path) as image:
+            with image_at(picture.path) as image:
                 image.convert("RGB").save(photo)
             _city_labels(folder / "gtFine" / split / "ulm" / stem, picture)
 
