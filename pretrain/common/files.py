@@ -19,6 +19,7 @@ import numpy as np
 from pretrain.common.errors import UserError, label
 
 _OLD = 3600  # seconds
+_CONTAINERS = frozenset((list, dict))
 _DEEPEST = 64  # levels of lists and objects in JSON; COCO has 5
 MAX_JSON = 8 << 30  # bytes; the annotations of Objects365 have 3 GB
 
@@ -266,14 +267,22 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("lists or objects are nested too deeply") from None
     except MemoryError:
         raise ValueError("this machine does not have enough memory for it") from None
-    # Python 3.12 and newer parse thousands of levels, with which recursive functions fail
     level: list[Any] = [[value]]
     for _ in range(_DEEPEST + 1):
-        inside = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
-        level = [part for part in inside if isinstance(part, list | dict)]
-    if level:
+        level = _containers(level)
+    if level:  # Python 3.12 and newer parse thousands of levels, with which recursive functions fail
         raise ValueError("lists or objects are nested too deeply")
     return value
+
+
+def _containers(level: list[Any]) -> list[Any]:
+    """Return the lists and dicts in those of a level. Most lists hold only numbers, and are passed over quickly."""
+    found: list[Any] = []
+    for each in level:
+        parts = each.values() if type(each) is dict else each
+        if not _CONTAINERS.isdisjoint(map(type, parts)):
+            found += [part for part in parts if type(part) in _CONTAINERS]
+    return found
 
 
 def load_json(path: Path) -> Any:

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from pretrain.common.errors import UserError
 from tests.support.scripts import ROOT
+from transfer.linear import command as linear_command
 from transfer.train import command
 
 
@@ -27,6 +29,19 @@ def test_process_counts_come_from_the_flags_or_the_launcher(monkeypatch: pytest.
 def test_flags_come_after_the_users_overrides() -> None:
     args = command._parse("", ["--config", "x.yaml", "SEED", "3", "--shots", "2", "--fraction", "0.5"])
     assert command._overrides(args) == ["SEED", "3", "DATASETS.FRACTION", "0.5", "DATASETS.SHOTS", "2"]
+
+
+def test_a_file_to_resume_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both tools that write states of their own."""
+    monkeypatch.chdir(tmp_path)
+    Path("old.pth").touch()
+    for words, start in (
+        (["--resume", "SEED", "3"], True),
+        (["--resume", "old.pth", "SEED", "3"], Path("old.pth")),
+    ):
+        monkeypatch.setattr(sys, "argv", ["linear_eval.py", "--weights", "random", *words])
+        for args in (command._parse("", ["--config", "x.yaml", *words]), linear_command._parse("")):
+            assert (args.resume, args.overrides) == (start, ["SEED", "3"])
 
 
 def test_help_needs_neither_torch_nor_detectron2() -> None:
