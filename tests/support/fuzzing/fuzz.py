@@ -156,7 +156,7 @@ def _without_process(path: Path, file: Any, form: str, size: int) -> tuple[Any, 
     return box.decoded(path, json.loads(json.dumps(header)), tensors)
 
 
-def _worker(pipe: Any, start: int, stop: int, seed: int, folder: Path, boxed: bool) -> None:
+def _worker(pipe: Any, start: int, stop: int, seed: int, folder: Path, boxed: bool, grown: bool) -> None:
     torch.set_num_threads(1)
     heard: list[str] = []
     box_itself = [sys.executable, "-I", "-S", "-c", box._START]
@@ -175,7 +175,7 @@ def _worker(pipe: Any, start: int, stop: int, seed: int, folder: Path, boxed: bo
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for index in range(start, stop):
         pipe.send(("begin", index, "?", "being made"))
-        case = make_case(seed, index, folder / "sentinel")
+        case = make_case(seed, index, folder / "sentinel", grown=grown)
         heard.clear()
         pipe.send(("begin", index, case.layout, case.mutation))
         began = time.monotonic()
@@ -188,12 +188,12 @@ def _worker(pipe: Any, start: int, stop: int, seed: int, folder: Path, boxed: bo
         if (folder / "sentinel").exists() or heard:
             outcome = f"CODE RAN: {heard or 'sentinel'}"
             (folder / "sentinel").unlink(missing_ok=True)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        pipe.send(("end", index, outcome, time.monotonic() - began, grown))
+        swelled = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        pipe.send(("end", index, outcome, time.monotonic() - began, swelled))
     pipe.send(("done",))
 
 
-def run(inputs: int, *, seed: int = 0, start: int = 0, verbose: bool = False) -> Report:
+def run(inputs: int, *, seed: int = 0, start: int = 0, grown: bool = False, verbose: bool = False) -> Report:
     """Read `inputs` variants, one after another, in a worker that is replaced when it dies or hangs."""
     report = Report()
     context = multiprocessing.get_context("fork")
@@ -202,7 +202,9 @@ def run(inputs: int, *, seed: int = 0, start: int = 0, verbose: bool = False) ->
         while index < stop:
             ours, theirs = context.Pipe()
             end = index + 1 if boxed else stop
-            worker = context.Process(target=_worker, args=(theirs, index, end, seed, Path(folder), boxed))
+            worker = context.Process(
+                target=_worker, args=(theirs, index, end, seed, Path(folder), boxed, grown)
+            )
             worker.start()
             theirs.close()
             index, ended = _listen(ours, worker, index, report, boxed=boxed, verbose=verbose, began=began)
@@ -237,10 +239,10 @@ def _listen(
         if message[0] == "begin":
             _, index, layout, mutation = message
             continue
-        _, _, outcome, seconds, grown = message
+        _, _, outcome, seconds, swelled = message
         known = outcome in ("accepted", "refused")
         report.counts[layout, mutation, outcome if known else "FINDING"] += 1
-        report.slowest, report.memory = max(report.slowest, seconds), max(report.memory, grown)
+        report.slowest, report.memory = max(report.slowest, seconds), max(report.memory, swelled)
         if not known:
             report.findings.append(f"{index} {layout}, {mutation}: {outcome}")
             if verbose:
@@ -258,8 +260,9 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="index of the first input")
+    parser.add_argument("--grown", action="store_true", help="only pickles that are grown opcode by opcode")
     args = parser.parse_args()
-    report = run(args.inputs, seed=args.seed, start=args.start, verbose=True)
+    report = run(args.inputs, seed=args.seed, start=args.start, grown=args.grown, verbose=True)
     print(report.table(0), report.table(1), sep="\n\n")
     print(
         f"\n{sum(report.counts.values())} inputs; slowest {report.slowest:.2f} s; grew by {report.memory:.0f} MB"

@@ -120,13 +120,15 @@ def _copied(node: Any) -> Any:
     return [_copied(part) for part in node] if isinstance(node, list) else node
 
 
-def make_case(seed: int, index: int, sentinel: Path) -> Case:
-    """Input number `index`."""
+def make_case(seed: int, index: int, sentinel: Path, *, grown: bool = False) -> Case:
+    """Input number `index`. `grown`: only grown pickles."""
     rng = random.Random(f"{seed} {index}")
     layout = LAYOUTS[index % len(LAYOUTS)]
     network = "resnet50" if index % 25 == 0 else "resnet18"
     query, key = networks(network)
     part = rng.random()
+    if grown:
+        return Case(layout, "grown", _grown(rng), ".pth", False, [expected(layout, query)])
     if part < 0.35:
         name = rng.choice(list(HARMLESS))
         return _harmless(layout, name, query, key, rng)
