@@ -29,7 +29,8 @@ from pretrain.common.errors import UserError, label
 from pretrain.tensor_files import stand_ins, torch_files
 
 MAX_DEPTH = 32  # of nested containers; real files have 6
-MAX_ITEMS = 2_000_000  # in all containers together, since a file can contain one container a million times
+MAX_CONTAINERS = 200_000  # a container that the file contains often counts as often
+MAX_ITEMS = 2_000_000  # in all containers together
 MAX_INTEGER = 2048  # bits
 MEMORY, DISK = 3, 4  # exit statuses
 READERS: dict[str, Callable[[IO[bytes], int], torch_files.Contents]] = {
@@ -110,7 +111,7 @@ class Encoder:
         self.budget = budget
         self.storages: list[stand_ins.Storage] = []
         self.numbers: dict[int, int] = {}  # id of a storage -> its number
-        self.items = 0
+        self.containers = self.items = 0
 
     def encode(self, node: Any, depth: int = 0) -> Any:
         """Return a node of the contents. Raises `UserError` if there are too many, or too deep ones."""
@@ -133,8 +134,9 @@ class Encoder:
             kind, entries = ["tuple" if isinstance(node, tuple) else "list"], list(node)
         else:
             return ["foreign", _name(node)]
-        self.items += 1 + len(entries)
-        if depth > MAX_DEPTH or self.items > MAX_ITEMS:
+        self.containers += 1
+        self.items += len(entries)
+        if depth > MAX_DEPTH or self.containers > MAX_CONTAINERS or self.items > MAX_ITEMS:
             raise UserError("its containers are nested without end: damaged or hostile")
         return kind + [self.encode(part, depth + 1) for part in entries]
 

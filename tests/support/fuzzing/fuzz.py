@@ -161,7 +161,6 @@ def _worker(pipe: Any, start: int, stop: int, seed: int, folder: Path, boxed: bo
     heard: list[str] = []
     box_itself = [sys.executable, "-I", "-S", "-c", box._START]
     boxed_read = box.read
-    make_case(seed, 0, folder / "sentinel")  # imports and base files before the limit
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     used = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (used, used))
@@ -199,6 +198,8 @@ def run(inputs: int, *, seed: int = 0, start: int = 0, grown: bool = False, verb
     context = multiprocessing.get_context("fork")
     index, stop, began, boxed = start, start + inputs, time.monotonic(), False
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for first in (0, 1):  # imports and networks, before workers are forked and limited
+            check(make_case(seed, first, Path(folder) / "sentinel"), Path(folder), 0)
         while index < stop:
             ours, theirs = context.Pipe()
             end = index + 1 if boxed else stop
