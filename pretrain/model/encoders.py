@@ -13,7 +13,7 @@ from pretrain.model.norm import GroupBatchNorm2d, in_groups
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a ResNet, in channels as detectron2 counts them. Each stage has twice the channels of the one before.
+    """The shape of a ResNet, in detectron2's terms. Each stage has twice the channels of the one before.
 
     Attributes:
         depth: the number in the name (50 for ResNet-50).
