@@ -78,7 +78,16 @@ def _run(path: Path, file: IO[bytes], form: str, size: int, result: IO[bytes]) -
     memory, seconds, wait = limits(size)
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     reader = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _START, _folders(path, form), form, *map(str, (size, memory, seconds))],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _START,
+            _folders(path, form),
+            form,
+            *map(str, (size, memory, seconds)),
+        ],
         stdin=file,
         stdout=result,
         stderr=subprocess.DEVNULL,

@@ -74,7 +74,9 @@ def read(file: IO[bytes], size: int) -> Contents:
     network = _Network()
     network.ParseFromString(file.read(size))
     if network.layers:
-        raise UserError("it has the layers of Caffe's first format (V1): upgrade it with Caffe's upgrade_net_proto_binary")
+        raise UserError(
+            "it has the layers of Caffe's first format (V1): upgrade it with Caffe's upgrade_net_proto_binary"
+        )
     if len(network.layer) > MAX_LAYERS:
         raise UserError(f"it has {len(network.layer)} layers: damaged or hostile")
     contents: dict[str, dict[str, Any]] = {}
@@ -120,7 +122,9 @@ def _statistics(layer: Any) -> dict[str, Any]:
     divisor = array.array("f", factor.storage.data)
     if len(divisor) != 1 or not 0 < divisor[0] < math.inf:
         found = f"{divisor[0]:g}" if len(divisor) == 1 else f"{len(divisor)} numbers"
-        raise UserError(f"has {found} as its scale factor instead of a number above 0: it was never trained, or is damaged")
+        raise UserError(
+            f"has {found} as its scale factor instead of a number above 0: it was never trained, or is damaged"
+        )
     for part in (mean, variance):
         values = array.array("f", part.storage.data)
         part.storage.data = array.array("f", (value / divisor[0] for value in values)).tobytes()
@@ -130,7 +134,11 @@ def _statistics(layer: Any) -> dict[str, Any]:
 def _tensor(blob: Any, *, flat: bool = False) -> Tensor:
     """Return a blob; if `flat`, in one dimension, since old files have four for everything."""
     data = b"".join(blob.data)
-    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    shape = (
+        tuple(blob.shape.dim)
+        if blob.HasField("shape")
+        else (blob.num, blob.channels, blob.height, blob.width)
+    )
     if len(shape) > MAX_DIMENSIONS or min(shape, default=1) < 0 or math.prod(shape) * 4 != len(data):
         raise UserError(f"has a blob of shape {label(shape, 60)} with {len(data) // 4} numbers: damaged")
     if flat:

@@ -44,7 +44,9 @@ _KINDS = {"pickle": "weights file", "caffe": "Caffe model"}  # for messages
 def reader(form: str) -> Reader:
     """Return the function that reads a format."""
     if form == "caffe":
-        from pretrain.tensor_files import caffe_files  # imports protobuf, which is on the path only for this format
+        from pretrain.tensor_files import (
+            caffe_files,
+        )  # imports protobuf, which is on the path only for this format
 
         return caffe_files.read
     return _READERS[form]

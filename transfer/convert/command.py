@@ -209,6 +209,12 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
         lines.append("          " + ", ".join(f"{level} {v:.1e}" for level, v in record["proof"].items()))
     else:
         lines.append("verified  no (--no-verify)")
+    if pooling := record.get("pooling"):
+        lines += [
+            "pooling   Caffe pools the stem without padding, detectron2 with one pixel, so that the network sees the image",
+            "          shifted by two pixels; this alone changes its features by (root mean square, relative):",
+            "          " + ", ".join(f"{level} {figure:.0%}" for level, figure in pooling.items()),
+        ]
     if output.suffix == ".safetensors":
         lines.append("note      detectron2 itself reads .pkl and .pth; tools/train_net.py reads this one too")
     return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]

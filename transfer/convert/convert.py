@@ -119,9 +119,12 @@ def _verify(source: Source, draft: Path, contents: dict[str, Any], *, input: Pat
 
     try:
         measured = verify.verify(source, draft)
+        pooling = verify.pooling_difference(source)
     except UserError as error:
         raise UserError(f"{input}: {error}") from error
     contents["record"]["proof"] = {level: max(ROUNDING, figure) for level, figure in measured.items()}
+    if pooling:
+        contents["record"]["pooling"] = {level: round(figure, 3) for level, figure in pooling.items()}
     return measured
 
 

@@ -130,7 +130,9 @@ def _caffe2(name: str) -> str | None:
 
 
 # He's names, as in `scale4b22_branch2a` or, for ResNet-50, `bn4f_branch2a`; and those of Yahoo's open_nsfw.
-_CAFFE_HE = re.compile(r"(res|bn|scale)(?P<stage>[2-5])(?P<letter>[a-z])(?P<number>\d*)_branch(?P<branch>1|2[abc])")
+_CAFFE_HE = re.compile(
+    r"(res|bn|scale)(?P<stage>[2-5])(?P<letter>[a-z])(?P<number>\d*)_branch(?P<branch>1|2[abc])"
+)
 _CAFFE_YAHOO = re.compile(
     r"(conv|bn|scale)_stage(?P<stage>[0-3])_block(?P<block>\d+)_(branch(?P<branch>2[abc])|proj_shortcut)"
 )
