@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -139,7 +140,7 @@ def _stage(architecture: Architecture, stage: int, norm_layer: Callable[[int], n
         downsample = None
         if stride != 1 or inputs != outputs:
             downsample = nn.Sequential(resnet.conv1x1(inputs, outputs, stride), norm_layer(outputs))
-        options = {"stride": stride, "downsample": downsample, "norm_layer": norm_layer}
+        options: dict[str, Any] = {"stride": stride, "downsample": downsample, "norm_layer": norm_layer}
         if architecture.bottleneck:
             blocks.append(Bottleneck(inputs, inner, outputs, groups=architecture.groups, **options))
         else:

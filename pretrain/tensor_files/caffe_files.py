@@ -14,6 +14,7 @@ from pretrain.tensor_files.stand_ins import MAX_DIMENSIONS, Storage, Tensor
 from pretrain.tensor_files.torch_files import Contents
 
 MAX_LAYERS = 20_000  # a ResNet-152 has about 1,000
+MAX_BLOBS = 100  # of one layer
 EPS = 1e-5  # Caffe's default, and the only value that detectron2 builds
 # Message -> its fields: name, number in Caffe's caffe.proto, type or message, whether repeated.
 _MESSAGES: dict[str, list[tuple[str, int, str, bool]]] = {
@@ -97,10 +98,13 @@ def _parts(layer: Any) -> dict[str, Any]:
     kind, count = layer.type, len(layer.blobs)
     if kind == "BatchNorm":
         return _statistics(layer)
-    if kind not in ("Convolution", "InnerProduct", "Scale"):
+    most = 2 if kind in ("Convolution", "InnerProduct", "Scale") else MAX_BLOBS
+    if count > most:
+        raise UserError(
+            f"has {count} blobs, and a {label(kind, 40)} at most {most}: damaged, or of another kind of Caffe"
+        )
+    if most == MAX_BLOBS:
         return {str(number): _tensor(blob) for number, blob in enumerate(layer.blobs)}
-    if count > 2:
-        raise UserError(f"has {count} blobs, and a {kind} at most 2: damaged, or of another kind of Caffe")
     parts: dict[str, Any] = {"weight": _tensor(layer.blobs[0], flat=kind == "Scale")}
     if count > 1:
         parts["bias"] = _tensor(layer.blobs[1], flat=True)

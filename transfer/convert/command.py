@@ -211,8 +211,8 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
         lines.append("verified  no (--no-verify)")
     if pooling := record.get("pooling"):
         lines += [
-            "pooling   Caffe pools the stem without padding, detectron2 with one pixel, so that the network sees the image",
-            "          shifted by two pixels; this alone changes its features by (root mean square, relative):",
+            "pooling   Caffe pools the stem without padding, detectron2 with one pixel, and so sees the image shifted",
+            "          by two pixels. This alone changes the features by (root mean square, relative):",
             "          " + ", ".join(f"{level} {figure:.0%}" for level, figure in pooling.items()),
         ]
     if output.suffix == ".safetensors":

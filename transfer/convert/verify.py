@@ -218,7 +218,7 @@ def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
     return numpy.stack([drawing.clip(0, 255), noise]).astype(numpy.uint8)
 
 
-def _source_features(source: Source, images: numpy.ndarray, *, pool: nn.Module | None = None) -> Features:
+def _source_features(source: Source, images: numpy.ndarray, *, pool: nn.MaxPool2d | None = None) -> Features:
     net = build_network(source)
     net.maxpool = pool or net.maxpool
     batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
