@@ -62,7 +62,7 @@ STATISTICS = [blob(ONES), blob(ONES)]
 
 
 DAMAGED = {
-    "huge": (layer("c", "Convolution", blob(ONES, dims=[1 << 40, 1 << 40])), "layer c has a blob of shape [1099511627776"),
+    "huge": (layer("c", "Convolution", blob(ONES, dims=[1 << 40, 1 << 40])), "a blob of shape [1099511627776"),
     "negative": (layer("c", "Convolution", blob(ONES, dims=[-1, -3])), "has a blob of shape [-1, -3] with 3 numbers"),
     "larger": (layer("c", "Convolution", blob(ONES, dims=[4])), "has a blob of shape [4] with 3 numbers"),
     "deep": (layer("c", "Convolution", blob(ONES, dims=[1] * 99 + [3])), "has a blob of shape [1, 1, 1"),
@@ -70,12 +70,12 @@ DAMAGED = {
     "two of a name": (layer("c", "Convolution", blob(ONES)) * 2, "two layers named c"),
     "three blobs": (layer("c", "Scale", *[blob(ONES)] * 3), "layer c has 3 blobs, and a Scale at most 2"),
     "many blobs": (layer("c", "\x1b[2J", *[blob(ONES)] * 101), "layer c has 101 blobs, and a \\x1b[2J at most 100"),
-    "no factor": (layer("b", "BatchNorm", *STATISTICS), "layer b has 2 blobs instead of mean, variance and scale factor"),
+    "no factor": (layer("b", "BatchNorm", *STATISTICS), "layer b has 2 blobs instead of mean, variance"),
     "factor 0": (layer("b", "BatchNorm", *STATISTICS, blob(0 * FACTOR)), "layer b has 0 as its scale factor"),
     "factor -4": (layer("b", "BatchNorm", *STATISTICS, blob(-FACTOR)), "layer b has -4 as its scale factor"),
-    "factor NaN": (layer("b", "BatchNorm", *STATISTICS, blob(numpy.nan * FACTOR)), "layer b has nan as its scale factor"),
+    "factor NaN": (layer("b", "BatchNorm", *STATISTICS, blob(numpy.nan * FACTOR)), "b has nan as its scale factor"),
     "factors": (layer("b", "BatchNorm", *STATISTICS, blob(ONES)), "layer b has 3 numbers as its scale factor"),
-    "eps": (layer("b", "BatchNorm", *STATISTICS, blob(FACTOR), eps=1e-3), "layer b has an eps of 0.001; detectron2"),
+    "eps": (layer("b", "BatchNorm", *STATISTICS, blob(FACTOR), eps=1e-3), "layer b has an eps of 0.001"),
     "name": (layer("\x1b[31m\n" + "x" * 5000, "BatchNorm", blob(ONES)), "has 1 blobs instead of"),
     "first format": (field(2, field(4, "convolution1")), "Caffe's first format (V1): upgrade it"),
     "many layers": (layer("r", "ReLU") * 20_001, "has 20001 layers"),
