@@ -17,6 +17,7 @@ REQUIREMENTS = [
     "tqdm>=4.60",
     "PyYAML>=5.4",
     "safetensors>=0.4",
+    "protobuf>=4.22",  # the first with message_factory.GetMessageClass
     "scipy>=1.9",
 ]
 # What detectron2 imports. Its own list cannot be used because it pins tools such as black.

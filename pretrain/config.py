@@ -158,10 +158,9 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
 
 
 def _check_width(name: str, width: float) -> None:
-    shape = architecture(name, width)
-    # Number of stem channels at which each group of a convolution still has one channel, rounded up.
-    narrowest = -(-64 // shape.width_per_group)
-    if shape.stem_channels < narrowest:
+    if architecture(name, width).width_per_group < 1:
+        # Number of stem channels at which each group of a convolution still has one channel, rounded up.
+        narrowest = -(-64 // architecture(name).width_per_group)
         raise UserError(f"MODEL.WIDTH {width}: {name} needs {narrowest / 64:g} or more")
 
 

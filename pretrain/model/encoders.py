@@ -1,7 +1,8 @@
 """ResNet encoders: torchvision's network at any width, and the projection heads of MoCo v1 and v2."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +14,16 @@ from pretrain.model.norm import GroupBatchNorm2d, in_groups
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a ResNet.
+    """The shape of a ResNet, in detectron2's terms. Each stage has twice the channels of the one before.
 
     Attributes:
         depth: the number in the name (50 for ResNet-50).
         blocks: number of residual blocks in each of the four stages.
         bottleneck: whether blocks are bottlenecks (ResNet-50 and deeper) or basic ones (18, 34).
         groups: groups of the 3x3 convolutions (32 in ResNeXt-50 32x8d).
-        width_per_group: channels of one such group in the first stage, before `width` is applied.
-        width: multiplies every channel count, stem included (4 in the paper's R50w4x).
+        width_per_group: channels of one such group in the first stage; not used by basic blocks.
+        stem_channels: of the stem's convolution.
+        out_channels: of the first stage's output.
     """
 
     depth: int
@@ -29,21 +31,23 @@ class Architecture:
     bottleneck: bool = True
     groups: int = 1
     width_per_group: int = 64
-    width: float = 1.0
+    stem_channels: int = 64
+    out_channels: int = 256
 
     @property
-    def stem_channels(self) -> int:
-        return round(64 * self.width)
+    def width(self) -> float:
+        """The stages' width in multiples of the paper's (4 for R50w4x)."""
+        return self.out_channels / (256 if self.bottleneck else 64)
 
     @property
     def feature_channels(self) -> int:
         """Number of channels of the last stage, the size of the pooled feature."""
-        return self.stem_channels * 8 * (4 if self.bottleneck else 1)
+        return self.out_channels * 8
 
 
 ARCHITECTURES = {
-    "resnet18": Architecture(18, (2, 2, 2, 2), bottleneck=False),
-    "resnet34": Architecture(34, (3, 4, 6, 3), bottleneck=False),
+    "resnet18": Architecture(18, (2, 2, 2, 2), bottleneck=False, out_channels=64),
+    "resnet34": Architecture(34, (3, 4, 6, 3), bottleneck=False, out_channels=64),
     "resnet50": Architecture(50, (3, 4, 6, 3)),
     "resnet101": Architecture(101, (3, 4, 23, 3)),
     "resnet152": Architecture(152, (3, 8, 36, 3)),
@@ -52,11 +56,36 @@ ARCHITECTURES = {
 }
 
 
-class ResNet(resnet.ResNet):
-    """torchvision's ResNet with every channel count multiplied by `architecture.width`.
+class Bottleneck(resnet.Bottleneck):
+    """torchvision's bottleneck block with any number of inner and output channels."""
 
-    At width 1, parameters, names, initialisation and forward pass are torchvision's. Only the constructor is
-    rewritten, because torchvision's has a fixed number of 64 channels in the stem and in the first stage.
+    def __init__(
+        self,
+        inputs: int,
+        inner: int,
+        outputs: int,
+        *,
+        stride: int,
+        downsample: nn.Module | None,
+        groups: int,
+        norm_layer: Callable[[int], nn.Module],
+    ) -> None:
+        nn.Module.__init__(self)
+        self.conv1 = resnet.conv1x1(inputs, inner)
+        self.bn1 = norm_layer(inner)
+        self.conv2 = resnet.conv3x3(inner, inner, stride, groups)
+        self.bn2 = norm_layer(inner)
+        self.conv3 = resnet.conv1x1(inner, outputs)
+        self.bn3 = norm_layer(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample, self.stride = downsample, stride
+
+
+class ResNet(resnet.ResNet):
+    """torchvision's ResNet with any number of channels in the stem, inside the blocks and at their outputs.
+
+    With the paper's numbers, parameters, names, initialisation and forward pass are torchvision's. Only the constructor
+    is rewritten, because torchvision's has 64 channels in the stem and derives the outputs from the blocks.
 
     Args:
         architecture: which ResNet.
@@ -73,17 +102,12 @@ class ResNet(resnet.ResNet):
     ) -> None:
         nn.Module.__init__(self)
         stem = architecture.stem_channels
-        block = resnet.Bottleneck if architecture.bottleneck else resnet.BasicBlock
-        self._norm_layer = norm_layer
-        self.inplanes, self.dilation = stem, 1
-        self.groups, self.base_width = architecture.groups, architecture.width_per_group
         self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(stem)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        for stage, blocks in enumerate(architecture.blocks):
-            layer = self._make_layer(block, stem * 2**stage, blocks, stride=1 if stage == 0 else 2)
-            setattr(self, f"layer{stage + 1}", layer)
+        for stage in range(4):
+            setattr(self, f"layer{stage + 1}", _stage(architecture, stage, norm_layer))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # nn.BatchNorm2d initialises itself
@@ -106,13 +130,41 @@ class ResNet(resnet.ResNet):
         return maps
 
 
+def _stage(architecture: Architecture, stage: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Return the blocks of one of the stages 0 to 3."""
+    outputs = architecture.out_channels * 2**stage
+    inner = architecture.groups * architecture.width_per_group * 2**stage
+    inputs, stride = (outputs // 2, 2) if stage else (architecture.stem_channels, 1)
+    blocks: list[nn.Module] = []
+    for _ in range(architecture.blocks[stage]):
+        downsample = None
+        if stride != 1 or inputs != outputs:
+            downsample = nn.Sequential(resnet.conv1x1(inputs, outputs, stride), norm_layer(outputs))
+        options: dict[str, Any] = {"stride": stride, "downsample": downsample, "norm_layer": norm_layer}
+        if architecture.bottleneck:
+            blocks.append(Bottleneck(inputs, inner, outputs, groups=architecture.groups, **options))
+        else:
+            blocks.append(resnet.BasicBlock(inputs, outputs, **options))
+        inputs, stride = outputs, 1
+    return nn.Sequential(*blocks)
+
+
 def architecture(name: str, width: float = 1.0) -> Architecture:
-    """Return an architecture by name. Raises `UserError` for an unknown name or a width that leaves no channel."""
+    """Return an architecture by name, with every number of channels multiplied by `width`.
+
+    Raises `UserError` for an unknown name or a width that leaves no channel.
+    """
     if name not in ARCHITECTURES:
         raise UserError(f"MODEL.ARCH {name}: unknown architecture; choose one of {', '.join(ARCHITECTURES)}")
     if round(64 * width) < 1:
         raise UserError(f"MODEL.WIDTH {width}: must be positive")
-    return Architecture(**{**ARCHITECTURES[name].__dict__, "width": width})
+    full, stem = ARCHITECTURES[name], round(64 * width)
+    return replace(
+        full,
+        stem_channels=stem,
+        width_per_group=stem * full.width_per_group // 64 if full.bottleneck else full.width_per_group,
+        out_channels=stem * full.out_channels // 64,
+    )
 
 
 def projection_head(kind: str, features: int, dim: int) -> nn.Module:

@@ -1,11 +1,12 @@
 """Reading a stranger's checkpoint in a box: a child process with limits, of which only plain data comes back.
 
-Bounds inside a parser are never complete, so torch files and pickles are read by a process (`inside.py`) that cannot
-run on for ever, fill the memory, open a file or a connection. It needs neither torch nor NumPy and starts within some
-hundredths of a second.
+Bounds inside a parser are never complete, so torch files, pickles and Caffe models are read by a process (`inside.py`)
+that cannot run on for ever, fill the memory, open a file or a connection. It needs neither torch nor NumPy and starts
+within some hundredths of a second.
 """
 
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from pretrain.tensor_files import inside
 from pretrain.tensor_files.stand_ins import SIZES
 
 MAX_HEADER = 64 << 20  # bytes of JSON
-_START = "import sys; sys.path.append(sys.argv.pop(1)); from pretrain.tensor_files.inside import main; main()"
+_START = "import sys; sys.path += sys.argv.pop(1).split('\\n'); from pretrain.tensor_files.inside import main; main()"
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -36,12 +37,12 @@ class Opaque(dict):
 
 
 def read(path: Path, file: IO[bytes], form: str, size: int) -> tuple[Any, tuple[str, ...]]:
-    """Return the contents of a torch file or pickle, and the names of the classes that were not loaded.
+    """Return the contents of a torch file, pickle or Caffe model, and the names of the classes that were not loaded.
 
     Args:
         path: for messages.
         file: the open file, at any position.
-        form: `zip`, `legacy` or `pickle`.
+        form: `zip`, `legacy`, `pickle` or `caffe`.
         size: of the file in bytes.
     Raises:
         UserError: the file is damaged, refused, or takes the reader more memory or time than its size explains.
@@ -77,7 +78,16 @@ def _run(path: Path, file: IO[bytes], form: str, size: int, result: IO[bytes]) -
     memory, seconds, wait = limits(size)
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     reader = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _START, _ROOT, form, *map(str, (size, memory, seconds))],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _START,
+            _folders(path, form),
+            form,
+            *map(str, (size, memory, seconds)),
+        ],
         stdin=file,
         stdout=result,
         stderr=subprocess.DEVNULL,
@@ -103,6 +113,16 @@ def _run(path: Path, file: IO[bytes], form: str, size: int, result: IO[bytes]) -
     else:
         reason = f"crashed the reader (status {status})"
     raise UserError(f"{path}: reading it {reason}: damaged or hostile; nothing was written")
+
+
+def _folders(path: Path, form: str) -> str:
+    """Return the folders from which the reader imports in addition to the standard library, one a line."""
+    if form != "caffe":
+        return _ROOT
+    found = importlib.util.find_spec("google.protobuf") if importlib.util.find_spec("google") else None
+    if not found or not found.origin:
+        raise UserError(f"{path}: reading a Caffe model needs the package protobuf: pip install protobuf")
+    return f"{_ROOT}\n{Path(found.origin).parents[2]}"
 
 
 def _installed() -> int:

@@ -33,16 +33,30 @@ MAX_CONTAINERS = 200_000  # a container that the file contains often counts as o
 MAX_ITEMS = 2_000_000  # in all containers together
 MAX_INTEGER = 2048  # bits
 MEMORY, DISK = 3, 4  # exit statuses
-READERS: dict[str, Callable[[IO[bytes], int], torch_files.Contents]] = {
+Reader = Callable[[IO[bytes], int], torch_files.Contents]
+_READERS: dict[str, Reader] = {
     "zip": torch_files.read_zip,
     "legacy": torch_files.read_legacy,
     "pickle": lambda file, _: torch_files.read_pickle(file),
 }
+_KINDS = {"pickle": "weights file", "caffe": "Caffe model"}  # for messages
+
+
+def reader(form: str) -> Reader:
+    """Return the function that reads a format."""
+    if form == "caffe":
+        from pretrain.tensor_files import (
+            caffe_files,
+        )  # imports protobuf, which is on the path only for this format
+
+        return caffe_files.read
+    return _READERS[form]
 
 
 def main() -> None:
     """Read standard input and write the result. Arguments: format, size of the file, bytes of memory, seconds."""
     form, size, memory, seconds = sys.argv[1], *map(int, sys.argv[2:5])
+    reader(form)  # imports what it needs while files can be opened
     limit(memory, seconds)
     try:
         header, storages = read(form, sys.stdin.buffer, size)
@@ -80,7 +94,7 @@ def limit(memory: int, seconds: int) -> None:
 def read(form: str, file: IO[bytes], size: int) -> tuple[dict[str, Any], list[bytes]]:
     """Return the JSON object for a file, and the storages of its tensors."""
     try:
-        contents, foreign = READERS[form](file, size)
+        contents, foreign = reader(form)(file, size)
         encoder = Encoder(
             4 * size + (1 << 20)
         )  # storages are shared, and quantised ones smaller than their numbers
@@ -93,7 +107,7 @@ def read(form: str, file: IO[bytes], size: int) -> tuple[dict[str, Any], list[by
         return {"error": f"refused: {error}"}, []
     except Exception as error:  # damaged data can raise anything
         reason = label(" ".join(str(error).split()), 160) or type(error).__name__
-        kind = "weights file" if form == "pickle" else "PyTorch checkpoint"
+        kind = _KINDS.get(form, "PyTorch checkpoint")
         return {"error": f"not a readable {kind} (truncated?): {reason}"}, []
 
 

@@ -1,6 +1,7 @@
 """Reading a weights file of any format as named tensors, without running any code in it.
 
-Downloads are untrusted: torch files and pickles are read in a box (`box.py`), safetensors files by their own library.
+Downloads are untrusted: torch files, pickles and Caffe models are read in a box (`box.py`), safetensors files by their
+own library.
 """
 
 import contextlib
@@ -28,6 +29,8 @@ HEADER = (
 )
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
+# A Caffe model's first field: its name, layers of the old or the new format, or its inputs
+_CAFFE = (b"\x0a", b"\x12", b"\xa2\x06", b"\x1a", b"\x22", b"\x42")
 # Properties of a ResNet that its tensors do not show, as named by timm (the first) and transformers
 CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act")
 
@@ -37,7 +40,7 @@ class Loaded:
     """The contents of a weights file.
 
     Attributes:
-        format: torch, safetensors or pickle.
+        format: torch, safetensors, pickle or caffe.
         tensors: tensors on the CPU, of any type, by their dotted names.
         other: the top-level entries that are not tensors: numbers, strings, plain dicts.
         keys: the top-level keys; empty if the top level is not a dict.
@@ -59,7 +62,9 @@ class Loaded:
 
 
 def read_file(path: Path) -> Loaded:
-    """Read a weights file of any known format, which is recognised by its content and not by its name.
+    """Read a weights file of any known format, which is recognised by its content.
+
+    Only Caffe models, which begin with nothing but a field's number, must also be named `*.caffemodel`.
 
     Raises:
         UserError: the file is missing, not a regular file, unreadable or unsafe, or claims to hold more than its size.
@@ -91,7 +96,7 @@ def read_contents(path: Path) -> tuple[Any, str, tuple[str, ...]]:
             contents, opaque = box.read(path, file, form, size)
         if _stamp(file) != before:
             raise UserError(f"{path}: changed while it was read: wait until it is written or downloaded")
-    return contents, form if form in ("safetensors", "pickle") else "torch", opaque
+    return contents, "torch" if form in ("zip", "legacy") else form, opaque
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:
@@ -113,6 +118,8 @@ def _format(path: Path, head: bytes, size: int) -> str:
             f"{path}: is a tar file, an archive or from PyTorch 0.1; unpack it, or load it with an old PyTorch and "
             "save its state_dict() again"
         )
+    if path.suffix == ".caffemodel" and head.startswith(_CAFFE):
+        return "caffe"
     if head[:1] in (b"\x80", b"(", b"}", b"]", b"c"):
         return "pickle"
     if head.startswith((b"version https://git-lfs", b"<", b"{")):
@@ -120,8 +127,8 @@ def _format(path: Path, head: bytes, size: int) -> str:
     if _is_text(head):
         raise UserError(f"{path}: is a text file, not weights: name a checkpoint file")
     raise UserError(
-        f"{path}: is not a weights file: it does not begin like a PyTorch checkpoint, a safetensors file or a pickle "
-        "of NumPy arrays; name another file, or download it again"
+        f"{path}: is not a weights file: it does not begin like a PyTorch checkpoint, a safetensors file, a pickle "
+        "of NumPy arrays or a Caffe model (*.caffemodel); name another file, or download it again"
     )
 
 

@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import torch
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES, Architecture, ResNet
 
+_NORM = ("weight", "bias", "running_mean", "running_var")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architecture:
     """Read depth, widths and groups of a ResNet with torchvision's names from the names and shapes.
 
-    Each size is the most frequent one among several tensors, so that `checked` can name a single wrong tensor.
+    Stem, inner and output channels are independent. Each size is the most frequent one among several tensors, so that
+    `checked` can name a single wrong tensor.
 
     Raises:
         UserError: detectron2 cannot build this network; the message starts with `path`.
@@ -36,27 +40,52 @@ def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architect
             f"{path}: this is a ResNet with {blocks} {block} blocks, which detectron2 cannot build; "
             f"it builds depths {', '.join(map(str, sorted(set(depths.values()))))}"
         )
-    norm = ("weight", "bias", "running_mean", "running_var")
-    stem = _size(path, network, [f"bn1.{part}" for part in norm], 0)
-    shape: dict[str, Any] = {
-        "depth": depth,
-        "blocks": tuple(blocks),
-        "bottleneck": bottleneck,
-        "width": stem / 64,
-    }
+    stem = _size(path, network, [f"bn1.{part}" for part in _NORM])
+    shape: dict[str, Any] = {"depth": depth, "blocks": tuple(blocks), "bottleneck": bottleneck}
+    last = "bn3" if bottleneck else "bn2"
+    shape |= {"stem_channels": stem, "out_channels": _doubling(path, network, blocks, last, "output")}
     if bottleneck:
-        inner = _size(path, network, [f"layer1.{b}.bn1.{part}" for b in range(blocks[0]) for part in norm], 0)
-        per_group = _size(path, network, [f"layer1.{b}.conv2.weight" for b in range(blocks[0])], 1)
-        if inner % per_group or per_group * 64 % stem:
+        inner = _doubling(path, network, blocks, "bn1", "inner")
+        kernels = [f"layer1.{block}.conv2.weight" for block in range(blocks[0])]
+        per_group = _size(path, network, kernels, 1)
+        if inner % per_group:
             raise UserError(
-                f"{path}: a stem of {stem} channels and blocks of {inner} channels in groups of {per_group} "
-                "do not belong to a ResNet, ResNeXt or wide ResNet"
+                f"{path}: layer1 has blocks of {inner} channels in groups of {per_group}, which do not divide them: "
+                "this is not a ResNet, ResNeXt or wide ResNet"
             )
-        shape |= {"groups": inner // per_group, "width_per_group": per_group * 64 // stem}
+        shape |= {"groups": inner // per_group, "width_per_group": per_group}
     return Architecture(**shape)
 
 
-def _size(path: Path, network: dict[str, torch.Tensor], names: list[str], dim: int) -> int:
+def _doubling(path: Path, network: dict[str, torch.Tensor], blocks: list[int], norm: str, what: str) -> int:
+    """Return the first stage's channels at a block's norm. Raises `UserError` unless they double with each stage."""
+    sizes = [
+        _size(path, network, [f"layer{s}.{b}.{norm}.{part}" for b in range(count) for part in _NORM])
+        for s, count in enumerate(blocks, 1)
+    ]
+    for stage, size in enumerate(sizes):
+        if size != sizes[0] * 2**stage:
+            raise UserError(
+                f"{path}: layer{stage + 1} has {size} {what} channels; detectron2 builds only {sizes[0] * 2**stage} "
+                f"there, because it doubles the {sizes[0]} of layer1 with each stage"
+            )
+    return sizes[0]
+
+
+def recorded(architecture: Architecture) -> dict[str, Any]:
+    """Return the architecture as it is written into records."""
+    return asdict(architecture) | {"width": architecture.width}
+
+
+def described(record: Mapping[str, Any]) -> str:
+    """Return `ResNet-50, width 0.5, 1 group(s) of 32, stem 64, res2 128` for a result of `recorded`, in channels."""
+    return (
+        "ResNet-{depth}, width {width:g}, {groups} group(s) of {width_per_group}, stem {stem_channels}, "
+        "res2 {out_channels}"
+    ).format(**record)
+
+
+def _size(path: Path, network: dict[str, torch.Tensor], names: list[str], dim: int = 0) -> int:
     """Return the most frequent size along `dim` among the named tensors."""
     held = [network[name] for name in names if name in network]
     sizes = [tensor.shape[dim] for tensor in held if tensor.ndim > dim and tensor.numel()]

@@ -18,6 +18,7 @@ from pretrain.common.run_folder import held_file, remove_leftovers
 from pretrain.tensor_files.read_any import Loaded
 from pretrain.tensor_files.shards import combined_digest, read_checkpoint
 from transfer.convert import export
+from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import config_block, convert
 from transfer.convert.preprocessing import FLAGS, Input, describe_input, three_numbers
 from transfer.convert.recognise import Source, read_source
@@ -178,7 +179,7 @@ def _outputs(inputs: Sequence[Path], folder: Path, form: str) -> list[Path]:
 
 
 def _report(written: dict[str, Any], output: Path) -> list[str]:
-    record, net, settings = written["record"], written["record"]["architecture"], written["preprocessing"]
+    record, settings = written["record"], written["preprocessing"]
     fed = Input(
         settings["INPUT.FORMAT"], settings["MODEL.PIXEL_MEAN"], settings["MODEL.PIXEL_STD"],
         settings["MODEL.RESNETS.STRIDE_IN_1X1"],
@@ -189,7 +190,7 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
     if record["passed_over"]:
         lines.append(f"          {record['why']}; passed over: {', '.join(record['passed_over'])} (--branch)")
     lines += [
-        f"network   ResNet-{net['depth']}, width {net['width']:g}, {net['groups']} group(s)",
+        f"network   {described(record['architecture'])}",
         f"input     {describe_input(fed)}",
         f"          {record['input']}",
         "dropped   " + (", ".join(f"{group} ({n})" for group, n in record["dropped"].items()) or "nothing"),
@@ -208,6 +209,12 @@ def _report(written: dict[str, Any], output: Path) -> list[str]:
         lines.append("          " + ", ".join(f"{level} {v:.1e}" for level, v in record["proof"].items()))
     else:
         lines.append("verified  no (--no-verify)")
+    if pooling := record.get("pooling"):
+        lines += [
+            "pooling   Caffe pools the stem without padding, detectron2 with one pixel, and so sees the image shifted",
+            "          by two pixels. This alone changes the features by (root mean square, relative):",
+            "          " + ", ".join(f"{level} {figure:.0%}" for level, figure in pooling.items()),
+        ]
     if output.suffix == ".safetensors":
         lines.append("note      detectron2 itself reads .pkl and .pth; tools/train_net.py reads this one too")
     return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]
@@ -252,8 +259,7 @@ def _about(found: Source) -> list[str]:
     what = "bottleneck" if net.bottleneck else "basic"
     lines = [
         f"taken     {found.branch or 'the top'}: {found.why}; layout {found.kind}, epoch {found.epoch}",
-        f"depth     ResNet-{net.depth}, {what} blocks {net.blocks}, width {net.width:g}, {net.groups} group(s) of "
-        f"{net.width_per_group} (at width 1)",
+        f"depth     {described(recorded(net))}; {what} blocks {net.blocks}",
         f"input     {describe_input(found.input)}",
         f"          {found.input_origin}",
         "dropped   " + (", ".join(f"{name} ({count})" for name, count in found.dropped.items()) or "nothing"),

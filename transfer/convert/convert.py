@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pretrain import __version__
 from pretrain.common.errors import UserError
 from pretrain.common.run_folder import held_file
 from pretrain.model.encoders import Architecture
+from transfer.convert.architecture import recorded
 from transfer.convert.extra_heads import settings as kept_settings
 from transfer.convert.preprocessing import IMAGENET, Input
 from transfer.convert.recognise import Source, read_source
@@ -85,9 +85,9 @@ def convert(
 
 def _contents(source: Source, path: Path) -> dict[str, Any]:
     architecture = source.architecture
-    if not architecture.bottleneck and architecture.width != 1:
+    if not architecture.bottleneck and architecture.out_channels != 64:
         raise UserError(
-            f"{path}: this is a ResNet-{architecture.depth} with {architecture.stem_channels} channels in the stem; "
+            f"{path}: this is a ResNet-{architecture.depth} with {architecture.out_channels} channels in layer1; "
             "detectron2 builds depths 18 and 34 only with 64: pre-train a resnet50 at this width"
         )
     return {
@@ -102,7 +102,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
             "why": source.why,
             "input": source.input_origin,
             "passed_over": list(source.passed_over),
-            "architecture": asdict(architecture),
+            "architecture": recorded(architecture),
             "kept": list(source.kept),
             "dropped": dict(source.dropped),
             "epoch": source.epoch,
@@ -119,9 +119,12 @@ def _verify(source: Source, draft: Path, contents: dict[str, Any], *, input: Pat
 
     try:
         measured = verify.verify(source, draft)
+        pooling = verify.pooling_difference(source)
     except UserError as error:
         raise UserError(f"{input}: {error}") from error
     contents["record"]["proof"] = {level: max(ROUNDING, figure) for level, figure in measured.items()}
+    if pooling:
+        contents["record"]["pooling"] = {level: round(figure, 3) for level, figure in pooling.items()}
     return measured
 
 
@@ -159,9 +162,6 @@ def _is_ours(path: Path) -> bool:
 
 def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[str, Any]:
     """Return the detectron2 settings, dotted key -> value, that the converted weights need."""
-    stem = architecture.stem_channels
-    # detectron2 has no width factor: WIDTH_PER_GROUP is the actual number of channels.
-    group_channels = int(architecture.width_per_group * stem / 64) if architecture.bottleneck else 64
     return {
         "INPUT.FORMAT": input.format,
         "MODEL.PIXEL_MEAN": [round(value, 6) for value in input.mean],
@@ -169,9 +169,9 @@ def preprocessing(architecture: Architecture, input: Input = IMAGENET) -> dict[s
         "MODEL.RESNETS.DEPTH": architecture.depth,
         "MODEL.RESNETS.STRIDE_IN_1X1": input.stride_in_1x1,
         "MODEL.RESNETS.NUM_GROUPS": architecture.groups,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": group_channels,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if architecture.bottleneck else 1),
+        "MODEL.RESNETS.WIDTH_PER_GROUP": architecture.width_per_group,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": architecture.stem_channels,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.out_channels,
     }
 
 

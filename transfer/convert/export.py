@@ -1,6 +1,7 @@
 """Export the backbone of any supported checkpoint to torchvision's, timm's or MoCo's format."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES, Architecture
 from pretrain.tensor_files.checkpoint import save
+from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import check_output
 from transfer.convert.preprocessing import IMAGENET
 from transfer.convert.recognise import Source, read_source
@@ -75,13 +77,14 @@ def _name(architecture: Architecture) -> str:
     for name, known in ARCHITECTURES.items():
         if known == architecture:
             return name
-    if architecture.width == 1 and architecture.groups == 1 and architecture.width_per_group == 128:
+    plain = ARCHITECTURES[f"resnet{architecture.depth}"]
+    if architecture == replace(plain, width_per_group=128):
         return f"wide_resnet{architecture.depth}_2"
     return ""
 
 
 def _summary(found: Source, output: Path, arch: str) -> list[str]:
-    network = arch or f"a ResNet-{found.architecture.depth} with {found.architecture.width:g} times the width"
+    network = arch or f"a {described(recorded(found.architecture))}"
     return [
         f"source    {found.kind}, branch {found.branch or '(none)'} ({found.why})",
         f"wrote     {output}: {network}, {len(found.backbone)} tensors, without a head",
@@ -97,7 +100,7 @@ def _advice(found: Source, output: Path, *, to: str, arch: str) -> list[str]:
             f"{', '.join(f'{value / 255:.4g}' for value in found.input.mean)}, std {scale} for pixels in [0, 1]"
         )
     if not arch:
-        return [*lines, f"note      {to} has no constructor for this width: build the network yourself"]
+        return [*lines, f"note      {to} has no constructor for these widths: build the network yourself"]
     if to == "timm":
         lines.append(f'load      timm.create_model("{arch}", num_classes=0, checkpoint_path="{output}")')
     elif to == "torchvision":

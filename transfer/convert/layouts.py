@@ -7,7 +7,7 @@ information (`state_dict`, `module`, `_orig_mod`). Most files hold two networks;
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from transfer.convert.preprocessing import IMAGENET, MSRA, SWAV, UNIT, Input
+from transfer.convert.preprocessing import CAFFE, IMAGENET, MSRA, SWAV, UNIT, Input
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Layout:
         dialect: the only dialect of `transfer.convert.tensor_names` that the entry applies to; empty: any.
         input: the preprocessing that the network expects.
         elsewhere: stages that such files may store outside the branch: torchvision's name -> branch.
+        padded_pooling: whether the stem pools with one pixel of padding, as torchvision and detectron2 do. Caffe pools
+            without, and rounds the size up: one row and column further.
         guess: whether `--source auto` may choose this kind.
     """
 
@@ -32,6 +34,7 @@ class Layout:
     dialect: str = ""
     input: Input = IMAGENET
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    padded_pooling: bool = True
     guess: bool = True
 
 
@@ -96,7 +99,8 @@ LAYOUTS = {
         dialect="detectron2",
         elsewhere={"layer4": "roi_heads"},
     ),
-    "caffe2": Layout(r"(blobs|model)?", dialect="caffe2", input=MSRA),
+    "caffe": Layout(r"", dialect="caffe", input=CAFFE, padded_pooling=False),
+    "caffe2": Layout(r"(blobs|model)?", dialect="caffe2", input=MSRA, padded_pooling=False),
     "transformers": Layout(r"(model)?(\.?resnet)?", dialect="transformers"),
     "simclr": Layout(r"(model)?", input=UNIT, guess=False),
     "torchvision": Layout(r"(model|network)?", dialect="torchvision"),

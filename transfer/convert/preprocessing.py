@@ -12,6 +12,7 @@ from pretrain.common.configs import read_dump
 from pretrain.common.errors import UserError, brief, label
 from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.read_any import Loaded
+from transfer.convert.tensor_names import caffe_name
 
 MAX_CONFIG = 100_000  # characters
 _BUFFERS = re.compile(r"(^|\.)(data_preprocessor\.|pixel_)(mean|std)$")
@@ -38,6 +39,7 @@ IMAGENET = Input()
 SWAV = Input(std=(255 * 0.228, 255 * 0.224, 255 * 0.225))  # 0.228 is in SwAV's own transforms
 UNIT = Input(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))  # SimCLR: pixels in [0, 1], no mean
 MSRA = Input("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), stride_in_1x1=True)  # detectron2's default
+CAFFE = Input("BGR", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), stride_in_1x1=True)
 FAIR = Input("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))  # detectron2's ResNeXts from Caffe2
 
 FLAGS = {  # a field of `Input` -> the flag that sets it
@@ -171,6 +173,9 @@ def _stated(
     if zoo and loaded.other.get("__author__") == "Detectron2 Model Zoo":
         return Found(_zoo(architecture), "as in detectron2's model zoo")
     input, origin, assumed = default, _ASSUMED, tuple(FLAGS)
+    if dialect == "caffe" and (strides := _first_strides(loaded)) in ((2, 1), (1, 2)):
+        origin = f"the stride as its layers state; the rest {_ASSUMED}"
+        return Found(replace(input, stride_in_1x1=strides == (2, 1)), origin, ("format", "mean", "std"))
     if unusable := next(filter(_BUFFERS.search, loaded.tensors), ""):
         origin = origin.replace("the file does not state it", f"its {unusable} is not usable")
     if "mean" in loaded.card:
@@ -182,6 +187,13 @@ def _stated(
         input = replace(input, stride_in_1x1=True)
         assumed = tuple(name for name in assumed if name != "stride_in_1x1")
     return Found(input, origin, assumed)
+
+
+def _first_strides(loaded: Loaded) -> tuple[Any, ...]:
+    """Return the strides of the first two convolutions of a Caffe network's second stage."""
+    layers = {name: layer for name, layer in loaded.other.items() if isinstance(layer, dict)}
+    found = {caffe_name(f"{name}.weight"): layer.get("stride") for name, layer in layers.items()}
+    return tuple(found.get(f"layer2.0.conv{number}.weight") for number in (1, 2))
 
 
 def _zoo(architecture: Architecture) -> Input:

@@ -84,8 +84,8 @@ def read_source(
     """Read a checkpoint and extract its backbone.
 
     Args:
-        path: a file by `torch.save` or safetensors, or a pickle of numpy arrays such as detectron2's; for a checkpoint
-            in parts, any of them, their index or their folder.
+        path: a file by `torch.save` or safetensors, a pickle of numpy arrays such as detectron2's, or a `.caffemodel`;
+            for a checkpoint in parts, any of them, their index or their folder.
         source: a key of `LAYOUTS`, or `auto`.
         branch: the network to take, as `--inspect` prints it; if empty, the layout decides.
         keep: parts outside the backbone to keep, from `transfer.convert.extra_heads.PARTS`.
@@ -107,6 +107,8 @@ def read_source(
     kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
     network, dropped = _account(path, tensors, chosen, LAYOUTS.get(kind))
     network = _merged_norm(network, merged=merged_norm or chosen.dialect.name == "caffe2")
+    if chosen.dialect.name == "caffe":
+        network = _folded_biases(network)
     if reason := refusals.other_resnet(network) or refusals.stated_variant(path, loaded, chosen.dialect.name):
         raise UserError(f"{path}: {reason}")
     counters = [name for name in network if name.endswith(_COUNTER)]
@@ -277,6 +279,19 @@ def _merged_norm(network: dict[str, torch.Tensor], *, merged: bool) -> dict[str,
     return full
 
 
+def _folded_biases(network: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Subtract the biases of convolutions from the means of the batch norms that follow, which is the same network."""
+    folded = dict(network)
+    for name, bias in network.items():
+        module, _, leaf = name.rpartition(".")
+        norm = re.sub(r"conv(\d)$", r"bn\1", module).replace("downsample.0", "downsample.1")
+        mean = network.get(f"{norm}.running_mean")
+        if leaf == "bias" and norm != module and mean is not None and mean.shape == bias.shape:
+            folded[f"{norm}.running_mean"] = (mean.double() - bias.double()).float()
+            del folded[name]
+    return folded
+
+
 def _epoch(loaded: Loaded) -> int | None:
     epoch = loaded.other.get("epoch")
     return epoch if type(epoch) is int and 0 <= epoch < 1 << 31 else None
@@ -286,7 +301,7 @@ def build_network(source: Source) -> ResNet:
     """Return the backbone with its weights, in training mode, on the CPU. Its `fc` is the identity."""
     network = ResNet(source.architecture)
     network.load_state_dict(source.backbone)
-    if source.input.stride_in_1x1:
+    if source.input.stride_in_1x1 and source.architecture.bottleneck:
         for stage in (network.layer2, network.layer3, network.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
     return network

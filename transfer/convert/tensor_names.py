@@ -129,6 +129,36 @@ def _caffe2(name: str) -> str | None:
     return f"layer{int(stage) - 1}.{block}.{module}.{_C2_LEAVES[part]}"
 
 
+# He's names, as in `scale4b22_branch2a` or, for ResNet-50, `bn4f_branch2a`; and those of Yahoo's open_nsfw.
+_CAFFE_HE = re.compile(
+    r"(res|bn|scale)(?P<stage>[2-5])(?P<letter>[a-z])(?P<number>\d*)_branch(?P<branch>1|2[abc])"
+)
+_CAFFE_YAHOO = re.compile(
+    r"(conv|bn|scale)_stage(?P<stage>[0-3])_block(?P<block>\d+)_(branch(?P<branch>2[abc])|proj_shortcut)"
+)
+_CAFFE_STEM = re.compile(r"conv_?1|(bn|scale)_(conv)?1")
+
+
+def caffe_name(name: str) -> str | None:
+    """Translate layers of a Caffe network, whose batch norm is a BatchNorm followed by a Scale (`caffe_files.py`)."""
+    layer, _, leaf = name.rpartition(".")
+    norm = layer.startswith(("bn", "scale"))
+    if _CAFFE_STEM.fullmatch(layer):
+        return f"{'bn1' if norm else 'conv1'}.{leaf}"
+    if match := _CAFFE_HE.fullmatch(layer):
+        number = match["number"]
+        if number and match["letter"] != "b":
+            return name
+        stage, block = int(match["stage"]) - 1, int(number or ord(match["letter"]) - ord("a"))
+    elif match := _CAFFE_YAHOO.fullmatch(layer):
+        stage, block = int(match["stage"]) + 1, int(match["block"])
+    else:  # what a block has in addition must not be dropped: as it is, it has no place
+        return name if re.match(r"(res|bn|scale)[2-5][a-z]|[a-z]+_stage\d", layer) else None
+    if match["branch"] in (None, "1"):
+        return f"layer{stage}.{block}.downsample.{int(norm)}.{leaf}"
+    return f"layer{stage}.{block}.{'bn' if norm else 'conv'}{'abc'.index(match['branch'][1]) + 1}.{leaf}"
+
+
 DIALECTS = (
     Dialect("torchvision", re.compile(r"(.*\.)?layer[12]\.0\.conv[12]\.weight"), _torchvision),
     Dialect("sequential", re.compile(r"(.*\.)?[45]\.0\.conv[12]\.weight"), _sequential),
@@ -138,6 +168,7 @@ DIALECTS = (
         _transformers,
     ),
     Dialect("detectron2", re.compile(r"(.*\.)?res[23]\.0\.conv[12]\.weight"), _detectron2),
+    Dialect("caffe", re.compile(r"()(res[23]a|conv_stage[01]_block0)_branch2[ab]\.weight"), caffe_name),
     Dialect("caffe2", re.compile(r"(.*\.)?res[23]_0_branch2[ab]_w"), _caffe2),
 )
 

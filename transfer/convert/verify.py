@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.transforms import functional
 
 from pretrain.common.errors import UserError
+from transfer.convert.layouts import LAYOUTS
 from transfer.convert.recognise import Source, build_network
 from transfer.convert.tensor_names import detectron2_name
 from transfer.convert.weights_file import for_detectron2, read_weights
@@ -114,6 +115,24 @@ def compare_c4(source: Source, path: Path) -> dict[str, float]:
     return _differences(_source_features(source, images), actual)
 
 
+def pooling_difference(source: Source) -> dict[str, float]:
+    """Return what changes because detectron2 pools the stem with padding, where Caffe does not; {} for other networks.
+
+    The source network is compared with itself, so that nothing but the pooling differs. It sees the image two pixels
+    further in Caffe, and what is at the borders.
+
+    Returns:
+        For each level, the root mean square of the difference relative to the features' own, with running statistics.
+    """
+    layout = LAYOUTS.get(source.kind)
+    if not layout or layout.padded_pooling or source.architecture.groups > 1:  # the ResNeXts are Caffe2's
+        return {}
+    images = sample_images()
+    theirs = _source_features(source, images, pool=nn.MaxPool2d(3, stride=2, ceil_mode=True))[0]
+    ours = _source_features(source, images)[0]
+    return {level: float((ours[level] - theirs[level]).norm() / theirs[level].norm()) for level in LEVELS}
+
+
 def _check_alive(features: Features) -> None:
     """Raise `UserError` if no detector could use the source network's features, whatever the comparison would say."""
     modes = ("with its running statistics", "with the statistics of a batch")
@@ -199,8 +218,9 @@ def sample_images(height: int = 64, width: int = 96) -> numpy.ndarray:
     return numpy.stack([drawing.clip(0, 255), noise]).astype(numpy.uint8)
 
 
-def _source_features(source: Source, images: numpy.ndarray) -> Features:
+def _source_features(source: Source, images: numpy.ndarray, *, pool: nn.MaxPool2d | None = None) -> Features:
     net = build_network(source)
+    net.maxpool = pool or net.maxpool
     batch = functional.convert_image_dtype(_channels_first(images), torch.float64)
     if source.input.format == "BGR":
         batch = batch.flip(1)

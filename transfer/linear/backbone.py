@@ -67,7 +67,7 @@ def describe_architecture(shape: Architecture) -> str:
     """Return a name such as `ResNet-50`, `ResNeXt-50 32x8d` or `ResNet-50 w2x`."""
     name = f"ResNet-{shape.depth}"
     if shape.groups > 1:
-        name = f"ResNeXt-{shape.depth} {shape.groups}x{round(shape.width_per_group * shape.width)}d"
+        name = f"ResNeXt-{shape.depth} {shape.groups}x{shape.width_per_group}d"
     return name if shape.width == 1 else f"{name} w{shape.width:g}x"
 
 

@@ -25,6 +25,7 @@ from pretrain.data.broken_images import Broken
 from pretrain.data.class_folders import LabelledImages
 from pretrain.data.loader import iterations_per_epoch
 from pretrain.tensor_files.states import Stored
+from transfer.convert.architecture import recorded
 from transfer.convert.preprocessing import describe_input
 from transfer.linear import backbone, features, loop, results, state
 from transfer.linear.backbone import Backbone, Extractor
@@ -253,7 +254,7 @@ def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: fl
         "sha256": network.file_digest or None,
         "features_sha256": network.digest,
         "network": network.what,
-        "architecture": asdict(network.architecture),
+        "architecture": recorded(network.architecture),
         "input": asdict(network.input),
     }
     images = {

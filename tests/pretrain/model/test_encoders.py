@@ -48,9 +48,8 @@ def count(shape: Architecture) -> int:
     total += conv_bn(3, stem, 7)
     inputs = stem
     for stage, blocks in enumerate(shape.blocks):
-        planes = stem * 2**stage
-        outputs = planes * (4 if shape.bottleneck else 1)
-        middle = planes * shape.width_per_group // 64 * shape.groups
+        outputs = shape.out_channels * 2**stage
+        middle = shape.width_per_group * shape.groups * 2**stage
         for block in range(blocks):
             if shape.bottleneck:
                 total += conv_bn(inputs, middle, 1) + conv_bn(middle, middle, 3, shape.groups)

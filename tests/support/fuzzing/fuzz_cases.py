@@ -20,6 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from pretrain.tensor_files.torch_files import MAGIC
 from tests.support import layouts
+from tests.support.fuzzing import caffe
 from tests.support.fuzzing.grown import grown_pickle
 from tests.support.fuzzing.hostile import hostile_pickles
 
@@ -90,10 +91,14 @@ def _caffe2(q: State, _: State) -> Any:
     return {"blobs": layouts.caffe2_names(q)}
 
 
-PICKLES: dict[str, Callable[[State, State], Any]] = {
-    "detectron2": _detectron2, "converted": _converted, "caffe2": _caffe2,
+def _caffe(q: State, _: State) -> Any:
+    return caffe.from_torchvision(q)
+
+
+ARRAYS: dict[str, Callable[[State, State], Any]] = {
+    "detectron2": _detectron2, "converted": _converted, "caffe2": _caffe2, "caffe": _caffe,
 }  # fmt: skip
-LAYOUTS = [*layouts.FILES, *PICKLES, *PICKLES]  # these have one network and few wrappers
+LAYOUTS = [*layouts.FILES, *ARRAYS, *ARRAYS]  # these have one network and few wrappers
 
 
 def expected(layout: str, query: State) -> State:
@@ -106,7 +111,7 @@ def expected(layout: str, query: State) -> State:
 
 
 def build(layout: str, query: State, key: State) -> Any:
-    maker = PICKLES.get(layout) or layouts.FILES[layout][1]
+    maker = ARRAYS.get(layout) or layouts.FILES[layout][1]
     return _copied(maker(query, key))
 
 
@@ -145,6 +150,7 @@ def make_case(seed: int, index: int, sentinel: Path, *, grown: bool = False) -> 
     if part < 0.87:
         name = rng.choice(list(BYTES))
         damage = {"zeros": ZEROS, "bit flips": 8}.get(name, 2) if data[:2] != b"PK" else 0
+        damage *= 2 if layout == "caffe" and name != "zeros" else 1  # a scale factor is for two tensors
         return Case(layout, name, BYTES[name](data, rng), suffix, False, [wanted], damage)
     attacks = hostile_pickles(str(sentinel))
     name = rng.choice(list(attacks))
@@ -156,11 +162,15 @@ def make_case(seed: int, index: int, sentinel: Path, *, grown: bool = False) -> 
 
 
 def _formats(layout: str) -> list[str]:
-    return ["pickle"] if layout in PICKLES else ["zip", "zip", "legacy", "safetensors"]
+    if layout == "caffe":
+        return ["caffe"]
+    return ["pickle"] if layout in ARRAYS else ["zip", "zip", "legacy", "safetensors"]
 
 
 def _saved(layout: str, contents: Any, rng: random.Random, *, form: str = "") -> tuple[bytes, str]:
     form = form or rng.choice(_formats(layout))
+    if form == "caffe":
+        return caffe.caffemodel(contents, old=rng.random() < 0.3), ".caffemodel"
     if form == "pickle":
         return pickle.dumps(contents, protocol=rng.choice([2, 3, 4, 5])), ".pkl"
     if form == "safetensors":
@@ -217,7 +227,7 @@ def _harmless(layout: str, name: str, query: State, key: State, rng: random.Rand
         query, key = (
             {n: t.to(kind) if t.is_floating_point() else t for n, t in s.items()} for s in (query, key)
         )
-        if layout in PICKLES and kind == torch.bfloat16:  # which numpy does not have
+        if layout in ARRAYS and kind == torch.bfloat16:  # which numpy does not have
             query, key = ({n: t.half() if t.dtype == kind else t for n, t in s.items()} for s in (query, key))
     contents = HARMLESS[name](build(layout, query, key), rng, layout)
     data, suffix = _saved(layout, contents, rng)
@@ -238,8 +248,9 @@ def _reordered(contents: Any, rng: random.Random, layout: str) -> Any:
 
 
 def _extra(contents: Any, rng: random.Random, layout: str) -> Any:
-    array = layout in PICKLES
-    target = contents["blobs"] if layout == "caffe2" else contents["model"] if array else contents
+    array = layout in ARRAYS
+    inner = {"caffe2": "blobs", "detectron2": "model", "converted": "model"}
+    target = contents[inner[layout]] if layout in inner else contents
     for number in range(rng.randint(1, 4)):
         tensor = torch.rand(rng.choice([(), (3,), (2, 5), (1, 2, 3, 4)]))
         target[f"extra_buffer{number}"] = tensor.numpy() if array else tensor
@@ -253,7 +264,7 @@ def _extra(contents: Any, rng: random.Random, layout: str) -> Any:
 
 
 def _objects(contents: Any, rng: random.Random, layout: str) -> Any:
-    if layout in PICKLES:
+    if layout in ARRAYS:
         contents["note"] = {"text": "ü\n", "list": [1, 2.5, None, True, (1, 2)], "big": 1 << 70}
         return contents if layout != "caffe2" else {"blobs": contents["blobs"], "note": contents["note"]}
     contents["hyper_parameters"] = AttributeDict(lr=0.1, args=argparse.Namespace(a=1, b=Mode.ONE))
@@ -288,7 +299,7 @@ def _objects(contents: Any, rng: random.Random, layout: str) -> Any:
 
 def _tensors(contents: Any, rng: random.Random, layout: str) -> Any:
     """The same numbers in tensors of other making."""
-    if layout in PICKLES:
+    if layout in ARRAYS:
         for holder, key in _leaves(contents):
             holder[key] = (
                 numpy.asfortranarray(holder[key]) if rng.random() < 0.5 else holder[key].astype(">f4")
@@ -312,7 +323,7 @@ def _tensors(contents: Any, rng: random.Random, layout: str) -> Any:
 
 def _prefixed(prefix: str) -> Callable[[Any, random.Random, str], Any]:
     def rename(contents: Any, rng: random.Random, layout: str) -> Any:
-        if layout in PICKLES:
+        if layout in ARRAYS:
             return contents
         return _renamed(contents, prefix)
 
@@ -330,14 +341,14 @@ def _renamed(node: Any, prefix: str) -> Any:
 
 
 def _wrapped(contents: Any, rng: random.Random, layout: str) -> Any:
-    return contents if layout in PICKLES else {rng.choice(["state_dict", "model_state_dict"]): contents}
+    return contents if layout in ARRAYS else {rng.choice(["state_dict", "model_state_dict"]): contents}
 
 
 def _ordered(contents: Any, rng: random.Random, layout: str) -> Any:
     if not isinstance(contents, dict):
         return contents
     made = OrderedDict((key, _ordered(value, rng, layout)) for key, value in contents.items())
-    if layout not in PICKLES:
+    if layout not in ARRAYS:
         made._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     return made
 

@@ -31,7 +31,7 @@ def test_the_network_that_is_meant_is_taken(tmp_path: Path, name: str) -> None:
 
 
 def test_every_entry_of_the_table_has_a_fixture() -> None:
-    with_own_test = {"simclr", "detectron2", "caffe2"}
+    with_own_test = {"simclr", "detectron2", "caffe2", "caffe"}
     assert {kind for kind, _ in FILES.values()} | with_own_test == set(LAYOUTS)
 
 

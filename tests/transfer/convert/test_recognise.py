@@ -102,7 +102,56 @@ def test_groups_and_inner_widths_are_read_from_shapes(
 def test_widths_are_read_from_shapes(tmp_path: Path, width: float) -> None:
     state = small_network(width=width).state_dict()
     found = read_source(plain_file(tmp_path / "a.pth", state)).architecture
-    assert (found.width, found.groups, found.width_per_group, found.depth) == (width, 1, 64, 50)
+    assert (found.width, found.groups, found.width_per_group, found.depth) == (width, 1, 64 * width, 50)
+
+
+def thin(stem: int, inner: list[int], outputs: list[int]) -> dict[str, torch.Tensor]:
+    """A ResNet-50 whose stages have these widths, from its names and shapes alone."""
+    state = {"conv1.weight": torch.ones(stem, 3, 7, 7)} | _norm("bn1", stem)
+    before = stem
+    for stage, count in enumerate([3, 4, 6, 3]):
+        for block in range(count):
+            place, middle, after = f"layer{stage + 1}.{block}", inner[stage], outputs[stage]
+            shapes = {"1": (middle, before, 1, 1), "2": (middle, middle, 3, 3), "3": (after, middle, 1, 1)}
+            for number, shape in shapes.items():
+                state[f"{place}.conv{number}.weight"] = torch.ones(shape)
+                state |= _norm(f"{place}.bn{number}", shape[0])
+            if block == 0:
+                state[f"{place}.downsample.0.weight"] = torch.ones(after, before, 1, 1)
+                state |= _norm(f"{place}.downsample.1", after)
+            before = after
+    return state
+
+
+def _norm(name: str, channels: int) -> dict[str, torch.Tensor]:
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{part}": torch.ones(channels) for part in parts}
+
+
+def test_stem_inner_and_output_channels_are_independent(tmp_path: Path) -> None:
+    state = thin(5, [3, 6, 12, 24], [10, 20, 40, 80])
+    found = read_source(plain_file(tmp_path / "a.pth", state))
+    shape = found.architecture
+    assert (shape.stem_channels, shape.width_per_group, shape.out_channels) == (5, 3, 10)
+    assert found.backbone.keys() == state.keys() and len(state) == 265
+
+
+@pytest.mark.parametrize(
+    ("inner", "outputs", "words"),
+    [
+        ([8, 16, 30, 64], [16, 32, 64, 128], "layer3 has 30 inner channels; detectron2 builds only 32 there"),
+        ([8, 8, 8, 8], [16, 32, 64, 128], "layer2 has 8 inner channels; detectron2 builds only 16 there"),
+        (
+            [8, 16, 32, 64],
+            [16, 32, 64, 100],
+            "layer4 has 100 output channels; detectron2 builds only 128 there",
+        ),
+    ],
+)
+def test_a_stage_that_does_not_double_is_named(
+    tmp_path: Path, inner: list[int], outputs: list[int], words: str
+) -> None:
+    assert words in refusal(plain_file(tmp_path / "a.pth", thin(8, inner, outputs)))
 
 
 def refusal(path: Path, **options: str) -> str:

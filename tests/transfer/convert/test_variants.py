@@ -37,6 +37,12 @@ NETWORKS = {
         lambda: encoders.ResNet(encoders.architecture("resnet50", 2.0)),
         {"WIDTH_PER_GROUP": 128, "STEM_OUT_CHANNELS": 128, "RES2_OUT_CHANNELS": 512},
     ),
+    "thin-R50": (  # half the width, except for the stem
+        lambda: encoders.ResNet(
+            encoders.Architecture(50, (3, 4, 6, 3), width_per_group=32, out_channels=128)
+        ),
+        {"WIDTH_PER_GROUP": 32, "RES2_OUT_CHANNELS": 128},
+    ),
 }
 R50 = {
     "DEPTH": 50, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256,
@@ -117,7 +123,8 @@ def test_settings_at_full_size(name: str) -> None:
 def test_each_network_in_each_detector(name: str, tmp_path: Path) -> None:
     """At a quarter of the width, because the files would otherwise take up to 380 MB."""
     full = _architecture(name)
-    narrow = dataclasses.replace(full, width=full.width / 4)
+    sizes = ("stem_channels", "width_per_group", "out_channels")
+    narrow = dataclasses.replace(full, **{size: getattr(full, size) // 4 for size in sizes})
     torch.manual_seed(0)
     network = randomise(encoders.ResNet(narrow))
     file, overrides = _converted(network, tmp_path), _overrides(_settings(narrow))

@@ -20,7 +20,7 @@ from pretrain.benchmark.fake_photos import fake_photo
 from pretrain.common.console import say
 from pretrain.common.files import write_json
 from pretrain.data.decode import image_at
-from pretrain.model.encoders import Architecture, ResNet
+from pretrain.model.encoders import ResNet, architecture
 from pretrain.tensor_files import checkpoint
 from transfer.data.on_disk import MINIATURE
 from transfer.reproduce.jobs.lock import BEAT, STALE, Lock
@@ -268,4 +268,4 @@ def _text(path: Path, text: str) -> None:
 def _stand_in(path: Path) -> None:
     """Save a random quarter-width ResNet-50 with torchvision's names, for rows whose weights are downloaded."""
     torch.manual_seed(0)
-    checkpoint.save(path, dict(ResNet(Architecture(50, (3, 4, 6, 3), width=0.25)).state_dict()))
+    checkpoint.save(path, dict(ResNet(architecture("resnet50", 0.25)).state_dict()))
