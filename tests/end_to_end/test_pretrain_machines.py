@@ -17,7 +17,7 @@ import pytest
 from pretrain.common import signals
 from pretrain.tensor_files import checkpoint
 from pretrain.train.checkpoints import LAST
-from tests.support import kill_runs
+from tests.support.kills import kill_runs
 from tests.support.pretrain_runs import MakeFolder, log_lines, overrides
 from tests.support.scripts import ROOT, kill_script, start_script
 

@@ -22,9 +22,9 @@ from pretrain.model import precision
 from pretrain.tensor_files import checkpoint
 from pretrain.train import checkpoints, loop, resume, start_notes
 from pretrain.train.checkpoints import LAST, Progress
-from tests.support import kill_runs
 from tests.support.fuzzing import hostile
 from tests.support.fuzzing.hostile import Trap
+from tests.support.kills import kill_runs
 from tests.support.pretrain_runs import MakeFolder, command, log_lines, overrides
 from tests.support.pretrain_runs import pretrain as run
 

@@ -1,6 +1,6 @@
 """Kills pre-training runs by SIGKILL, resumes them, and compares their ends with undisturbed ones, bit for bit.
 
-    python tests/support/kill_runs.py --kills 100 --processes 2
+    python tests/support/kills/kill_runs.py --kills 100 --processes 2
 
 Each run is `tools/pretrain.py` in separate processes, with loader workers, tiny, and saves after every step. It is
 killed from outside at a random time or after a random number of log lines, or kills itself at a random one of the
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.support.scripts import start_script
 

@@ -1,7 +1,7 @@
 """Kills fine-tuning runs by SIGKILL, resumes them, and compares their ends with an undisturbed one, bit for bit.
 
-    python tests/support/kill_finetuning.py --kills 100
-    python tests/support/kill_finetuning.py --kills 20 --launcher
+    python tests/support/kills/kill_finetuning.py --kills 100
+    python tests/support/kills/kill_finetuning.py --kills 20 --launcher
 
 A run is a tiny `tools/train_net.py` that saves after each iteration. It is killed at a random time with its loader
 workers, and resumed with `--resume` until it is finished. With `--launcher` it runs in two processes of torchrun, and
@@ -20,14 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import torch  # noqa: E402
 
 from tests.support import detection_data  # noqa: E402
 from tests.support.scripts import kill_script, start_script  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOOL = ["tools/train_net.py", "--config", "transfer/coco_R50_FPN.yaml", "--resume"]
 TINY = [
     "MODEL.INIT", "random", *detection_data.TINY, *detection_data.NARROW, "SOLVER.MAX_ITER", "8",
