@@ -32,14 +32,12 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which stops at deep nesting: it needs minutes for a few kilobytes of brackets."""
 
-    def __init__(self, text: str, *, aliases: bool) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__(text)
         self.name = "<file>"
-        self._aliases, self._depth = aliases, 0
+        self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if not self._aliases and self.check_event(yaml.AliasEvent):
-            raise ValueError("it contains YAML aliases")
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise ValueError("it is nested too deeply")
@@ -108,7 +106,7 @@ def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
 def _read_one(path: Path) -> dict[str, Any]:
     data = read_regular(path, most=_MAX_BYTES)
     try:
-        tree = _parse(data.decode("utf-8"), aliases=True)
+        tree = parse_yaml(data.decode("utf-8"))
         if not isinstance(tree, dict):
             raise ValueError(f"it is a {type(tree).__name__}")
         return tree
@@ -132,22 +130,14 @@ def _merge_trees(tree: dict[str, Any], into: dict[str, Any], path: Path) -> None
             into[key] = value
 
 
-def read_dump(text: str) -> Any:
-    """Return a config that a tool of this project stored in a file, as nested dicts.
-
-    YAML aliases are refused, because our configs have none. Raises `ValueError`.
-    """
-    return _parse(text, aliases=False)
-
-
-def _parse(text: str, *, aliases: bool) -> Any:
+def parse_yaml(text: str) -> Any:
     """Return the only document of a YAML text. Raises `ValueError` with a reason in one line.
 
     A few lines of aliases can expand to more data than memory holds, or hold themselves; a few kilobytes of digits can
     become a number that Python refuses to print.
     """
     try:
-        loader = _Loader(text, aliases=aliases)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from pretrain.common.configs import equal, read_dump
+from pretrain.common.configs import equal, parse_yaml
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, brief, label
 from pretrain.tensor_files import checkpoint
@@ -80,7 +80,7 @@ class Stored:
         try:
             if not isinstance(text, str) or len(text) > _LONGEST:
                 raise ValueError
-            before = read_dump(text)
+            before = parse_yaml(text)
             if not isinstance(before, dict):
                 raise ValueError
         except Exception:  # PyYAML raises many classes on hostile text, RecursionError among them

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.configs import read_dump
+from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError, brief, label
 from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.read_any import Loaded
@@ -316,7 +316,7 @@ def _statistics(path: Path, loaded: Loaded, name: str) -> tuple[float, ...]:
 def _configured(path: Path, text: str) -> Input:
     """Return the input stated by the configuration in a checkpoint of tools/pretrain.py."""
     try:
-        ours = read_dump(text[:MAX_CONFIG])["INPUT"]
+        ours = parse_yaml(text[:MAX_CONFIG])["INPUT"]
         mean, std = (
             three_numbers([255 * v for v in ours[key]], positive=key == "STD") for key in ("MEAN", "STD")
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from pretrain.common.configs import read_dump
+from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import parse_json
 from pretrain.data.decode import image_at
@@ -59,7 +59,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the config of a run as nested dicts. Raises `UserError` if it cannot be read."""
     try:
-        return dict(read_dump(read_text(path)))
+        return dict(parse_yaml(read_text(path)))
     except (TypeError, ValueError):
         raise UserError(f"{path}: not a YAML mapping; remove it and run the demo again") from None
 

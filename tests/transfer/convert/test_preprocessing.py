@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pretrain.common.configs import digest_text, read_dump
+from pretrain.common.configs import digest_text, parse_yaml
 from pretrain.common.errors import UserError
 from pretrain.config import load
 from tests.support.checkpoints import plain_file, torchvision_network
@@ -136,7 +136,7 @@ def test_pixel_statistics_that_are_none(tmp_path: Path) -> None:
 
 def test_a_config_of_ours_has_no_references(tmp_path: Path) -> None:
     text = digest_text(load("pretrain/moco_v2_R50.yaml"))
-    assert read_dump(text)["INPUT"]["MEAN"] == [0.485, 0.456, 0.406]
+    assert parse_yaml(text)["INPUT"]["MEAN"] == [0.485, 0.456, 0.406]
 
 
 HALF = torch.full((3,), 127.5)

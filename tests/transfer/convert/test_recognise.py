@@ -229,7 +229,7 @@ def test_truncated_and_missing_files_are_refused(tmp_path: Path) -> None:
     path = moco_file(tmp_path / "a.pth", SMALL)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "not a readable PyTorch checkpoint" in refusal(path)
-    assert "no such checkpoint" in refusal(tmp_path / "none.pth")
+    assert "no such file" in refusal(tmp_path / "none.pth")
 
 
 def test_a_cifar_stem_and_an_unknown_depth_are_refused(tmp_path: Path) -> None:
