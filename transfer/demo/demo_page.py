@@ -68,7 +68,9 @@ def summary(folder: Path) -> list[str]:
     """Return what the demo prints at its end: the table, the sentences and what was left out."""
     demo = read_json(folder / "demo.json")
     _, results, logs = _read(folder, demo)
-    table = [(name, *cells) for name, cells in (*comparison.overall(results), *comparison.differences(results))]
+    table = [
+        (name, *cells) for name, cells in (*comparison.overall(results), *comparison.differences(results))
+    ]
     header = ("", *(f"{word} {name}" for word in comparison.TASKS.values() for name in comparison.METRICS))
     lines = tabulate(table, header, tablefmt="plain", disable_numparse=True).splitlines()
     if "supervised" in results:
@@ -138,7 +140,11 @@ def _finetuning(logs: savings.Logs) -> list[Chart]:
     charts = [
         chart(
             title,
-            [Line(ROWS[row].name, points(log, key), ROWS[row].style) for row, each in logs.items() for log in each],
+            [
+                Line(ROWS[row].name, points(log, key), ROWS[row].style)
+                for row, each in logs.items()
+                for log in each
+            ],
             from_zero=True,
         )
         for key, title in keys.items()

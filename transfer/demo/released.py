@@ -58,7 +58,7 @@ def check(wheel: Path) -> None:
         raise UserError(f"--wheel {wheel}: no such file")
     if (digest := file_digest(wheel)) != WHEEL_SHA256:
         raise UserError(
-            f"--wheel {wheel}: its SHA-256 is {digest}, not {WHEEL_SHA256}: this is not the wheel of {PACKAGE}"
+            f"{wheel}: its SHA-256 is {digest}, not {WHEEL_SHA256}: this is not the wheel of {PACKAGE}"
         )
 
 

@@ -154,7 +154,7 @@ def data_set(folder: Path, source: str = "debian packages") -> None:
 
 @pytest.fixture
 def demo(tmp_path: Path):
-    """Return a function that writes a demo run, given the (box, mask) AP of each row and seed, and returns its folder."""
+    """Return a function that writes a demo run, given the (box, mask) AP of rows and seeds, and returns its folder."""
 
     def make(
         moco: list[tuple],
@@ -243,7 +243,9 @@ def test_the_sentence_names_the_iterations_to_the_baselines_final_ap(demo):
 
 
 def test_curves_are_means_over_seeds():
-    logs = [[{"iteration": 30, "bbox/AP": a}, {"iteration": 60, "bbox/AP": b}] for a, b in ((1, 4), (2, None))]
+    logs = [
+        [{"iteration": 30, "bbox/AP": a}, {"iteration": 60, "bbox/AP": b}] for a, b in ((1, 4), (2, None))
+    ]
     assert savings.curve(logs, "bbox") == [(30, 1.5)]
 
 

