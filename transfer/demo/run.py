@@ -58,8 +58,8 @@ SIZES = {
     "quick": Size(
         pretrain=("SOLVER.MAX_EPOCH", "2", "KNN.PERIOD", "2", "KNN.MAX_IMAGES", "200"),
         finetune=(
-            "SOLVER.MAX_ITER", "40", "SOLVER.STEPS", "(28, 36)", "SOLVER.WARMUP_ITERS", "10", "SOLVER.LOG_PERIOD", "10",
-            "TEST.EVAL_PERIOD", "10", "TEST.PRECISE_BN.NUM_ITER", "4",
+            "SOLVER.MAX_ITER", "30", "SOLVER.STEPS", "(20, 26)", "SOLVER.WARMUP_ITERS", "10", "SOLVER.LOG_PERIOD", "10",
+            "TEST.EVAL_PERIOD", "15", "TEST.PRECISE_BN.NUM_ITER", "4",
         ),
     ),
     "standard": Size(),

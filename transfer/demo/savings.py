@@ -49,6 +49,6 @@ def sentence(logs: Logs, task: str = "bbox") -> str:
             )
     tests = ", ".join(f"{x:.0f}" for x, _ in baseline)
     return (
-        f"Random initialisation ended at {goal:.2f} {TASKS[task]} AP after {last:.0f} iterations; {', and '.join(parts)}. "
-        f"AP was measured after {tests} iterations."
+        f"Random initialisation ended at {goal:.2f} {TASKS[task]} AP after {last:.0f} iterations; "
+        f"{', and '.join(parts)}. AP was measured after {tests} iterations."
     )
