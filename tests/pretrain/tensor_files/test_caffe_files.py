@@ -8,7 +8,7 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.read_any import read_file
-from tests.support.caffe import blob, field, layer, varint
+from tests.support.fuzzing.caffe import blob, field, layer, varint
 
 ONES = numpy.ones(3, "f4")
 FACTOR = numpy.array([4], "f4")

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from pretrain.tensor_files.torch_files import MAGIC
-from tests.support import caffe, layouts
+from tests.support import layouts
+from tests.support.fuzzing import caffe
 from tests.support.fuzzing.grown import grown_pickle
 from tests.support.fuzzing.hostile import hostile_pickles
 

@@ -10,14 +10,14 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import Architecture, ResNet, architecture
-from tests.support.caffe import (
+from tests.support.checkpoints import State, randomise
+from tests.support.fuzzing.caffe import (
     caffemodel,
     features,
     from_torchvision,
     he_names,
     yahoo_names,
 )
-from tests.support.checkpoints import State, randomise
 from tests.support.layouts import caffe2_names
 from transfer.convert.command import convert_one
 from transfer.convert.convert import convert
