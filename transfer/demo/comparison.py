@@ -108,12 +108,13 @@ def seeds(rows: Rows) -> list[tuple[str, list[str]]]:
 
 def verdict(rows: Rows) -> str:
     """Return the text under the table: the differences with their signs, and what can be concluded from them."""
-    return " ".join(_verdict(rows, key) for key in rows if key != BASELINE) + (
-        " This is one seed, and how much AP changes from seed to seed at this size is not known, so nothing can be "
-        "concluded beyond these numbers."
-        if len(rows[BASELINE]) == 1
-        else ""
-    )
+    sentences = [_verdict(rows, key) for key in rows if key != BASELINE]
+    if len(rows[BASELINE]) == 1:
+        sentences.append(
+            "These are differences of one seed, and how much AP changes from seed to seed at this size is not known: "
+            "nothing can be concluded beyond these numbers."
+        )
+    return " ".join(sentences)
 
 
 def _verdict(rows: Rows, key: str) -> str:
@@ -122,7 +123,7 @@ def _verdict(rows: Rows, key: str) -> str:
     found = {word: _difference(rows, key, task, "AP") for task, word in TASKS.items()}
     if count == 1:
         parts = ", ".join(f"{shown(difference, signed=True)} {word} AP" for word, difference in found.items())
-        return f"{start}: {parts}, from one seed."
+        return f"{start}: {parts}."
     parts = "; ".join(f"{word} AP {_range(*difference)}" for word, difference in found.items())
     conclusions = " ".join(_conclusion(word, name, *difference) for word, difference in found.items())
     return f"{start} over {count} seeds: {parts}. {conclusions}"

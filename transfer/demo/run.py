@@ -236,7 +236,7 @@ def _init(row: str, folder: Path, config: str) -> tuple[str, ...]:
 
 
 def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the demo's page.
+    """Write the demo's page, and its first curves as `curves.svg` in the same folder.
 
     Args:
         folder: results of one demo run: `demo.json`, `pretrain/`, `ROW.json` of each conversion, `finetune/ROW-seedN/`.
@@ -247,6 +247,7 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
     """
     other = output.with_name("mechanism.html")
     context = demo_page.context(folder) | {"mechanism": other.name if other.exists() else None}
+    write_text(output.with_name("curves.svg"), render("curves.svg", {"chart": context["curves"][0]}))
     _write("report.html", context, stages=stages, output=output)
 
 

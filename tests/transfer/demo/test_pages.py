@@ -206,7 +206,8 @@ def test_numbers_are_those_of_the_results(demo):
     assert page.row("supervised − random") == ["+9.75", "+9.75", "0.00", "+3.00", "+3.00", "0.00"]
     assert page.row("class") == ["random", "MoCo", "supervised"] * 2
     assert page.row("bird") == ["8.25", "7.13", "18.00", "6.00", "6.50", "9.00"]
-    assert "MoCo minus random initialisation: −1.12 box AP, +0.50 mask AP, from one seed." in page.source
+    assert "MoCo minus random initialisation: −1.12 box AP, +0.50 mask AP. Supervised minus" in page.source
+    assert "of one seed, and how much AP changes from seed to seed at this size is not known" in page.source
     assert "nothing can be concluded beyond these numbers" in page.source
     proofs = [row[1:] for row in page.rows if row and row[0] == "largest relative difference"]
     assert proofs == [["res2", "res3", "res4", "res5", "limit"]]
@@ -239,6 +240,9 @@ def test_the_sentence_names_the_iterations_to_the_baselines_final_ap(demo):
     assert expected in demo_page.summary(folder)
     page = write(folder)
     assert expected in html.unescape(page.source)
+    drawn = ET.parse(folder.parent / "curves.svg").getroot()
+    texts = ["".join(text.itertext()) for text in drawn.findall("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["Box AP on the test images", "random init", "MoCo", SUPERVISED]
     assert page.source.index("Box AP on the test images") < page.source.index('<table class="ap">')
 
 
