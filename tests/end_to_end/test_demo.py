@@ -10,7 +10,7 @@ import torch
 from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ResNet, architecture
-from tests.support.caffe import caffemodel, from_torchvision, yahoo_names
+from tests.support.fuzzing.caffe import caffemodel, from_torchvision, yahoo_names
 from tests.support.scripts import run_script
 from transfer.config.load import load_config
 from transfer.convert.weights_file import read_weights
