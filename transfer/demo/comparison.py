@@ -1,7 +1,8 @@
-"""Compares two initialisations: their AP, the difference, and what can be concluded from it."""
+"""Compares initialisations: their AP, its differences to random initialisation, and what can be concluded from them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
@@ -10,8 +11,34 @@ TASKS = {"bbox": "box", "segm": "mask"}
 METRICS = ("AP", "AP50", "AP75")
 ABSENT = "–"
 
-# The contents of results.json, one per seed, in the same order for both initialisations.
+
+@dataclass(frozen=True)
+class Row:
+    """An initialisation.
+
+    Attributes:
+        name: its full name, and how a legend calls it.
+        short: the head of a column.
+        style: of its curves and dots.
+    """
+
+    name: str
+    short: str
+    style: int
+
+
+BASELINE = "random"
+ROWS = {
+    BASELINE: Row("random init", "random", 1),
+    "moco": Row("MoCo", "MoCo", 0),
+    "supervised": Row("supervised (ImageNet, then Yahoo's open_nsfw)", "supervised", 2),
+}
+"""Every initialisation of the demo, in order, by the name that its files have."""
+
+# The contents of results.json, one per seed.
 Results = Sequence[dict[str, Any]]
+# A key of ROWS -> its results, with the same seeds in the same order for every row. The baseline is the first.
+Rows = Mapping[str, Results]
 
 
 def metric(results: Results, task: str, name: str) -> list[float | None]:
@@ -28,64 +55,82 @@ def shown(interval: tuple[float | None, float | None], *, signed: bool = False) 
     return text if half is None else f"{text} ± {half:.2f}"
 
 
-def overall(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
-    """Return rows (name, AP, AP50 and AP75 of boxes, then of masks): both initialisations and their difference."""
+def overall(rows: Rows) -> list[tuple[str, list[str]]]:
+    """Return rows (name, AP, AP50 and AP75 of boxes, then of masks) of each initialisation."""
     columns = [(task, name) for task in TASKS for name in METRICS]
-    rows = [
-        (label, [shown(mean_interval(metric(results, *column))) for column in columns])
-        for label, results in (("random init", random), ("MoCo", moco))
+    return [
+        (ROWS[key].name, [shown(mean_interval(metric(results, *column))) for column in columns])
+        for key, results in rows.items()
     ]
-    differences = [paired_difference(metric(moco, *column), metric(random, *column)) for column in columns]
-    return [*rows, ("difference", [shown(difference, signed=True) for difference in differences])]
 
 
-def classes(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
-    """Return rows (class, box AP of random and MoCo, mask AP of random and MoCo)."""
-    names = [
-        key.removeprefix("AP-")
-        for key in next(iter(random[0]["metrics"].values())).get("bbox", {})
-        if key.startswith("AP-")
+def differences(rows: Rows) -> list[tuple[str, list[str]]]:
+    """Return rows (name, differences to random initialisation in the same columns) of each of the others."""
+    columns = [(task, name) for task in TASKS for name in METRICS]
+    return [
+        (
+            f"{ROWS[key].short} − {ROWS[BASELINE].short}",
+            [shown(_difference(rows, key, *column), signed=True) for column in columns],
+        )
+        for key in rows
+        if key != BASELINE
     ]
+
+
+def classes(rows: Rows) -> list[tuple[str, list[str]]]:
+    """Return rows (class, box AP of each initialisation, then mask AP of each)."""
+    first = next(iter(rows[BASELINE][0]["metrics"].values())).get("bbox", {})
+    names = [key.removeprefix("AP-") for key in first if key.startswith("AP-")]
     return [
         (
             name,
             [
                 shown(mean_interval(metric(results, task, f"AP-{name}")))
                 for task in TASKS
-                for results in (random, moco)
+                for results in rows.values()
             ],
         )
         for name in names
     ]
 
 
-def seeds(moco: Results, random: Results) -> list[tuple[str, list[str]]]:
-    """Return rows (seed, box AP of random and MoCo, mask AP of random and MoCo); none for a single seed."""
-    if len(moco) < 2:
+def seeds(rows: Rows) -> list[tuple[str, list[str]]]:
+    """Return rows (seed, box AP of each initialisation, then mask AP of each); none for a single seed."""
+    baseline = rows[BASELINE]
+    if len(baseline) < 2:
         return []
-    columns = [metric(results, task, "AP") for task in TASKS for results in (random, moco)]
+    columns = [metric(results, task, "AP") for task in TASKS for results in rows.values()]
     return [
         (str(found["seed"]), [shown((column[row], None)) for column in columns])
-        for row, found in enumerate(moco)
+        for row, found in enumerate(baseline)
     ]
 
 
-def verdict(moco: Results, random: Results) -> str:
-    """Return the text under the table: the difference with its sign, and what can be concluded from it."""
-    count = len(moco)
-    found = {
-        word: paired_difference(metric(moco, task, "AP"), metric(random, task, "AP"))
-        for task, word in TASKS.items()
-    }
+def verdict(rows: Rows) -> str:
+    """Return the text under the table: the differences with their signs, and what can be concluded from them."""
+    sentences = [_verdict(rows, key) for key in rows if key != BASELINE]
+    if len(rows[BASELINE]) == 1:
+        sentences.append(
+            "These are differences of one seed, and how much AP changes from seed to seed at this size is not known: "
+            "nothing can be concluded beyond these numbers."
+        )
+    return " ".join(sentences)
+
+
+def _verdict(rows: Rows, key: str) -> str:
+    name, count = ROWS[key].short, len(rows[BASELINE])
+    start = f"{name[0].upper()}{name[1:]} minus random initialisation"
+    found = {word: _difference(rows, key, task, "AP") for task, word in TASKS.items()}
     if count == 1:
         parts = ", ".join(f"{shown(difference, signed=True)} {word} AP" for word, difference in found.items())
-        return (
-            f"MoCo minus random initialisation: {parts}, from one seed. "
-            "No conclusion can be drawn from one seed at this size."
-        )
+        return f"{start}: {parts}."
     parts = "; ".join(f"{word} AP {_range(*difference)}" for word, difference in found.items())
-    conclusions = " ".join(_conclusion(word, *difference) for word, difference in found.items())
-    return f"MoCo minus random initialisation over {count} seeds: {parts}. {conclusions}"
+    conclusions = " ".join(_conclusion(word, name, *difference) for word, difference in found.items())
+    return f"{start} over {count} seeds: {parts}. {conclusions}"
+
+
+def _difference(rows: Rows, key: str, task: str, name: str) -> tuple[float | None, float | None]:
+    return paired_difference(metric(rows[key], task, name), metric(rows[BASELINE], task, name))
 
 
 def _range(mean: float | None, half: float | None) -> str:
@@ -95,12 +140,12 @@ def _range(mean: float | None, half: float | None) -> str:
     return f"{_number(mean, signed=True)} (95 % interval {low} to {high})"
 
 
-def _conclusion(word: str, mean: float | None, half: float | None) -> str:
+def _conclusion(word: str, name: str, mean: float | None, half: float | None) -> str:
     if mean is None or half is None:
         return f"Nothing can be concluded about {word} AP, because it is undefined in a run."
     if abs(mean) <= half:
         return f"The {word} interval contains zero: no difference in {word} AP was shown."
-    better = "MoCo" if mean > 0 else "random initialisation"
+    better = name if mean > 0 else "random initialisation"
     return f"The {word} interval excludes zero, in favour of {better}, for these data and this schedule only."
 
 

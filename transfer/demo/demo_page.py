@@ -4,8 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from transfer.convert.verify import TOLERANCE
-from transfer.demo import comparison
+from transfer.demo import comparison, savings
+from transfer.demo.comparison import BASELINE, ROWS
+from transfer.demo.released import PROVENANCE
 from transfer.prepare.demo.build import FALLBACK
 from transfer.prepare.demo.demo_set import HONEST
 from transfer.report.charts import Chart, Line, chart, points
@@ -22,47 +26,78 @@ from transfer.report.run_files import (
 
 PICTURES = 8  # test images shown
 PHOTOGRAPHS = 6  # of each split
-MOCO, RANDOM = 0, 1  # line styles
 
 
 def context(folder: Path) -> dict[str, Any]:
     """Return all variables of `templates/report.html` except the stages. Raises `UserError` if a file is missing."""
     demo = read_json(folder / "demo.json")
     data = Path(demo["data"])
-    runs = demo["seeds"]
-    moco, random = (
-        [folder / "finetune" / f"{init}-seed{seed}" for seed in runs] for init in ("moco", "random")
-    )
-    moco_results, random_results = (
-        [read_json(run / "results.json") for run in each] for each in (moco, random)
-    )
+    runs, results, logs = _read(folder, demo)
+    random = results[BASELINE]
     state = read_json(data / "demo.json")
     return {
         "size": demo["size"],
-        "count": len(runs),
-        "overall": comparison.overall(moco_results, random_results),
-        "classes": comparison.classes(moco_results, random_results),
-        "seeds": comparison.seeds(moco_results, random_results),
-        "verdict": comparison.verdict(moco_results, random_results),
-        "iterations": random_results[0]["iterations"],
-        "pictures": _pictures(moco[0], random[0], random_results[0]["pictures"]),
-        "detector": read_config(random[0] / "config.yaml"),
+        "count": len(random),
+        "rows": {key: ROWS[key] for key in results},
+        "left_out": {ROWS[key].name: reason for key, reason in demo["left_out"].items()},
+        "provenance": PROVENANCE,
+        "curves": savings.charts(logs),
+        "savings": savings.sentence(logs),
+        "overall": comparison.overall(results),
+        "differences": comparison.differences(results),
+        "classes": comparison.classes(results),
+        "seeds": comparison.seeds(results),
+        "verdict": comparison.verdict(results),
+        "iterations": random[0]["iterations"],
+        "pictures": _pictures(runs, random[0]["pictures"]),
+        "detector": read_config(runs[BASELINE][0] / "config.yaml"),
         "pretrain": _pretraining(folder / "pretrain"),
-        "finetune": _finetuning(moco, random),
-        "conversion": _conversion(folder / "convert.json"),
-        "versions": random_results[0]["versions"],
-        "hardware": random_results[0]["hardware"],
-        "digests": _digests(moco_results, random_results, state),
+        "finetune": _finetuning(logs),
+        "conversions": {
+            ROWS[key].name: _conversion(folder / f"{key}.json") for key in results if key != BASELINE
+        },
+        "limit": _power(f"{TOLERANCE:.0e}"),
+        "versions": random[0]["versions"],
+        "hardware": random[0]["hardware"],
+        "digests": _digests(results, state),
         "data": _data(data, state),
     }
 
 
-def _pictures(moco: Path, random: Path, names: list[str]) -> list[dict[str, str]]:
-    """Return ground truth and both predictions of each test image. All runs draw the same images, by number."""
+def summary(folder: Path) -> list[str]:
+    """Return what the demo prints at its end: the table, the sentences and what was left out."""
+    demo = read_json(folder / "demo.json")
+    _, results, logs = _read(folder, demo)
+    table = [
+        (name, *cells) for name, cells in (*comparison.overall(results), *comparison.differences(results))
+    ]
+    header = ("", *(f"{word} {name}" for word in comparison.TASKS.values() for name in comparison.METRICS))
+    lines = tabulate(table, header, tablefmt="plain", disable_numparse=True).splitlines()
+    if "supervised" in results:
+        lines.append(f"{ROWS['supervised'].name}: {PROVENANCE}.")
+    lines += [f"left out: {ROWS[key].name}: {reason}" for key, reason in demo["left_out"].items()]
+    return [*lines, savings.sentence(logs), comparison.verdict(results)]
+
+
+def _read(
+    folder: Path, demo: dict[str, Any]
+) -> tuple[dict[str, list[Path]], dict[str, list[dict[str, Any]]], dict[str, list[list[dict[str, Any]]]]]:
+    """Return folders, results and logs of the runs of each row."""
+    runs = {
+        key: [folder / "finetune" / f"{key}-seed{seed}" for seed in demo["seeds"]] for key in demo["rows"]
+    }
+    results = {key: [read_json(run / "results.json") for run in each] for key, each in runs.items()}
+    logs = {key: [read_log(run / "metrics.json") for run in each] for key, each in runs.items()}
+    return runs, results, logs
+
+
+def _pictures(runs: dict[str, list[Path]], names: list[str]) -> list[dict[str, str]]:
+    """Return ground truth and predictions of each test image. All runs draw the same images, by number."""
     rows = []
     for name in names[:PICTURES]:
-        (truth, found), (_, found_random) = halves(moco / name), halves(random / name)
-        rows.append({"truth": jpeg_uri(truth), "moco": jpeg_uri(found), "random": jpeg_uri(found_random)})
+        pairs = {key: halves(each[0] / name) for key, each in runs.items()}
+        row = {"truth": jpeg_uri(pairs[BASELINE][0])}
+        rows.append(row | {key: jpeg_uri(found) for key, (_, found) in pairs.items()})
     return rows
 
 
@@ -100,12 +135,18 @@ def _pretraining(folder: Path) -> dict[str, Any]:
     }
 
 
-def _finetuning(moco: list[Path], random: list[Path]) -> list[Chart]:
-    logs = [(name, style, read_log(run / "metrics.json")) for name, style, runs in (
-        ("random init", RANDOM, random), ("MoCo", MOCO, moco)) for run in runs]  # fmt: skip
+def _finetuning(logs: savings.Logs) -> list[Chart]:
     keys = {"loss": "Total loss", "loss_cls": "Classification loss", "loss_mask": "Mask loss"}
     charts = [
-        chart(title, [Line(name, points(log, key), style) for name, style, log in logs], from_zero=True)
+        chart(
+            title,
+            [
+                Line(ROWS[row].name, points(log, key), ROWS[row].style)
+                for row, each in logs.items()
+                for log in each
+            ],
+            from_zero=True,
+        )
         for key, title in keys.items()
     ]
     return [drawn for drawn in charts if drawn]
@@ -117,8 +158,8 @@ def _conversion(path: Path) -> dict[str, Any]:
     proof = record.get("proof") or {}
     return {
         "record": record,
-        "levels": [(level, _power(f"{value:.1e}")) for level, value in proof.items()],
-        "limit": _power(f"{TOLERANCE:.0e}"),
+        "levels": {level: _power(f"{value:.1e}") for level, value in proof.items()},
+        "pooling": record.get("pooling"),
         "settings": written["preprocessing"],
     }
 
@@ -128,17 +169,17 @@ def _power(text: str) -> str:
     return re.sub(r"e-0*", "e−", text)
 
 
-def _digests(
-    moco: comparison.Results, random: comparison.Results, state: dict[str, Any]
-) -> list[tuple[str, str]]:
-    weights = moco[0]["weights"] or {}
-    rows = [
-        ("pre-training checkpoint", (weights.get("record") or {}).get("source_sha256")),
-        ("converted weights", weights.get("sha256")),
-        ("config, MoCo", moco[0]["config_sha256"]),
-        ("config, random init", random[0]["config_sha256"]),
-        *state.get("digests", {}).items(),
-    ]
+def _digests(results: comparison.Rows, state: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, each in results.items():
+        weights = each[0]["weights"] or {}
+        name = ROWS[key].short
+        rows += [
+            (f"{name}: source of the weights", (weights.get("record") or {}).get("source_sha256")),
+            (f"{name}: converted weights", weights.get("sha256")),
+            (f"{name}: config", each[0]["config_sha256"]),
+        ]
+    rows += state.get("digests", {}).items()
     return [(name, digest) for name, digest in rows if digest]
 
 

