@@ -4,6 +4,11 @@ import os
 import struct
 from functools import cache
 
+# A YAML text of some hundred bytes that its aliases expand to a hundred million values
+ALIAS_BOMB = "a0: &a0 [0]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
 
 def text(value: str) -> bytes:
     """A text without a place in the memo."""

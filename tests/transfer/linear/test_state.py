@@ -10,6 +10,7 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
+from tests.support.fuzzing.hostile import ALIAS_BOMB
 from transfer.linear import config
 from transfer.linear import state as linear_state
 from transfer.linear.classifiers import Classifiers
@@ -108,7 +109,7 @@ LINE = "its `history` holds a line that is not one of metrics.json"
 HOSTILE: list[tuple[Callable[[Contents], Any], str]] = [
     (lambda _: [1], "it holds a list"),
     (change("config", 3), "its `config` is not a YAML mapping"),
-    (change("config", "a: &x [1]\nb: *x"), "its `config` is not a YAML mapping"),
+    (change("config", ALIAS_BOMB), "its `config` is not a YAML mapping"),
     (change("config", "[1]"), "its `config` is not a YAML mapping"),
     (change("origin", [1]), "its `origin` is missing or not a dict of digests"),
     (change("origin", {"--weights": torch.ones(2)}), "its `origin` is missing or not a dict of digests"),
