@@ -17,9 +17,8 @@ EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-MAX_BYTES = (
-    1 << 30
-)  # of an image file: as many as `pretrain.data.decode.MAX_PIXELS` have with 16 bits and 4 channels
+# Of an image file: as many as `pretrain.data.decode.MAX_PIXELS` have with 16 bits and 4 channels
+MAX_BYTES = 1 << 30
 # Words in the names of folders and files of label maps, depth maps and the like
 _LABEL = (
     r"(?:masks?|label(?:s|_?maps?|_?ids)?|annotations?|ann_dir|seg|segm|semseg|segmaps?|segmentations?|"

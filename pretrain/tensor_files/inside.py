@@ -45,9 +45,8 @@ _KINDS = {"pickle": "weights file", "caffe": "Caffe model"}  # for messages
 def reader(form: str) -> Reader:
     """Return the function that reads a format."""
     if form == "caffe":
-        from pretrain.tensor_files import (
-            caffe_files,
-        )  # imports protobuf, which is on the path only for this format
+        # It imports protobuf, which is on the path only for this format.
+        from pretrain.tensor_files import caffe_files
 
         return caffe_files.read
     return _READERS[form]
@@ -95,9 +94,7 @@ def read(form: str, file: IO[bytes], size: int) -> tuple[dict[str, Any], list[by
     """Return the JSON object for a file, and the storages of its tensors."""
     try:
         contents, foreign = reader(form)(file, size)
-        encoder = Encoder(
-            4 * size + (1 << 20)
-        )  # storages are shared, and quantised ones smaller than their numbers
+        encoder = Encoder(4 * size + (1 << 20))  # tensors can share a storage
         tree = encoder.encode(contents)
         names = sorted(kind.name for kind in foreign.values())
         return {"contents": tree, "foreign": names}, [storage.data for storage in encoder.storages]

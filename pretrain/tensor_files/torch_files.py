@@ -50,14 +50,14 @@ def read_zip(file: IO[bytes], size: int) -> Contents:
 def _root(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> str:
     found = [name for name in members if name.count("/") <= 1 and name.endswith("data.pkl")]
     if len(found) != 1:
-        raise UserError("is a zip file without PyTorch's data.pkl, not a checkpoint")
+        raise UserError("it is a zip file without PyTorch's data.pkl, not a checkpoint")
     root = found[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in members:
-        raise UserError("is a TorchScript program: save its state_dict() with torch.save instead")
+        raise UserError("it is a TorchScript program: save its state_dict() with torch.save instead")
     if (size := members[found[0]].file_size) > MAX_PICKLE:
-        raise UserError(f"has objects of {size} bytes in addition to its tensors")
+        raise UserError(f"it has objects of {size} bytes in addition to its tensors")
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
-        raise UserError("was written on a big-endian machine: save it again on a little-endian one")
+        raise UserError("it was written on a big-endian machine: save it again on a little-endian one")
     return root
 
 

@@ -130,9 +130,8 @@ def _compare_images(stored: Stored, files: Images) -> None:
 
 def _compare_processes(stored: Stored, other_processes: bool) -> None:
     now = distributed.world_size()
-    before = (
-        stored.count("processes", low=1) if "processes" in stored.contents else now
-    )  # older files lack it
+    # Older files lack it.
+    before = stored.count("processes", low=1) if "processes" in stored.contents else now
     if before == now:
         return
     if not other_processes:

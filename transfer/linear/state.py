@@ -134,9 +134,8 @@ def restore(state: State, stored: Stored, *, per_epoch: int, epochs: int) -> Non
     state.losses.copy_(losses)
     state.iteration, state.seconds, state.history = iteration, seconds, history
     say(f"resuming from {stored.path}, iteration {iteration}")
-    classifiers.set_rates(
-        max(iteration - 1, 0) // per_epoch
-    )  # the optimizer was saved with those of the last step
+    # The optimizer was saved with the rates of the last step.
+    classifiers.set_rates(max(iteration - 1, 0) // per_epoch)
     stored.note_settings(classifiers.optimizer)
     for rate in (rate for rate, bad in zip(classifiers.rates, diverged, strict=True) if bad):
         say(f"note: the classifier with learning rate {rate:g} has diverged")

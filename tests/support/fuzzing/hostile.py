@@ -2,12 +2,28 @@
 
 import os
 import struct
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 # A YAML text of some hundred bytes that its aliases expand to a hundred million values
 ALIAS_BOMB = "a0: &a0 [0]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
 )
+
+
+def change(path: str, value: Any) -> Callable[[Any], Any]:
+    """Return a function that sets one value in nested dicts and lists, such as `optimizer/param_groups/0`."""
+
+    def apply(contents: Any) -> Any:
+        node = contents
+        *parents, leaf = (int(key) if key.isdigit() else key for key in path.split("/"))
+        for key in parents:
+            node = node[key]
+        node[leaf] = value
+        return contents
+
+    return apply
 
 
 def text(value: str) -> bytes:

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
-from tests.support.fuzzing.hostile import ALIAS_BOMB
+from tests.support.fuzzing.hostile import ALIAS_BOMB, change
 from transfer.linear import config
 from transfer.linear import state as linear_state
 from transfer.linear.classifiers import Classifiers
@@ -90,18 +90,6 @@ def test_settings_come_from_the_config(tmp_path: Path, capsys: pytest.CaptureFix
         "settings of this run are used"
     )
     assert "momentum 0.1 instead of 0.9, weight_decay 3.0 instead of 0.0" in note
-
-
-def change(path: str, value: Any) -> Callable[[Contents], Any]:
-    def apply(contents: Contents) -> Contents:
-        node: Any = contents
-        *parents, leaf = (int(key) if key.isdigit() else key for key in path.split("/"))
-        for key in parents:
-            node = node[key]
-        node[leaf] = value
-        return contents
-
-    return apply
 
 
 LINES = "its `history` is not a list of 1 lines"

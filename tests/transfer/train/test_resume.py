@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from pretrain.common import signals
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
 from tests.support import detection_data
+from tests.support.fuzzing.hostile import change
 from transfer.config.load import load_config
 from transfer.models import build
 from transfer.train import loop, step
@@ -131,9 +131,9 @@ def test_interrupted_run_ends_bit_equal(
     monkeypatch.setattr(loop, "step", one_step)
     with pytest.raises(UserError, match=r"holds a run.*--resume"):
         train_run.run(_load(data, cut, *more))
-    for change in (["SEED", "1"], ["SOLVER.BASE_LR", "0.5"]):
+    for other in (["SEED", "1"], ["SOLVER.BASE_LR", "0.5"]):
         with pytest.raises(UserError, match=r"--resume: [\w.]+ is .* and was "):
-            train_run.run(_load(data, cut, *more, *change), resume=True)
+            train_run.run(_load(data, cut, *more, *other), resume=True)
     train_run.run(_load(data, cut, *more), resume=True)
     assert _equal(whole, cut)
     timeless = [
@@ -234,18 +234,6 @@ def test_rates_come_from_the_config(data, tmp_path: Path, capsys: pytest.Capture
     )
 
 
-def _set(path: str, value: object) -> Callable[[dict], dict]:
-    def change(stored: dict) -> dict:
-        node: Any = stored
-        *parents, leaf = (int(key) if key.isdigit() else key for key in path.split("/"))
-        for key in parents:
-            node = node[key]
-        node[leaf] = value
-        return stored
-
-    return change
-
-
 BEST = {"metric": "bbox/AP", "value": 3.0, "iteration": 2, "weights": "model_best.pth"}
 
 
@@ -253,33 +241,33 @@ BEST = {"metric": "bbox/AP", "value": 3.0, "iteration": 2, "weights": "model_bes
     ("change", "message"),
     [
         (lambda stored: [1, 2], "it holds a list"),
-        (_set("config_sha256", torch.ones(2)), "`config_sha256` is missing or not a string"),
-        (_set("data", ["a"]), "`data` is missing or not a dict of digests"),
-        (_set("model", [1]), "`model` is not a dict of tensors"),
-        (_set("model", {"weight": torch.zeros(3)}), "`model` lacks bias"),
-        (_set("model/weight", torch.zeros(3)), r"weight is \[3\] torch.float32; this run needs \[1, 2\]"),
-        (_set("model/weight", torch.full((1, 2), float("nan"))), "weight holds infinite values or NaN"),
-        (_set("optimizer", [1]), "`optimizer` holds no state"),
-        (_set("optimizer/state/0/momentum_buffer", torch.zeros(2)), r"momentum_buffer is \[2\]"),
-        (_set("optimizer/param_groups", []), "`optimizer` does not hold 1 group"),
-        (_set("scheduler", 3), "`scheduler` is not one of iteration 3"),
-        (_set("scheduler/last_epoch", 5), "`scheduler` is not one of iteration 3"),
-        (_set("scheduler/last_epoch", torch.ones(2)), "`scheduler` is not one of iteration 3"),
-        (_set("scheduler/base_lrs", ["x"]), "`scheduler` has no initial learning rates"),
-        (_set("scheduler/base_lrs", [float("nan")]), "`scheduler` has no initial learning rates"),
+        (change("config_sha256", torch.ones(2)), "`config_sha256` is missing or not a string"),
+        (change("data", ["a"]), "`data` is missing or not a dict of digests"),
+        (change("model", [1]), "`model` is not a dict of tensors"),
+        (change("model", {"weight": torch.zeros(3)}), "`model` lacks bias"),
+        (change("model/weight", torch.zeros(3)), r"weight is \[3\] torch.float32; this run needs \[1, 2\]"),
+        (change("model/weight", torch.full((1, 2), float("nan"))), "weight holds infinite values or NaN"),
+        (change("optimizer", [1]), "`optimizer` holds no state"),
+        (change("optimizer/state/0/momentum_buffer", torch.zeros(2)), r"momentum_buffer is \[2\]"),
+        (change("optimizer/param_groups", []), "`optimizer` does not hold 1 group"),
+        (change("scheduler", 3), "`scheduler` is not one of iteration 3"),
+        (change("scheduler/last_epoch", 5), "`scheduler` is not one of iteration 3"),
+        (change("scheduler/last_epoch", torch.ones(2)), "`scheduler` is not one of iteration 3"),
+        (change("scheduler/base_lrs", ["x"]), "`scheduler` has no initial learning rates"),
+        (change("scheduler/base_lrs", [float("nan")]), "`scheduler` has no initial learning rates"),
         *(
-            (_set("iteration", value), "`iteration` is missing or not a number")
+            (change("iteration", value), "`iteration` is missing or not a number")
             for value in ("3", True, None)
         ),
         *(
-            (_set("iteration", value), f"`iteration` is {value}, not between 0 and 6")
+            (change("iteration", value), f"`iteration` is {value}, not between 0 and 6")
             for value in (-1, 10**9)
         ),
-        (_set("seconds", float("inf")), "`seconds` is missing or not a time"),
-        (_set("processes", 0), "`processes` is 0, not between 1"),
+        (change("seconds", float("inf")), "`seconds` is missing or not a time"),
+        (change("processes", 0), "`processes` is 0, not between 1"),
         (lambda stored: {k: v for k, v in stored.items() if k != "processes"}, "`processes` is missing"),
         *(
-            (_set("best", value), "`best` is not a record of a metric")
+            (change("best", value), "`best` is not a record of a metric")
             for value in (
                 3,
                 [],

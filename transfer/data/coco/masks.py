@@ -106,9 +106,8 @@ def _drawn(mask: list[Any], size: tuple[int, int] | None) -> list[tuple[list[flo
     """Return the polygons that cover part of the image, with their points; none if they are too long to be drawn."""
     good = [pair for pair in _polygons_of(mask) if _has_pixels(pair[1], size)]
     sides = sum(len(points) for _, points in good)
-    short = (
-        size is not None and sides * 2 * FAR * max(size) <= MAX_OUTLINE
-    )  # no side is longer: see `_has_pixels`
+    # No side is longer than that: see `_has_pixels`.
+    short = size is not None and sides * 2 * FAR * max(size) <= MAX_OUTLINE
     return good if short or can_be_drawn(points for _, points in good) else []
 
 

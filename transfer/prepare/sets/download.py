@@ -187,9 +187,8 @@ def _bytes_to_unpack(archive: Path, folder: Path, is_zip: bool) -> int:
         folders.update(map(str, PurePosixPath(name).parents))
         if not _is_there(folder / name, size):
             needed += size
-            demand_space(
-                folder, needed, f"unpacking {archive.name}"
-            )  # before a compressed terabyte is skipped
+            # At once, and not at the end: a compressed terabyte would have to be skipped first.
+            demand_space(folder, needed, f"unpacking {archive.name}")
     if both := files & folders:
         raise UserError(f"{archive}: {label(min(both))} is both a file and a folder; nothing was unpacked")
     return needed
