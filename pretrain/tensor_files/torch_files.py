@@ -26,7 +26,10 @@ def read_zip(file: IO[bytes], size: int) -> Contents:
         UserError: the file is compressed or big-endian, or a tensor is larger than its data.
         zipfile.BadZipFile: the file is damaged.
     """
-    archive = zipfile.ZipFile(file)
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile:  # whose message is that this is no zip file
+        raise zipfile.BadZipFile("the list of its parts, at its end, is missing or damaged") from None
     members = {info.filename: info for info in archive.infolist()}
     if any(info.compress_type or info.compress_size != info.file_size for info in members.values()):
         raise UserError("its parts are compressed, which PyTorch never does")
