@@ -22,6 +22,7 @@ ARROWS = {
     "transfer.config": "transfer.d2_compat",
     "transfer.d2_import_hook": "transfer.config.keys",
     "transfer.results": "transfer.d2_compat",
+    "transfer.intervals": "",
     "transfer.convert": "",
     "transfer.data.coco": "",
     "transfer.data": "transfer.d2_compat transfer.data.coco",
@@ -42,8 +43,8 @@ ARROWS = {
         "transfer.convert transfer.results pretrain.data pretrain.train.knn_monitor"
     ),
     "transfer.demo": (
-        "transfer.config transfer.convert transfer.data transfer.prepare.demo transfer.report transfer.results "
-        "pretrain.config"
+        "transfer.config transfer.convert transfer.data transfer.prepare.demo transfer.prepare.sets.open_nsfw "
+        "transfer.intervals transfer.report transfer.results pretrain.config"
     ),
     "transfer.reproduce.jobs": "transfer.convert transfer.prepare.sets",
     "transfer.reproduce.plan": (
@@ -51,7 +52,7 @@ ARROWS = {
         "pretrain.config pretrain.benchmark.fake_photos"
     ),
     "transfer.reproduce.results": (
-        "transfer.linear transfer.results transfer.reproduce.jobs transfer.reproduce.plan"
+        "transfer.intervals transfer.linear transfer.results transfer.reproduce.jobs transfer.reproduce.plan"
     ),
     "transfer.reproduce.page": (
         "transfer.report transfer.reproduce.jobs transfer.reproduce.plan transfer.reproduce.results"

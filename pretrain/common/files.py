@@ -253,8 +253,11 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 def read_regular(path: Path, *, most: int) -> bytes:
     """Return the content of a file as `opened` opens it. Raises `UserError` if it has more than `most` bytes."""
     with opened(path) as file:
-        data = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
-    if len(data) > most:
+        size = os.fstat(file.fileno()).st_size
+        data = (
+            file.read(size + 1) if size <= most else b""
+        )  # a sparse file of any size takes no space on disk
+    if max(size, len(data)) > most:
         raise UserError(f"{path}: has more than {most} bytes, too many for what it should be")
     return data
 

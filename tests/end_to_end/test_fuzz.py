@@ -5,7 +5,7 @@ import pytest
 from tests.support.fuzzing.fuzz import run
 from tests.support.fuzzing.fuzz_cases import BYTES, HARMLESS, LAYOUTS, STRUCTURE
 
-INPUTS = 800
+INPUTS = 560
 
 
 @pytest.mark.slow

@@ -1,11 +1,10 @@
 """Compares initialisations: their AP, its differences to random initialisation, and what can be concluded from them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
+from transfer.intervals import mean_interval, paired_difference
 
 TASKS = {"bbox": "box", "segm": "mask"}
 METRICS = ("AP", "AP50", "AP75")
@@ -154,27 +153,3 @@ def _number(value: float, *, signed: bool) -> str:
     if float(text) == 0:
         text = "0.00"  # a value that rounds to zero has no sign
     return text.replace("-", "−")
-
-
-def mean_interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Return the mean, and half the width of its 95 % t interval.
-
-    Both are None if any value is undefined (None or not finite). The width is also None for a single value.
-    """
-    numbers = [value for value in values if value is not None and math.isfinite(value)]
-    if not numbers or len(numbers) < len(values):
-        return None, None
-    count = len(numbers)
-    mean = sum(numbers) / count
-    if count == 1:
-        return mean, None
-    variance = sum((value - mean) ** 2 for value in numbers) / (count - 1)
-    return mean, float(stats.t.ppf(0.975, count - 1)) * math.sqrt(variance / count)
-
-
-def paired_difference(
-    values: Sequence[float | None], baseline: Sequence[float | None]
-) -> tuple[float | None, float | None]:
-    """Return `mean_interval` of the differences `values` minus `baseline`, seed by seed."""
-    pairs = zip(values, baseline, strict=True)
-    return mean_interval([None if a is None or b is None else a - b for a, b in pairs])

@@ -9,9 +9,9 @@ from tabulate import tabulate
 from transfer.convert.verify import TOLERANCE
 from transfer.demo import comparison, savings
 from transfer.demo.comparison import BASELINE, ROWS
-from transfer.demo.released import PROVENANCE
 from transfer.prepare.demo.build import FALLBACK
 from transfer.prepare.demo.demo_set import HONEST
+from transfer.prepare.sets.open_nsfw import PROVENANCE
 from transfer.report.charts import Chart, Line, chart, points
 from transfer.report.run_files import (
     credits_of,

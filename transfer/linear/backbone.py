@@ -45,7 +45,7 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
     Raises `UserError` for a file that the converter would refuse, and for a fine-tuned detector.
     """
     if weights == RANDOM:
-        shape = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+        shape = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
         torch.manual_seed(cfg.SEED)
         net = ResNet(shape).eval()
         what = f"random {cfg.MODEL.ARCH}"

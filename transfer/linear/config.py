@@ -11,7 +11,7 @@ from pretrain.common.errors import UserError
 _POSITIVE = (
     "MODEL.WIDTH", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
 )  # fmt: skip
-_NOT_NEGATIVE = ("DATA.NUM_WORKERS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
+_NOT_NEGATIVE = ("DATA.NUM_WORKERS", "MODEL.STEM_CHANNELS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
 _SMALLEST = 32  # pixels: the stride of a ResNet
 # These keys say where a run reads, computes and writes. They do not change its numbers.
 IRRELEVANT = (
@@ -31,7 +31,8 @@ def defaults() -> CfgNode:
             },
             "MODEL": {
                 "ARCH": "resnet50",  # only for `--weights random`; otherwise read from the file
-                "WIDTH": 1.0,
+                "WIDTH": 1.0,  # likewise
+                "STEM_CHANNELS": 0,  # likewise; 0: 64 x WIDTH
             },
             "INPUT": {
                 "SIZE": 224,  # pixels of the square views; tests use the central 7/8 of the image

@@ -73,7 +73,7 @@ def before_step(iteration: int, action: Callable[[], object]) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "kills"), [(1, 8), (2, 4)])
+@pytest.mark.parametrize(("processes", "kills"), [(1, 5), (2, 3)])
 def test_killed_again_and_again(tmp_path: Path, processes: int, kills: int) -> None:
     """Real processes, SIGKILL at random moments: at any time, after any log line, in any call that saves."""
     seed = time.time_ns() % 1_000_000

@@ -89,7 +89,9 @@ def test_each_tensor_of_resnet18_matters(tmp_path: Path, monkeypatch: pytest.Mon
     """A change of one percent in any tensor of the source is visible in `res2` to `res5`."""
     source, path = converted(tmp_path, torchvision_network("resnet18"))
     assert len(source.backbone) == 100
-    network, features = build_network(source), verification._detectron2_features(path, sample_images())
+    images = sample_images(32, 32)  # a quarter of the time
+    network, features = build_network(source), verification._detectron2_features(path, images)
+    monkeypatch.setattr(verification, "sample_images", lambda: images)
 
     def built_once(changed: Source) -> nn.Module:
         # Like the real function, which also initialises the network.
@@ -116,10 +118,9 @@ def test_each_tensor_of_a_small_resnet50_matters_in_the_file(
     source, path = converted(tmp_path, small_network(width=0.0625))
     names = pickle.loads(path.read_bytes())["model"]
     assert len(names) == 265
-    (backbone, settings), expected = (
-        load_backbone(path),
-        verification._source_features(source, sample_images()),
-    )
+    images = sample_images(32, 32)
+    monkeypatch.setattr(verification, "sample_images", lambda: images)
+    (backbone, settings), expected = load_backbone(path), verification._source_features(source, images)
     monkeypatch.setattr(verification, "_source_features", lambda *_: expected)
     insensitive = []
     for name in names:

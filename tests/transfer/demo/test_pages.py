@@ -17,7 +17,7 @@ from PIL import Image
 
 from pretrain.common.errors import UserError
 from transfer.demo import comparison, demo_page, mechanism_page, run, savings
-from transfer.demo.comparison import mean_interval, paired_difference
+from transfer.intervals import mean_interval, paired_difference
 from transfer.report.charts import Line, chart, ticks
 from transfer.visualize.drawing import COLUMN_GAP
 

@@ -37,8 +37,8 @@ class Recipe:
 RECIPES = {
     recipe.size: recipe
     for recipe in (
-        Recipe("quick", train=200, val=60, pretrain=512, knn_train=200, knn_val=100),
-        Recipe("standard", train=3600, val=300, pretrain=4096, knn_train=1200, knn_val=400),
+        Recipe("quick", train=120, val=32, pretrain=256, knn_train=120, knn_val=60),
+        Recipe("standard", train=1200, val=200, pretrain=4096, knn_train=1200, knn_val=400),
         Recipe("full", train=6000, val=600, pretrain=12000, knn_train=2400, knn_val=800),
     )
 }

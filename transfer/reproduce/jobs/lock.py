@@ -100,6 +100,8 @@ class Lock:
     def _dead_holder(self) -> tuple[str, list[Path]] | None:
         """Return the token of a lock that does not change for `stale` seconds, and the claims on it; else None."""
         before, until = (_read(self.path), self._claims()), time.monotonic() + self.stale
+        if not self.path.exists():  # released in this moment: nothing would change any more
+            return None
         while time.monotonic() < until:
             time.sleep(min(self.beat, self.stale) / 4)
             if (_read(self.path), self._claims()) != before:

@@ -8,13 +8,13 @@ from pretrain.common.files import write_text
 from transfer.report.html import render
 from transfer.reproduce.page import curves, facts, pictures
 from transfer.reproduce.page.runs import STYLES, jobs, shown
-from transfer.reproduce.page.table import conclusions, rows, signed, sweeps, tests, trials, whole
+from transfer.reproduce.page.table import conclusions, rows, sweeps, tests, trials, whole
 from transfer.reproduce.results import text_tables
 
 
 def write(path: Path, table: dict[str, Any]) -> None:
     """Write the page for the dict of `collect.collect`. The folders of the runs that it names may be missing."""
-    content = render("reproduce.html", _context(table), signed=signed)
+    content = render("reproduce.html", _context(table), signed=text_tables.signed)
     write_text(path, content, errors="replace")  # a file name may not be valid text
 
 
@@ -26,6 +26,8 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
         "whole": whole(table),
         "protocol": text_tables.protocol(table),
         "rows": rows(table),
+        "published": text_tables.published(table),
+        "differences": text_tables.differences(table),
         "tests": tests(table),
         "trials": trials(table),
         "conclusions": conclusions(table),

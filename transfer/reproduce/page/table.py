@@ -32,6 +32,8 @@ def tests(table: dict[str, Any]) -> list[str]:
 
 def trials(table: dict[str, Any]) -> str:
     """Return how many trials the paper's numbers are means of; it may say so for some columns only."""
+    if not text_tables.published(table):
+        return ""
     several = [column for column in table["columns"] if column.get("trials", table["trials"]) > 1]
     if not several:
         return "The paper does not say how many trials its numbers are means of."
@@ -83,7 +85,11 @@ def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
             text = why if len(set(reasons)) == 1 else f"{where}{why}"
             found.append({"kind": "why", "text": text, "settings": []})
         if changes := cell.get("changes"):
-            text = f"{where}not the paper’s recipe, so not comparable"
+            text = (
+                f"{where}not the paper’s recipe, so not comparable"
+                if text_tables.published(table)
+                else f"{where}settings other than the config’s"
+            )
             found.append({"kind": "change", "text": text, "settings": changes})
         if cell["best"]:
             text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {text_tables.choice(cell)}"
@@ -93,12 +99,6 @@ def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _reason(cell: dict[str, Any]) -> str:
     return f"{text_tables.gap(cell) or 'No number: '}{cell['why_not']}" if cell["why_not"] else ""
-
-
-def signed(value: float) -> str:
-    """Return `+0.4` or `−1.2`, and 0.0 without a sign."""
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def conclusions(table: dict[str, Any]) -> list[str]:
@@ -113,13 +113,40 @@ def conclusions(table: dict[str, Any]) -> list[str]:
         for (_, number), head in zip(text_tables.numbers(row), text_tables.heads(table), strict=True):
             verdict = number.get("verdict") or ""
             if verdict in ("above", "below"):
-                said.setdefault(verdict, []).append(f"{head} ({signed(number['difference'])})")
+                said.setdefault(verdict, []).append(f"{head} ({text_tables.signed(number['difference'])})")
             elif verdict:
                 said.setdefault(verdict, []).append(head)
         parts = [f"{_WORDS[verdict]} in {', '.join(heads)}" for verdict, heads in said.items()]
         found += [f"{row['title']}: {'; '.join(parts)}."] if parts else []
+    if not text_tables.published(table):
+        return _differences(table) or [
+            "No paper has these numbers, so there is nothing to compare them with."
+        ]
     return found or ["No number can be compared with a published one yet, so nothing can be concluded."]
 
+
+def _differences(table: dict[str, Any]) -> list[str]:
+    """Return a sentence for each row with differences to the baseline."""
+    found, baseline = [], table["baseline"]
+    for row in table["rows"]:
+        said: dict[str, list[str]] = {}
+        for (_, number), head in zip(text_tables.numbers(row), text_tables.heads(table), strict=True):
+            if difference := number.get("minus_baseline"):
+                mean, half = difference["mean"], difference["half"]
+                shown = half is not None and abs(mean) > half
+                word = "few" if half is None else "none" if not shown else "higher" if mean > 0 else "lower"
+                said.setdefault(word, []).append(f"{head} ({text_tables.difference(difference)})")
+        parts = [f"{_SAID[word].format(baseline)} in {', '.join(heads)}" for word, heads in said.items()]
+        found += [f"{row['title']}: {'; '.join(parts)}."] if parts else []
+    return found
+
+
+_SAID = {
+    "higher": "higher than {}",
+    "lower": "lower than {}",
+    "none": "no difference to {} was shown",
+    "few": "one seed is too few to tell it from {}",
+}
 
 _WORDS = {
     "above": "above the paper",

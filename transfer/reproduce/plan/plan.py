@@ -20,6 +20,7 @@ from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
 from transfer.reproduce.jobs.job import Job
+from transfer.reproduce.plan.images import images
 from transfer.reproduce.plan.overrides import STAND_IN, shorter, smoke_finetune, smoke_linear, smoke_pretrain
 from transfer.reproduce.plan.recipe_changes import changes, pretraining_changes
 from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
@@ -127,12 +128,14 @@ def _cell(row: Row, column: Column, options: Options, *, sweep: tuple[str, tuple
         return Cell(row, column, {}, why_not=why_not)
     name = row.config or column.config
     make = _linear if name.startswith("linear/") else _finetune
-    weights = _weights(row.init, options)
     key, values = sweep or ("", ("",))
     runs = {}
     for value in values:
         swept = (key, value) if value else ()
-        runs[value] = tuple(make(name, weights, seed, column, swept, options) for seed in options.seeds)
+        runs[value] = tuple(
+            make(name, _weights(row.init, seed, options), seed, column, swept, options)
+            for seed in options.seeds
+        )
     return Cell(row, column, runs)
 
 
@@ -140,8 +143,12 @@ def _missing(init: Init) -> str:
     return f"needs --init {init.name}=FILE: {init.needs}" if init.needs else ""
 
 
-def _weights(init: Init, options: Options) -> Job | None:
-    """Return the job whose product a detector starts from; None for random weights."""
+def _weights(init: Init, seed: int, options: Options) -> Job | None:
+    """Return the job whose product a detector starts from; None for random weights.
+
+    Args:
+        seed: of the detector's run; weights have it too if they are pre-trained with each seed.
+    """
     if init.random:
         return None
     released = init.file if isinstance(init.file, Released) else init.released if options.fetch else None
@@ -152,8 +159,9 @@ def _weights(init: Init, options: Options) -> Job | None:
         path = (options.root / STAND_IN).resolve()
         return _convert(released.name, str(path), file_digest(path))
     if released:
-        return _convert(released.name, "{0}", "", _fetch(released))
-    return _convert(_recipe_name(init), "{0}", "", _pretrain(init, options))
+        return _convert(released.name, "{0}", "", _fetch(released, options))
+    made = _pretrain(init, seed if init.each_seed else None, options)
+    return _convert(made.name.removeprefix("pretrain/"), "{0}", "", made)
 
 
 def _recognised(name: str, path: Path) -> str:
@@ -183,7 +191,7 @@ def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
     return Job(f"convert/{name}", command, settings, "weights.pkl", needs)
 
 
-def _fetch(released: Released) -> Job:
+def _fetch(released: Released, options: Options) -> Job:
     command = (
         "python",
         "-m",
@@ -191,6 +199,7 @@ def _fetch(released: Released) -> Job:
         released.url,
         "{folder}/file",
         released.digest,
+        str((options.root / released.name).resolve()),
     )
     note = f"{released.name}: {released.url}, licence: {released.licence}"
     note += f"; {released.note}" if released.note else ""
@@ -204,23 +213,28 @@ def _recipe_name(init: Init) -> str:
     return "_".join([Path(init.pretrain).stem, *changes])
 
 
-def _pretrain(init: Init, options: Options) -> Job:
-    overrides = [*init.overrides]
-    folder = (options.root / "imagenet" / "train").resolve()
+def _pretrain(init: Init, seed: int | None, options: Options) -> Job:
+    """Return the job of a recipe with one seed, or with the recipe's own if `seed` is None."""
+    overrides = [*init.overrides, *(() if seed is None else ("SEED", str(seed)))]
     cfg = pretrain_config.load(init.pretrain, overrides)
     _check_share(init.pretrain, cfg, options)
     small = smoke_pretrain(cfg, processes=options.processes, cpu=options.cpu) if options.smoke else ()
     overrides += small or shorter(cfg, options.schedule)
-    overrides += ["DATA.TRAIN", str(folder)]
+    found = images(init.pretrain, options.root)
+    places: tuple[str, ...] = ("DATA.TRAIN", str(found.unlabelled))
+    if cfg.KNN.TRAIN:
+        places += ("KNN.TRAIN", str(found.train), "KNN.VAL", str(found.val))
+    overrides += places
     cfg = pretrain_config.load(init.pretrain, overrides)
-    data, missing = _images([folder], options)
+    data = [names_digest(found.unlabelled, options.cache)]
     settings = json.dumps([_without(cfg, _IRRELEVANT), data])
     # --resume with another number of GPUs sees the same images; only the order of additions changes.
     tool = ("tools/pretrain.py", "--config", init.pretrain, "--other-processes")
     command = (*options.launcher, *tool, *overrides, *_HERE)
+    name = _recipe_name(init) + ("" if seed is None else f"_seed{seed}")
     return Job(
-        f"pretrain/{_recipe_name(init)}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        missing=missing, changes=pretraining_changes(cfg),
+        f"pretrain/{name}", command, settings, "checkpoint_last.pth.tar", resumable=True,
+        missing=found.missing, changes=pretraining_changes(cfg),
     )  # fmt: skip
 
 
@@ -257,6 +271,10 @@ def _finetune(
     overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = load_config(name, [*overrides, *swept, *start])
     _check_share(name, cfg, options)
+    if (
+        cfg.DATASETS.FRACTION < 1
+    ):  # each seed trains on other images, so that the interval includes their choice
+        overrides += ("DATASETS.SUBSET_SEED", str(seed))
     if options.smoke:
         small = smoke_finetune(cfg, random=weights is None, processes=options.processes, cpu=options.cpu)
         overrides += (*small, *_not_sized(swept, small))
@@ -279,17 +297,6 @@ def _not_sized(swept: tuple[str, ...], small: Sequence[str]) -> tuple[str, ...]:
     return () if set(swept[:1]) & (set(small[::2]) - {"SOLVER.BASE_LR"}) else swept
 
 
-def _images(folders: Sequence[Path], options: Options) -> tuple[list[str], str]:
-    """Return the digests of ImageNet's folders, and what is missing; then the digests are the last known ones."""
-    gone = [folder for folder in folders if not folder.is_dir()]
-    missing = (
-        f"{gone[0]}: no such folder; python tools/prepare_data.py imagenet shows how to get it"
-        if gone
-        else ""
-    )
-    return [names_digest(folder, options.cache) for folder in folders], missing
-
-
 def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
     """Return the digests of a config's data sets, and what is missing; then the digests are the last known ones."""
     catalog.register_builtin(Path(cfg.DATASETS.ROOT))
@@ -307,8 +314,8 @@ def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
 def _linear(
     name: str, weights: Job | None, seed: int, column: Column, swept: tuple[str, ...], options: Options
 ) -> Job:
-    folders = [(options.root / "imagenet" / part).resolve() for part in ("train", "val")]
-    places = ("DATA.TRAIN", str(folders[0]), "DATA.VAL", str(folders[1]))
+    found = images(name, options.root)
+    places = ("DATA.TRAIN", str(found.train), "DATA.VAL", str(found.val))
     overrides = (*column.overrides, "SEED", str(seed), *places)
     cfg = _linear_config(name, (*overrides, *swept))
     _check_share(name, cfg, options)
@@ -318,14 +325,16 @@ def _linear(
     else:
         overrides += (*swept, *shorter(cfg, options.schedule))
     cfg = _linear_config(name, overrides)
-    data, missing = _images(folders, options)
-    settings = json.dumps([_without(cfg, config.IRRELEVANT), data])
-    start = ("--weights", "{0}" if weights else "random")
+    data = [names_digest(folder, options.cache) for folder in (found.train, found.val)]
+    knn = column.metrics == ("knn",)
+    ignored = [key for key in config.IRRELEVANT if not (knn and key.startswith("KNN"))]
+    settings = json.dumps([_without(cfg, ignored), data])
+    start = ("--weights", "{0}" if weights else "random", *(("--knn",) if knn else ()))
     return Job(
-        f"linear/{_label(weights)}/seed{seed}",
+        f"{'knn' if knn else 'linear'}/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
-        settings, "results.json", (weights,) if weights else (), resumable=True,
-        missing=missing, changes=changes(name, cfg, column.overrides),
+        settings, "knn.json" if knn else "results.json", (weights,) if weights else (), resumable=not knn,
+        missing=found.missing, changes=changes(name, cfg, column.overrides),
     )  # fmt: skip
 
 

@@ -15,7 +15,15 @@ from transfer.config.load import read_config
 from transfer.linear import config
 
 # A row of a table is an init, and each row runs with several seeds: neither belongs to the recipe.
-_IRRELEVANT = (*results.IRRELEVANT, *config.IRRELEVANT, "SEED", "MODEL.INIT", "VERSION", "VIS_PERIOD")
+_IRRELEVANT = (
+    *results.IRRELEVANT,
+    *config.IRRELEVANT,
+    "SEED",
+    "DATASETS.SUBSET_SEED",
+    "MODEL.INIT",
+    "VERSION",
+    "VIS_PERIOD",
+)
 # Input format and stride of the paper's supervised network (MSRA's R-50): its row cannot have other values.
 _MSRA: dict[str, Any] = {
     "INPUT.FORMAT": "BGR",

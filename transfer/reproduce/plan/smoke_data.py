@@ -75,8 +75,9 @@ def _build(root: Path) -> None:
     _lvis(root, pictures)
     _voc(root, pictures)
     _cityscapes(root / "cityscapes", pictures)
+    _demo(root / "demo_standard", pictures)
     for place, split in enumerate(IMAGES):
-        _imagenet(root / "imagenet" / split, first=1000 * (1 + place))
+        _class_folders(root / "imagenet" / split, first=1000 * (1 + place))
     _stand_in(root / STAND_IN)
     write_json(root / MINIATURE, {"images": IMAGES})
 
@@ -113,7 +114,20 @@ def _place(picture: Picture, path: Path) -> None:
     shutil.copyfile(picture.path, path)
 
 
-def _imagenet(folder: Path, *, first: int) -> None:
+def _demo(folder: Path, pictures: dict[str, list[Picture]]) -> None:
+    """Write what `make demo` prepares: pictures with masks, pictures without labels, and class folders."""
+    classes = [{"id": number, "name": name, "supercategory": ""} for number, name in enumerate(_VOC, 1)]
+    for split, found in pictures.items():
+        base, entries = _records(found, folder / split, classes)
+        _write(folder / "annotations" / f"instances_{split}.json", base, entries, classes)
+    _class_folders(folder / "pretrain", first=3000)
+    for place, split in enumerate(IMAGES):
+        _class_folders(folder / "knn" / split, first=1000 * (4 + place))
+    counts = {split: len(found) for split, found in pictures.items()}
+    write_json(folder / "demo.json", {"complete": True, "counts": counts, "classes": list(_VOC)})
+
+
+def _class_folders(folder: Path, *, first: int) -> None:
     """Write two class folders. No picture is in both splits, since the linear probe refuses that."""
     for kind in range(2):
         place = folder / f"n{kind:08}"
@@ -128,21 +142,28 @@ def _coco(folder: Path, pictures: dict[str, list[Picture]]) -> None:
     plain = [{"id": c["id"], "name": c["name"], "supercategory": ""} for c in categories]
     person = [{**plain[0], "keypoints": list(builtin_meta.COCO_PERSON_KEYPOINT_NAMES), "skeleton": []}]
     for split, found in pictures.items():
-        images, entries = [], []
-        for number, picture in enumerate(found, 1):
-            name = f"{number:012}.jpg"
-            _place(picture, folder / f"{split}2017" / name)
-            images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
-            entries += [_entry(number, kind, box, mask, plain) for kind, box, mask in picture.objects]
-        for number, entry in enumerate(entries, 1):
-            entry["id"] = number
-        base = {"info": {}, "licenses": [], "images": images}
+        base, entries = _records(found, folder / f"{split}2017", plain)
         points = [
             {**e, "category_id": 1, "num_keypoints": _POINTS, "keypoints": _diagonal(e["bbox"])}
             for e in entries
         ]
         _write(folder / "annotations" / f"instances_{split}2017.json", base, entries, plain)
         _write(folder / "annotations" / f"person_keypoints_{split}2017.json", base, points, person)
+
+
+def _records(
+    pictures: list[Picture], folder: Path, categories: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Copy the pictures to `folder`. Return what a COCO file says of them, and their annotations."""
+    images, entries = [], []
+    for number, picture in enumerate(pictures, 1):
+        name = f"{number:012}.jpg"
+        _place(picture, folder / name)
+        images.append({"id": number, "file_name": name, "width": picture.width, "height": picture.height})
+        entries += [_entry(number, kind, box, mask, categories) for kind, box, mask in picture.objects]
+    for number, entry in enumerate(entries, 1):
+        entry["id"] = number
+    return {"info": {}, "licenses": [], "images": images}, entries
 
 
 def _entry(

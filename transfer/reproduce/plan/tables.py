@@ -34,6 +34,7 @@ class Init:
 
     Attributes:
         pretrain: config of a pre-training recipe, which is run with `overrides` (KEY, VALUE, ...).
+        each_seed: whether pre-training too is run once with each seed, instead of once for all of them.
         file: a released file that is converted, or the path of the user's own file (`--init NAME=FILE`).
         released: a released file that can replace the pre-training (`--fetch`).
         needs: why the weights are not available; the user can provide them with `--init NAME=FILE`.
@@ -45,6 +46,7 @@ class Init:
     random: bool = False
     pretrain: str = ""
     overrides: tuple[str, ...] = ()
+    each_seed: bool = False
     file: Released | Path | None = None
     released: Released | None = None
     needs: str = ""
@@ -57,7 +59,8 @@ class Column:
 
     Attributes:
         config: config of `tools/train_net.py` (transfer/...) or `tools/linear_eval.py` (linear/...).
-        metrics: task and name in results.json, such as "bbox.AP50"; for the linear probe just the name.
+        metrics: task and name in results.json, such as "bbox.AP50"; for the linear probe just the name. The metric
+            `knn` replaces the probe's classifier by nearest neighbours.
         cited: why nothing can be run for this column.
     """
 
@@ -92,6 +95,7 @@ class Table:
 
     Attributes:
         trials: number of runs that the paper's numbers are means of; 1 if it does not say.
+        baseline: the row whose results are subtracted from those of the others, seed by seed; empty for none.
     """
 
     name: str
@@ -100,6 +104,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     trials: int = 1
+    baseline: str = ""
     note: str = ""
 
     @property
@@ -133,10 +138,10 @@ class Book:
             if row.init.needs or row.init.cited or not configs:
                 continue
             runs += len(configs)
-            sets |= {_data_set(config) for config in configs}
+            sets |= {data_set(config) for config in configs}
             if row.init.pretrain and not (fetch and row.init.released):
                 recipes.add((row.init.pretrain, row.init.overrides))
-        sets |= {"imagenet"} if recipes else set()
+        sets |= {data_set(config) for config, _ in recipes}
         made = sum(self.disk[recipe] for recipe, _ in recipes) + self.disk["run"] * runs
         return sum(self.disk[name] for name in sets) + made
 
@@ -158,9 +163,11 @@ def read() -> Book:
     return Book(tables, inits, released, tree["hours"], tree["disk"])
 
 
-def _data_set(config: str) -> str:
-    """Return which images a config of fine-tuning or of the linear probe needs."""
-    if config.startswith("linear/"):
+def data_set(config: str) -> str:
+    """Return which images a config needs: demo, imagenet, voc, cityscapes or coco."""
+    if "demo" in config:
+        return "demo"
+    if config.startswith(("pretrain/", "linear/")):
         return "imagenet"
     return next((name for name in ("voc", "cityscapes") if name in config), "coco")
 

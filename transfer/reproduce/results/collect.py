@@ -8,6 +8,7 @@ from typing import Any
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
+from transfer.intervals import paired_difference
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
 from transfer.reproduce.plan.plan import Cell, Options
@@ -36,12 +37,15 @@ def collect(
         init = cell.row.init
         row = rows.setdefault(init.name, {"init": init.name, "title": init.title, "cells": []})
         row["cells"].append(_cell(table, cell, options, runs, failed))
+    if table.baseline in rows:
+        _subtract(rows, table.baseline)
     return {
         "name": table.name,
         "title": table.title,
         "source": table.source,
         "note": "; ".join(filter(None, (table.note, *(job.note for job in jobs), _made_by(jobs, runs)))),
         "trials": table.trials,
+        "baseline": rows[table.baseline]["title"] if table.baseline in rows else None,
         "columns": [
             {
                 "title": column.title or column.config or column.cited,
@@ -57,6 +61,29 @@ def collect(
         "seeds": list(options.seeds),
         "rows": list(rows.values()),
     }
+
+
+def _subtract(rows: dict[str, dict[str, Any]], baseline: str) -> None:
+    """Add to each number of the other rows its difference to the baseline's: `mean`, `half` and `seeds`.
+
+    Only seeds that both have are counted. `half` is half of the 95 % interval, None for a single seed.
+    """
+    for row in (row for name, row in rows.items() if name != baseline):
+        for cell, other in zip(row["cells"], rows[baseline]["cells"], strict=True):
+            for n, number in enumerate(cell["numbers"]):
+                pairs = [
+                    (a, b)
+                    for a, b in zip(_each_seed(cell, n), _each_seed(other, n), strict=False)
+                    if a is not None and b is not None
+                ]
+                if pairs:
+                    mean, half = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+                    number["minus_baseline"] = {"mean": mean, "half": half, "seeds": len(pairs)}
+
+
+def _each_seed(cell: dict[str, Any], n: int) -> list[float | None]:
+    """Return a cell's `n`-th metric for each planned seed, None where it is missing."""
+    return [run["numbers"][n] if run["numbers"] else None for run in cell["tried"].get(cell["best"], ())]
 
 
 def _made_by(jobs: Sequence[Job], runs: Path) -> str:
@@ -183,8 +210,10 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
     if not results:
         return run | {"why_not": f"{path} is damaged; remove its folder and run the table again"}
     metrics = cell.column.metrics
-    # The linear probe writes its metrics at the top level.
-    numbers = [number_of(results.get("metrics", results), metric) for metric in metrics]
+    found = results.get("metrics", results)  # the linear probe writes its metrics at the top level
+    if isinstance(knn := results.get("knn"), dict):
+        found = {"knn": knn.get("top1")}
+    numbers = [number_of(found, metric) for metric in metrics]
     absent = [metric for metric, number in zip(metrics, numbers, strict=True) if number is None]
     return run | {
         "numbers": numbers if len(absent) < len(numbers) else [],

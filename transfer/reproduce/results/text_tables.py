@@ -9,6 +9,7 @@ from typing import Any
 from pretrain.common.files import write_json, write_text
 from transfer.reproduce.results.collect import NOT_COMPARABLE, finished
 
+DIFFERENCES = "Differences are paired by seed: mean [95 % interval]."
 _DAGGER = "$^\\dagger$"
 _TEX = {
     **{letter: f"\\{letter}" for letter in "%&_#${}"},
@@ -18,6 +19,7 @@ _TEX = {
     "^": "\\textasciicircum{}",
     "±": "$\\pm$",
     "τ": "$\\tau$",
+    "−": "$-$",
 }
 
 
@@ -37,10 +39,11 @@ def markdown(table: dict[str, Any]) -> str:
     lines += _pipes(["---"] * (1 + len(heads(table))))
     for row in rows(table):
         lines += _pipes([row["title"], *(_text(cell, number) for cell, number in numbers(row))])
+    lines += [line for title, cells in differences(table) for line in _pipes([title, *cells])]
     lines += [
         "",
         "Each cell: ours, mean ± standard deviation over runs [95 % interval], n where runs are missing; the paper's "
-        "number and the verdict.",
+        "number and the verdict." + (f" {DIFFERENCES}" if differences(table) else ""),
     ]
     lines += ["", *(f"- {note}" for note in notes(table))]
     return "\n".join(lines).rstrip() + "\n"
@@ -51,7 +54,7 @@ def as_csv(table: dict[str, Any]) -> str:
     file = io.StringIO()
     fields = (
         "mean", "std", "low", "high", "paper", "difference", "p", "verdict", "runs", "why_not", "planned", "sweep",
-        "changes",
+        "changes", "minus_baseline", "minus_baseline_low", "minus_baseline_high",
     )  # fmt: skip
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["init", "config", "metric", *fields])
@@ -67,6 +70,7 @@ def as_csv(table: dict[str, Any]) -> str:
                 "why_not": "" if whole else cell["why_not"],
                 "sweep": f"{table['sweep']}={cell['best']}" if cell["best"] else "",
                 "changes": "; ".join(cell.get("changes", ())),
+                **_subtracted(number),
             }
             line = ["" if values.get(field) is None else values.get(field, "") for field in fields]
             writer.writerow([row["init"], cell["config"], number["metric"], *line])
@@ -83,6 +87,9 @@ def latex(table: dict[str, Any]) -> str:
     for row in rows(table):
         cells = [_tex_cell(cell, number) for cell, number in numbers(row)]
         lines.append(" & ".join([_tex(row["title"]), *cells]) + " \\\\")
+    if below := differences(table):
+        lines.append("\\midrule")
+        lines += [" & ".join(map(_tex, [title, *cells])) + " \\\\" for title, cells in below]
     lines += ["\\bottomrule", "\\end{tabular}"]
     found = [_tex(note) for note in notes(table)]
     if any(number.get("verdict") == NOT_COMPARABLE for row in rows(table) for _, number in numbers(row)):
@@ -133,6 +140,47 @@ def numbers(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any
             yield cell, number
 
 
+def differences(table: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return a row of text for each row with differences to the baseline: `+1.8 [+0.9, +2.7]`."""
+    found = []
+    for row in table["rows"]:
+        cells = [difference(number.get("minus_baseline")) for _, number in numbers(row)]
+        if any(cells):
+            found.append((f"{row['title']} − {table['baseline']}", cells))
+    return found
+
+
+def difference(found: dict[str, Any] | None) -> str:
+    """Return `+1.8 [+0.9, +2.7]`: a difference to the baseline, and its interval with several seeds."""
+    if not found:
+        return ""
+    mean, half = found["mean"], found["half"]
+    text = signed(mean)
+    return text if half is None else f"{text} [{signed(mean - half)}, {signed(mean + half)}]"
+
+
+def signed(value: float) -> str:
+    """Return `+0.4` or `−1.2`, and 0.0 without a sign."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _subtracted(number: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the CSV file for the difference to the baseline."""
+    found = number.get("minus_baseline")
+    if not found:
+        return {}
+    mean, half = found["mean"], found["half"]
+    names = ("minus_baseline", "minus_baseline_low", "minus_baseline_high")
+    ends = ("", "") if half is None else (mean - half, mean + half)
+    return dict(zip(names, (mean, *ends), strict=True))
+
+
+def published(table: dict[str, Any]) -> bool:
+    """Return whether a paper has numbers for this table."""
+    return any(number["paper"] is not None for row in table["rows"] for _, number in numbers(row))
+
+
 def protocol(table: dict[str, Any]) -> str:
     """Return a sentence on the schedule: above all, whether it makes the numbers incomparable with the paper's."""
     if table["smoke"]:
@@ -151,7 +199,8 @@ def notes(table: dict[str, Any]) -> list[str]:
             if cell["why_not"]:
                 found.append(f"{row['title']}: {gap(cell)}{cell['why_not']}")
             if cell["changes"] and not table["smoke"]:
-                found.append(f"{where}: not the paper's recipe: {'; '.join(cell['changes'])}")
+                what = "not the paper's recipe" if published(table) else "settings other than the config's"
+                found.append(f"{where}: {what}: {'; '.join(cell['changes'])}")
             if cell["best"]:
                 found.append(f"{where}: best of {choice(cell)} of {table['sweep']}: {cell['best']}")
     tests = {n["test"] for row in rows(table) for _, n in numbers(row) if n.get("test")}

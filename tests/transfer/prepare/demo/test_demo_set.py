@@ -170,7 +170,7 @@ def test_falls_back_in_plain_words_when_packages_fail(
 def test_the_cheap_check_before_training(copy: Path) -> None:
     assert "in place" in on_disk.check_demo(copy)
     (copy / "val" / "000003.jpg").unlink()
-    with pytest.raises(UserError, match=r"val holds 59 of 60 images.*--size quick"):
+    with pytest.raises(UserError, match=r"val holds 31 of 32 images.*--size quick"):
         on_disk.check_demo(copy)
 
 

@@ -208,6 +208,18 @@ def test_nothing_is_written_outside(kind: str, name: str, tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [archive.name]
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize(
+    "name", ["a/" * 40 + "b.txt", "a/" * 1500 + "b.txt", ("a" * 200 + "/") * 6 + "b.txt"]
+)
+def test_a_name_of_very_many_folders_is_refused_before_anything_is_written(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    archive = write_archive(tmp_path / f"x.{kind}", {"first.txt": b"x", name: b"x"})
+    assert "is not the name of a file" in refusal(unpack, archive, tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
 def test_a_link_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         info = tarfile.TarInfo("link")

@@ -122,6 +122,25 @@ def test_a_command_that_leaves_no_product_has_failed(tmp_path: Path) -> None:
     assert "exit status 1" in run([a], tmp_path)[a.key]
 
 
+def test_a_lock_that_is_released_while_it_is_being_taken_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It exists when a second process tries to create it, and no more when that process reads it."""
+    first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
+    assert first.acquire()
+
+    def create() -> bool:
+        first.release()
+        return False
+
+    monkeypatch.setattr(second, "_create", create)
+    start = time.monotonic()
+    assert not second.acquire() and time.monotonic() - start < lock.STALE / 10
+    monkeypatch.undo()
+    assert second.acquire()
+    second.release()
+
+
 def test_two_programs_on_one_folder_do_not_repeat_a_job(tmp_path: Path) -> None:
     jobs = [python(f"{n}", "time.sleep(0.3)") for n in range(4)]
     end = python("end", "", *jobs)

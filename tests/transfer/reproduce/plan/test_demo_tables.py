@@ -1,0 +1,119 @@
+"""The two studies in the demo's size: pre-training with every seed, and differences paired by seed."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from transfer.config.load import load_config
+from transfer.reproduce.jobs import worker
+from transfer.reproduce.jobs.job import Job, in_order
+from transfer.reproduce.page.table import conclusions
+from transfer.reproduce.plan.plan import Options, plan
+from transfer.reproduce.plan.tables import read
+from transfer.reproduce.results import collect, text_tables
+
+BOOK = read()
+# Half the width of a 95 % interval of n differences is this times their standard deviation (n - 1 in the denominator):
+# Student's t with n - 1 degrees of freedom, 12.706 and 4.303 in printed tables, divided by the root of n.
+WIDTH = {2: 12.7062 / 2**0.5, 3: 4.30265 / 3**0.5}
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(root=tmp_path, seeds=(0, 1, 2))
+
+
+def jobs_of(name: str, options: Options) -> list[Job]:
+    cells = plan(BOOK.tables[name], options)
+    return in_order([job for cell in cells for found in cell.runs.values() for job in found])
+
+
+def test_each_seed_has_its_own_pre_training_and_shares_it_between_the_columns(options: Options) -> None:
+    found = [job.name for job in jobs_of("demo_labels", options)]
+    trained = [name for name in found if name.startswith("pretrain/")]
+    assert trained == [f"pretrain/demo_R50w50_seed{seed}" for seed in (0, 1, 2)]
+    for job in jobs_of("demo_labels", options):
+        if job.name.startswith("finetune/demo_R50w50_FPN/demo_R50w50_seed"):
+            assert job.needs[0].name[-1] == job.name[-1], job.name
+    assert sum(name.startswith("finetune/") for name in found) == 4 * 4 * 3
+    assert sum(name.startswith("fetch/") for name in found) == 1  # both rows of the ImageNet network share it
+    # Both studies train the demo's own MoCo; it runs once.
+    keys = {job.name: job.key for job in jobs_of("demo_augmentations", options)}
+    assert all(keys[job.name] == job.key for job in jobs_of("demo_labels", options) if job.name in trained)
+
+
+def test_every_seed_chooses_other_images_and_every_row_of_a_seed_the_same(options: Options) -> None:
+    commands = [" ".join(job.command) for job in jobs_of("demo_labels", options)]
+    chosen = [re.findall(r"FRACTION (\S+) SEED (\d) .*SUBSET_SEED (\d)", command) for command in commands]
+    found = [each for several in chosen for each in several]
+    assert len(found) == 3 * 4 * 3 and all(seed == subset for _, seed, subset in found)
+
+
+def test_the_frozen_row_trains_no_part_of_the_backbone() -> None:
+    frozen, other = (
+        load_config(f"transfer/demo_R50w50_FPN{name}.yaml", ["MODEL.INIT", "random"])
+        for name in ("_frozen", "")
+    )
+    assert frozen.MODEL.BACKBONE.FREEZE_AT == 5
+    other.defrost()
+    other.MODEL.BACKBONE.FREEZE_AT = 5
+    assert frozen == other
+
+
+def finish(job: Job, runs: Path, content: dict[str, object]) -> None:
+    folder = job.folder(runs)
+    folder.mkdir(parents=True)
+    (folder / job.product).write_text(json.dumps(content))
+    (folder / worker.STATE).write_text(json.dumps({"state": "done", "seconds": 60.0}))
+
+
+def test_differences_are_paired_by_seed(options: Options, tmp_path: Path) -> None:
+    """By hand: kNN is 3, 2 and 1 lower without crop, 2 and 4 lower without flip, whose third seed is missing."""
+    runs, jobs = tmp_path / "runs", {job.name: job for job in jobs_of("demo_augmentations", options)}
+    accuracy = {"": (40.0, 50.0, 60.0), "_WITHOUTcrop": (37.0, 48.0, 59.0), "_WITHOUTflip": (38.0, 46.0)}
+    for name, values in accuracy.items():
+        for seed, value in enumerate(values):
+            finish(jobs[f"knn/demo_R50w50{name}_seed{seed}/seed{seed}"], runs, {"knn": {"top1": value}})
+    table = BOOK.tables["demo_augmentations"]
+    found = collect.collect(table, plan(table, options), options, runs=runs, failed={})
+    rows = {row["init"]: row["cells"][0]["numbers"][0] for row in found["rows"]}
+    assert rows["demo_moco"]["ours"] == [40.0, 50.0, 60.0] and "minus_baseline" not in rows["demo_moco"]
+    assert rows["demo_without_crop"]["minus_baseline"] == pytest.approx(
+        {"mean": -2.0, "half": WIDTH[3], "seeds": 3}, rel=1e-5
+    )
+    assert rows["demo_without_flip"]["minus_baseline"] == pytest.approx(
+        {"mean": -3.0, "half": WIDTH[2] * 2**0.5, "seeds": 2}, rel=1e-5
+    )
+    assert "minus_baseline" not in rows["demo_without_blur"]
+    text = text_tables.markdown(found)
+    assert "| without crop − MoCo | −2.0 [−4.5, +0.5] |  |  |" in text and "not the paper's" not in text
+    assert "without crop $-$ MoCo & $-$2.0 {[}$-$4.5, +0.5]" in text_tables.latex(found)
+    (line,) = (line for line in text_tables.as_csv(found).splitlines() if "demo_without_crop,linear" in line)
+    assert [round(float(part), 2) for part in line.split(",")[-3:]] == [-2.0, -4.48, 0.48]
+    assert conclusions(found)[0] == (
+        "without crop: no difference to MoCo was shown in frozen backbone knn (−2.0 [−4.5, +0.5])."
+    )
+
+
+def test_a_difference_is_a_conclusion_only_if_its_interval_excludes_zero(
+    options: Options, tmp_path: Path
+) -> None:
+    """Differences of 2.9, 3.0 and 3.1 have the interval 3 ± 0.25."""
+    runs, jobs = tmp_path / "runs", {job.name: job for job in jobs_of("demo_augmentations", options)}
+    for seed, gain in enumerate((2.9, 3.0, 3.1)):
+        for name, value in (("", 40.0), ("_WITHOUTjittergray", 40.0 + gain)):
+            finish(jobs[f"knn/demo_R50w50{name}_seed{seed}/seed{seed}"], runs, {"knn": {"top1": value}})
+    table = BOOK.tables["demo_augmentations"]
+    for seeds, sentence in (
+        ((0, 1, 2), "without jitter and gray: higher than MoCo in frozen backbone knn (+3.0 [+2.8, +3.2])."),
+        (
+            (0,),
+            "without jitter and gray: one seed is too few to tell it from MoCo in frozen backbone knn (+2.9).",
+        ),
+    ):
+        chosen = replace(options, seeds=seeds)
+        found = collect.collect(table, plan(table, chosen), chosen, runs=runs, failed={})
+        assert conclusions(found) == [sentence]
