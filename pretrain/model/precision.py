@@ -72,7 +72,7 @@ def channels_last(cfg: CfgNode, device: torch.device) -> bool:
     """Return whether batches are stored channels last, the format that tensor cores and large CPU convolutions prefer.
 
     Measured on an AVX-512 CPU with oneDNN, forward and backward pass: 12 to 15 % less time at 128 and 224 pixels,
-    28 % less for the demo's narrow ResNet-50, but up to 20 % more for ResNet-18 at 64 pixels, where converting the
+    28 % less for a quarter-width ResNet-50, but up to 20 % more for ResNet-18 at 64 pixels, where converting the
     weights to that format costs more than the images gain.
     """
     return device.type == "cuda" or cfg.INPUT.SIZE >= 128 or cfg.MODEL.WIDTH < 1

@@ -74,7 +74,7 @@ def summary(folder: Path) -> list[str]:
     header = ("", *(f"{word} {name}" for word in comparison.TASKS.values() for name in comparison.METRICS))
     lines = tabulate(table, header, tablefmt="plain", disable_numparse=True).splitlines()
     if "supervised" in results:
-        lines.append(f"{ROWS['supervised'].name}: {PROVENANCE}.")
+        lines.append(f"The supervised network is {PROVENANCE}.")
     lines += [f"left out: {ROWS[key].name}: {reason}" for key, reason in demo["left_out"].items()]
     return [*lines, savings.sentence(logs), comparison.verdict(results)]
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
+from pretrain.common.files import write_text
 from transfer.reproduce import progress
 from transfer.reproduce.jobs import scheduler
 from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.jobs.local import Executor, Local, visible_gpus
 from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
-from transfer.reproduce.page import page
+from transfer.reproduce.page import figure, page
 from transfer.reproduce.plan import plan, tables
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.results import collect, text_tables
@@ -38,12 +39,16 @@ def listing() -> list[str]:
         kinds = [f"--init for {needed}"] if needed else []
         kinds += [f"{quoted} cited only"] if quoted else []
         runnable += f" ({'; '.join(kinds)})" if kinds else ""
-        lines.append(f"{table.name:<18}{table.title} ({table.source})")
-        costs = [
-            f"{_cost(table, book, fetch=fetch)} h {book.gigabytes(table, fetch=fetch):.0f} GB"
-            for fetch in (False, True)
-        ]
-        lines.append(f"{'':<18}{'; '.join([runnable, *costs])}")
+        lines.append(f"{table.name:<20}{table.title} ({table.source})")
+        costs = (
+            [table.cost]
+            if table.cost
+            else [
+                f"{_cost(table, book, fetch=fetch)} h {book.gigabytes(table, fetch=fetch):.0f} GB"
+                for fetch in (False, True)
+            ]
+        )
+        lines.append(f"{'':<20}{'; '.join([runnable, *costs])}")
     return lines
 
 
@@ -119,6 +124,8 @@ def _write(
 ) -> None:
     content: dict[str, Any] = collect.collect(table, cells, options, runs=runs, failed=failed)
     text_tables.write(folder, content)
+    if content["baseline"] and (picture := figure.draw(content)):
+        write_text(folder / "table.svg", picture)
     page.write(folder / "report.html", content)
     say(text_tables.markdown(content))
 

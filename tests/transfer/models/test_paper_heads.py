@@ -25,7 +25,8 @@ from transfer.train import precise_bn
 CONFIGS = sorted(p.stem for p in (configs.CONFIG_ROOT / "transfer").glob("*.yaml"))
 # One of each kind of detector; the other configs differ in schedule, data and class count.
 MODELS = [
-    "coco_R50_FPN", "demo_R18_FPN", "demo_R50w50_FPN", "keypoint_R50_FPN_2x", "lvis_R50_FPN_2x_frozen",
+    "coco_R50_FPN", "demo_R18_FPN", "demo_R50w50_FPN", "demo_R50w50_FPN_frozen", "keypoint_R50_FPN_2x",
+    "lvis_R50_FPN_2x_frozen",
     "voc_R50_C4_24k", "voc_R50_DC5_24k", "voc_mask_R50_C4",
 ]  # fmt: skip
 C4 = ["voc_R50_C4_24k", "voc_mask_R50_C4"]
@@ -91,10 +92,15 @@ def test_builds_at_full_width_and_trains_every_layer(name: str) -> None:
     total = sum(losses.values())
     assert torch.isfinite(total)
     total.backward()
-    # FREEZE_AT 0: the paper fine-tunes all layers, the stem included
     untrained = [key for key, parameter in model.named_parameters() if parameter.grad is None]
-    assert untrained == []
     norms = {type(m).__name__ for m in model.backbone.modules() if "Norm" in type(m).__name__}
+    if cfg.MODEL.BACKBONE.FREEZE_AT == 5:
+        assert norms == {"FrozenBatchNorm2d", "SyncBatchNorm"}  # of the ResNet, of the pyramid
+        assert untrained == [
+            f"backbone.bottom_up.{key}" for key, _ in model.backbone.bottom_up.named_parameters()
+        ]
+        return
+    assert untrained == []  # FREEZE_AT 0: the paper fine-tunes all layers, the stem included
     other = {"lvis_R50_FPN_2x_frozen": "FrozenBatchNorm2d"} | dict.fromkeys(C4, "NaiveSyncBatchNorm")
     assert norms == {other.get(name, "SyncBatchNorm")}
 

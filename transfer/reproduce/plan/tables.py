@@ -95,6 +95,7 @@ class Table:
 
     Attributes:
         trials: number of runs that the paper's numbers are means of; 1 if it does not say.
+        cost: what all rows cost once, in words, where hours on GPUs would say nothing; else empty.
         baseline: the row whose results are subtracted from those of the others, seed by seed; empty for none.
     """
 
@@ -104,6 +105,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     trials: int = 1
+    cost: str = ""
     baseline: str = ""
     note: str = ""
 

@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from transfer.config.load import load_config
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order
+from transfer.reproduce.page import figure
 from transfer.reproduce.page.table import conclusions
 from transfer.reproduce.plan.plan import Options, plan
 from transfer.reproduce.plan.tables import read
@@ -117,3 +119,23 @@ def test_a_difference_is_a_conclusion_only_if_its_interval_excludes_zero(
         chosen = replace(options, seeds=seeds)
         found = collect.collect(table, plan(table, chosen), chosen, runs=runs, failed={})
         assert conclusions(found) == [sentence]
+
+
+def test_the_picture_places_means_and_intervals_on_its_axis(options: Options, tmp_path: Path) -> None:
+    """Of a row with 40, 50 and 60: the middle of its interval is its mean, which lies between the ticks 40 and 60."""
+    runs, jobs = tmp_path / "runs", {job.name: job for job in jobs_of("demo_augmentations", options)}
+    for seed, value in enumerate((40.0, 50.0, 60.0)):
+        finish(jobs[f"knn/demo_R50w50_seed{seed}/seed{seed}"], runs, {"knn": {"top1": value}})
+    table = BOOK.tables["demo_augmentations"]
+    found = collect.collect(table, plan(table, options), options, runs=runs, failed={})
+    svg = ElementTree.fromstring(figure.draw(found))
+    name = "{http://www.w3.org/2000/svg}"
+    (dot,), (bar,) = svg.findall(f".//{name}circle"), svg.findall(f".//{name}line[@class='s1 bar']")
+    labels = {text.text: float(text.get("x", "nan")) for text in svg.iter(f"{name}text")}
+    place = float(dot.get("cx", "nan"))
+    assert place == pytest.approx((labels["40"] + labels["60"]) / 2, abs=0.2)
+    ends = [float(bar.get(end, "nan")) for end in ("x1", "x2")]
+    assert sum(ends) / 2 == pytest.approx(place, abs=0.2)
+    scale = (labels["60"] - labels["40"]) / 20
+    assert ends[1] - ends[0] == pytest.approx(2 * 10 * WIDTH[3] * scale, abs=0.5)
+    assert figure.draw({**found, "rows": []}) == ""
