@@ -100,9 +100,8 @@ def run(args: argparse.Namespace) -> int:
         _write(table, shown, options, runs=runs, folder=folder, failed={})
         raise
     _write(table, shown, options, runs=runs, folder=folder, failed=failed)
-    say(
-        f"{folder}/report.html, table.md, table.csv, table.tex, table.json   ({duration(time.perf_counter() - began)})"
-    )
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    say(f"{folder}: {names}   ({duration(time.perf_counter() - began)})")
     return 1 if failed else 0
 
 

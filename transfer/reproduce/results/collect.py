@@ -146,7 +146,9 @@ def _cell(table: Table, cell: Cell, options: Options, runs: Path, failed: dict[s
 def _kind(cell: Cell, runs: Path, failed: dict[str, str]) -> str:
     """Return in a word or two why a cell may be empty."""
     if cell.why_not:
-        return "needs --init" if cell.why_not.startswith("needs --init") else "cited only"
+        if cell.why_not.startswith("needs --init"):
+            return "needs --init"
+        return "cited only" if cell.row.paper else "left out"
     jobs = [job for found in cell.runs.values() for job in found]
     states = [worker.state(job.folder(runs)).get("state") for job in jobs]
     if "done" in states:

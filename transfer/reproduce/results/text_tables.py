@@ -40,11 +40,9 @@ def markdown(table: dict[str, Any]) -> str:
     for row in rows(table):
         lines += _pipes([row["title"], *(_text(cell, number) for cell, number in numbers(row))])
     lines += [line for title, cells in differences(table) for line in _pipes([title, *cells])]
-    lines += [
-        "",
-        "Each cell: ours, mean ± standard deviation over runs [95 % interval], n where runs are missing; the paper's "
-        "number and the verdict." + (f" {DIFFERENCES}" if differences(table) else ""),
-    ]
+    each = "Each cell: ours, mean ± standard deviation over runs [95 % interval], n where runs are missing"
+    each += "; the paper's number and the verdict." if published(table) else "."
+    lines += ["", f"{each} {DIFFERENCES}" if differences(table) else each]
     lines += ["", *(f"- {note}" for note in notes(table))]
     return "\n".join(lines).rstrip() + "\n"
 
