@@ -20,6 +20,7 @@ _LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.LOG_PERIOD": 1,
     "SOLVER.WARMUP_ITERS": 0,
+    "MODEL.BACKBONE.FREEZE_AT": 0,
     "TEST.PRECISE_BN.NUM_ITER": 1,
     "DATALOADER.NUM_WORKERS": 0,
     "DATASETS.SUBSET_SEED": 0,
@@ -89,6 +90,13 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"{key} {get(cfg, key)}: give {least} or more")
     if cfg.SOLVER.BASE_LR <= 0:
         raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}: give a number above 0")
+    if cfg.SOLVER.BACKBONE_LR_FACTOR <= 0:
+        raise UserError(
+            f"SOLVER.BACKBONE_LR_FACTOR {cfg.SOLVER.BACKBONE_LR_FACTOR:g}: give a number above 0; --frozen keeps the "
+            "backbone as it is"
+        )
+    if not 0 < cfg.SOLVER.LR_DECAY <= 1:
+        raise UserError(f"SOLVER.LR_DECAY {cfg.SOLVER.LR_DECAY:g}: give a number above 0 and up to 1")
     # detectron2's trainer supports this and our loop does not; a key without effect would mislead.
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")

@@ -53,6 +53,8 @@ _SOLVER = stated(
         "SOLVER.WARMUP_ITERS": 1000,
         "SOLVER.CLIP_GRADIENTS.ENABLED": False,
         "SOLVER.AMP.ENABLED": False,
+        "SOLVER.BACKBONE_LR_FACTOR": 1.0,
+        "SOLVER.LR_DECAY": 1.0,
         "SOLVER.ACCUMULATE": 1,
         "DATASETS.FRACTION": 1.0,
         "DATASETS.SHOTS": 0,

@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +20,7 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from pretrain.model import precision
 from pretrain.model.norm import convert_sync_batchnorm
-from transfer.models import init_weights
+from transfer.models import init_weights, learning_rates
 
 
 def check_amp(cfg: CfgNode) -> None:
@@ -68,20 +67,24 @@ def say_parts(cfg: CfgNode, model: nn.Module) -> None:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Return `SOLVER.OPTIMIZER` (SGD or AdamW) for a model, with detectron2's rules for the parameter groups.
 
-    Both apply `SOLVER.WEIGHT_DECAY_NORM` to norm layers and clip gradients according to `SOLVER.CLIP_GRADIENTS`.
+    Both apply `SOLVER.WEIGHT_DECAY_NORM` to norm layers, scale the backbone's learning rates (`learning_rates.factors`)
+    and clip gradients according to `SOLVER.CLIP_GRADIENTS`.
     """
-    if cfg.SOLVER.OPTIMIZER == "SGD":
-        return build_sgd(cfg, model)
+    solver = cfg.SOLVER
     groups = get_default_optimizer_params(
         model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
+    groups = learning_rates.scale(groups, cfg, model)
+    if solver.OPTIMIZER == "SGD":
+        sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+        return sgd(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return adamw(groups, lr=cfg.SOLVER.BASE_LR, fused=True)  # a quarter of the time, on a CPU too
+    return adamw(groups, lr=solver.BASE_LR, fused=True)  # a quarter of the time, on a CPU too
 
 
 def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str, Any] | None]:

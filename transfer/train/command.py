@@ -13,7 +13,11 @@ from pretrain.common import command_line, launcher
 from pretrain.common.errors import UserError
 
 # key of the config -> the flag that sets it
-_FLAG_OF_KEY = {"DATASETS.FRACTION": "fraction", "DATASETS.SHOTS": "shots"}
+_FLAG_OF_KEY = {
+    "DATASETS.FRACTION": "fraction",
+    "DATASETS.SHOTS": "shots",
+    "MODEL.BACKBONE.FREEZE_AT": "frozen",
+}
 
 
 def main(about: str | None, arguments: list[str] | None = None) -> None:
@@ -131,6 +135,10 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
     add("--scale", type=int, metavar="GPUS", help="adapt batch, learning rate and schedule to this many GPUs")
     add("--fraction", type=float, help="share of the training images to train on (DATASETS.FRACTION)")
     add("--shots", type=int, help="number of objects of each class to train on (DATASETS.SHOTS)")
+    add(
+        "--frozen", action="store_const", const=5,
+        help="keep the backbone as it is, with batch norm in evaluation mode (MODEL.BACKBONE.FREEZE_AT 5)",
+    )  # fmt: skip
     add("--follow-weights", action="store_true", help="use the settings that the MODEL.WEIGHTS file records")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     return parser.parse_intermixed_args(command_line.mark_resume(arguments))

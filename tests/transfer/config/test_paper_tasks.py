@@ -61,6 +61,8 @@ R50: Table = {
     "SOLVER.WARMUP_FACTOR": 0.001,  # D
     "SOLVER.CLIP_GRADIENTS.ENABLED": False,  # D
     "SOLVER.AMP.ENABLED": False,  # D
+    "SOLVER.BACKBONE_LR_FACTOR": 1.0,  # one rate for all layers
+    "SOLVER.LR_DECAY": 1.0,
     "SOLVER.ACCUMULATE": 1,  # the whole batch at once
     "DATASETS.FRACTION": 1.0,  # all labels
     "DATASETS.SHOTS": 0,  # all labels

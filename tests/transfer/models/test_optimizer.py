@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_lr_scheduler, build_optimizer
 
+from pretrain.common.errors import UserError
 from tests.support import detection_data
 from transfer.config.load import load_config
 from transfer.models import build
@@ -49,3 +50,54 @@ def test_steps_after_a_linear_warm_up() -> None:
 def test_half_a_cosine() -> None:
     rates = _rates("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
     assert rates[4:] == pytest.approx([0.01 * (1 + math.cos(math.pi * i / 20)) for i in range(4, 20)])
+
+
+# Of one decay d and one factor f, written out: the stages of a ResNet are 1 to 5 steps below the heads.
+STEPS = {"res5": 1, "res4": 2, "res3": 3, "res2": 4, "stem": 5}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", ["coco_R50_FPN", "voc_R50_C4_24k", "voc_R50_DC5_24k"])
+def test_every_parameter_has_the_rate_of_its_stage(name: str, optimizer: str) -> None:
+    more = ["SOLVER.LR_DECAY", "0.5", "SOLVER.BACKBONE_LR_FACTOR", "0.8", "SOLVER.OPTIMIZER", optimizer]
+    cfg = load_config(f"transfer/{name}.yaml", ["MODEL.INIT", "random", *detection_data.TINY, *more])
+    model = build_model(cfg)
+    groups = build.build_optimizer(cfg, model).param_groups
+    rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    norm = {id(p) for m in model.modules() if "BatchNorm" in type(m).__name__ for p in m.parameters()}
+    seen = set()
+    for key, parameter in model.named_parameters():
+        parts = key.split(".")
+        # The pyramid's layers are called fpn_lateral2, ...; C4's last stage is roi_heads.res5.
+        stage = next(
+            (part for part in parts[:3] if part in STEPS and parts[0] in ("backbone", "roi_heads")), None
+        )
+        factor = 0.8 * 0.5 ** STEPS[stage] if stage else 1.0
+        decay = 0.0 if id(parameter) in norm else cfg.SOLVER.WEIGHT_DECAY
+        assert rate.pop(id(parameter)) == pytest.approx((cfg.SOLVER.BASE_LR * factor, decay)), key
+        seen.add(stage)
+    assert seen == {*STEPS, None} and not rate
+    assert groups[0]["lr"] == cfg.SOLVER.BASE_LR  # the log shows that of the first group
+
+
+def test_without_the_keys_the_groups_are_detectron2s() -> None:
+    cfg = _config()
+    model = build_model(cfg)
+    ours, theirs = (make(cfg, model).param_groups for make in (build.build_optimizer, build_optimizer))
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert list(map(id, a.pop("params"))) == list(map(id, b.pop("params"))) and a == b
+
+
+def test_a_backbone_without_stages_is_named() -> None:
+    with pytest.raises(UserError, match=r"SOLVER\.LR_DECAY are for ResNets"):
+        build.build_optimizer(_config("SOLVER.LR_DECAY", "0.9"), torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("LR_DECAY", "0"), ("LR_DECAY", "1.1"), ("BACKBONE_LR_FACTOR", "0"), ("LR_DECAY", "-1")],
+)
+def test_impossible_rates_are_refused(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"SOLVER.{key} "):
+        _config(f"SOLVER.{key}", value)

@@ -27,8 +27,11 @@ def test_process_counts_come_from_the_flags_or_the_launcher(monkeypatch: pytest.
 
 
 def test_flags_come_after_the_users_overrides() -> None:
-    args = command._parse("", ["--config", "x.yaml", "SEED", "3", "--shots", "2", "--fraction", "0.5"])
-    assert command._overrides(args) == ["SEED", "3", "DATASETS.FRACTION", "0.5", "DATASETS.SHOTS", "2"]
+    args = command._parse(
+        "", ["--config", "x.yaml", "SEED", "3", "--shots", "2", "--fraction", "0.5", "--frozen"]
+    )
+    flags = ["DATASETS.FRACTION", "0.5", "DATASETS.SHOTS", "2", "MODEL.BACKBONE.FREEZE_AT", "5"]
+    assert command._overrides(args) == ["SEED", "3", *flags]
 
 
 def test_a_file_to_resume_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,14 @@ ABSENT = "(absent)"
 # Groups of config keys, the likeliest reasons first: title -> prefixes of the keys.
 _CONFIG = {
     "schedule": ("SOLVER.MAX_", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP", "SOLVER.LR_SCHEDULER"),
-    "learning rate": ("SOLVER.BASE_LR", "SOLVER.BIAS_LR", "SOLVER.OPTIMIZER", "SWEEP"),
+    "learning rate": (
+        "SOLVER.BASE_LR",
+        "SOLVER.BIAS_LR",
+        "SOLVER.BACKBONE_LR",
+        "SOLVER.LR_DECAY",
+        "SOLVER.OPTIMIZER",
+        "SWEEP",
+    ),
     "batch": ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE", "SOLVER.REFERENCE_WORLD_SIZE"),
     "data": ("DATASETS.", "DATALOADER.", "DATA."),
     "model": ("MODEL.",),
