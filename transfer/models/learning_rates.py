@@ -1,7 +1,7 @@
 """Learning rates of the backbone: a factor for all of it, and a decay from its last stage to its stem.
 
-The decay is that of fine-tuned transformers (Clark et al. 2020, "ELECTRA", App. A: layer-wise learning rate decay; Li et
-al. 2022, "ViTDet", App. A), with the stages of a ResNet as layers.
+The decay is the layer-wise one of fine-tuned transformers (as in ViTDet, Li et al. 2022); the layers are the stages of a
+ResNet.
 """
 
 import re

@@ -49,7 +49,7 @@ def test_each_seed_has_its_own_pre_training_and_shares_it_between_the_columns(op
 
 def test_every_seed_chooses_other_images_and_every_row_of_a_seed_the_same(options: Options) -> None:
     commands = [" ".join(job.command) for job in jobs_of("demo_labels", options)]
-    chosen = [re.findall(r"FRACTION (\S+) SEED (\d) .*SUBSET_SEED (\d)", command) for command in commands]
+    chosen = [re.findall(r"FRACTION (0\S+) .*?SEED (\d) .*SUBSET_SEED (\d)", command) for command in commands]
     found = [each for several in chosen for each in several]
     assert len(found) == 3 * 4 * 3 and all(seed == subset for _, seed, subset in found)
 
