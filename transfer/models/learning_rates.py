@@ -1,7 +1,7 @@
 """Learning rates of the backbone: a factor for all of it, and a decay from its last stage to its stem.
 
-The decay is the layer-wise one of fine-tuned transformers (as in ViTDet, Li et al. 2022); the layers are the stages of a
-ResNet.
+The decay is the layer-wise one of fine-tuned transformers (as in ViTDet, Li et al. 2022); the layers are the stages of
+a ResNet.
 """
 
 import re

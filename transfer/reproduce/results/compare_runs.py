@@ -31,7 +31,7 @@ _CONFIG = {
         "SOLVER.LR_DECAY",
         "SOLVER.OPTIMIZER",
         "SWEEP",
-    ),  # fmt: skip
+    ),
     "batch": ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE", "SOLVER.REFERENCE_WORLD_SIZE"),
     "data": ("DATASETS.", "DATALOADER.", "DATA."),
     "model": ("MODEL.",),
