@@ -48,8 +48,8 @@ ARROWS = {
     ),
     "transfer.reproduce.jobs": "transfer.convert transfer.prepare.sets",
     "transfer.reproduce.plan": (
-        "transfer.config transfer.convert transfer.data transfer.linear transfer.results transfer.reproduce.jobs "
-        "pretrain.config pretrain.benchmark.fake_photos"
+        "transfer.config transfer.convert transfer.data transfer.linear transfer.prepare.sets.open_nsfw "
+        "transfer.results transfer.reproduce.jobs pretrain.config pretrain.benchmark.fake_photos"
     ),
     "transfer.reproduce.results": (
         "transfer.intervals transfer.linear transfer.results transfer.reproduce.jobs transfer.reproduce.plan"

@@ -7,7 +7,6 @@ python tools/benchmark.py views --images my/photos --rounds 9        # view pair
 python tools/benchmark.py step --config pretrain/demo_R18.yaml       # where the time of a pre-training step goes
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,9 +19,7 @@ from transfer.train import benchmark_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="train,views,step")
     benchmark_command.add_train(commands)
     command.add_views(commands)

@@ -6,19 +6,17 @@ python tools/compare_runs.py results/runs/finetune-A results/runs/finetune-B    
 Lists what differs, the likeliest reasons first. Settings are read from the config.yaml next to each results.json.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
+from pretrain.common.command_line import Parser
 from pretrain.common.errors import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("a", type=Path, help="a results.json, or the folder of a run")
     parser.add_argument("b", type=Path, help="the run to compare it with")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
+from pretrain.common.command_line import Parser
 from pretrain.common.errors import run_tool
 
 
@@ -24,8 +25,7 @@ def main() -> None:
     from transfer.convert.layouts import LAYOUTS
     from transfer.convert.weights_file import FORMATS
 
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = Parser(description=__doc__)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("files", nargs="+", metavar="FILE", help="INPUT OUTPUT, or several inputs with --output-dir")
     add("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")

@@ -5,20 +5,19 @@ python tools/demo.py                    # 15 minutes on two cores: random, MoCo 
 python tools/demo.py --mechanism        # curves that show the effects of batch norm and momentum
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
+from pretrain.common.command_line import Parser
 from pretrain.common.errors import run_tool
 from transfer.config.keys import data_root
 
 
 def main() -> None:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]")
     add("--mechanism", action="store_true", help="only pre-train, with six different settings")

@@ -8,7 +8,6 @@ KEY VALUE pairs override the config; `--resume` continues from OUTPUT_DIR/checkp
 another checkpoint.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,9 +19,7 @@ from pretrain.common.errors import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument(
         "--config", "--config-file", required=True, help="YAML file, as given or under configs/"
     )

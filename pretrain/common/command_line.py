@@ -1,13 +1,41 @@
-"""Command lines that end in `KEY VALUE` pairs of the config: subcommands, and `--resume [FROM]` before the pairs."""
+"""Command lines: mistakes in one line, `--resume [FROM]`, and `KEY VALUE` pairs of the config at the end."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from pretrain.common.errors import UserError, label
 
 _RESUME = "--resume"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, which keeps the line breaks of its texts and reports a mistake in one line, without its usage.
+
+    Raises `UserError` where argparse would exit.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        from pretrain.common.configs import nearest  # takes longer to import than most commands need
+
+        known = self._flags()
+        given = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+        # An abbreviation is a flag, too. Otherwise argparse would name the flag that is missing, not the wrong one.
+        unknown = [flag for flag in given if not any(option.startswith(flag) for option in known)]
+        if unknown:
+            message = f"{unknown[0]}: no such flag{nearest(unknown[0], known)}"
+        raise UserError(f"{label(message, 1000)}; {self.prog} --help lists everything that can be given")
+
+    def _flags(self) -> list[str]:
+        """Return the flags of this command and of its subcommands."""
+        commands = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]
+        parsers = [self, *(parser for several in commands for parser in several)]
+        return list(dict.fromkeys(flag for parser in parsers for flag in parser._option_string_actions))
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:

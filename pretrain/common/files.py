@@ -254,9 +254,8 @@ def read_regular(path: Path, *, most: int) -> bytes:
     """Return the content of a file as `opened` opens it. Raises `UserError` if it has more than `most` bytes."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = (
-            file.read(size + 1) if size <= most else b""
-        )  # a sparse file of any size takes no space on disk
+        # Nothing of a file that is too large: a sparse one of any size takes no space on disk.
+        data = file.read(size + 1) if size <= most else b""
     if max(size, len(data)) > most:
         raise UserError(f"{path}: has more than {most} bytes, too many for what it should be")
     return data

@@ -90,13 +90,22 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"{key} {get(cfg, key)}: give {least} or more")
     if cfg.SOLVER.BASE_LR <= 0:
         raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}: give a number above 0")
-    if cfg.SOLVER.BACKBONE_LR_FACTOR <= 0:
+    if not 0 < cfg.SOLVER.BACKBONE_LR_FACTOR < float("inf"):
         raise UserError(
             f"SOLVER.BACKBONE_LR_FACTOR {cfg.SOLVER.BACKBONE_LR_FACTOR:g}: give a number above 0; --frozen keeps the "
             "backbone as it is"
         )
     if not 0 < cfg.SOLVER.LR_DECAY <= 1:
         raise UserError(f"SOLVER.LR_DECAY {cfg.SOLVER.LR_DECAY:g}: give a number above 0 and up to 1")
+    scaled = cfg.SOLVER.BACKBONE_LR_FACTOR != 1 or cfg.SOLVER.LR_DECAY != 1
+    in_head = (
+        cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone" and "res5" not in cfg.MODEL.RESNETS.OUT_FEATURES
+    )
+    if scaled and cfg.MODEL.BACKBONE.FREEZE_AT >= 5 and not in_head:
+        raise UserError(
+            "MODEL.BACKBONE.FREEZE_AT 5 (--frozen) trains nothing of the backbone, so SOLVER.BACKBONE_LR_FACTOR and "
+            "SOLVER.LR_DECAY would have no effect: leave out one or the other"
+        )
     # detectron2's trainer supports this and our loop does not; a key without effect would mislead.
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")

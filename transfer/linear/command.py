@@ -29,7 +29,7 @@ def main(about: str | None) -> None:
 
 
 def _parse(about: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=about)
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="a checkpoint, or `random` for an untrained network")
     add(

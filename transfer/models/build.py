@@ -69,6 +69,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Both apply `SOLVER.WEIGHT_DECAY_NORM` to norm layers, scale the backbone's learning rates (`learning_rates.factors`)
     and clip gradients according to `SOLVER.CLIP_GRADIENTS`.
+
+    Raises `UserError` for rates of stages that the model does not have.
     """
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
@@ -84,7 +86,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
         return sgd(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return adamw(groups, lr=solver.BASE_LR, fused=True)  # a quarter of the time, on a CPU too
+    return adamw(groups, lr=solver.BASE_LR, fused=True)  # takes a quarter of the time, on a CPU too
 
 
 def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str, Any] | None]:

@@ -5,10 +5,8 @@ a ResNet.
 """
 
 import re
-from collections import defaultdict
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -43,7 +41,7 @@ def factors(cfg: CfgNode) -> dict[str, float]:
 def scale(groups: Groups, cfg: CfgNode, model: nn.Module) -> Groups:
     """Return the optimizer's parameter groups, split by stage where the stages' learning rates differ.
 
-    Groups of the heads come first, since the log shows the learning rate of the first group.
+    Groups of the other layers come first, since the log shows the learning rate of the first group.
 
     Args:
         groups: as from detectron2's `get_default_optimizer_params`, each with its own `lr`.
@@ -56,14 +54,13 @@ def scale(groups: Groups, cfg: CfgNode, model: nn.Module) -> Groups:
     stages = {id(parameter): stage_of(name) for name, parameter in model.named_parameters()}
     if not any(stages.values()):
         raise UserError(
-            "SOLVER.BACKBONE_LR_FACTOR and SOLVER.LR_DECAY are for ResNets, and this model's backbone is none: leave "
+            "SOLVER.BACKBONE_LR_FACTOR and SOLVER.LR_DECAY are for ResNets, and this model has another backbone: leave "
             "both at 1"
         )
     found: Groups = []
-    for group in groups:
-        parts: dict[float, list[torch.nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:
-            stage = stages[id(parameter)]
-            parts[by_stage[stage] if stage else 1.0].append(parameter)
-        found += [{**group, "params": each, "lr": group["lr"] * factor} for factor, each in parts.items()]
-    return sorted(found, key=lambda group: -group["lr"])
+    for stage, factor in ((None, 1.0), *by_stage.items()):
+        for group in groups:
+            parameters = [each for each in group["params"] if stages[id(each)] == stage]
+            if parameters:
+                found.append({**group, "params": parameters, "lr": group["lr"] * factor})
+    return found

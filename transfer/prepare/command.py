@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pretrain.common.command_line import Parser
 from pretrain.common.errors import UserError
 from transfer.config.keys import data_root
 from transfer.data.coco.box_formats import FORMATS
@@ -64,11 +65,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace:
     summary, _, examples = (about or "").partition("\n")
-    layout: dict[str, Any] = {
-        "epilog": "examples:\n" + examples.strip("\n"),
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-    parser = argparse.ArgumentParser(prog="prepare_data.py", description=summary, **layout)
+    layout: dict[str, Any] = {"epilog": "examples:\n" + examples.strip("\n")}
+    parser = Parser(prog="prepare_data.py", description=summary, **layout)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     common = _common()
     demo = names.add_parser(
@@ -105,8 +103,8 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
     return parser.parse_args(arguments)
 
 
-def _common() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _common() -> Parser:
+    parser = Parser(add_help=False)
     parser.add_argument(
         "--root", type=Path, default=Path(data_root()), help="folder of all data sets [%(default)s]"
     )
@@ -115,8 +113,8 @@ def _common() -> argparse.ArgumentParser:
     return parser
 
 
-def _archives() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
+def _archives() -> Parser:
+    parser = Parser(add_help=False)
     parser.add_argument(
         "--archives", type=Path, metavar="FOLDER", help="use the archives in this folder; download nothing"
     )
@@ -131,7 +129,7 @@ def _archives() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_custom(parser: argparse.ArgumentParser) -> None:
+def _add_custom(parser: Parser) -> None:
     parser.add_argument(
         "--json", type=Path, required=True, metavar="FILE", help="annotations in COCO's format"
     )

@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
+from pretrain.common.command_line import Parser
 from transfer.config.keys import data_root
 
 
 def parse(about: str | None) -> argparse.Namespace:
     """Parse the command line; `about` is the text at the top of --help, and defaults are in parentheses."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=about)
     add = parser.add_argument
     add("--table", default="", help="name of the table; --list shows them all")
     add("--list", action="store_true", help="list all tables with their cost, and exit")

@@ -123,8 +123,8 @@ def _write(
 ) -> None:
     content: dict[str, Any] = collect.collect(table, cells, options, runs=runs, failed=failed)
     text_tables.write(folder, content)
-    if content["baseline"] and (picture := figure.draw(content)):
-        write_text(folder / "table.svg", picture)
+    if content["baseline"]:
+        write_text(folder / "table.svg", figure.draw(content))
     page.write(folder / "report.html", content)
     say(text_tables.markdown(content))
 

@@ -67,7 +67,7 @@ def _show_predictions(args: argparse.Namespace) -> list[Path]:
 
 
 def _parse(about: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=about)
     commands = parser.add_subparsers(dest="what", required=True, metavar="views|data|predictions")
     config_help = "YAML file, as a path or relative to configs/"
 

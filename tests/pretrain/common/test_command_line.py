@@ -1,6 +1,7 @@
-"""`--resume [FROM]` before KEY VALUE pairs."""
+"""Mistakes on the command line, and `--resume [FROM]` before KEY VALUE pairs."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,28 @@ def test_given_twice(here: Path) -> None:
     for more in (["--resume"], ["--resume", "backup"]):
         with pytest.raises(UserError, match="--resume is given twice"):
             parse("--resume", "a.pth", "A", "1", *more)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--confg", "x"], "--confg: no such flag; did you mean --config?"),
+        (["--sizee=3", "--config", "x"], "--sizee: no such flag; did you mean --size?"),
+        (["--config", "x", "--size", "y"], "argument --size: invalid int value: 'y'"),
+        (["--conf", "x", "run", "--trails"], "--trails: no such flag; did you mean --trials?"),
+        (["--config", "x", "\x1b[2J"], "invalid choice"),
+        ([], "the following arguments are required: --config"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_flag(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = command_line.Parser(prog="tool.py")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--size", type=int)
+    parser.add_subparsers().add_parser("run").add_argument("--trials")
+    monkeypatch.setattr(sys, "argv", ["tool.py", *words])
+    with pytest.raises(UserError) as error:
+        parser.parse_args()
+    assert message in str(error.value) and "--help lists everything" in str(error.value)
+    assert str(error.value).isprintable()

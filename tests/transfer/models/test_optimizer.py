@@ -77,7 +77,15 @@ def test_every_parameter_has_the_rate_of_its_stage(name: str, optimizer: str) ->
         assert rate.pop(id(parameter)) == pytest.approx((cfg.SOLVER.BASE_LR * factor, decay)), key
         seen.add(stage)
     assert seen == {*STEPS, None} and not rate
-    assert groups[0]["lr"] == cfg.SOLVER.BASE_LR  # the log shows that of the first group
+    assert groups[0]["lr"] == cfg.SOLVER.BASE_LR
+
+
+def test_the_log_shows_the_rate_of_the_heads_also_below_that_of_the_backbone() -> None:
+    """It shows that of the first group."""
+    cfg = _config("SOLVER.BACKBONE_LR_FACTOR", "2")
+    groups = build.build_optimizer(cfg, build_model(cfg)).param_groups
+    rates = {group["lr"] for group in groups}
+    assert rates == {cfg.SOLVER.BASE_LR, 2 * cfg.SOLVER.BASE_LR} and groups[0]["lr"] == cfg.SOLVER.BASE_LR
 
 
 def test_without_the_keys_the_groups_are_detectron2s() -> None:
@@ -96,8 +104,15 @@ def test_a_backbone_without_stages_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("LR_DECAY", "0"), ("LR_DECAY", "1.1"), ("BACKBONE_LR_FACTOR", "0"), ("LR_DECAY", "-1")],
+    [("LR_DECAY", "0"), ("LR_DECAY", "1.1"), ("BACKBONE_LR_FACTOR", "0"), ("BACKBONE_LR_FACTOR", "1e999")],
 )
 def test_impossible_rates_are_refused(key: str, value: str) -> None:
     with pytest.raises(UserError, match=f"SOLVER.{key} "):
         _config(f"SOLVER.{key}", value)
+
+
+def test_rates_of_a_frozen_backbone_are_refused_except_with_res5_in_the_head() -> None:
+    frozen = ["MODEL.BACKBONE.FREEZE_AT", "5", "SOLVER.LR_DECAY", "0.9", "MODEL.INIT", "random"]
+    with pytest.raises(UserError, match="would have no effect"):
+        load_config("transfer/coco_R50_FPN.yaml", frozen)
+    load_config("transfer/coco_R50_C4_1x.yaml", frozen)

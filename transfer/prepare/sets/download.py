@@ -24,10 +24,9 @@ TIMEOUT_S = 60  # without any data
 ATTEMPTS = 5  # in a row that bring no new data
 PAUSE_S = 2.0  # between them
 GB = 1e9
-_DEEPEST, _LONGEST = (
-    32,
-    1000,
-)  # folders and bytes of a name: Python's own functions fail in the middle beyond some more
+# Of a name in an archive: with some more of either, Python's own functions fail in the middle of unpacking.
+_DEEPEST = 32  # folders
+_LONGEST = 1000  # bytes
 # RuntimeError and NotImplementedError: an encrypted zip, or one of an unknown compression
 BROKEN = (*FAULTS, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
@@ -223,8 +222,9 @@ def _tar_files(archive: Path) -> Found:
 def _inside(archive: Path, name: str) -> str:
     path = PurePosixPath(name)
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    too_long = longest > 255 or len(path.parts) > _DEEPEST or len(os.fsencode(name)) > _LONGEST
-    if longest == 0 or too_long or has_control(name):
+    if longest > 255 or len(path.parts) > _DEEPEST or len(os.fsencode(name)) > _LONGEST:
+        raise UserError(f"{archive}: {brief(name)} is too long or in too many folders; nothing was unpacked")
+    if longest == 0 or has_control(name):
         raise UserError(f"{archive}: {brief(name)} is not the name of a file; it was not unpacked")
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise UserError(

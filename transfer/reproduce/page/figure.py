@@ -4,37 +4,38 @@ from typing import Any
 
 from transfer.report.charts import number, ticks
 from transfer.report.html import render
+from transfer.reproduce.results import text_tables
 
-WIDTH = 640
-_LEFT, _RIGHT = 230, 60  # for the names of the rows and for their numbers
-_ROW, _HEAD, _AXIS = 24, 40, 34  # heights
+_AXIS, _RIGHT = 350, 60  # widths: of the axis, and for the numbers of the rows
+_LETTER = 8.2  # pixels of an average letter of the names on the left
+_ROW, _HEAD, _FOOT = 24, 40, 34  # heights
 
 
 def draw(table: dict[str, Any]) -> str:
-    """Return an SVG file of the dict of `collect.collect`; empty if there is no number yet."""
-    panels, top = [], 0
+    """Return an SVG file of the dict of `collect.collect`. A column without a number yet is left out."""
+    note = "" if table["schedule"] == 1 and not table["smoke"] else text_tables.protocol(table)
+    left = round(30 + _LETTER * max((len(row["title"]) for row in table["rows"]), default=0))
+    panels, top = [], 28 if note else 0
     for place, column in enumerate(table["columns"]):
         cells = [(row, row["cells"][place]["numbers"][0]) for row in table["rows"]]
         found = [(row, cell) for row, cell in cells if cell["ours"]]
         if found:
-            panels.append(_panel(f"{column['title']}: {column['metrics'][0]}", found, table["baseline"], top))
+            title = f"{column['title']}: {column['metrics'][0]}"
+            panels.append(_panel(title, found, table["baseline"], left, top))
             top += panels[-1]["height"]
-    if not panels:
-        return ""
-    return render(
-        "intervals.svg", {"title": table["title"], "panels": panels, "width": WIDTH, "height": top + 8}
-    )
+    size = {"width": left + _AXIS + _RIGHT, "height": top + 8}
+    return render("intervals.svg", {"title": table["title"], "note": note, "panels": panels, **size})
 
 
 def _panel(
-    title: str, found: list[tuple[dict[str, Any], dict[str, Any]]], baseline: str, top: int
+    title: str, found: list[tuple[dict[str, Any], dict[str, Any]]], baseline: str, left: int, top: int
 ) -> dict[str, Any]:
     ends = [end for _, cell in found for end in (cell["interval"] or [cell["mean"]])]
     marks = ticks(min(0.0, *ends), max(ends))
     low, high = marks[0], marks[-1]
 
     def across(value: float) -> float:
-        return round(_LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT), 1)
+        return round(left + (value - low) / (high - low) * _AXIS, 1)
 
     rows = [
         {
@@ -55,5 +56,5 @@ def _panel(
         "ticks": grid,
         "top": top,
         "bottom": bottom,
-        "height": bottom + _AXIS,
+        "height": bottom + _FOOT,
     }

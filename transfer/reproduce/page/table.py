@@ -105,6 +105,8 @@ def conclusions(table: dict[str, Any]) -> list[str]:
     """Return sentences that say what the verdicts say, and nothing else."""
     if table["smoke"]:
         return ["A smoke run shows that everything runs. It says nothing about the methods."]
+    if not text_tables.published(table):
+        return _differences(table) or ["There is nothing to compare yet, so nothing can be concluded."]
     if not whole(table):
         return [f"With {table['schedule']:g} of the schedule, nothing can be said about the paper’s numbers."]
     found: list[str] = []
@@ -118,10 +120,6 @@ def conclusions(table: dict[str, Any]) -> list[str]:
                 said.setdefault(verdict, []).append(head)
         parts = [f"{_WORDS[verdict]} in {', '.join(heads)}" for verdict, heads in said.items()]
         found += [f"{row['title']}: {'; '.join(parts)}."] if parts else []
-    if not text_tables.published(table):
-        return _differences(table) or [
-            "No paper has these numbers, so there is nothing to compare them with."
-        ]
     return found or ["No number can be compared with a published one yet, so nothing can be concluded."]
 
 
@@ -133,8 +131,12 @@ def _differences(table: dict[str, Any]) -> list[str]:
         for (_, number), head in zip(text_tables.numbers(row), text_tables.heads(table), strict=True):
             if difference := number.get("minus_baseline"):
                 mean, half = difference["mean"], difference["half"]
-                shown = half is not None and abs(mean) > half
-                word = "few" if half is None else "none" if not shown else "higher" if mean > 0 else "lower"
+                if half is None:
+                    word = "few"
+                elif half == 0:
+                    word = "equal"
+                else:
+                    word = "none" if abs(mean) <= half else "higher" if mean > 0 else "lower"
                 said.setdefault(word, []).append(f"{head} ({text_tables.difference(difference)})")
         parts = [f"{_SAID[word].format(baseline)} in {', '.join(heads)}" for word, heads in said.items()]
         found += [f"{row['title']}: {'; '.join(parts)}."] if parts else []
@@ -145,6 +147,7 @@ _SAID = {
     "higher": "higher than {}",
     "lower": "lower than {}",
     "none": "no difference to {} was shown",
+    "equal": "no verdict, since all seeds differ equally from {},",
     "few": "one seed is too few to tell it from {}",
 }
 

@@ -1,9 +1,11 @@
 """The folders of images, with and without class folders, that pre-training and linear probes read."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.common.errors import UserError
+from pretrain.common.files import read_json
 from transfer.data.on_disk import check_demo
 from transfer.reproduce.plan.tables import data_set
 
@@ -16,12 +18,14 @@ class Images:
         unlabelled: for pre-training.
         train, val: folders of class folders, for a linear probe or kNN.
         missing: why they cannot be used: what is not there, and where it comes from; empty if all is there.
+        made_of: what determines the images apart from their names, for a set that is made here.
     """
 
     unlabelled: Path
     train: Path
     val: Path
     missing: str
+    made_of: tuple[str, ...] = ()
 
 
 def images(config: str, root: Path) -> Images:
@@ -29,8 +33,10 @@ def images(config: str, root: Path) -> Images:
     root = root.resolve()
     if data_set(config) == "demo":
         folder = root / "demo_standard"
-        labelled = folder / "knn"
-        return Images(folder / "pretrain", labelled / "train", labelled / "val", _missing_demo(folder))
+        pretrain, train, val = (folder / part for part in ("pretrain", "knn/train", "knn/val"))
+        state = read_json(folder / "demo.json")
+        made_of = json.dumps([state.get("key"), state.get("source")], sort_keys=True)
+        return Images(pretrain, train, val, _missing_demo(folder, [pretrain, train, val]), (made_of,))
     train, val = root / "imagenet/train", root / "imagenet/val"
     needed = (train,) if config.startswith("pretrain/") else (train, val)
     gone = next((folder for folder in needed if not folder.is_dir()), None)
@@ -40,9 +46,10 @@ def images(config: str, root: Path) -> Images:
     return Images(train, train, val, missing)
 
 
-def _missing_demo(folder: Path) -> str:
+def _missing_demo(folder: Path, parts: list[Path]) -> str:
     try:
         check_demo(folder)
     except UserError as error:
         return str(error)
-    return ""
+    gone = next((part for part in parts if not part.is_dir()), None)
+    return f"{gone}: no such folder; run 'python tools/prepare_data.py demo' again" if gone else ""

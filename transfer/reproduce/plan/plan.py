@@ -19,6 +19,7 @@ from transfer.convert.recognise import read_source
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
+from transfer.prepare.sets import open_nsfw
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.plan.images import images
 from transfer.reproduce.plan.overrides import STAND_IN, shorter, smoke_finetune, smoke_linear, smoke_pretrain
@@ -192,18 +193,19 @@ def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
 
 
 def _fetch(released: Released, options: Options) -> Job:
+    name = open_nsfw.MODEL if released.url == open_nsfw.URL else "file"
     command = (
         "python",
         "-m",
         "transfer.reproduce.jobs.fetch",
         released.url,
-        "{folder}/file",
+        f"{{folder}}/{name}",
         released.digest,
         str((options.root / released.name).resolve()),
     )
     note = f"{released.name}: {released.url}, licence: {released.licence}"
     note += f"; {released.note}" if released.note else ""
-    return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", "file", note=note)
+    return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", name, note=note)
 
 
 def _recipe_name(init: Init) -> str:
@@ -226,7 +228,7 @@ def _pretrain(init: Init, seed: int | None, options: Options) -> Job:
         places += ("KNN.TRAIN", str(found.train), "KNN.VAL", str(found.val))
     overrides += places
     cfg = pretrain_config.load(init.pretrain, overrides)
-    data = [names_digest(found.unlabelled, options.cache)]
+    data = [names_digest(found.unlabelled, options.cache), *found.made_of]
     settings = json.dumps([_without(cfg, _IRRELEVANT), data])
     # --resume with another number of GPUs sees the same images; only the order of additions changes.
     tool = ("tools/pretrain.py", "--config", init.pretrain, "--other-processes")
@@ -271,9 +273,8 @@ def _finetune(
     overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = load_config(name, [*overrides, *swept, *start])
     _check_share(name, cfg, options)
-    if (
-        cfg.DATASETS.FRACTION < 1
-    ):  # each seed trains on other images, so that the interval includes their choice
+    # Each seed trains on other images, so that the interval includes their choice.
+    if cfg.DATASETS.FRACTION < 1 or cfg.DATASETS.SHOTS:
         overrides += ("DATASETS.SUBSET_SEED", str(seed))
     if options.smoke:
         small = smoke_finetune(cfg, random=weights is None, processes=options.processes, cpu=options.cpu)
@@ -325,7 +326,7 @@ def _linear(
     else:
         overrides += (*swept, *shorter(cfg, options.schedule))
     cfg = _linear_config(name, overrides)
-    data = [names_digest(folder, options.cache) for folder in (found.train, found.val)]
+    data = [names_digest(folder, options.cache) for folder in (found.train, found.val)] + list(found.made_of)
     knn = column.metrics == ("knn",)
     ignored = [key for key in config.IRRELEVANT if not (knn and key.startswith("KNN"))]
     settings = json.dumps([_without(cfg, ignored), data])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pretrain.benchmark.fake_photos import fake_photo
 from pretrain.common.console import say
-from pretrain.common.files import write_json
+from pretrain.common.files import read_json, write_json
 from pretrain.data.decode import image_at
 from pretrain.model.encoders import ResNet, architecture
 from pretrain.tensor_files import checkpoint
@@ -27,6 +27,7 @@ from transfer.reproduce.jobs.lock import BEAT, STALE, Lock
 from transfer.reproduce.plan.overrides import STAND_IN
 
 IMAGES = {"train": 6, "val": 4}
+_STATE = {"images": IMAGES, "version": 2}  # a folder of another version is written again
 _SIZE = (240, 320)  # height and width
 _EACH = 8  # pictures of each of the two ImageNet classes used here
 _VOC = ("cat", "bird", "dog", "horse")  # a VOC class for each kind of object
@@ -56,7 +57,7 @@ def build(root: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
     """
     root.mkdir(parents=True, exist_ok=True)
     lock = Lock(root / "lock", beat=beat, stale=stale)
-    while not (root / MINIATURE).exists():
+    while read_json(root / MINIATURE) != _STATE:
         if not lock.acquire():  # another program is making them
             time.sleep(beat / 10)
             continue
@@ -67,7 +68,7 @@ def build(root: Path, *, beat: float = BEAT, stale: float = STALE) -> None:
 
 
 def _build(root: Path) -> None:
-    if (root / MINIATURE).exists():
+    if read_json(root / MINIATURE) == _STATE:
         return
     say(f"making small data sets in {root}")
     pictures = {split: _pictures(root / "painted", split) for split in IMAGES}
@@ -79,7 +80,7 @@ def _build(root: Path) -> None:
     for place, split in enumerate(IMAGES):
         _class_folders(root / "imagenet" / split, first=1000 * (1 + place))
     _stand_in(root / STAND_IN)
-    write_json(root / MINIATURE, {"images": IMAGES})
+    write_json(root / MINIATURE, _STATE)
 
 
 def _pictures(folder: Path, split: str) -> list[Picture]:

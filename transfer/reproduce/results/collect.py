@@ -213,7 +213,7 @@ def _run(cell: Cell, job: Job, runs: Path, failed: dict[str, str]) -> dict[str, 
         return run | {"why_not": f"{path} is damaged; remove its folder and run the table again"}
     metrics = cell.column.metrics
     found = results.get("metrics", results)  # the linear probe writes its metrics at the top level
-    if isinstance(knn := results.get("knn"), dict):
+    if metrics == ("knn",) and isinstance(knn := results.get("knn"), dict):
         found = {"knn": knn.get("top1")}
     numbers = [number_of(found, metric) for metric in metrics]
     absent = [metric for metric, number in zip(metrics, numbers, strict=True) if number is None]

@@ -184,7 +184,8 @@ def protocol(table: dict[str, Any]) -> str:
     if table["smoke"]:
         return "SMOKE RUN: tiny pictures and a few iterations; no number here means anything."
     if table["schedule"] != 1:
-        return f"NOT THE PAPER'S SCHEDULE: {table['schedule']:g} of all iterations and epochs."
+        whose = "PAPER'S" if published(table) else "FULL"
+        return f"NOT THE {whose} SCHEDULE: {table['schedule']:g} of all iterations and epochs."
     return "Full schedule."
 
 

