@@ -1,7 +1,7 @@
 """Run the demo: from photographs to a detection table and demo/report.html.
 
 python tools/demo.py --size quick       # two minutes on two cores: every stage runs, but nothing is learnt
-python tools/demo.py                    # 15 minutes on two cores: random, MoCo and supervised initialisation
+python tools/demo.py                    # less than 15 minutes on two cores: random, MoCo and supervised initialisation
 python tools/demo.py --mechanism        # curves that show the effects of batch norm and momentum
 """
 

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from pretrain.benchmark.fake_photos import SIZE, fake_photo, to_jpeg
 from pretrain.common import rng
 from pretrain.common.console import say
+from pretrain.common.errors import UserError, label
 from pretrain.data import pixel_ops
 from pretrain.data.decode import ImageFile
 from pretrain.data.folders import find_images
@@ -165,11 +166,17 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def jpegs_of(folder: str) -> list[bytes]:
-    """Return the first images of a folder as JPEGs of SIZE. Raises `UserError` if there are none."""
+    """Return the first images of a folder as JPEGs of SIZE. Raises `UserError` if there are none, or a broken one."""
     found = find_images([folder], key="--images")
     made = []
     for number in range(min(PICTURES, len(found))):
-        picture = Image.fromarray(ImageFile(found.read(number)).decode())
+        try:
+            picture = Image.fromarray(ImageFile(found.read(number)).decode())
+        except Exception as error:  # of Pillow, OpenCV or the disk
+            raise UserError(
+                f"{label(found[number])}: it cannot be read as an image ({label(str(error))}): remove it or name another "
+                "folder with --images"
+            ) from None
         made.append(to_jpeg(ImageOps.fit(picture, SIZE, Image.Resampling.BICUBIC)))
     return made
 

@@ -26,7 +26,8 @@ def listing() -> list[str]:
     """Return two lines for each table: its name and title, then the rows that can run and what they cost."""
     book = tables.read()
     lines = [
-        "table: rows that can run; hours on 8 V100 and GB of disk for one trial without --fetch; with --fetch",
+        "table: rows that can run; hours on 8 V100 and GB of disk for one trial without --fetch; with --fetch (of the "
+        "demo's tables: in words)",
         "",
     ]
     for table in book.tables.values():
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     table, options = book.table(args.table), _options(args)
     name = "-".join([table.name, *_variant(options)])
     runs, folder = args.output / ("smoke-runs" if options.smoke else "runs"), args.output / name
+    plan.chosen(table, options)  # a wrong name is refused before any data are made
     if options.smoke:
         from transfer.reproduce.plan import smoke_data
 

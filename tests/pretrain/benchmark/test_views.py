@@ -1,5 +1,7 @@
 """The comparison of view pipelines: alternation, printed numbers, and the pipelines themselves."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torchvision.transforms import functional as tv
 from pretrain import config
 from pretrain.benchmark import views
 from pretrain.benchmark.fake_photos import fake_photo, to_jpeg
+from pretrain.common.errors import UserError
 from pretrain.data.views import RECIPES, recipe_without
 from tests.support.scripts import run_script
 
@@ -54,3 +57,9 @@ def test_command_prints_both_tables(tmp_path: object) -> None:
     assert "v1 views" in done.stdout and "v2 views" in done.stdout and "torchvision v1 on PIL" in done.stdout
     refused = run_script("tools/benchmark.py", "views", "--rounds", "0")
     assert refused.returncode and refused.stderr.splitlines() == ["error: --rounds: give 1 or more"]
+
+
+def test_a_broken_image_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a\.jpg: it cannot be read as an image \(.*\): remove it"):
+        views.jpegs_of(str(tmp_path))

@@ -85,6 +85,16 @@ class Cell:
 
 def plan(table: Table, options: Options) -> list[Cell]:
     """Return the cells of a table, row by row. Raise `UserError` for unknown names and names already in use."""
+    swept = _swept(table)
+    return [
+        _cell(row, column, options, sweep=options.sweep if column in swept else None)
+        for row in chosen(table, options)
+        for column in table.columns
+    ]
+
+
+def chosen(table: Table, options: Options) -> list[Row]:
+    """Return the rows to run. Raise `UserError` for unknown names and names already in use."""
     if options.sweep and options.sweep[0] == "SEED":
         raise UserError("--sweep SEED: a seed is not a setting to tune; give --seeds 0,1,2 instead")
     rows = _rows(table, options)
@@ -95,13 +105,7 @@ def plan(table: Table, options: Options) -> list[Cell]:
                 f"--inits {name}: {table.name} has no such row{nearest(name, known)}; "
                 f"it has {', '.join(known)}"
             )
-    chosen = [row for row in rows if not options.inits or row.init.name in options.inits]
-    swept = _swept(table)
-    return [
-        _cell(row, column, options, sweep=options.sweep if column in swept else None)
-        for row in chosen
-        for column in table.columns
-    ]
+    return [row for row in rows if not options.inits or row.init.name in options.inits]
 
 
 def _rows(table: Table, options: Options) -> list[Row]:
