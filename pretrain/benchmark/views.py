@@ -174,8 +174,8 @@ def jpegs_of(folder: str) -> list[bytes]:
             picture = Image.fromarray(ImageFile(found.read(number)).decode())
         except Exception as error:  # of Pillow, OpenCV or the disk
             raise UserError(
-                f"{label(found[number])}: it cannot be read as an image ({label(str(error))}): remove it or name another "
-                "folder with --images"
+                f"{label(found[number])}: it cannot be read as an image ({label(str(error))}): remove it, or name "
+                "another folder with --images"
             ) from None
         made.append(to_jpeg(ImageOps.fit(picture, SIZE, Image.Resampling.BICUBIC)))
     return made
