@@ -65,6 +65,7 @@ setup(
         "transfer.convert",
         "transfer.data",
         "transfer.data.coco",
+        "transfer.compare",
         "transfer.demo",
         "transfer.linear",
         "transfer.metrics",

@@ -61,6 +61,9 @@ ARROWS = {
         "transfer.config.keys transfer.report transfer.reproduce.jobs transfer.reproduce.plan "
         "transfer.reproduce.results transfer.reproduce.page"
     ),
+    "transfer.compare": (
+        "transfer.config transfer.data transfer.models transfer.train transfer.reproduce transfer.reproduce.plan"
+    ),
 }  # fmt: skip
 # What everything in transfer/ may use of pre-training.
 SHARED = (

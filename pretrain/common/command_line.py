@@ -19,12 +19,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         from pretrain.common.configs import nearest  # takes longer to import than most commands need
 
         known = self._flags()
-        given = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+        given = [word.partition("=")[0] for word in self._words if word.startswith("--")]
         # An abbreviation is a flag, too. Otherwise argparse would name the flag that is missing, not the wrong one.
         unknown = [flag for flag in given if not any(option.startswith(flag) for option in known)]
         if unknown:

@@ -19,6 +19,11 @@ from transfer.data.coco.remarks import remarks
 
 KEYS = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
 SHOWN = 10  # how many problems are printed
+# What `use` sets in a config: a property of the data, not a choice.
+SETS = (
+    "DATASETS.TRAIN", "DATASETS.TEST", "INPUT.MASK_FORMAT", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES",
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

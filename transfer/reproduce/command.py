@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,19 +89,42 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run or args.status:
         print("\n".join(progress.listing(jobs, runs) if args.dry_run else progress.status(jobs, runs)))
         return 0
-    executor = _executor(args)
+    shown = plan.plan(table, replace(options, inits=())) if options.inits else cells
+    return execute(table, cells, options, executor(args), runs=runs, folder=folder, shown=shown)
+
+
+def execute(
+    table: tables.Table,
+    cells: Sequence[Cell],
+    options: Options,
+    executor: Executor,
+    *,
+    runs: Path,
+    folder: Path,
+    shown: Sequence[Cell] | None = None,
+    answer: Callable[[dict[str, Any]], list[str]] = lambda _: [],
+) -> int:
+    """Run what is not done yet, and write the table. Return the exit status: 0, or 1 if a job failed.
+
+    Args:
+        runs: folder of all jobs.
+        folder: of the table's own files.
+        shown: the cells of the table, if it has more than those that are run.
+        answer: returns sentences to put above the table, from the dict of `collect.collect`.
+    """
+    wanted = [job for cell in cells for found in cell.runs.values() for job in found]
     _check(scheduler.unfinished(wanted, runs))
     began = time.perf_counter()
-    watch = progress.Watch(jobs, runs)
-    shown = plan.plan(table, replace(options, inits=())) if options.inits else cells
+    watch = progress.Watch(in_order(wanted), runs)
+    shown = shown or cells
     try:
         failed = scheduler.run(wanted, runs, executor, tick=watch.look)
     except UserError:  # not even the first job could be started
         raise
     except BaseException:
-        _write(table, shown, options, runs=runs, folder=folder, failed={})
+        _write(table, shown, options, runs=runs, folder=folder, failed={}, answer=answer)
         raise
-    _write(table, shown, options, runs=runs, folder=folder, failed=failed)
+    _write(table, shown, options, runs=runs, folder=folder, failed=failed, answer=answer)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     say(f"{folder}: {names}   ({duration(time.perf_counter() - began)})")
     return 1 if failed else 0
@@ -122,8 +145,10 @@ def _write(
     runs: Path,
     folder: Path,
     failed: dict[str, str],
+    answer: Callable[[dict[str, Any]], list[str]],
 ) -> None:
     content: dict[str, Any] = collect.collect(table, cells, options, runs=runs, failed=failed)
+    content["answer"] = answer(content)
     text_tables.write(folder, content)
     if content["baseline"]:
         write_text(folder / "table.svg", figure.draw(content))
@@ -160,7 +185,7 @@ def _options(args: argparse.Namespace) -> Options:
         schedule=args.schedule,
         smoke=args.smoke,
         fetch=args.fetch,
-        launcher=_launcher(args.launcher, args.num_gpus),
+        launcher=launcher(args.launcher, args.num_gpus),
         processes=1 if args.launcher else args.num_gpus,
         cpu=_on_cpu(args),
         root=smoke_root if args.smoke else args.root,
@@ -192,7 +217,7 @@ def _seeds(text: str, trials: int | None) -> tuple[int, ...]:
     return seeds
 
 
-def _launcher(text: str, gpus: int) -> tuple[str, ...]:
+def launcher(text: str, gpus: int) -> tuple[str, ...]:
     """Return the parts of a command that come before the tool."""
     if text:
         try:
@@ -214,7 +239,7 @@ def _on_cpu(args: argparse.Namespace) -> bool:
     return bool(args.smoke and here and len(visible_gpus()) < args.num_gpus > 1)
 
 
-def _executor(args: argparse.Namespace) -> Executor:
+def executor(args: argparse.Namespace) -> Executor:
     """Return what starts the jobs. Raise `UserError` if there are too few GPUs for one job, or SLURM is missing."""
     if args.slurm:
         return Slurm(args.output / "slurm", slurm_parameters(args.slurm, args.num_gpus), jobs=args.jobs)

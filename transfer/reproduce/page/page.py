@@ -23,6 +23,7 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
     runs = shown(table)
     return {
         "table": table,
+        "answer": table.get("answer", ()),
         "whole": whole(table),
         "protocol": text_tables.protocol(table),
         "rows": rows(table),

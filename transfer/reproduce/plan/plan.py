@@ -304,6 +304,9 @@ def _not_sized(swept: tuple[str, ...], small: Sequence[str]) -> tuple[str, ...]:
 
 def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
     """Return the digests of a config's data sets, and what is missing; then the digests are the last known ones."""
+    if cfg.DATASETS.TRAIN_JSON:  # the user's own data
+        files = (cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TEST_JSON)
+        return {name: file_digest(Path(file)) for name, file in zip(catalog.CUSTOM, files, strict=True)}, ""
     catalog.register_builtin(Path(cfg.DATASETS.ROOT))
     place = json.dumps([cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST])
     try:

@@ -12,6 +12,7 @@ from pretrain.common.configs import equal, find_config, flatten, merge
 from pretrain.common.errors import UserError
 from transfer import results
 from transfer.config.load import read_config
+from transfer.data import own_coco
 from transfer.linear import config
 
 # A row of a table is an init, and each row runs with several seeds: neither belongs to the recipe.
@@ -45,6 +46,8 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
         overrides: KEY, VALUE, ... that also belong to the recipe.
     """
     found, recipe = flatten(dict(settings)), _recipe(name, tuple(overrides))
+    if found.get("DATASETS.TRAIN_JSON"):
+        recipe = {key: value for key, value in recipe.items() if key not in own_coco.SETS}
     if all(equal(found.get(key), value, tolerance=_ROUNDED) for key, value in _MSRA.items()):
         recipe = recipe | _MSRA
     other = [key for key, value in recipe.items() if not equal(found.get(key), value, tolerance=_ROUNDED)]

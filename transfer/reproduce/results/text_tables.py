@@ -35,6 +35,7 @@ def write(folder: Path, table: dict[str, Any]) -> list[Path]:
 def markdown(table: dict[str, Any]) -> str:
     """Return Markdown in the paper's layout: a line per init, our number and the paper's in each cell, then notes."""
     lines = [f"# {table['title']}", "", f"{table['source']}. {protocol(table)}", ""]
+    lines += [f"- {sentence}" for sentence in table.get("answer", ())] + [""] * bool(table.get("answer"))
     lines += _pipes(["init", *heads(table)])
     lines += _pipes(["---"] * (1 + len(heads(table))))
     for row in rows(table):

@@ -1,0 +1,93 @@
+"""The whole of a comparison except the runs: what is planned, timed and refused before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.common.errors import UserError
+from tests.support import detection_data
+from tests.support.checkpoints import plain_file, small_network
+from transfer.compare import command
+from transfer.compare.arguments import parse
+from transfer.reproduce.jobs.job import Job, in_order
+
+TINY = [*detection_data.TINY, *detection_data.NARROW]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    train, test = (
+        detection_data.write_coco(tmp_path / name, images=6, seed=seed) for seed, name in enumerate("ab")
+    )
+    weights = plain_file(tmp_path / "mine.pth", small_network().state_dict())
+    data = zip(("--train", "--train-images", "--test", "--test-images"), (*train, *test), strict=True)
+    inits = ("--init", f"mine={weights}", "--init", "random", "--output", str(tmp_path / "out"))
+    return [*(str(word) for pair in data for word in pair), *inits]
+
+
+def planned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Return the jobs that would run."""
+    found: list[Any] = []
+    monkeypatch.setattr(command.command, "execute", lambda table, cells, *_, **__: found.extend(cells) or 0)
+    assert command.run(parse("", words)) == 0
+    return in_order([job for cell in found for jobs in cell.runs.values() for job in jobs])
+
+
+def test_every_init_has_the_same_schedule_data_and_seeds(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--fractions", "0.5", "1.0", "--seeds", "2", "--frozen", *TINY]
+    jobs = planned([*words, *more], monkeypatch)
+    runs = [job for job in jobs if job.name.startswith("finetune/")]
+    assert len(runs) == 2 * 2 * 2 and len({job.key for job in runs}) == 8
+    commands: dict[str, list[dict[str, str]]] = {"mine": [], "random": []}
+    for job in runs:
+        start = job.command.index("DATASETS.TRAIN_JSON")
+        pairs = dict(zip(job.command[start::2], job.command[start + 1 :: 2], strict=False))
+        commands[job.name.split("/")[2]].append(
+            {key: pairs[key] for key in pairs if key not in ("MODEL.INIT", "MODEL.WEIGHTS", "OUTPUT_DIR")}
+        )
+    assert commands["mine"] == commands["random"]
+    assert {found["SOLVER.MAX_ITER"] for found in commands["mine"]} == {"500"}  # the least for so few images
+    assert {found["MODEL.BACKBONE.FREEZE_AT"] for found in commands["mine"]} == {"5"}
+    printed = capsys.readouterr().out
+    assert "50 %" in printed and "29 epochs, at least 500 iterations" in printed
+
+
+def test_a_dry_run_plans_and_starts_nothing(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["SOLVER.MAX_ITER", "4", *TINY]
+    assert planned([*words, "--dry-run", *given], monkeypatch) == []
+    assert "SOLVER.MAX_ITER, as given" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--hours 0\.001: even 100 iterations"):
+        planned([*words, "--hours", "0.001", *TINY], monkeypatch)
+
+
+def test_other_annotations_are_other_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["SOLVER.MAX_ITER", "4", *TINY]
+    before = {job.key for job in planned([*words, *more], monkeypatch) if "finetune" in job.name}
+    path = Path(words[1])
+    path.write_text(path.read_text() + " ")
+    after = {job.key for job in planned([*words, *more], monkeypatch) if "finetune" in job.name}
+    assert len(before) == len(after) == 6 and not before & after
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--train": "none.json"}, "--train none.json: no such file"),
+        ({"--test-images": "none"}, "--test-images none: no such folder"),
+        ({"--init": "mine=none.pth"}, "--init mine: none.pth: no such checkpoint"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_timed(
+    words: list[str], change: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command.cost, "measure", None)
+    for flag, value in change.items():
+        words[words.index(flag) + 1] = value
+    with pytest.raises(UserError) as error:
+        command.run(parse("", words))
+    assert message in str(error.value)

@@ -1,0 +1,151 @@
+"""What `tools/compare_inits.py` does, from the parsed command line to the page with the answer."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from pretrain.common.console import duration, say
+from pretrain.common.errors import UserError
+from transfer.compare import answer, cost, data, schedule
+from transfer.compare.inits import inits
+from transfer.compare.schedule import Schedule
+from transfer.config.load import load_config, read_config
+from transfer.data import catalog, datasets
+from transfer.reproduce import command
+from transfer.reproduce.plan import plan, tables
+from transfer.reproduce.plan.plan import Options
+from transfer.reproduce.plan.tables import Column, Init, Row, Table
+
+_RUN_GB = 0.5  # state and weights of a run
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare the inits. Return the exit status: 0, or 1 if a run failed.
+
+    Raises:
+        UserError: a mistake in the flags, in the data, or in a checkpoint; nothing has been trained then.
+    """
+    args.output = args.output.absolute()
+    rows = inits(args.init, tables.read().released)
+    places = _places(args)
+    overrides = (*places, *args.overrides, *(("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()))
+    cfg = _load(args.config, overrides)
+    datasets.prepare(cfg)  # refuses annotations that cannot be used
+    data.refuse_leaks(*(Path(place) for place in places[1::2]))
+    images = catalog.counts(cfg.DATASETS.TRAIN[0])[0]
+    lengths = _lengths(args, cfg, overrides, images, len(rows))
+    table = _table(args, cfg, rows, overrides, lengths)
+    options = Options(
+        seeds=tuple(range(args.seeds)), processes=args.num_gpus, launcher=command.launcher("", args.num_gpus),
+        root=args.output / "released", cache=args.output / "digests.json",
+    )  # fmt: skip
+    cells = plan.plan(table, options)
+    if args.dry_run:
+        return 0
+    return command.execute(
+        table, cells, options, command.executor(args), runs=args.output / "runs", folder=args.output,
+        answer=lambda content: answer.sentences(content, rows[0].name),
+    )  # fmt: skip
+
+
+def _load(config: str, overrides: Sequence[str]) -> CfgNode:
+    """Return the config for random weights, with a schedule that is whole whatever of it the user has given."""
+    given = read_config(config, overrides).SOLVER
+    length = Schedule(given.MAX_ITER).overrides(given.WARMUP_ITERS)
+    return load_config(config, [*_without(length, overrides), *overrides, "MODEL.INIT", "random"])
+
+
+def _without(pairs: Sequence[str], overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return KEY, VALUE, ... without the keys that the user has given."""
+    given = set(overrides[::2])
+    found = zip(pairs[::2], pairs[1::2], strict=True)
+    return tuple(part for key, value in found if key not in given for part in (key, value))
+
+
+def _places(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return KEY, VALUE, ... of the data, in the order of training and testing, json and images."""
+    for flag, path, is_folder in (
+        ("--train", args.train, False), ("--train-images", args.train_images, True),
+        ("--test", args.test, False), ("--test-images", args.test_images, True),
+    ):  # fmt: skip
+        if path and not (path.is_dir() if is_folder else path.is_file()):
+            raise UserError(f"{flag} {path}: no such {'folder' if is_folder else 'file'}")
+    train, test, images = args.train, args.test, args.test_images
+    if args.holdout:
+        train, test, said = data.hold_out(args.train, args.holdout, args.output / "holdout")
+        images = args.train_images
+        say(said)
+    keys = ("TRAIN_JSON", "TRAIN_IMAGES", "TEST_JSON", "TEST_IMAGES")
+    paths = (train, args.train_images, test, images)
+    return tuple(
+        part
+        for key, path in zip(keys, paths, strict=True)
+        for part in (f"DATASETS.{key}", str(path.absolute()))
+    )
+
+
+def _lengths(
+    args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[str], images: int, rows: int
+) -> list[Schedule]:
+    """Return the schedule of each share of the labels, and say what the runs cost."""
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, args.num_gpus
+    if batch % processes:
+        raise UserError(
+            f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} (the total) cannot be divided among them"
+        )
+    say("timing a few iterations of the detector and a few test images")
+    spent = cost.measure(_load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(batch // processes)]))
+    runs, at_once = rows * args.seeds, max(1, args.jobs)
+    lengths = [schedule.usual(images, share, batch) for share in args.fractions]
+    rule = f"{schedule.EPOCHS} epochs, at least {schedule.USUAL} iterations"
+    if "SOLVER.MAX_ITER" in overrides:
+        lengths = [Schedule(cfg.SOLVER.MAX_ITER)] * len(lengths)
+        rule = "SOLVER.MAX_ITER, as given"
+    elif args.hours:
+        lengths = schedule.fitted(
+            lengths, runs=runs, each=spent.iteration / at_once, fixed=spent.fixed / at_once,
+            seconds=3600 * args.hours,
+        )  # fmt: skip
+        rule += f"; shortened for all alike to fit into {args.hours:g} h, to no less than {schedule.LEAST}"
+    lines = []
+    for share, length in zip(args.fractions, lengths, strict=True):
+        seconds = length.iterations * spent.iteration + spent.fixed
+        count, hours = max(1, round(share * images)), runs * seconds / at_once / 3600
+        sizes = (f"{hours:.2f}", f"{runs * _RUN_GB:.1f}")
+        lines.append((_percent(share), count, length.iterations, duration(seconds), runs, *sizes))
+    heads = ("labels", "images", "iterations", "a run", "runs", "hours", "GB")
+    say(tabulate(lines, heads, tablefmt="plain", disable_numparse=True))
+    say(f"the same for every init: {rule}; {spent.test_images} test images")
+    return lengths
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _table(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    rows: Sequence[Init],
+    overrides: Sequence[str],
+    lengths: Sequence[Schedule],
+) -> Table:
+    metrics = ("bbox.AP", "bbox.AP50", *(("segm.AP",) if cfg.MODEL.MASK_ON else ()))
+    warm_up = cfg.SOLVER.WARMUP_ITERS
+    columns = [
+        Column(
+            metrics,
+            args.config,
+            _percent(share),
+            (*overrides, "DATASETS.FRACTION", str(share), *_without(length.overrides(warm_up), overrides)),
+        )
+        for share, length in zip(args.fractions, lengths, strict=True)
+    ]
+    first = rows[0].name
+    return Table(
+        "compare", f"Is {first} a better start on {args.train.name}?", "compare_inits.py", tuple(columns),
+        tuple(map(Row, rows)), baseline=first,
+    )  # fmt: skip
