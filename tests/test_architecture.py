@@ -62,7 +62,9 @@ ARROWS = {
         "transfer.reproduce.results transfer.reproduce.page"
     ),
     "transfer.compare": (
-        "transfer.config transfer.data transfer.models transfer.train transfer.reproduce transfer.reproduce.plan"
+        "transfer.config transfer.convert transfer.data transfer.models transfer.train transfer.reproduce "
+        "transfer.reproduce.plan "
+        "transfer.reproduce.results.text_tables"
     ),
 }  # fmt: skip
 # What everything in transfer/ may use of pre-training.

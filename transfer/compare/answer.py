@@ -5,6 +5,8 @@ from typing import Any
 
 from scipy import stats
 
+from transfer.reproduce.results.text_tables import signed
+
 _MOST = 100  # seeds; if more would be needed, the difference is not worth showing
 
 
@@ -28,12 +30,12 @@ def _sentence(mine: str, other: str, part: str, difference: dict[str, Any]) -> s
     mean, half, seeds = -difference["mean"], difference["half"], difference["seeds"]
     where = f"with {part} of the labels"
     if half is None:
-        return f"{mine} minus {other}: {mean:+.1f} AP {where}; one seed is too few to tell a difference from noise."
-    interval = f"95 % interval {mean - half:+.1f} to {mean + half:+.1f}; {seeds} seeds"
+        return f"{mine} minus {other}: {signed(mean)} AP {where}; one seed is too few to tell a difference from noise."
+    interval = f"95 % interval {signed(mean - half)} to {signed(mean + half)}; {seeds} seeds"
     if abs(mean) > half > 0:
         word = "better" if mean > 0 else "worse"
         return f"{mine} is {word} than {other} by {abs(mean):.1f} AP {where} ({interval})."
-    return f"{mine} and {other}: no difference shown {where} ({mean:+.1f} AP, {interval}){_more(mean, half, seeds)}."
+    return f"{mine} and {other}: no difference shown {where} ({signed(mean)} AP, {interval}){_more(mean, half, seeds)}."
 
 
 def _more(mean: float, half: float, seeds: int) -> str:

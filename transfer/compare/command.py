@@ -10,7 +10,7 @@ from tabulate import tabulate
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from transfer.compare import answer, cost, data, schedule
-from transfer.compare.inits import inits
+from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
 from transfer.config.load import load_config, read_config
 from transfer.data import catalog, datasets
@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     args.output = args.output.absolute()
     rows = inits(args.init, tables.read().released)
     places = _places(args)
-    overrides = (*places, *args.overrides, *(("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()))
+    frozen = ("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()
+    overrides = (*places, *network(rows), *args.overrides, *frozen)
     cfg = _load(args.config, overrides)
     datasets.prepare(cfg)  # refuses annotations that cannot be used
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
@@ -146,6 +147,6 @@ def _table(
     ]
     first = rows[0].name
     return Table(
-        "compare", f"Is {first} a better start on {args.train.name}?", "compare_inits.py", tuple(columns),
+        "compare", f"Is {first} a better start on {args.train.name}?", "tools/compare_inits.py", tuple(columns),
         tuple(map(Row, rows)), baseline=first,
     )  # fmt: skip

@@ -2,12 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError, label
+from transfer.convert.architecture import described, recorded
+from transfer.convert.convert import preprocessing
+from transfer.convert.recognise import read_source
 from transfer.reproduce.plan.tables import Init, Released
 
 RANDOM = "random"
+_SHAPE = tuple(
+    f"MODEL.RESNETS.{key}"
+    for key in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")
+)
 
 
 def inits(texts: Sequence[str], released: Mapping[str, Released]) -> list[Init]:
@@ -43,3 +51,26 @@ def _init(name: str, file: str, released: Mapping[str, Released]) -> Init:
             "NAME=FILE for your own checkpoint"
         )
     return Init(name, name, file=released[name])
+
+
+def network(rows: Sequence[Init]) -> tuple[str, ...]:
+    """Return KEY, VALUE, ...: the network of the user's checkpoints, which random weights then have, too.
+
+    Empty if there is no checkpoint; the config then decides. Raises `UserError` for a file that is not a ResNet's, and
+    for networks of different shapes: their difference would not be one of the initialisation.
+    """
+    found: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for row in rows:
+        if not isinstance(row.file, Path):
+            continue
+        try:
+            shape = read_source(row.file).architecture
+        except UserError as error:
+            raise UserError(f"--init {row.name}: {error}") from None
+        found[row.name] = described(recorded(shape))
+        settings = {key: value for key, value in preprocessing(shape).items() if key in _SHAPE}
+    if len(set(found.values())) > 1:
+        shown = "; ".join(f"{name} is a {shape}" for name, shape in found.items())
+        raise UserError(f"--init: the networks must have one shape to be compared: {shown}")
+    return tuple(part for key, value in settings.items() for part in (key, str(value)))

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from pretrain.common.errors import UserError
+from tests.support.checkpoints import plain_file, small_network
 from transfer.compare import answer, data, schedule
 from transfer.compare.arguments import parse
-from transfer.compare.inits import inits
+from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
 from transfer.reproduce.plan.tables import Released
 
@@ -150,6 +151,26 @@ def test_inits_by_name_and_by_file(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             inits(words, released)
         assert message in str(error.value)
+
+
+def test_random_weights_have_the_network_of_the_users_files(tmp_path: Path) -> None:
+    files = {
+        name: plain_file(tmp_path / f"{name}.pth", small_network(width=width).state_dict())
+        for name, width in (("a", 0.125), ("b", 0.125), ("wide", 0.25))
+    }
+    rows = inits([*(f"{name}={file}" for name, file in files.items()), "random"], {})
+    found = network([rows[0], rows[1], rows[3]])
+    pairs = dict(zip(found[::2], found[1::2], strict=True))
+    assert pairs == {
+        "MODEL.RESNETS.DEPTH": "50", "MODEL.RESNETS.NUM_GROUPS": "1", "MODEL.RESNETS.WIDTH_PER_GROUP": "8",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": "8", "MODEL.RESNETS.RES2_OUT_CHANNELS": "32",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"must have one shape.*a is a ResNet-50, width 0\.125.*wide is a"):
+        network(rows)
+    assert network(rows[3:]) == ()
+    (tmp_path / "text.pth").write_text("no network")
+    with pytest.raises(UserError, match="--init mine: "):
+        network(inits([f"mine={tmp_path / 'text.pth'}"], {}))
 
 
 def table(*, mean: float, half: float | None, seeds: int) -> dict[str, Any]:
