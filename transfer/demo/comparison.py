@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transfer.demo.noise import SEEDS, WHERE, Noise
 from transfer.intervals import mean_interval, paired_difference
 
 TASKS = {"bbox": "box", "segm": "mask"}
 METRICS = ("AP", "AP50", "AP75")
 ABSENT = "–"
+_COLUMNS = [(task, name) for task in TASKS for name in METRICS]
+_FAR = 4.3  # standard deviations: Student's t of three seeds at 5 %, two-sided
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,44 @@ def shown(interval: tuple[float | None, float | None], *, signed: bool = False) 
     return text if half is None else f"{text} ± {half:.2f}"
 
 
-def overall(rows: Rows) -> list[tuple[str, list[str]]]:
-    """Return rows (name, AP, AP50 and AP75 of boxes, then of masks) of each initialisation."""
-    columns = [(task, name) for task in TASKS for name in METRICS]
+def overall(rows: Rows, noise: Noise | None = None) -> list[tuple[str, list[str]]]:
+    """Return rows (name, AP, AP50 and AP75 of boxes, then of masks) of each initialisation.
+
+    Args:
+        noise: with a single seed, is shown behind each number as `(±2.2)`.
+    """
     return [
-        (ROWS[key].name, [shown(mean_interval(metric(results, *column))) for column in columns])
+        (
+            ROWS[key].name,
+            _with_noise(
+                [shown(mean_interval(metric(results, *column))) for column in _COLUMNS],
+                noise.rows.get(key) if noise else None,
+            ),
+        )
         for key, results in rows.items()
     ]
 
 
-def differences(rows: Rows) -> list[tuple[str, list[str]]]:
+def differences(rows: Rows, noise: Noise | None = None) -> list[tuple[str, list[str]]]:
     """Return rows (name, differences to random initialisation in the same columns) of each of the others."""
-    columns = [(task, name) for task in TASKS for name in METRICS]
     return [
         (
             f"{ROWS[key].short} − {ROWS[BASELINE].short}",
-            [shown(_difference(rows, key, *column), signed=True) for column in columns],
+            _with_noise(
+                [shown(_difference(rows, key, *column), signed=True) for column in _COLUMNS],
+                noise.differences.get(key) if noise else None,
+            ),
         )
         for key in rows
         if key != BASELINE
+    ]
+
+
+def _with_noise(cells: list[str], spread: tuple[float, ...] | None) -> list[str]:
+    if spread is None:
+        return cells
+    return [
+        cell if cell == ABSENT else f"{cell} (±{each:.1f})" for cell, each in zip(cells, spread, strict=True)
     ]
 
 
@@ -105,15 +127,33 @@ def seeds(rows: Rows) -> list[tuple[str, list[str]]]:
     ]
 
 
-def verdict(rows: Rows) -> str:
+def verdict(rows: Rows, noise: Noise | None = None) -> str:
     """Return the text under the table: the differences with their signs, and what can be concluded from them."""
     sentences = [_verdict(rows, key) for key in rows if key != BASELINE]
-    if len(rows[BASELINE]) == 1:
+    if len(rows[BASELINE]) == 1 and noise:
+        sentences.append(
+            f"These are differences of one seed; ± is the standard deviation from seed to seed, measured once with "
+            f"{SEEDS} seeds ({WHERE})."
+        )
+        sentences += [
+            _against(rows, key, spread[0]) for key, spread in noise.differences.items() if key in rows
+        ]
+    elif len(rows[BASELINE]) == 1:
         sentences.append(
             "These are differences of one seed, and how much AP changes from seed to seed at this size is not known: "
             "nothing can be concluded beyond these numbers."
         )
     return " ".join(sentences)
+
+
+def _against(rows: Rows, key: str, spread: float) -> str:
+    """Return how large a difference in box AP is compared with its spread from seed to seed."""
+    difference, name = _difference(rows, key, "bbox", "AP")[0], ROWS[key].short
+    if difference is None:
+        return ""
+    times = abs(difference) / spread
+    far = "far more than seeds explain" if times > _FAR else "which seeds alone may explain"
+    return f"The difference of {name} in box AP is {times:.1f} times that of such a difference, {far}."
 
 
 def _verdict(rows: Rows, key: str) -> str:

@@ -9,6 +9,7 @@ from tabulate import tabulate
 from transfer.convert.verify import TOLERANCE
 from transfer.demo import comparison, savings
 from transfer.demo.comparison import BASELINE, ROWS
+from transfer.demo.noise import MEASURED, Noise
 from transfer.prepare.demo.build import FALLBACK
 from transfer.prepare.demo.demo_set import HONEST
 from transfer.prepare.sets.open_nsfw import PROVENANCE
@@ -35,6 +36,7 @@ def context(folder: Path) -> dict[str, Any]:
     runs, results, logs = _read(folder, demo)
     random = results[BASELINE]
     state = read_json(data / "demo.json")
+    noise = _noise(demo)
     return {
         "size": demo["size"],
         "count": len(random),
@@ -43,11 +45,11 @@ def context(folder: Path) -> dict[str, Any]:
         "provenance": PROVENANCE,
         "curves": savings.charts(logs),
         "savings": savings.sentence(logs),
-        "overall": comparison.overall(results),
-        "differences": comparison.differences(results),
+        "overall": comparison.overall(results, noise),
+        "differences": comparison.differences(results, noise),
         "classes": comparison.classes(results),
         "seeds": comparison.seeds(results),
-        "verdict": comparison.verdict(results),
+        "verdict": comparison.verdict(results, noise),
         "iterations": random[0]["iterations"],
         "pictures": _pictures(runs, random[0]["pictures"]),
         "detector": read_config(runs[BASELINE][0] / "config.yaml"),
@@ -68,15 +70,22 @@ def summary(folder: Path) -> list[str]:
     """Return what the demo prints at its end: the table, the sentences and what was left out."""
     demo = read_json(folder / "demo.json")
     _, results, logs = _read(folder, demo)
-    table = [
-        (name, *cells) for name, cells in (*comparison.overall(results), *comparison.differences(results))
-    ]
+    noise = _noise(demo)
+    found = (*comparison.overall(results, noise), *comparison.differences(results, noise))
+    table = [(name, *cells) for name, cells in found]
     header = ("", *(f"{word} {name}" for word in comparison.TASKS.values() for name in comparison.METRICS))
     lines = tabulate(table, header, tablefmt="plain", disable_numparse=True).splitlines()
     if "supervised" in results:
         lines.append(f"The supervised network is {PROVENANCE}.")
     lines += [f"left out: {ROWS[key].name}: {reason}" for key, reason in demo["left_out"].items()]
-    return [*lines, savings.sentence(logs), comparison.verdict(results)]
+    return [*lines, savings.sentence(logs), comparison.verdict(results, noise)]
+
+
+def _noise(demo: dict[str, Any]) -> Noise | None:
+    """Return the noise of a demo of one seed, if it was measured for its size and its photographs."""
+    state = read_json(Path(demo["data"]) / "demo.json")
+    alone = len(demo["seeds"]) == 1 and state.get("source") != FALLBACK
+    return MEASURED.get(demo["size"]) if alone else None
 
 
 def _read(

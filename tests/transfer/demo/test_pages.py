@@ -17,7 +17,9 @@ from PIL import Image
 
 from pretrain.common.errors import UserError
 from transfer.demo import comparison, demo_page, mechanism_page, run, savings
+from transfer.demo.noise import Noise
 from transfer.intervals import mean_interval, paired_difference
+from transfer.prepare.demo.build import FALLBACK
 from transfer.report.charts import Line, chart, ticks
 from transfer.visualize.drawing import COLUMN_GAP
 
@@ -198,7 +200,7 @@ def write(folder: Path) -> Page:
 
 
 def test_numbers_are_those_of_the_results(demo):
-    page = write(demo([(7.1251, 6.5)], [(8.25, 6.004)], [(18.0, 9.0)]))
+    page = write(demo([(7.1251, 6.5)], [(8.25, 6.004)], [(18.0, 9.0)], size="quick"))
     assert page.row("random init") == ["8.25", "18.38", "1.25", "6.00", "16.13", "1.25"]
     assert page.row("MoCo") == ["7.13", "17.25", "1.25", "6.50", "16.62", "1.25"]
     assert page.row(SUPERVISED) == ["18.00", "28.12", "1.25", "9.00", "19.12", "1.25"]
@@ -218,6 +220,23 @@ def test_numbers_are_those_of_the_results(demo):
     assert page.row("pretrain") == ["0:30", "python tools/pretrain.py --config a<b"]
     assert page.row("stamps 2022.06-1") == ["GPL-2 <x>", "2"]
     assert "BSD-2-Clause" in page.source and "Left out" not in page.source
+
+
+def test_a_single_seed_is_shown_with_the_noise_of_a_seed(demo, monkeypatch):
+    """Of 30 and 4 AP with a spread of 2 AP of their difference: 13 times that."""
+    spread = Noise({"random": (2.0,) * 6}, {"supervised": (2.0,) * 6, "moco": (1.0,) * 6})
+    monkeypatch.setitem(demo_page.MEASURED, "standard", spread)
+    folder = demo([(6.0, 6.0)], [(4.0, 6.0)], [(30.0, 9.0)])
+    page = write(folder)
+    assert page.row("random init")[0] == "4.00 (±2.0)" and page.row("MoCo")[0] == "6.00"
+    assert page.row("supervised − random")[0] == "+26.00 (±2.0)"
+    text = demo_page.summary(folder)[-1]
+    assert "is 13.0 times that of such a difference, far more than seeds explain" in text
+    assert "of MoCo in box AP is 2.0 times that of such a difference, which seeds alone may explain" in text
+    assert "4.00 (±2.0)" in "\n".join(demo_page.summary(folder)) and "not known" not in text
+    state = folder.parent / "data/demo.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"source": FALLBACK}))
+    assert "(±" not in "\n".join(demo_page.summary(folder))  # measured on other pictures
 
 
 def test_a_row_that_is_left_out_is_named_with_its_reason(demo):
