@@ -273,7 +273,7 @@ def test_curves_are_means_over_seeds():
 
 
 def test_undefined_metrics_are_dashes(demo):
-    page = write(demo([(None, math.nan)], [(8.25, 6.0)]))
+    page = write(demo([(None, math.nan)], [(8.25, 6.0)], size="quick"))
     assert page.row("MoCo") == ["–", "–", "1.25", "–", "–", "1.25"]
     assert page.row("MoCo − random")[0] == "–"
     assert page.row("coin") == ["–"] * 4

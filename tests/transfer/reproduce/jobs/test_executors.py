@@ -157,9 +157,9 @@ def arguments(**given: Any) -> argparse.Namespace:
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match="--num-gpus 8: this machine has no GPU"):
-        command._executor(arguments(num_gpus=8))
-    assert command._executor(arguments(num_gpus=2, smoke=True)) and command._executor(arguments())
-    assert command._executor(arguments(num_gpus=8, launcher="srun torchrun"))
+        command.executor(arguments(num_gpus=8))
+    assert command.executor(arguments(num_gpus=2, smoke=True)) and command.executor(arguments())
+    assert command.executor(arguments(num_gpus=8, launcher="srun torchrun"))
 
 
 @pytest.mark.parametrize(
