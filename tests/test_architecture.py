@@ -63,7 +63,7 @@ ARROWS = {
     ),
     "transfer.compare": (
         "transfer.config transfer.convert transfer.data transfer.models transfer.train transfer.reproduce "
-        "transfer.reproduce.plan "
+        "transfer.reproduce.jobs transfer.reproduce.plan "
         "transfer.reproduce.results.text_tables"
     ),
 }  # fmt: skip

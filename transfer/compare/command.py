@@ -15,6 +15,7 @@ from transfer.compare.schedule import Schedule
 from transfer.config.load import load_config, read_config
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
+from transfer.reproduce.jobs.local import visible_gpus
 from transfer.reproduce.plan import plan, tables
 from transfer.reproduce.plan.plan import Options
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
@@ -99,7 +100,7 @@ def _lengths(
         )
     say("timing a few iterations of the detector and a few test images")
     spent = cost.measure(_load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(batch // processes)]))
-    runs, at_once = rows * args.seeds, max(1, args.jobs)
+    runs, at_once = rows * args.seeds, _at_once(args)
     lengths = [schedule.usual(images, share, batch) for share in args.fractions]
     rule = f"{schedule.EPOCHS} epochs, at least {schedule.USUAL} iterations"
     if "SOLVER.MAX_ITER" in overrides:
@@ -121,6 +122,14 @@ def _lengths(
     say(tabulate(lines, heads, tablefmt="plain", disable_numparse=True))
     say(f"the same for every init: {rule}; {spent.test_images} test images")
     return lengths
+
+
+def _at_once(args: argparse.Namespace) -> int:
+    """Return how many runs share the time. Without GPUs it is one: several would share the processor's cores."""
+    if args.slurm:
+        return max(1, args.jobs)
+    places = len(visible_gpus()) // args.num_gpus
+    return max(1, min(places, args.jobs or places))
 
 
 def _percent(share: float) -> str:

@@ -75,6 +75,24 @@ def test_other_annotations_are_other_runs(words: list[str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
+    ("gpus", "given", "expected"),
+    [
+        (0, ["--jobs", "2"], 1),
+        (8, [], 8),
+        (8, ["--jobs", "3"], 3),
+        (8, ["--num-gpus", "4"], 2),
+        (1, ["--jobs", "4"], 1),
+    ],
+)
+def test_time_is_shared_by_gpus_and_not_by_a_processors_cores(
+    gpus: int, given: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "visible_gpus", lambda: ["0"] * gpus)
+    base = ["--train", "a", "--train-images", "b", "--holdout", "0.1", "--init", "a", "--init", "b"]
+    assert command._at_once(parse("", [*base, *given])) == expected
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"--train": "none.json"}, "--train none.json: no such file"),
