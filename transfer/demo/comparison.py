@@ -147,13 +147,13 @@ def verdict(rows: Rows, noise: Noise | None = None) -> str:
 
 
 def _against(rows: Rows, key: str, spread: float) -> str:
-    """Return how large a difference in box AP is compared with its spread from seed to seed."""
+    """Return how large a difference in box AP is, measured by its standard deviation from seed to seed."""
     difference, name = _difference(rows, key, "bbox", "AP")[0], ROWS[key].short
     if difference is None:
         return ""
     times = abs(difference) / spread
     far = "far more than seeds explain" if times > _FAR else "which seeds alone may explain"
-    return f"The difference of {name} in box AP is {times:.1f} times that of such a difference, {far}."
+    return f"The difference of {name} in box AP is {times:.1f} times that deviation, {far}."
 
 
 def _verdict(rows: Rows, key: str) -> str:

@@ -231,8 +231,8 @@ def test_a_single_seed_is_shown_with_the_noise_of_a_seed(demo, monkeypatch):
     assert page.row("random init")[0] == "4.00 (±2.0)" and page.row("MoCo")[0] == "6.00"
     assert page.row("supervised − random")[0] == "+26.00 (±2.0)"
     text = demo_page.summary(folder)[-1]
-    assert "is 13.0 times that of such a difference, far more than seeds explain" in text
-    assert "of MoCo in box AP is 2.0 times that of such a difference, which seeds alone may explain" in text
+    assert "is 13.0 times that deviation, far more than seeds explain" in text
+    assert "of MoCo in box AP is 2.0 times that deviation, which seeds alone may explain" in text
     assert "4.00 (±2.0)" in "\n".join(demo_page.summary(folder)) and "not known" not in text
     state = folder.parent / "data/demo.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"source": FALLBACK}))
