@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -9,7 +10,9 @@ from tabulate import tabulate
 
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
+from pretrain.common.files import read_json, write_json
 from transfer.compare import answer, cost, data, schedule
+from transfer.compare.cost import Cost
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
 from transfer.config.load import load_config, read_config
@@ -98,8 +101,7 @@ def _lengths(
         raise UserError(
             f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} (the total) cannot be divided among them"
         )
-    say("timing a few iterations of the detector and a few test images")
-    spent = cost.measure(_load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(batch // processes)]))
+    spent = _spent(args, overrides, batch // processes)
     runs, at_once = rows * args.seeds, _at_once(args)
     lengths = [schedule.usual(images, share, batch) for share in args.fractions]
     rule = f"{schedule.EPOCHS} epochs, at least {schedule.USUAL} iterations"
@@ -122,6 +124,24 @@ def _lengths(
     say(tabulate(lines, heads, tablefmt="plain", disable_numparse=True))
     say(f"the same for every init: {rule}; {spent.test_images} test images")
     return lengths
+
+
+def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int) -> Cost:
+    """Return the timing of an earlier call for the same runs, or measure it.
+
+    Times differ from call to call. With them, `--hours` would choose another schedule, and a resumed comparison would
+    start all over.
+    """
+    file = args.output / "timing.json"
+    made_for = [args.config, *overrides, share]
+    stored = read_json(file)
+    if stored.get("made_for") == made_for:
+        return Cost(**stored["cost"])
+    say("timing a few iterations of the detector and a few test images")
+    found = cost.measure(_load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)]))
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"made_for": made_for, "cost": asdict(found)})
+    return found
 
 
 def _at_once(args: argparse.Namespace) -> int:

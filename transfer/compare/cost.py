@@ -43,6 +43,13 @@ def measure(cfg: CfgNode) -> Cost:
     Raises:
         UserError: the data cannot be used.
     """
+    found = _measure(cfg)
+    if cfg.MODEL.DEVICE == "cuda":
+        torch.cuda.empty_cache()  # or the runs, which are other processes, would lack this memory
+    return found
+
+
+def _measure(cfg: CfgNode) -> Cost:
     with tempfile.TemporaryDirectory() as folder, EventStorage():
         cfg.OUTPUT_DIR = folder
         cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type

@@ -133,7 +133,7 @@ def verdict(rows: Rows, noise: Noise | None = None) -> str:
     if len(rows[BASELINE]) == 1 and noise:
         sentences.append(
             f"These are differences of one seed; ± is the standard deviation from seed to seed, measured once with "
-            f"{SEEDS} seeds ({WHERE})."
+            f"{SEEDS}: {WHERE}."
         )
         sentences += [
             _against(rows, key, spread[0]) for key, spread in noise.differences.items() if key in rows

@@ -10,6 +10,7 @@ from tests.support import detection_data
 from tests.support.checkpoints import plain_file, small_network
 from transfer.compare import command
 from transfer.compare.arguments import parse
+from transfer.compare.cost import Cost
 from transfer.reproduce.jobs.job import Job, in_order
 
 TINY = [*detection_data.TINY, *detection_data.NARROW]
@@ -63,6 +64,19 @@ def test_a_dry_run_plans_and_starts_nothing(
     assert "SOLVER.MAX_ITER, as given" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--hours 0\.001: even 100 iterations"):
         planned([*words, "--hours", "0.001", *TINY], monkeypatch)
+
+
+def test_the_same_command_resumes_the_same_runs_although_times_differ(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--hours` follows from a timing, which is therefore kept with the runs."""
+    times = iter((2.0, 3.0))
+    monkeypatch.setattr(command.cost, "measure", lambda cfg: Cost(next(times), 5.0, 6))
+    more = ["--hours", "1", *TINY]
+    first, again = ({job.key for job in planned([*words, *more], monkeypatch)} for _ in range(2))
+    assert first == again and len(first) == 7  # three seeds of both, and a conversion
+    other = planned([*words, *more, "SEED", "1"], monkeypatch)
+    assert not {job.key for job in other if "finetune" in job.name} & first
 
 
 def test_other_annotations_are_other_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
