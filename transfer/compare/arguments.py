@@ -25,6 +25,10 @@ def parse(about: str | None, arguments: list[str] | None = None) -> argparse.Nam
     add("--seeds", type=int, default=3, metavar="N", help="runs of each init and fraction (%(default)s)")
     add("--hours", type=float, metavar="H", help="shorten the schedule, of all alike, to fit into H hours")
     add("--frozen", action="store_true", help="train no part of the backbone")
+    add(
+        "--lr-sweep", action="store_true",
+        help="also compare with the learning rate that suits each init, chosen on a part of the training images",
+    )  # fmt: skip
     add("--num-gpus", type=int, default=1, metavar="N", help="GPUs per run (%(default)s)")
     add("--jobs", type=int, default=0, metavar="N", help="runs at a time (0: as many as GPUs allow)")
     add("--launcher", default="", help="start runs with this, not torchrun; each has its own {port} and {id}")

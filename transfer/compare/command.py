@@ -1,9 +1,10 @@
 """What `tools/compare_inits.py` does, from the parsed command line to the page with the answer."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -11,7 +12,7 @@ from tabulate import tabulate
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json, write_json
-from transfer.compare import answer, cost, data, schedule
+from transfer.compare import answer, cost, data, rates, schedule
 from transfer.compare.cost import Cost
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
@@ -20,8 +21,9 @@ from transfer.data import catalog, datasets
 from transfer.reproduce import command
 from transfer.reproduce.jobs.local import visible_gpus
 from transfer.reproduce.plan import plan, tables
-from transfer.reproduce.plan.plan import Options
+from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
+from transfer.reproduce.results import collect
 
 _RUN_GB = 0.5  # state and weights of a run
 
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     datasets.prepare(cfg)  # refuses annotations that cannot be used
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
     images = catalog.counts(cfg.DATASETS.TRAIN[0])[0]
-    lengths = _lengths(args, cfg, overrides, images, len(rows))
+    lengths = _lengths(args, cfg, overrides, images, _runs(args, len(rows)))
     table = _table(args, cfg, rows, overrides, lengths)
     options = Options(
         seeds=tuple(range(args.seeds)), processes=args.num_gpus, launcher=command.launcher("", args.num_gpus),
@@ -50,10 +52,63 @@ def run(args: argparse.Namespace) -> int:
     cells = plan.plan(table, options)
     if args.dry_run:
         return 0
-    return command.execute(
-        table, cells, options, command.executor(args), runs=args.output / "runs", folder=args.output,
-        answer=lambda content: answer.sentences(content, rows[0].name),
+    tuned = _tuned(args, cfg, table, options, places) if args.lr_sweep else []
+    return _execute(
+        args, table, cells, options, args.output,
+        answer=lambda content: [*answer.sentences(content, rows[0].name), *tuned],
     )  # fmt: skip
+
+
+def _tuned(
+    args: argparse.Namespace, cfg: CfgNode, table: Table, options: Options, places: Sequence[str]
+) -> list[str]:
+    """Choose a learning rate for each init, compare the inits with these, and return what came out in sentences."""
+    folder = args.output / "rates"
+    train, test, said = data.hold_out(Path(places[1]), rates.SHARE, folder, flag="--lr-sweep")
+    say(said)
+    parts = {
+        "DATASETS.TRAIN_JSON": str(train),
+        "DATASETS.TEST_JSON": str(test),
+        "DATASETS.TEST_IMAGES": places[3],
+    }
+    sweep = (rates.KEY, rates.values(cfg.SOLVER.BASE_LR))
+    choosing = replace(options, seeds=options.seeds[:1], sweep=sweep)
+    on_part = rates.sweep_table(table, parts)
+    tried = plan.plan(on_part, choosing)
+    _execute(
+        args, on_part, tried, choosing, folder
+    )  # a rate that fails, because the loss diverges, is not chosen
+    chosen = rates.best(collect.collect(on_part, tried, choosing, runs=args.output / "runs", failed={}))
+    cells = rates.tuned(plan.plan(table, replace(options, sweep=sweep)), chosen)
+
+    def sentences(content: dict[str, Any]) -> list[str]:
+        return [
+            *rates.sentences(chosen),
+            *(f"With these rates: {each}" for each in answer.sentences(content, table.baseline)),
+        ]
+
+    _execute(args, replace(table, name="tuned"), cells, options, args.output / "tuned", answer=sentences)
+    return sentences(read_json(args.output / "tuned" / "table.json"))
+
+
+def _execute(
+    args: argparse.Namespace,
+    table: Table,
+    cells: Sequence[Cell],
+    options: Options,
+    folder: Path,
+    *,
+    answer: Callable[[dict[str, Any]], list[str]] = lambda _: [],
+) -> int:
+    return command.execute(
+        table, cells, options, command.executor(args), runs=args.output / "runs", folder=folder, answer=answer
+    )
+
+
+def _runs(args: argparse.Namespace, rows: int) -> int:
+    """Return how many runs each share of the labels has: with `--lr-sweep`, at most."""
+    tuned = args.seeds + len(rates.FACTORS) if args.lr_sweep else 0
+    return rows * (args.seeds + tuned)
 
 
 def _load(config: str, overrides: Sequence[str]) -> CfgNode:
@@ -93,16 +148,16 @@ def _places(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _lengths(
-    args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[str], images: int, rows: int
+    args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[str], images: int, runs: int
 ) -> list[Schedule]:
-    """Return the schedule of each share of the labels, and say what the runs cost."""
+    """Return the schedule of each share of the labels, each of which has `runs`, and say what they cost."""
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, args.num_gpus
     if batch % processes:
         raise UserError(
             f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} (the total) cannot be divided among them"
         )
     spent = _spent(args, overrides, batch // processes)
-    runs, at_once = rows * args.seeds, _at_once(args)
+    at_once = _at_once(args)
     lengths = [schedule.usual(images, share, batch) for share in args.fractions]
     rule = f"{schedule.EPOCHS} epochs, at least {schedule.USUAL} iterations"
     if "SOLVER.MAX_ITER" in overrides:

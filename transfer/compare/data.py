@@ -36,17 +36,22 @@ def _files(json: Path, images: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def hold_out(json: Path, share: float, folder: Path, *, seed: int = 0) -> tuple[Path, Path, str]:
+def hold_out(
+    json: Path, share: float, folder: Path, *, flag: str = "", seed: int = 0
+) -> tuple[Path, Path, str]:
     """Split the images of a COCO file into a file to train on and one to test on, and write both to `folder`.
 
     Images are grouped by their rarest class, and the same share of each group is held out, so that rare classes are
     in both parts where they have two images or more. This is a pure function of file, share and seed.
 
+    Args:
+        flag: what the user gave for this, to be named in messages; `--holdout SHARE` if empty.
     Returns:
         The paths of both files, and a sentence that says what was done.
     Raises:
         UserError: a part would be empty.
     """
+    flag = flag or f"--holdout {share:g}"
     content, _, _ = read(json)
     kinds = Counter(each["category_id"] for each in content["annotations"])
     of_image: dict[Any, set[Any]] = defaultdict(set)
@@ -64,8 +69,8 @@ def hold_out(json: Path, share: float, folder: Path, *, seed: int = 0) -> tuple[
         held |= {members[place] for place in order[: round(share * len(members))].tolist()}
     if not held or len(held) == len(content["images"]):
         raise UserError(
-            f"--holdout {share:g}: of {len(content['images'])} images, {len(held)} would be held out: choose another "
-            "share"
+            f"{flag}: of {len(content['images'])} images, {len(held)} would be held out: it needs "
+            "more images, or another share"
         )
     paths = folder / "train.json", folder / "test.json"
     for path, is_held in zip(paths, (False, True), strict=True):
@@ -73,5 +78,5 @@ def hold_out(json: Path, share: float, folder: Path, *, seed: int = 0) -> tuple[
         notes = [each for each in content["annotations"] if (each["image_id"] in held) == is_held]
         write_json(path, {**content, "images": images, "annotations": notes}, indent=None)
     rest = len(content["images"]) - len(held)
-    said = f"--holdout {share:g}: {len(held)} images are only tested on, {rest} are trained on (seed {seed}): {folder}"
+    said = f"{flag}: {len(held)} images are only tested on, {rest} are trained on (seed {seed}): {folder}"
     return *paths, said

@@ -12,6 +12,8 @@ from transfer.compare import command
 from transfer.compare.arguments import parse
 from transfer.compare.cost import Cost
 from transfer.reproduce.jobs.job import Job, in_order
+from transfer.reproduce.plan.plan import Options
+from transfer.reproduce.plan.tables import Table
 
 TINY = [*detection_data.TINY, *detection_data.NARROW]
 
@@ -86,6 +88,39 @@ def test_other_annotations_are_other_runs(words: list[str], monkeypatch: pytest.
     path.write_text(path.read_text() + " ")
     after = {job.key for job in planned([*words, *more], monkeypatch) if "finetune" in job.name}
     assert len(before) == len(after) == 6 and not before & after
+
+
+def test_the_rate_of_each_init_is_chosen_without_the_test_images(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three rates, tried with one seed, the first init gets the largest and the other the recipe's own."""
+    calls: list[tuple[Table, list[Any], Options]] = []
+    monkeypatch.setattr(
+        command,
+        "_execute",
+        lambda args, table, cells, options, *_, **__: calls.append((table, cells, options)) or 0,
+    )
+    best = {("mine", "100 %"): "0.04", ("random", "100 %"): "0.02"}
+    monkeypatch.setattr(command.rates, "best", lambda _: best)
+    monkeypatch.setattr(command, "read_json", lambda _: {"rows": [], "columns": []})
+    args = parse(
+        "", [*words, "--lr-sweep", "--seeds", "2", *TINY, "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "4"]
+    )
+    assert command.run(args) == 0
+    assert "100 %     6         4" in capsys.readouterr().out
+    (sweep, tried, choosing), (_, tuned, _), (_, main, _) = calls
+    assert choosing.seeds == (0,) and choosing.sweep == ("SOLVER.BASE_LR", ("0.01", "0.02", "0.04"))
+    test_json, test_images = words[5], words[7]
+    for job in (job for cell in tried for jobs in cell.runs.values() for job in jobs):
+        assert test_json not in job.command and test_images not in job.command
+    assert sweep.columns[0].overrides[:8:2] == main[0].column.overrides[:8:2]  # the same keys, other places
+    (mine,) = (cell for cell in tuned if cell.row.init.name == "mine")
+    for job in mine.runs[""]:
+        assert job.command[len(job.command) - 1 - job.command[::-1].index("SOLVER.BASE_LR") + 1] == "0.04"
+    keys = {cell.row.init.name: {job.key for job in cell.runs[""]} for cell in tuned}
+    plain = {cell.row.init.name: {job.key for job in cell.runs[""]} for cell in main}
+    assert keys["random"] == plain["random"]  # the recipe's own rate is not run twice
+    assert not keys["mine"] & plain["mine"] and len(keys["mine"]) == 2
 
 
 @pytest.mark.parametrize(
