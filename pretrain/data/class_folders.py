@@ -1,4 +1,4 @@
-"""Labelled images: a folder with one subfolder per class, as in ImageNet."""
+"""Images of a folder with one subfolder per class, as in ImageNet, and images whose classes do not matter."""
 
 import hashlib
 import os
@@ -61,6 +61,21 @@ class SpreadImages:
         chosen |= {index for name, index in first.items() if name not in seen}
         self.files = ImageFiles([files[index] for index in sorted(chosen)])
         self.labels = [names[index] for index in sorted(chosen)]
+
+
+class SomeImages:
+    """At most `limit` evenly spaced images below a folder, whatever its subfolders mean.
+
+    Attributes:
+        name: key and folder, for messages.
+        files: the chosen images, sorted by path.
+    """
+
+    def __init__(self, folder: str, *, key: str, limit: int) -> None:
+        self.name = f"{key} {folder}"
+        files = find_images([folder], key=key, endings=ALL)
+        chosen = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int).tolist()
+        self.files = ImageFiles([files[index] for index in chosen])
 
 
 class CentreCrops(Dataset[tuple[np.ndarray, bool]]):

@@ -1,6 +1,9 @@
-"""The kNN monitor: how often neighbours in feature space share a class. Training itself uses no labels."""
+"""The kNN monitor: how often neighbours in feature space share a class, and how many dimensions the features use.
 
-from typing import Any
+Training itself uses no labels.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,14 @@ def bank_folder(cfg: CfgNode) -> tuple[str, str]:
     return "KNN.TRAIN", cfg.KNN.TRAIN
 
 
+class Measured(NamedTuple):
+    """What the frozen features tell: kNN accuracy in percent, RankMe, and the largest value that RankMe can have."""
+
+    accuracy: float
+    rank: float
+    largest: int
+
+
 class Probe:
     """Weighted kNN on the pooled feature of the query encoder, without the head (Wu et al. 2018).
 
@@ -58,20 +69,24 @@ class Probe:
         return 100 * max(labels.count(name) for name in set(labels)) / len(labels)
 
     @torch.no_grad()
-    def measure(self, encoder: ResNet, *, bf16: bool) -> float:
-        """Return the accuracy in percent. Every process calls this; it leaves the encoder in training mode."""
+    def measure(self, encoder: ResNet, *, bf16: bool) -> Measured:
+        """Return kNN accuracy, and RankMe of the bank. Collective; it leaves the encoder in training mode."""
         encoder.eval()
         bank, labels = self._features(encoder, self.train, bf16)
         queries, answers = self._features(encoder, self.val, bf16) if self.val else (bank, labels)
         encoder.train()
         k, temperature = self.cfg.KNN.K, self.cfg.KNN.T
-        predicted = knn(queries, bank, labels, k=k, temperature=temperature, leave_one_out=self.val is None)
-        return 100 * (predicted == answers).float().mean().item()
+        predicted = knn(
+            F.normalize(queries, dim=1), F.normalize(bank, dim=1), labels,
+            k=k, temperature=temperature, leave_one_out=self.val is None,
+        )  # fmt: skip
+        accuracy = 100 * (predicted == answers).float().mean().item()
+        return Measured(accuracy, rankme(bank), min(bank.shape))
 
     def _features(
         self, encoder: ResNet, images: SpreadImages, bf16: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return unit features (N, C) and class numbers (N,) of the readable images. Each process does its share."""
+        """Return features (N, C) and class numbers (N,) of the readable images. Each process does its share."""
         processes, count = distributed.world_size(), len(images.files)
         mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
         batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
@@ -81,7 +96,7 @@ class Probe:
         for batch, good in loader:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 maps = encoder.features(self.pixels(batch.to(self.device)))["res5"]
-            features.append(F.normalize(maps.float().mean((2, 3)), dim=1))
+            features.append(maps.float().mean((2, 3)))
             readable.append(good.to(self.device, torch.int64))
         total = distributed.all_gather_interleaved(torch.cat(features))[:count]
         good = distributed.all_gather_interleaved(torch.cat(readable))[:count]
@@ -119,3 +134,19 @@ def knn(
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         answers.append(votes.scatter_add_(1, labels[places], weights).argmax(1))
     return torch.cat(answers)
+
+
+def rankme(features: torch.Tensor) -> float:
+    """Return the effective rank of features (N, C): a label-free hint at their quality (RankMe, Garrido et al. 2023).
+
+    It is exp(entropy) of the singular values divided by their sum, between 1, if all features are multiples of one
+    vector, and min(N, C), if they use every dimension equally; 0 if all features are zero. The paper has 25,600 images;
+    numbers can be compared only for the same images.
+    """
+    values = features.double()
+    gram = values.T @ values if len(values) >= values.shape[1] else values @ values.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    if not singular.any():
+        return 0.0
+    shares = singular / singular.sum()
+    return float(torch.special.entr(shares).sum().exp())

@@ -117,6 +117,10 @@ def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.
 
 def _measure_knn(run: Run, log: Log) -> None:
     assert run.probe
-    accuracy = run.probe.measure(cast(ResNet, run.model.encoder_q), bf16=run.bf16)
-    log.write({"knn": accuracy, "epoch": run.progress.epoch, "iteration": run.progress.iteration})
-    say(f"kNN {accuracy:.1f} % (chance {run.probe.chance:.1f} %) at iteration {run.progress.iteration}")
+    found = run.probe.measure(cast(ResNet, run.model.encoder_q), bf16=run.bf16)
+    place = {"epoch": run.progress.epoch, "iteration": run.progress.iteration}
+    log.write({"knn": found.accuracy, "rankme": found.rank, **place})
+    say(
+        f"kNN {found.accuracy:.1f} % (chance {run.probe.chance:.1f} %), RankMe {found.rank:.0f} of {found.largest} at "
+        f"iteration {run.progress.iteration}"
+    )

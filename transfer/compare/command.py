@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     rows = inits(args.init, tables.read().released)
     places = _places(args)
     frozen = ("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()
-    overrides = (*places, *network(rows), *args.overrides, *frozen)
+    shape = network(rows)
+    _check_shape(shape, args.overrides)
+    overrides = (*places, *shape, *args.overrides, *frozen)
     cfg = _load(args.config, overrides)
     datasets.prepare(cfg)  # refuses annotations that cannot be used
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
@@ -109,6 +111,16 @@ def _runs(args: argparse.Namespace, rows: int) -> int:
     """Return how many runs each share of the labels has: with `--lr-sweep`, at most."""
     tuned = args.seeds + len(rates.FACTORS) if args.lr_sweep else 0
     return rows * (args.seeds + tuned)
+
+
+def _check_shape(shape: Sequence[str], given: Sequence[str]) -> None:
+    """Raise `UserError` for a key of the user's that contradicts the checkpoints, before anything is timed."""
+    wanted = dict(zip(given[::2], given[1::2], strict=False))
+    for key, value in zip(shape[::2], shape[1::2], strict=True):
+        if wanted.get(key, value) != value:
+            raise UserError(
+                f"{key} {wanted[key]}: the checkpoints of --init have {value}; leave this key out"
+            )
 
 
 def _load(config: str, overrides: Sequence[str]) -> CfgNode:

@@ -6,6 +6,7 @@ torch takes seconds to import, so it is imported inside of the functions: `--hel
 import argparse
 
 from pretrain.common import command_line, launcher
+from pretrain.common.errors import UserError
 
 
 def main(about: str | None) -> None:
@@ -18,20 +19,31 @@ def main(about: str | None) -> None:
     from transfer.linear import config
 
     sweep = ["SWEEP", f"[{args.sweep}]"] if args.sweep else []
-    cfg = config.load(args.config, [*args.overrides, *sweep], processes=launcher.join())
+    needed = ("DATA.TRAIN",) if args.rank else config.FOLDERS
+    cfg = config.load(args.config, [*args.overrides, *sweep], processes=launcher.join(), folders=needed)
     # Imported only now, because it takes seconds: mistakes in the config are reported before.
     from pretrain.common import distributed
-    from transfer.linear import run
+    from transfer.linear import rank, run
 
     distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
-    run.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
+    if args.rank:
+        rank.run(cfg, args.rank, source=args.source, branch=args.branch)
+    else:
+        run.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
     distributed.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
 def _parse(about: str | None) -> argparse.Namespace:
     parser = command_line.Parser(description=about)
     add = parser.add_argument
-    add("--weights", required=True, metavar="FILE", help="a checkpoint, or `random` for an untrained network")
+    add("--weights", metavar="FILE", help="a checkpoint, or `random` for an untrained network")
+    add(
+        "--rank",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="order these checkpoints by RankMe on the images of DATA.TRAIN, which needs no labels",
+    )
     add(
         "--config",
         "--config-file",
@@ -46,4 +58,15 @@ def _parse(about: str | None) -> argparse.Namespace:
     add("--source", default="auto", metavar="KIND", help="kind of checkpoint, as in tools/convert_to_d2.py")
     add("--branch", default="", help="which network to take if the file holds several")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
-    return parser.parse_intermixed_args(command_line.mark_resume())
+    args = parser.parse_intermixed_args(command_line.mark_resume())
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not args.weights and not args.rank:
+        raise UserError("give --weights FILE, or --rank FILE FILE ... to order checkpoints without labels")
+    others = {"--weights": args.weights, "--knn": args.knn, "--sweep": args.sweep, "--resume": args.resume}
+    given = [flag for flag, value in others.items() if value]
+    if args.rank and given:
+        raise UserError(f"--rank and {given[0]}: give one of them; --rank trains nothing and uses no labels")

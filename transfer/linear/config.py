@@ -12,6 +12,7 @@ _POSITIVE = (
     "MODEL.WIDTH", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
 )  # fmt: skip
 _NOT_NEGATIVE = ("DATA.NUM_WORKERS", "MODEL.STEM_CHANNELS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
+FOLDERS = ("DATA.TRAIN", "DATA.VAL")
 _SMALLEST = 32  # pixels: the stride of a ResNet
 # These keys say where a run reads, computes and writes. They do not change its numbers.
 IRRELEVANT = (
@@ -58,11 +59,17 @@ def defaults() -> CfgNode:
     )
 
 
-def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
-    """Return the frozen config of a YAML file and `KEY VALUE` pairs. Raises `UserError` for invalid settings."""
+def load(
+    name: str, overrides: Sequence[str] = (), *, processes: int = 1, folders: Sequence[str] = FOLDERS
+) -> CfgNode:
+    """Return the frozen config of a YAML file and `KEY VALUE` pairs. Raises `UserError` for invalid settings.
+
+    Args:
+        folders: keys of the folders that must exist.
+    """
     cfg = defaults()
     merge(cfg, find_config(name), overrides)
-    _validate(cfg, processes)
+    _validate(cfg, processes, folders)
     cfg.freeze()
     return cfg
 
@@ -72,7 +79,7 @@ def rates(cfg: CfgNode) -> list[float]:
     return [float(rate) for rate in cfg.SWEEP] or [cfg.SOLVER.BASE_LR]
 
 
-def _validate(cfg: CfgNode, processes: int) -> None:
+def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
     values = flatten(cfg)
     for key in _POSITIVE:
         if not 0 < values[key] < float("inf"):
@@ -96,6 +103,6 @@ def _validate(cfg: CfgNode, processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide evenly into {processes} processes: "
             f"use {usable}"
         )
-    for key in ("DATA.TRAIN", "DATA.VAL"):
+    for key in folders:
         if not os.path.isdir(values[key]):
             raise UserError(f"{key}: no such folder: {values[key]}; give a folder of class folders")

@@ -16,7 +16,7 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic, write_text
 from pretrain.common.signals import Signals
-from pretrain.data.class_folders import CentreCrops, LabelledImages, collate_centres
+from pretrain.data.class_folders import CentreCrops, LabelledImages, SomeImages, collate_centres
 from pretrain.data.loader import Batches, make_loader
 from transfer.linear.backbone import Backbone, Extractor
 from transfer.linear.crops import RandomCrops, collate_crops
@@ -110,7 +110,7 @@ def _compute(
 ) -> None:
     count, channels = len(images), extract.channels
     say(f"{images.name}: computing features of {count} images ({count * channels * 4 / 1e6:.0f} MB) ...")
-    rows = _rows(images, extract, cfg, signals)
+    rows = compute(images, extract, cfg, signals)
     if distributed.is_main():
         _make_folder(path.parent, cfg)
         free = shutil.disk_usage(path.parent).free
@@ -155,11 +155,11 @@ def _write(
     write_text(path.with_suffix(".json"), text)
 
 
-def _rows(
-    images: LabelledImages, extract: Extractor, cfg: CfgNode, signals: Signals
+def compute(
+    images: LabelledImages | SomeImages, extract: Extractor, cfg: CfgNode, signals: Signals
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield features (n, C) and readability (n,) of all images in order. Process i mod W computes image i."""
-    count, processes = len(images), distributed.world_size()
+    count, processes = len(images.files), distributed.world_size()
     mine = [i % count for i in range(distributed.rank(), -(-count // processes) * processes, processes)]
     batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
     dataset = CentreCrops(images.files, size=cfg.INPUT.SIZE)

@@ -19,7 +19,7 @@ from pretrain.common.errors import UserError
 from pretrain.data.class_folders import SpreadImages
 from pretrain.data.on_device import Pixels
 from pretrain.model.encoders import ResNet, architecture
-from pretrain.train.knn_monitor import Probe, bank_folder, knn
+from pretrain.train.knn_monitor import Probe, bank_folder, knn, rankme
 from pretrain.train.loop import train
 
 
@@ -44,6 +44,26 @@ def test_more_neighbours_than_images() -> None:
     assert knn(bank, bank, labels, k=20, temperature=0.01, leave_one_out=True).tolist() == [1] * 4
 
 
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
+def test_rankme_is_the_papers_formula(shape: tuple[int, int]) -> None:
+    """exp(entropy) of the singular values over their sum, by a decomposition of the features themselves."""
+    features = np.random.default_rng(0).normal(size=shape) * np.geomspace(1, 1e-3, shape[1])
+    singular = np.linalg.svd(features, compute_uv=False)
+    shares = singular / singular.sum()
+    assert rankme(torch.from_numpy(features)) == pytest.approx(
+        np.exp(-(shares * np.log(shares)).sum()), rel=1e-6
+    )
+
+
+def test_rankme_of_known_features() -> None:
+    assert rankme(torch.eye(7)) == pytest.approx(7)
+    assert rankme(torch.ones(9, 5)) == pytest.approx(1, abs=1e-5)
+    assert rankme(torch.zeros(9, 5)) == 0
+    assert rankme(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(
+        4 / 3**0.75
+    )  # exp of the entropy of 3/4, 1/4
+
+
 def test_measures_folders_and_leaves_the_encoder_in_training(image_folder: Callable[..., Path]) -> None:
     train, val = image_folder(4, classes=("a", "b")), image_folder(2, classes=("a", "b"), seed=0)
     (val / "a" / "0000.jpg").write_bytes(b"no image")
@@ -53,11 +73,12 @@ def test_measures_folders_and_leaves_the_encoder_in_training(image_folder: Calla
     encoder = ResNet(architecture("resnet18", 0.125), head=nn.Linear(64, 8))
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
     assert probe.chance == 50
-    accuracy = probe.measure(encoder, bf16=False)
+    accuracy, rank, largest = probe.measure(encoder, bf16=False)
     assert encoder.training and accuracy in (0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100)
+    assert 1 <= rank <= largest == 8  # images
     cfg.KNN.TRAIN, cfg.KNN.VAL = str(train), str(train)  # the same images: each is its own nearest neighbour
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
-    assert probe.measure(encoder, bf16=False) == 100
+    assert probe.measure(encoder, bf16=False).accuracy == 100
 
 
 @pytest.mark.parametrize("key", ["KNN.TRAIN", "KNN.VAL"])

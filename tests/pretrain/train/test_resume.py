@@ -22,6 +22,7 @@ from pretrain.model import precision
 from pretrain.tensor_files import checkpoint
 from pretrain.train import checkpoints, loop, resume, start_notes
 from pretrain.train.checkpoints import LAST, Progress
+from pretrain.train.knn_monitor import Measured
 from tests.support.fuzzing import hostile
 from tests.support.fuzzing.hostile import ALIAS_BOMB, Trap
 from tests.support.kills import kill_runs
@@ -131,7 +132,7 @@ def test_knn_that_was_missed_is_measured_after_resuming(image_folder: MakeFolder
     images, output = image_folder(10, classes=("a", "b")), tmp_path / "run"
     more = [*EVERY_STEP, "KNN.PERIOD", "1", "SOLVER.MAX_EPOCH", "2"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("pretrain.train.knn_monitor.Probe.measure", lambda *_, **__: 10.0)
+        patch.setattr("pretrain.train.knn_monitor.Probe.measure", lambda *_, **__: Measured(10.0, 1.0, 8))
         with before_step(
             2, lambda: patch.setattr("pretrain.train.knn_monitor.Probe.measure", lambda *_, **__: kill())
         ):

@@ -15,7 +15,7 @@ from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.plan.plan import Options
 from transfer.reproduce.plan.tables import Table
 
-TINY = [*detection_data.TINY, *detection_data.NARROW]
+TINY = [*detection_data.TINY, *detection_data.NARROW_HEADS]
 
 
 @pytest.fixture
@@ -158,3 +158,13 @@ def test_mistakes_are_named_before_anything_is_timed(
     with pytest.raises(UserError) as error:
         command.run(parse("", words))
     assert message in str(error.value)
+
+
+def test_a_network_that_the_checkpoints_do_not_have(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command.cost, "measure", None)
+    with pytest.raises(
+        UserError, match=r"^MODEL\.RESNETS\.WIDTH_PER_GROUP 16: the checkpoints of --init have 8"
+    ):
+        command.run(parse("", [*words, "MODEL.RESNETS.WIDTH_PER_GROUP", "16"]))

@@ -33,9 +33,11 @@ from transfer.convert import convert
 from transfer.convert.preprocessing import MSRA
 from transfer.convert.tensor_names import detectron2_name
 from transfer.linear import backbone as linear_backbone
+from transfer.linear import command as linear_command
 from transfer.linear import config as linear_config
 from transfer.linear import crops as linear_crops
 from transfer.linear import loop
+from transfer.linear import rank as linear_rank
 from transfer.linear import results as linear_results
 from transfer.linear import run as linear_run
 from transfer.linear.classifiers import Classifiers
@@ -97,6 +99,59 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(torch.equal(x[name], y[name]) for x, y in pairs for name in x) and all(
         torch.equal(x["momentum_buffer"], y["momentum_buffer"]) for x, y in momenta
     )
+
+
+# --- RankMe: which checkpoint, without labels
+
+
+def test_checkpoints_are_ordered_by_the_rank_of_their_features(
+    task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the singular values of the features. No class folders are needed, and no test images."""
+    collapsed = small_network("resnet18").state_dict()
+    for name in collapsed:
+        if name.startswith("layer4") and name.endswith(("bn2.weight", "downsample.1.weight")):
+            collapsed[name].zero_()  # res5 is then the same for every image
+    bad = str(moco_file(task.folder / "collapsed.pth.tar", collapsed))
+    flat = task.folder / "flat"
+    flat.mkdir()
+    for n, path in enumerate(sorted(task.train.rglob("*.jpg"))):
+        shutil.copy(path, flat / f"{n}.jpg")
+    (flat / "broken.jpg").write_bytes(b"no image")
+    cfg = linear_config.load(
+        "linear/imagenet.yaml", [*SMALL, "DATA.TRAIN", str(flat), "OUTPUT_DIR", str(task.folder / "rank")],
+        folders=("DATA.TRAIN",),
+    )  # fmt: skip
+    best, worst = linear_rank.run(cfg, [bad, task.weights])
+    assert (best["weights"], worst["weights"]) == (task.weights, bad) and worst["rankme"] == pytest.approx(
+        1, abs=0.01
+    )
+    extract = linear_backbone.Extractor(linear_backbone.load(task.weights, cfg), CPU)
+    views = [centre_view(path.read_bytes(), 32) for path in sorted(flat.glob("[0-9]*.jpg"))]
+    singular = np.linalg.svd(extract(torch.from_numpy(np.stack(views))).numpy(), compute_uv=False)
+    shares = singular / singular.sum()
+    assert best["rankme"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+    assert best["images"] == len(views) == 20 and best["largest"] == 20
+    assert f"best: {task.weights}" in capsys.readouterr().out
+    assert [each["rankme"] for each in json.loads((task.folder / "rank/rankme.json").read_text())["checkpoints"]] == [
+        best["rankme"], worst["rankme"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --weights FILE, or --rank FILE FILE"),
+        (["--rank", "a.pth", "--weights", "b.pth"], "--rank and --weights: give one of them"),
+        (["--rank", "a.pth", "--knn"], "--rank and --knn: give one of them"),
+    ],
+)
+def test_what_to_measure_must_be_clear(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["linear_eval.py", *words])
+    with pytest.raises(UserError, match=message):
+        linear_command.main("")
 
 
 # --- features and views
