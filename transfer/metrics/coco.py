@@ -1,11 +1,15 @@
 """COCO's AP of boxes, masks and keypoints."""
 
+import contextlib
+import copy
 import importlib.util
+import io
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from pycocotools.cocoeval import COCOeval
 
 from transfer.data.coco.safe_masks import check_masks
 from transfer.metrics import ids
@@ -36,6 +40,27 @@ class Coco(COCOEvaluator):
         evaluation = _with_small_ids(faster_class() or coco_evaluation.COCOeval, numbers)
         with replaced(coco_evaluation, "COCOeval", evaluation):
             super()._eval_predictions(predictions, some)
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        """Return the metrics. A model that finds nothing has an AP of 0, which detectron2 would leave undefined."""
+        found: dict[str, float] = super()._derive_coco_results(
+            coco_eval or self._nothing_found(iou_type), iou_type, class_names
+        )
+        return found
+
+    def _nothing_found(self, iou_type: str) -> COCOeval:
+        """Return the evaluation of no detections; what has no annotated objects stays undefined in it."""
+        nothing = copy.copy(self._coco_api)
+        nothing.dataset = {**self._coco_api.dataset, "annotations": []}
+        small = _with_small_ids(COCOeval, ids.numbers(self._coco_api.dataset))
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            evaluation: COCOeval = small(self._coco_api, nothing, iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation
 
 
 def _with_small_ids(evaluation: type, numbers: ids.Numbers) -> type:

@@ -63,7 +63,7 @@ def _task_table(name: str, metrics: Metrics) -> list[str]:
     for task, values in metrics.items():
         cells = [_cell(values[key]) if key in values else "" for key in keys]
         undefined = values.get("AP", 0) is None
-        rows.append([task, *cells, "(no detections, or no objects to detect)" if undefined else ""])
+        rows.append([task, *cells, "(no objects to detect)" if undefined else ""])
     return _aligned([name, *keys, ""], rows)
 
 

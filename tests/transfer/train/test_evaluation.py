@@ -115,10 +115,19 @@ def test_half_of_the_objects_score_half(tmp_path: Path) -> None:
     assert metrics["bbox"]["AP"] == metrics["segm"]["AP50"] == pytest.approx(100 * 51 / 101)
 
 
-def test_no_answer_at_all_keeps_the_tasks(tmp_path: Path) -> None:
-    cfg = _prepare(tmp_path)
-    metrics = evaluation.evaluate(cfg, Oracle("custom_test", skip=(0, 1)))["custom_test"]
-    assert metrics["bbox"]["AP"] is None and metrics["segm"]["AP"] is None
+def test_no_answer_at_all_is_an_ap_of_0(tmp_path: Path) -> None:
+    """A run that finds nothing is a bad run, not a missing one, or the mean of the others would be too high."""
+    keys = ("MODEL.KEYPOINT_ON", "True", "TEST.KEYPOINT_OKS_SIGMAS", "[0.05, 0.05]")
+    cfg = _prepare(tmp_path, *keys, keypoints=2, classes=("a", "b"))
+    file = Path(cfg.DATASETS.TEST_JSON)
+    content = json.loads(file.read_text())
+    content["categories"].append({**content["categories"][0], "id": 9, "name": "never there"})
+    file.write_text(json.dumps(content))
+    cfg = _load(tmp_path, *detection_data.custom(*[(file, Path(cfg.DATASETS.TEST_IMAGES))] * 2), *keys)
+    metrics = evaluation.evaluate(cfg, Oracle("custom_test", skip=tuple(range(9))))["custom_test"]
+    for task in ("bbox", "segm", "keypoints"):
+        assert metrics[task]["AP"] == metrics[task]["AP50"] == metrics[task]["AP-a"] == 0
+        assert metrics[task]["APl"] is None and metrics[task]["AP-never there"] is None  # no such object
 
 
 def test_keypoints_with_their_own_sigmas(tmp_path: Path) -> None:
@@ -428,7 +437,7 @@ def test_table_has_a_row_a_task_and_a_row_a_class() -> None:
     assert evaluation.table({"x": {"bbox": box, "segm": {"AP": None, "AP-cup": 2.5}, "sem_seg": labels}}) == [
         "x          AP    mIoU",
         "bbox     2.00",
-        "segm        -          (no detections, or no objects to detect)",
+        "segm        -          (no objects to detect)",
         "sem_seg          7.00",
         "x            bbox    segm",
         "cup          1.00    2.50",

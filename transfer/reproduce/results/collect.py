@@ -257,7 +257,7 @@ def _record(job: Job, runs: Path) -> dict[str, Any]:
 def number_of(metrics: Any, name: str) -> float | None:
     """Return a metric of results.json by its name: `bbox.AP50` of the only data set, or `top1`.
 
-    None if it is absent, undefined (such as AP if nothing was detected), or not a finite number.
+    None if it is absent, undefined (such as AP without annotated objects), or not a finite number.
     """
     task, _, leaf = name.rpartition(".")
     if not isinstance(metrics, dict):
