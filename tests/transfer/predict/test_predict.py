@@ -21,6 +21,7 @@ from tests.support import detection_data
 from tests.support.scripts import run_script
 from transfer import detector_files
 from transfer.config.load import load_config
+from transfer.data import catalog
 from transfer.metrics.coco import Coco
 from transfer.predict import Detections, Predictor, command
 from transfer.predict.arguments import parse
@@ -183,6 +184,7 @@ def test_arrays_and_turned_files(place: Path, predictor: Predictor, tmp_path: Pa
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_finds_the_same(place: Path, predictor: Predictor) -> None:
     paths = sorted((place / "test/images").iterdir())
     on_gpu = Predictor(place / "run", device="cuda", threshold=0.05)
@@ -237,6 +239,22 @@ def test_a_run_of_an_older_version(place: Path, tmp_path: Path) -> None:
     trained.write_text(json.dumps({"categories": written[:1]}))
     with pytest.raises(UserError, match=r"it has 1 categories, but the model .* has 2"):
         detector_files.read_run(tmp_path, train_json=trained)
+
+
+def test_categories_of_sets_whose_files_have_no_ids(tmp_path: Path) -> None:
+    cfg = load_config("transfer/voc_R50_C4_24k.yaml", ["MODEL.INIT", "random"])
+    catalog.register_builtin(tmp_path)
+    detector_files.write_categories(cfg, tmp_path)
+    written = json.loads((tmp_path / "categories.json").read_text())
+    assert written[:2] == [{"id": 1, "name": "aeroplane"}, {"id": 2, "name": "bicycle"}]
+    assert len(written) == 20
+    labels = load_config("transfer/semseg_voc_R50.yaml", ["MODEL.INIT", "random"])
+    (tmp_path / "labels").mkdir()
+    detector_files.write_categories(labels, tmp_path / "labels")
+    assert not list((tmp_path / "labels").iterdir())
+    (tmp_path / "labels/config.yaml").write_text(labels.dump())
+    with pytest.raises(UserError, match="SemanticSegmentor does not detect objects"):
+        detector_files.read_run(tmp_path / "labels")
 
 
 def test_notes_about_a_json_that_differs(
