@@ -70,6 +70,7 @@ setup(
         "transfer.linear",
         "transfer.metrics",
         "transfer.models",
+        "transfer.predict",
         "transfer.prepare",
         "transfer.prepare.demo",
         "transfer.prepare.sets",

@@ -12,6 +12,7 @@ WRONG = {
     "compare_runs": ["none.json", "nothing.json"],
     "convert_to_d2": ["none.pth", "none.pkl"],
     "linear_eval": ["--weights", "none.pth"],
+    "predict": ["--run", "none", "photos"],
     "prepare_data": ["custom", "--json", "none.json", "--images", "none"],
     "pretrain": ["--config", "pretrain/none.yaml"],
     "reproduce": ["--table", "none"],

@@ -16,14 +16,13 @@ from pretrain.common.signals import STOPPED, Signals
 from pretrain.tensor_files import checkpoint
 from transfer import d2_compat
 from transfer.data import train_stream
+from transfer.detector_files import CONFIG, FINAL, write_categories
 from transfer.models import build
 from transfer.train import evaluation, precise_bn
 from transfer.train.evaluation import Metrics
 from transfer.train.log import Progress
 from transfer.train.state import State, is_ours, keep_best, restore, save
 from transfer.train.step import Batch, grad_scaler, seed, step
-
-FINAL = "model_final.pth"
 
 
 def train(
@@ -49,9 +48,11 @@ def train(
     if distributed.is_main():
         remove_leftovers(output, is_ours)
         text = cfg.dump().encode()
-        write_atomic(output / "config.yaml", lambda file: file.write(text))
+        write_atomic(output / CONFIG, lambda file: file.write(text))
     parallel = d2_compat.distribute(model, broadcast_buffers=False)
     source = train_stream.read(cfg)
+    if distributed.is_main():
+        write_categories(cfg, output)
     batches = train_stream.batches(source, cfg, state.iteration)
     with EventStorage(state.iteration), Progress(cfg, state.iteration) as log, Signals() as signals:
         while state.iteration < cfg.SOLVER.MAX_ITER:

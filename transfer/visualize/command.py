@@ -48,16 +48,14 @@ def _show_data(args: argparse.Namespace) -> list[Path]:
 
 def _show_predictions(args: argparse.Namespace) -> list[Path]:
     from transfer.config.load import load_config
+    from transfer.detector_files import config_file, weights_file
     from transfer.visualize import show
 
     name, weights = args.config, []
     if args.run is not None:
-        name = str(args.run / "config.yaml")
-        weights = ["MODEL.WEIGHTS", str(args.run / "model_final.pth")]
-        if not Path(name).is_file():
-            raise UserError(
-                f"--run {args.run}: it holds no config.yaml; give the OUTPUT_DIR of a finished run"
-            )
+        name = str(config_file(args.run))
+        given = any(word == "MODEL.WEIGHTS" for word in args.overrides[::2])
+        weights = [] if given else ["MODEL.WEIGHTS", str(weights_file(args.run, "MODEL.WEIGHTS"))]
     cfg = load_config(name, ["MODEL.INIT", "weights", *weights, *args.overrides], need_weights=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError(
