@@ -45,10 +45,9 @@ def _init(name: str, file: str, released: Registry) -> Init:
         return Init(name, "random init", random=True)
     network = released.get(name)
     if network is None:
-        known = [RANDOM, *released.names]
         raise UserError(
-            f"--init {label(name)}: not a released network{nearest(name, known)}; it can be {', '.join(known)}, or "
-            "NAME=FILE for your own checkpoint"
+            f"--init {label(name)}: not a released network{nearest(name, [RANDOM, *released.names])}; docs/released.md "
+            f"lists them; it can also be {RANDOM}, or NAME=FILE for your own checkpoint"
         )
     if why_not := network.without_address(f"--init {name}"):
         raise UserError(why_not)
