@@ -1,7 +1,7 @@
 """Does a backbone make a better detector on your data? Fine-tune from it and from others, and compare the results.
 
 python tools/compare_inits.py --train train.json --train-images train/ --test val.json --test-images val/ \\
-    --init mine=backbone.pth --init random --init msra_R50
+    --init mine=backbone.pth --init random --init imagenet
 python tools/compare_inits.py --train all.json --train-images images/ --holdout 0.2 --fractions 0.1 1.0 --hours 8 \\
     --init mine=backbone.pth --init random
 python tools/compare_inits.py ... --dry-run            # only what it will cost

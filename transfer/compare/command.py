@@ -20,7 +20,7 @@ from transfer.config.load import load_config, read_config
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
 from transfer.reproduce.jobs.local import visible_gpus
-from transfer.reproduce.plan import plan, tables
+from transfer.reproduce.plan import plan, released
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: a mistake in the flags, in the data, or in a checkpoint; nothing has been trained then.
     """
     args.output = args.output.absolute()
-    rows = inits(args.init, tables.read().released)
+    rows = inits(args.init, released.read())
     places = _places(args)
     frozen = ("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()
     shape = network(rows)

@@ -1,27 +1,24 @@
 """The initialisations of a comparison: the user's own checkpoints, random weights, and released networks by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError, label
 from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import preprocessing
 from transfer.convert.recognise import read_source
-from transfer.reproduce.plan.tables import Init, Released
+from transfer.reproduce.plan.released import RESNET50, Registry, Released
+from transfer.reproduce.plan.tables import Init
 
 RANDOM = "random"
-_SHAPE = tuple(
-    f"MODEL.RESNETS.{key}"
-    for key in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")
-)
 
 
-def inits(texts: Sequence[str], released: Mapping[str, Released]) -> list[Init]:
+def inits(texts: Sequence[str], released: Registry) -> list[Init]:
     """Return an init for each `NAME=FILE` or `NAME`, in order.
 
-    Raises `UserError` for a name that is unknown or given twice, and for a file that does not exist.
+    Raises `UserError` for a name that is unknown, given twice or of a network without an address, and for a file that
+    does not exist or is not the released one of this name.
     """
     found: dict[str, Init] = {}
     for text in texts:
@@ -36,32 +33,39 @@ def inits(texts: Sequence[str], released: Mapping[str, Released]) -> list[Init]:
     return list(found.values())
 
 
-def _init(name: str, file: str, released: Mapping[str, Released]) -> Init:
+def _init(name: str, file: str, released: Registry) -> Init:
     if file:
         path = Path(file).expanduser()
         if not path.is_file():
             raise UserError(f"--init {label(name)}: {label(file)}: no such checkpoint")
+        if name in released.networks:
+            released.networks[name].refuse_other(path)
         return Init(name, name, file=path)
     if name == RANDOM:
         return Init(name, "random init", random=True)
-    if name not in released:
-        known = [RANDOM, *released]
+    network = released.get(name)
+    if network is None:
         raise UserError(
-            f"--init {label(name)}: not a released network{nearest(name, known)}; it can be {', '.join(known)}, or "
-            "NAME=FILE for your own checkpoint"
+            f"--init {label(name)}: not a released network{nearest(name, [RANDOM, *released.names])}; docs/released.md "
+            f"lists them; it can also be {RANDOM}, or NAME=FILE for your own checkpoint"
         )
-    return Init(name, name, file=released[name])
+    if why_not := network.without_address(f"--init {name}"):
+        raise UserError(why_not)
+    return Init(name, name, file=network)
 
 
 def network(rows: Sequence[Init]) -> tuple[str, ...]:
-    """Return KEY, VALUE, ...: the network of the user's checkpoints, which random weights then have, too.
+    """Return KEY, VALUE, ...: the network of the checkpoints, which random weights then have, too.
 
-    Empty if there is no checkpoint; the config then decides. Raises `UserError` for a file that is not a ResNet's, and
-    for networks of different shapes: their difference would not be one of the initialisation.
+    That of a released network is known before it is downloaded. Empty if there is no checkpoint; the config then
+    decides. Raises `UserError` for a file that is not a ResNet's, and for networks of different shapes: their
+    difference would not be one of the initialisation.
     """
     found: dict[str, str] = {}
-    settings: dict[str, Any] = {}
+    settings: dict[str, int] = {}
     for row in rows:
+        if isinstance(row.file, Released):
+            found[row.name], settings = row.file.shape, row.file.network
         if not isinstance(row.file, Path):
             continue
         try:
@@ -69,8 +73,9 @@ def network(rows: Sequence[Init]) -> tuple[str, ...]:
         except UserError as error:
             raise UserError(f"--init {row.name}: {error}") from None
         found[row.name] = described(recorded(shape))
-        settings = {key: value for key, value in preprocessing(shape).items() if key in _SHAPE}
+        known = preprocessing(shape)
+        settings = {key: known[f"MODEL.RESNETS.{key}"] for key in RESNET50}
     if len(set(found.values())) > 1:
         shown = "; ".join(f"{name} is a {shape}" for name, shape in found.items())
         raise UserError(f"--init: the networks must have one shape to be compared: {shown}")
-    return tuple(part for key, value in settings.items() for part in (key, str(value)))
+    return tuple(part for key, value in settings.items() for part in (f"MODEL.RESNETS.{key}", str(value)))

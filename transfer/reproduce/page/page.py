@@ -24,6 +24,7 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
     return {
         "table": table,
         "answer": table.get("answer", ()),
+        "other_protocol": text_tables.OTHER_PROTOCOL,
         "whole": whole(table),
         "protocol": text_tables.protocol(table),
         "rows": rows(table),

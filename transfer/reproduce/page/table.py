@@ -68,6 +68,7 @@ def _cell(number: dict[str, Any], known: list[str]) -> dict[str, Any]:
         "interval": number.get("interval"),
         "count": text_tables.count(number),
         "paper": number["paper"],
+        "elsewhere": number.get("elsewhere", []),
         "difference": number.get("difference"),
         "p": number.get("p"),
         "verdict": verdict, "sign": sign, "style": style,
@@ -94,6 +95,7 @@ def _notes(table: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
         if cell["best"]:
             text = f"{where}tuned: {table['sweep']} {cell['best']}, the best of {text_tables.choice(cell)}"
             found.append({"kind": "tuned", "text": text, "settings": []})
+    found += [{"kind": "quote", "text": quote, "settings": []} for quote in row.get("quotes", ())]
     return list({note["text"]: note for note in found}.values())
 
 

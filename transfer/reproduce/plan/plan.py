@@ -206,6 +206,7 @@ def _fetch(released: Released, options: Options) -> Job:
         f"{{folder}}/{name}",
         released.digest,
         str((options.root / released.name).resolve()),
+        released.name,
     )
     note = f"{released.name}: {released.url}, licence: {released.licence}"
     note += f"; {released.note}" if released.note else ""

@@ -8,24 +8,10 @@ import yaml
 
 from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError
+from transfer.reproduce.plan import released as registry
+from transfer.reproduce.plan.released import Quote, Registry, Released
 
 FILE = Path(__file__).with_name("tables.yaml")
-
-
-@dataclass(frozen=True)
-class Released:
-    """A released checkpoint.
-
-    Attributes:
-        name: its key under `released`.
-        digest: "md5 b251726a" or "sha256 ...": the first characters, as its owners published them; may be empty.
-    """
-
-    name: str
-    url: str
-    digest: str
-    licence: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +66,8 @@ class Row:
         config: replaces the config of every column if the paper used another one for this row.
         std: published standard deviation of each metric over the table's trials; empty if not published.
         cited: config of a column -> why this row is only quoted in that column.
+        trials: config of a column -> number of runs that `paper` is the mean of, where it is not the table's.
+        quotes: results that others published of these weights; those of other protocols are not in `paper`.
     """
 
     init: Init
@@ -87,6 +75,8 @@ class Row:
     config: str = ""
     std: tuple[float | None, ...] = ()
     cited: dict[str, str] = field(default_factory=dict)
+    trials: dict[str, int] = field(default_factory=dict)
+    quotes: tuple[Quote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +86,7 @@ class Table:
     Attributes:
         trials: number of runs that the paper's numbers are means of; 1 if it does not say.
         cost: what all rows cost once, in words, where hours on GPUs would say nothing; else empty.
+        protocols: letters of other protocols that rows have `quotes` of -> what they are.
         baseline: the row whose results are subtracted from those of the others, seed by seed; empty for none.
     """
 
@@ -108,6 +99,7 @@ class Table:
     cost: str = ""
     baseline: str = ""
     note: str = ""
+    protocols: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -117,7 +109,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Book:
-    """Everything in `tables.yaml`.
+    """Everything in `tables.yaml`, and the networks of `released.yaml`.
 
     Attributes:
         hours: config -> hours on 8 V100 GPUs; None if no hours are published.
@@ -126,7 +118,7 @@ class Book:
 
     tables: dict[str, Table]
     inits: dict[str, Init]
-    released: dict[str, Released] = field(default_factory=dict)
+    released: Registry = field(default_factory=Registry)
     hours: dict[str, float | None] = field(default_factory=dict)
     disk: dict[str, float] = field(default_factory=dict)
 
@@ -159,8 +151,8 @@ class Book:
 def read() -> Book:
     """Read the tables that come with this project."""
     tree = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    released = {name: Released(name, **entry) for name, entry in tree["released"].items()}
-    inits = {name: _init(name, entry, released) for name, entry in tree["inits"].items()}
+    released = registry.read()
+    inits = {name: _init(name, entry, released.networks) for name, entry in tree["inits"].items()}
     tables = {name: _table(name, entry, inits) for name, entry in tree["tables"].items()}
     return Book(tables, inits, released, tree["hours"], tree["disk"])
 

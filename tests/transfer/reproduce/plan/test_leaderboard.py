@@ -1,0 +1,151 @@
+"""A table with released networks: which rows it has, what they start from, and how quoted numbers are shown."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pretrain.common.errors import UserError
+from tests.support.checkpoints import plain_file, small_network
+from transfer.reproduce.jobs.job import Job, in_order
+from transfer.reproduce.page import page
+from transfer.reproduce.plan import tables
+from transfer.reproduce.plan.leaderboard import ALL, fitting, joined
+from transfer.reproduce.plan.plan import Options, plan
+from transfer.reproduce.plan.tables import Table
+from transfer.reproduce.results import collect, text_tables
+
+BOOK = tables.read()
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options(root=tmp_path)
+
+
+def board(options: Options, name: str = "coco_FPN_1x", **more: list[str]) -> tuple[Table, Options]:
+    return joined(BOOK.tables[name], options, BOOK.released, **more)
+
+
+def jobs(table: Table, options: Options) -> dict[str, Job]:
+    found = [job for cell in plan(table, options) for runs in cell.runs.values() for job in runs]
+    return {job.name: job for job in in_order(found)}
+
+
+def test_without_a_released_name_nothing_changes(options: Options) -> None:
+    for inits in ((), ("random", "moco_v1")):
+        assert board(replace(options, inits=inits)) == (
+            BOOK.tables["coco_FPN_1x"],
+            replace(options, inits=inits),
+        )
+
+
+def test_all_released_networks_run_by_the_same_config(options: Options, tmp_path: Path) -> None:
+    file = plain_file(tmp_path / "mine.pth", small_network().state_dict())
+    table, wanted = board(replace(options, inits=(ALL,), extra={"mine": file}))
+    names = [row.init.name for row in table.rows]
+    assert names[:4] == ["random", "supervised", "moco_v1", "moco_v1_ig1b"] and "open_nsfw" not in names
+    assert set(fitting(table, BOOK.released)) - {"msra_R50", "moco_v1_200ep"} == set(names[4:])
+    found = jobs(table, wanted)
+    assert not any(name.startswith("pretrain/") for name in found)
+    start = ("MODEL.INIT", "random", "--follow-weights", "MODEL.WEIGHTS")
+    commands = {
+        tuple(part for part in job.command if "{" not in part and part not in start)
+        for name, job in found.items()
+        if name.startswith("finetune/")
+    }
+    assert len(commands) == 1 and sum(name.startswith("finetune/") for name in found) > 30
+    assert "finetune/coco_R50_FPN/mine/seed0" in found and "finetune/coco_R50_FPN/random/seed0" in found
+    # The folders are those of --fetch.
+    fetched = jobs(BOOK.tables["coco_FPN_1x"], replace(options, fetch=True))
+    assert all(found[name].key == job.key for name, job in fetched.items())
+    why = {cell.row.init.name: cell.why_not for cell in plan(table, wanted) if cell.why_not}
+    assert why["soco_C4_100ep"].startswith("needs --init soco_C4_100ep=FILE: its owners offer it as")
+
+
+def test_names_and_aliases_add_single_rows(options: Options) -> None:
+    table, wanted = board(replace(options, inits=("imagenet", "pixpro_100ep")), named=["swav_800ep"])
+    assert wanted.inits == ("supervised", "pixpro_100ep")
+    assert [row.init.name for row in table.rows][4:] == ["swav_800ep", "pixpro_100ep"]
+    table, wanted = board(options, name="voc_C4", named=["moco_v2_800ep"])
+    (row,) = (row for row in table.rows if row.init.name == "moco_v2_800ep")
+    assert row.paper == (82.5, 57.4, 64.0) and row.trials == {"transfer/voc_R50_C4_24k.yaml": 5}
+    assert "fetch/moco_v2_800ep" in jobs(table, wanted)
+
+
+def test_a_users_file_takes_the_place_of_a_released_one(options: Options, tmp_path: Path) -> None:
+    file = plain_file(tmp_path / "a.pth", small_network().state_dict())
+    table, wanted = board(replace(options, inits=("random", "swav_800ep"), extra={"swav_800ep": file}))
+    assert "convert/swav_800ep" in jobs(table, wanted) and "fetch/swav_800ep" not in jobs(table, wanted)
+    with pytest.raises(UserError, match=r"--init pixpro_400ep=.*: this is not the released file: its md5 is"):
+        board(replace(options, extra={"pixpro_400ep": file}))
+
+
+@pytest.mark.parametrize(
+    ("table", "inits", "named", "message"),
+    [
+        ("coco_FPN_1x", ("pixpro_40ep",), [], "coco_FPN_1x nor a released network; did you mean pixpro_400ep?"),
+        ("coco_FPN_1x", (), ["pixpro_40ep"], "--init pixpro_40ep: write NAME=FILE for a checkpoint of your own"),
+        ("coco_FPN_1x", ("soco_FPN_100ep",), [], "--inits soco_FPN_100ep: its owners offer it as"),
+        ("coco_FPN_1x", (), ["soco_FPN_100ep"], "download it by hand and give --init soco_FPN_100ep=FILE"),
+        ("coco_FPN_1x", (), ["open_nsfw"], "--init open_nsfw: this is a ResNet-50, width 0.5"),
+        ("demo_labels", ("imagenet",), [], "--inits imagenet: this is a ResNet-50, width 1,"),
+        ("linear", (ALL,), [], "linear has no detector that a released network fits"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    options: Options, table: str, inits: tuple[str, ...], named: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        board(replace(options, inits=inits), name=table, named=named)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_of_other_protocols_are_marked_everywhere_and_never_compared(
+    options: Options, tmp_path: Path
+) -> None:
+    names = ("random", "moco_v2_200ep", "insloc_FPN_200ep", "dino_R50")
+    table, wanted = board(replace(options, inits=names))
+    found = collect.collect(table, plan(table, replace(wanted, inits=())), wanted, runs=tmp_path, failed={})
+    rows = {row["init"]: row for row in found["rows"]}
+    box = rows["moco_v2_200ep"]["cells"][0]["numbers"][0]
+    assert box["paper"] is None and box["elsewhere"] == [{"protocol": "H", "value": 39.8}]
+    assert rows["random"]["cells"][0]["numbers"][0]["paper"] == 31.0 and "quotes" not in rows["random"]
+    assert set(found["protocols"]) == {"H", "F"}
+
+    text = text_tables.markdown(found)
+    assert "| MoCo v2, 200 epochs | not run (39.8†H) | not run |" in text
+    assert "| random init | not run (paper 31.0) |" in text and "(paper 39.8" not in text
+    assert "- †H: not our protocol: box head of four convolutions" in text
+    assert "- MoCo v2, 200 epochs: †H from limbo0000/InstanceLoc, README.md" in text
+    (line,) = (
+        line
+        for line in csv.DictReader(io.StringIO(text_tables.as_csv(found)))
+        if (line["init"], line["metric"]) == ("insloc_FPN_200ep", "segm.AP")
+    )
+    assert (line["paper"], line["other_protocols"]) == ("", "37.1†F")
+    assert "39.8$^\\dagger$H" in text_tables.latex(found)
+
+    page.write(tmp_path / "report.html", found)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'class="elsewhere" title="another protocol, not comparable: box head of four' in html
+    assert (
+        ">39.8†H</span>" in html
+        and "paper 39.8" not in html
+        and "†F: FPN and box head are pre-trained" in html
+    )
+    assert ".elsewhere { color: var(--muted); }" in html
+
+
+def test_quoted_numbers_of_our_protocol_stand_beside_ours_with_their_source(
+    options: Options, tmp_path: Path
+) -> None:
+    table, wanted = board(replace(options, inits=("pixpro_400ep", "densecl_200ep")), name="voc_C4")
+    found = collect.collect(table, plan(table, wanted), wanted, runs=tmp_path, failed={})
+    pixpro, densecl = ([n["paper"] for n in row["cells"][0]["numbers"]] for row in found["rows"][-2:])
+    assert (pixpro, densecl) == ([83.8, 60.2, 67.7], [None, 58.7, None])
+    notes = text_tables.notes(found)
+    assert any("zdaxie/PixPro, README.md (how many runs is not said; taken as one)" in note for note in notes)
+    assert any("WXinlong/DenseCL, README.md (means of 5 runs)" in note for note in notes)
