@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
     """Return every command in order, with the state of its job, and then what data are missing."""
     lines = [f"{len(jobs)} jobs in {runs}, {sum(_state(job, runs) == 'done' for job in jobs)} of them done:"]
     for job in jobs:
-        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {shlex.join(worker.command(job, runs))}"]
+        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {worker.text(job, runs)}"]
         lines += [f"    ({job.note})"] if job.note else []
     missing = [job.missing for job in jobs if job.missing and _state(job, runs) != "done"]
     return [*lines, "", *(f"missing: {reason}" for reason in dict.fromkeys(missing))]
