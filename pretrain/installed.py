@@ -23,7 +23,9 @@ START_FOLDER = ROOT if IS_CHECKOUT else None
 _DISTRIBUTION = "moco-detection-transfer"
 _PROGRAMS = "transfer.programs"
 _SCRIPT = re.compile(r"tools/(\w+)\.py")
-_TYPED = re.compile(r"(?P<torchrun>--nproc-per-node \S+ )?(?:\bpython )?\btools/(?P<name>\w+)\.py")
+_TYPED = re.compile(
+    r"(?P<torchrun>--nproc-per-node \S+ )?(?:\bpython )?(?<![\w./-])tools/(?P<name>\w+)\.py\b"
+)
 
 
 def runnable(command: Sequence[str]) -> list[str]:

@@ -100,7 +100,7 @@ def mark_resume(arguments: list[str] | None = None) -> list[str]:
     if len(starts) > 1:
         raise UserError(
             "--resume is given twice, with and without FROM or with two files: give it once (job.sbatch and "
-            "reproduce.py add --resume themselves)"
+            "tools/reproduce.py add --resume themselves)"
         )
     return [*marked, *words]
 

@@ -85,7 +85,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
-    """Read a file over its bases, which are relative to it; `chain` is the list of all files that were read."""
+    """Read a file over its bases; `chain` is the list of all files that were read.
+
+    A base is relative to the file, or else under `configs/`.
+    """
     chain.append(path)
     if len(chain) > _MAX_FILES:
         raise UserError(
@@ -99,9 +102,11 @@ def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
             raise UserError(f"{path}: _BASE_ {brief(base)}: name the path of a file")
         if "://" in base:
             raise UserError(f"{path}: _BASE_ {brief(base)} is a URL; download the file and name its path")
-        file = path.parent / os.path.expanduser(base)
-        if not os.path.exists(file):
-            raise UserError(f"{path}: _BASE_ names a missing file: {label(str(file))}")
+        name = os.path.expanduser(base)
+        places = (path.parent / name, CONFIG_ROOT / name)
+        file = next((place for place in places if os.path.exists(place)), None)
+        if file is None:
+            raise UserError(f"{path}: _BASE_ names a missing file: {label(str(places[0]))}")
         _merge_trees(_read_chain(file, chain), tree, path)
     _merge_trees(own, tree, path)
     return tree

@@ -10,6 +10,7 @@ from typing import Any
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
+from pretrain.installed import as_typed
 from transfer.report.run_files import read_log
 from transfer.reproduce.jobs import lock, worker
 from transfer.reproduce.jobs.job import Job
@@ -26,7 +27,7 @@ def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
         lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {worker.text(job, runs)}"]
         lines += [f"    ({job.note})"] if job.note else []
     missing = [job.missing for job in jobs if job.missing and _state(job, runs) != "done"]
-    return [*lines, "", *(f"missing: {reason}" for reason in dict.fromkeys(missing))]
+    return [*lines, "", *(f"missing: {as_typed(reason)}" for reason in dict.fromkeys(missing))]
 
 
 def status(jobs: Sequence[Job], runs: Path) -> list[str]:
