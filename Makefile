@@ -17,8 +17,9 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv with all libraries and detectron2 (PYTHON=python3.11 selects another Python)
 
+# pip reads its settings from the environment, so they can be given as variables: PIP_EXTRA_INDEX_URL, PIP_INDEX_URL, ...
 # setuptools is installed first: without build isolation, a build uses what is in the environment.
-$(READY): setup.py constraints.txt tools/install_detectron2.py
+$(READY): setup.py constraints.txt transfer/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 14) else \
 	    "error: Python %d.%d is not supported: use 3.10 to 3.14, for example make setup PYTHON=python3.11" % v)'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

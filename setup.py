@@ -1,5 +1,7 @@
 """Package metadata. detectron2 is not on PyPI, so tools/install_detectron2.py installs it."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 # Only lower bounds, so that an environment that already has torch and detectron2 keeps them. The versions that
@@ -46,14 +48,54 @@ DEMO_REQUIREMENTS = ["scikit-image>=0.20", "scikit-learn>=1.2"]
 # For the site of docs/ (`make docs`).
 DOCS_REQUIREMENTS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
+# Console commands: the name, and the module of transfer/programs/ that tools/X.py runs too.
+COMMANDS = {
+    "moco-benchmark": "benchmark",
+    "moco-compare": "compare_inits",
+    "moco-compare-runs": "compare_runs",
+    "moco-convert": "convert_to_d2",
+    "moco-demo": "demo",
+    "moco-linear-eval": "linear_eval",
+    "moco-predict": "predict",
+    "moco-prepare-data": "prepare_data",
+    "moco-pretrain": "pretrain",
+    "moco-reproduce": "reproduce",
+    "moco-train": "train_net",
+    "moco-visualize": "visualize",
+}
+
 setup(
     name="moco-detection-transfer",
     version="0.1.0",
     description="MoCo pre-training, detectron2 weights, and Mask R-CNN transfer, end to end",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "self-supervised learning",
+        "contrastive learning",
+        "MoCo",
+        "object detection",
+        "transfer learning",
+        "detectron2",
+        "Mask R-CNN",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     packages=[
         "pretrain",
+        "pretrain.configs",
         "pretrain.benchmark",
         "pretrain.common",
         "pretrain.data",
@@ -74,6 +116,7 @@ setup(
         "transfer.prepare",
         "transfer.prepare.demo",
         "transfer.prepare.sets",
+        "transfer.programs",
         "transfer.report",
         "transfer.reproduce",
         "transfer.reproduce.jobs",
@@ -83,10 +126,19 @@ setup(
         "transfer.train",
         "transfer.visualize",
     ],
+    # configs/ is at the top of the repository and inside an installed package; pretrain/installed.py finds it.
+    package_dir={"pretrain.configs": "configs"},
     package_data={
+        "pretrain.configs": ["*/*.yaml"],
         "transfer.report": ["templates/*"],
         "transfer.prepare.demo": ["data/*.json"],
         "transfer.reproduce.plan": ["*.yaml"],
+    },
+    entry_points={
+        "console_scripts": [
+            *(f"{name} = transfer.programs.{module}:program" for name, module in COMMANDS.items()),
+            "moco-install-detectron2 = transfer.install_detectron2:program",
+        ]
     },
     install_requires=REQUIREMENTS + DETECTRON2_REQUIREMENTS,
     extras_require={

@@ -1,58 +1,14 @@
 """Any self-supervised ResNet as detectron2 weights, verified to compute the same.
 
-python tools/convert_to_d2.py output/moco_v2_R50/checkpoint_0199.pth.tar moco_v2_R50.pkl
-python tools/convert_to_d2.py dino_resnet50_full.pth student.pkl --branch student
-python tools/convert_to_d2.py 'downloads/*.pth' --output-dir weights
-python tools/convert_to_d2.py --inspect anything.pth
-python tools/convert_to_d2.py moco_v2_R50.pkl resnet50.pth --to torchvision
-
-The kind of checkpoint is recognised by its tensors. Nothing inside a file is ever run.
+`python tools/convert_to_d2.py --help` shows examples.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.common.command_line import Parser
-from pretrain.common.errors import run_tool
-
-
-def main() -> None:
-    # Imported here, so that an interrupted import of torch ends without a traceback.
-    from transfer.convert import command, export
-    from transfer.convert.layouts import LAYOUTS
-    from transfer.convert.weights_file import FORMATS
-
-    parser = Parser(description=__doc__)
-    add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    add("files", nargs="+", metavar="FILE", help="INPUT OUTPUT, or several inputs with --output-dir")
-    add("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")
-    add("--branch", default="", help="which network to take, if a file holds several")
-    add("--keep", default="", metavar="PARTS", help="fpn, box_head or fpn,box_head, if pre-trained too")
-    add(
-        "--channel-order",
-        choices=("RGB", "BGR"),
-        help="of the network's input, if the file does not state it",
-    )
-    add("--pixel-mean", metavar="A,B,C", help="mean of pixels in 0..255, in that order")
-    add("--pixel-std", metavar="A,B,C", help="standard deviation, likewise")
-    add("--stride-in-1x1", action=switch, help="whether bottlenecks have the stride in the 1x1 convolution")
-    add(
-        "--merged-norm",
-        action="store_true",
-        help="batch norm without statistics is merged into weight and bias",
-    )
-    add("--verify", action=switch, default=True, help="compare the written file with the source network")
-    add("--record", type=Path, metavar="FILE.json", help="also write settings and origin as JSON")
-    add("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")
-    add("--format", choices=FORMATS, help="format of the files in --output-dir (pkl)")
-    add("--overwrite", action="store_true", help="replace an OUTPUT that this tool did not write")
-    add("--inspect", action="store_true", help="print what each FILE holds; write nothing")
-    add("--to", choices=export.TARGETS, help="write OUTPUT for another library instead")
-    command.run(parser.parse_intermixed_args())
-
+from transfer.programs.convert_to_d2 import program
 
 if __name__ == "__main__":
-    run_tool(main)
+    program()

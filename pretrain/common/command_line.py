@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pretrain.common.errors import UserError, label
+from pretrain.installed import as_typed
 
 _RESUME = "--resume"
 
@@ -24,6 +25,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         from pretrain.common.configs import nearest  # takes longer to import than most commands need
@@ -96,7 +100,7 @@ def mark_resume(arguments: list[str] | None = None) -> list[str]:
     if len(starts) > 1:
         raise UserError(
             "--resume is given twice, with and without FROM or with two files: give it once (job.sbatch and "
-            "reproduce.py add --resume themselves)"
+            "tools/reproduce.py add --resume themselves)"
         )
     return [*marked, *words]
 

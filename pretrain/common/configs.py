@@ -19,9 +19,8 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.errors import SHOWN, UserError, brief, has_control, label
 from pretrain.common.files import read_regular
+from pretrain.installed import CONFIG_ROOT, IS_CHECKOUT
 
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout
-CONFIG_ROOT = ROOT / "configs"
 _MAX_BYTES = 200_000  # of a YAML file; detectron2's longest has 5,000
 _MAX_FILES = 32  # in a `_BASE_` chain
 _MAX_DEPTH = 32  # of nested lists and mappings
@@ -51,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def find_config(name: str) -> Path:
-    """Return the path of a config: as given, or else under `configs/`.
+    """Return the path of a config: as given, or else under `configs/`, which an installed package holds too.
 
     Raises `UserError` that names the most similar file if there is no such file.
     """
@@ -59,7 +58,8 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(str(path.relative_to(CONFIG_ROOT)) for path in CONFIG_ROOT.rglob("*.yaml"))
-    raise UserError(f"--config {name}: no such file, neither here nor under configs/{nearest(name, known)}")
+    shipped = "configs/" if IS_CHECKOUT else f"{CONFIG_ROOT}/"
+    raise UserError(f"--config {name}: no such file, neither here nor under {shipped}{nearest(name, known)}")
 
 
 def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
@@ -85,7 +85,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
-    """Read a file over its bases, which are relative to it; `chain` is the list of all files that were read."""
+    """Read a file over its bases; `chain` is the list of all files that were read.
+
+    A base is relative to the file, or else under `configs/`.
+    """
     chain.append(path)
     if len(chain) > _MAX_FILES:
         raise UserError(
@@ -99,9 +102,11 @@ def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
             raise UserError(f"{path}: _BASE_ {brief(base)}: name the path of a file")
         if "://" in base:
             raise UserError(f"{path}: _BASE_ {brief(base)} is a URL; download the file and name its path")
-        file = path.parent / os.path.expanduser(base)
-        if not os.path.exists(file):
-            raise UserError(f"{path}: _BASE_ names a missing file: {label(str(file))}")
+        name = os.path.expanduser(base)
+        places = (path.parent / name, CONFIG_ROOT / name)
+        file = next((place for place in places if os.path.exists(place)), None)
+        if file is None:
+            raise UserError(f"{path}: _BASE_ names a missing file: {label(str(places[0]))}")
         _merge_trees(_read_chain(file, chain), tree, path)
     _merge_trees(own, tree, path)
     return tree

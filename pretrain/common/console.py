@@ -1,12 +1,13 @@
 """Printing on the main process only, and durations in readable form."""
 
 from pretrain.common import distributed
+from pretrain.installed import as_typed
 
 
 def say(line: str = "") -> None:
     """Print one line on the main process only, flushed at once so that a log file can be followed."""
     if distributed.is_main():
-        print(line, flush=True)
+        print(as_typed(line), flush=True)
 
 
 def duration(seconds: float) -> str:

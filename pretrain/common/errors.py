@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from pretrain.installed import as_typed
+
 
 class UserError(Exception):
     """An error that the user can fix. The message is one line: what is wrong, and how to fix it."""
@@ -103,14 +105,14 @@ def run_tool(main: Callable[[], int | None], *, processes: bool = False) -> NoRe
             launcher.refuse_several()
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {message(error)}", file=sys.stderr)
+        print(f"error: {as_typed(message(error))}", file=sys.stderr)
         sys.exit(2)
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "detectron2":
             raise
         absent = isinstance(error, ModuleNotFoundError)
         remedy = "detectron2 is not installed: run `python tools/install_detectron2.py`"
-        print(f"error: {remedy if absent else error}", file=sys.stderr)
+        print(f"error: {as_typed(remedy) if absent else error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

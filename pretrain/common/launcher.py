@@ -78,7 +78,7 @@ def _check_torchrun() -> int:
     if size == 1 and rank == 0:
         return 1
     first = "WORLD_SIZE" if _text("WORLD_SIZE") else "RANK"
-    advice = f"start with torchrun --nproc-per-node N tools/{_program()} ..., or unset {first}"
+    advice = f"{_launcher_advice()}, or unset {first}"
     missing = [name for name in _TORCHRUN if not _text(name)]
     if missing:
         raise UserError(
@@ -174,7 +174,9 @@ def _refuse_mpirun(name: str) -> None:
 
 
 def _launcher_advice() -> str:
-    return f"start with torchrun --nproc-per-node N tools/{_program()} ..."
+    name = _program()
+    program = f"tools/{name}" if name.endswith(".py") else f"--no-python {name}"  # a console command
+    return f"start with torchrun --nproc-per-node N {program} ..."
 
 
 def _program() -> str:

@@ -9,7 +9,7 @@ from pretrain.common.errors import UserError
 
 def parse(about: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line. Raises `UserError` for values that no run could have."""
-    parser = Parser(prog="compare_inits.py", description=about)
+    parser = Parser(description=about)
     add = parser.add_argument
     add("--train", type=Path, required=True, metavar="JSON", help="COCO-format annotations to train on")
     add("--train-images", type=Path, required=True, metavar="DIR", help="folder of their images")

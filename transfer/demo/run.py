@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import config as pretrain_config
-from pretrain.common.configs import ROOT, digest_text, equal, get
+from pretrain.common.configs import digest_text, equal, get
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_bytes, write_json, write_text
 from pretrain.common.run_folder import held
+from pretrain.installed import ROOT
 from transfer.config.load import load_config, read_config
 from transfer.data.on_disk import check_demo
 from transfer.demo import demo_page, mechanism_page, stages
@@ -26,7 +27,7 @@ from transfer.results import environment
 
 # The code that the result of each stage depends on. Code that only presents results (report, demo, reproduce) does not
 # count.
-PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "tools/pretrain.py")
+PRETRAIN_CODE = (ROOT / "pretrain", ROOT / "transfer/programs/pretrain.py")
 TRANSFER_CODE = (
     ROOT / "pretrain",
     ROOT / "transfer/d2_compat.py",
@@ -203,7 +204,7 @@ def _pretrain_stage(name: str, config: str, folder: Path, data: Path, overrides:
 def _convert_stage(row: str, source: Path, folder: Path) -> Stage:
     weights, record = folder / f"{row}.pkl", folder / f"{row}.json"
     command = ("tools/convert_to_d2.py", str(source), str(weights), "--record", str(record))
-    inputs = (*TRANSFER_CODE, ROOT / "tools/convert_to_d2.py", source)
+    inputs = (*TRANSFER_CODE, ROOT / "transfer/programs/convert_to_d2.py", source)
     return Stage(f"convert-{row}", command, record, inputs, _versions(), is_whole=weights.is_file)
 
 
@@ -220,7 +221,7 @@ def _finetune_stage(row: str, seed: int, folder: Path, root: Path, overrides: tu
         name,
         ("tools/train_net.py", "--config", config, *overrides),
         folder / "finetune" / name / "results.json",
-        (*TRANSFER_CODE, ROOT / "tools/train_net.py", root / data / "demo.json", *weights),
+        (*TRANSFER_CODE, ROOT / "transfer/programs/train_net.py", root / data / "demo.json", *weights),
         digest_text(cfg) + _versions(),
         resumable=True,
     )

@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.configs import ROOT
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_json
 from pretrain.common.signals import Signals, die_with_the_parent, stop_groups
+from pretrain.installed import START_FOLDER, as_typed, environment, runnable
 
 _LOOK = 0.2  # seconds between two looks for a signal
 
@@ -29,7 +28,7 @@ class Stage:
 
     Attributes:
         name: shown in the report and in front of the lines that the command prints.
-        command: the arguments of `python`, run in the root folder of the repository.
+        command: the arguments of `python`, as typed in the root folder of the repository.
         output: the file that exists once the command has finished.
         inputs: files and folders of code whose content the result depends on.
         settings: other text that the result depends on, such as an effective config.
@@ -54,7 +53,7 @@ class Stage:
 
     def text(self) -> str:
         """Return the command as a user would type it."""
-        return shlex.join(["python", *self.command])
+        return as_typed(shlex.join(["python", *self.command]))
 
 
 def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
@@ -119,15 +118,15 @@ def _start(stage: Stage, records: Path, *, together: int) -> subprocess.Popen[st
     write_json(
         _path(stage, records), {"name": stage.name, "command": stage.text(), "key": key, "done": False}
     )
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    variables = dict(environment(), PYTHONUNBUFFERED="1")
     if together > 1:  # its output is read from a pipe, as UTF-8 whatever this program prints
-        environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
+        variables["PYTHONIOENCODING"] = "utf-8:backslashreplace"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // together)))
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // together)))
     return subprocess.Popen(
-        [sys.executable, *stage.command, *(["--resume"] if resume else [])],
-        cwd=ROOT,
-        env=environment,
+        runnable(["python", *stage.command, *(["--resume"] if resume else [])]),
+        cwd=START_FOLDER,
+        env=variables,
         encoding="utf-8",
         errors="backslashreplace",
         stdin=subprocess.DEVNULL,

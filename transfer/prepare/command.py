@@ -66,7 +66,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace:
     summary, _, examples = (about or "").partition("\n")
     layout: dict[str, Any] = {"epilog": "examples:\n" + examples.strip("\n")}
-    parser = Parser(prog="prepare_data.py", description=summary, **layout)
+    parser = Parser(description=summary, **layout)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     common = _common()
     demo = names.add_parser(

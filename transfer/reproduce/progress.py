@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
+from pretrain.installed import as_typed
 from transfer.report.run_files import read_log
 from transfer.reproduce.jobs import lock, worker
 from transfer.reproduce.jobs.job import Job
@@ -24,10 +24,10 @@ def listing(jobs: Sequence[Job], runs: Path) -> list[str]:
     """Return every command in order, with the state of its job, and then what data are missing."""
     lines = [f"{len(jobs)} jobs in {runs}, {sum(_state(job, runs) == 'done' for job in jobs)} of them done:"]
     for job in jobs:
-        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {shlex.join(worker.command(job, runs))}"]
+        lines += ["", f"[{_state(job, runs)}] {job.name}", f"    {worker.text(job, runs)}"]
         lines += [f"    ({job.note})"] if job.note else []
     missing = [job.missing for job in jobs if job.missing and _state(job, runs) != "done"]
-    return [*lines, "", *(f"missing: {reason}" for reason in dict.fromkeys(missing))]
+    return [*lines, "", *(f"missing: {as_typed(reason)}" for reason in dict.fromkeys(missing))]
 
 
 def status(jobs: Sequence[Job], runs: Path) -> list[str]:

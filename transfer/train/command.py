@@ -120,7 +120,7 @@ def _run(cfg: Any, args: argparse.Namespace) -> None:
 
 
 def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace:
-    parser = command_line.Parser(prog="train_net.py", description=about)
+    parser = command_line.Parser(description=about)
     add = parser.add_argument
     add("--config", "--config-file", required=True, help="YAML file, as given or under configs/")
     add("--num-gpus", type=int, default=1, help="processes on each machine; the total batch stays the same")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.common.configs import ROOT
 from pretrain.common.errors import UserError
+from tests.support.scripts import ROOT
 from transfer.demo import stages
 from transfer.demo.stages import Stage
 

@@ -17,7 +17,7 @@ def check_set(folder: Path, size: str) -> str:
 
     Raises UserError, which names the first wrong file.
     """
-    again = f"run 'prepare_data.py demo --size {size}' again"
+    again = f"run 'python tools/prepare_data.py demo --size {size}' again"
     state = demo_set.read_state(folder)
     if not state or not state["complete"]:
         raise UserError(f"{folder} does not hold a finished demo set: {again}")

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pretrain import __version__
-from pretrain.common.configs import ROOT
+from pretrain.installed import ROOT
 
 _LIBRARIES = ("torch", "torchvision", "detectron2")
 _PLACE = re.compile(r"\{(folder|\d+)\}", re.ASCII)  # placeholder at the start of a part of a command
@@ -22,7 +22,7 @@ class Job:
     Attributes:
         name: readable, with slashes: kind, config, weights, seed. It is the same in every table, since weights are
             named after their recipe or file, not after the row.
-        command: run from the repository's root, where `python` is the current interpreter. At the start of a part
+        command: as typed in the repository's root; `installed.runnable` says how it runs. At the start of a part
             `{folder}` stands for the job's own folder, and `{0}`, `{1}`, ... for the products of `needs`.
         settings: everything that the result depends on apart from `needs`, as text: the effective config, the data,
             the seed.

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pretrain.common.configs import ROOT
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
+from pretrain.installed import START_FOLDER, environment
 
 COMMAND = (sys.executable, "-m", "transfer.reproduce.jobs.worker")
 LATER = 60.0  # seconds until jobs are submitted again to a queue that was full
@@ -149,14 +149,14 @@ class Local:
         return held
 
     def _worker(self, folder: Path, slot: tuple[str, ...], held: list[int]) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
+        variables = environment()
         if slot:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot)
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot)
         else:
-            environment.setdefault("OMP_NUM_THREADS", str(self.threads))
+            variables.setdefault("OMP_NUM_THREADS", str(self.threads))
         return subprocess.Popen(
             [*COMMAND, str(folder)],
-            cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=held,
+            cwd=START_FOLDER, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=held,
         )  # fmt: skip
 
     def ended(self) -> list[tuple[Path, int]]:

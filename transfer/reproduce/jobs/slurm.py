@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.configs import ROOT
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
+from pretrain.installed import START_FOLDER, environment
 from transfer.reproduce.jobs.local import COMMAND, LATER, LIGHT, Local
 from transfer.reproduce.jobs.worker import SUBMITTED
 
@@ -165,7 +165,9 @@ class Requeued:
 
     def __call__(self, folder: str) -> int:
         """Run the worker in a separate process, which handles signals itself. Return its exit status."""
-        self.process = subprocess.Popen([*COMMAND, folder], cwd=ROOT, preexec_fn=_leave_it_to_submitit)
+        self.process = subprocess.Popen(
+            [*COMMAND, folder], cwd=START_FOLDER, env=environment(), preexec_fn=_leave_it_to_submitit
+        )
         # `checkpoint` may interrupt this thread anywhere, so it must not hold a lock, as Popen.wait would.
         threading.Thread(target=self._wait, daemon=True).start()
         return self._ended()

@@ -8,15 +8,16 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.configs import ROOT
 from pretrain.common.files import read_json, write_text
 from pretrain.common.signals import STOPPED, Signals, die_with_the_parent, stop_groups
+from pretrain.installed import START_FOLDER, as_typed, environment, runnable
 from transfer.reproduce.jobs.job import Job, made_by
 from transfer.reproduce.jobs.lock import Lock
 
@@ -49,6 +50,11 @@ def command(job: Job, root: Path) -> list[str]:
     port, name = str(20000 + int(job.key[:8], 16) % 10000), job.key[:12]
     launcher = [part.replace("{port}", port).replace("{id}", name) for part in parts[:end]]
     return [*launcher, *parts[end:]]
+
+
+def text(job: Job, root: Path) -> str:
+    """Return a job's command as the user would type it."""
+    return as_typed(shlex.join(command(job, root)))
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -123,9 +129,9 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
         }  # fmt: skip
         _write(folder / STATE, {"state": "running", **note, "seconds": before})
         process = subprocess.Popen(
-            _program(job["command"]), cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            runnable(job["command"]), cwd=START_FOLDER, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=die_with_the_parent,  # or it would run without holding the lock
-            env=dict(os.environ, PYTHONUNBUFFERED="1"),
+            env=dict(environment(), PYTHONUNBUFFERED="1"),
             close_fds=False,  # the command keeps the locks on its GPUs (local.Local) until it has ended
         )  # fmt: skip
         while process.poll() is None and not signals.requested and not lock.lost.is_set():
@@ -145,13 +151,8 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
     return code
 
 
-def _program(command: list[str]) -> list[str]:
-    return [sys.executable, *command[1:]] if command[0] == "python" else command
-
-
 def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    write_text(path, text)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Collects the results of a table's jobs, and the paper's numbers, in one dict that all outputs are made from."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -275,7 +274,7 @@ def _record(job: Job, runs: Path) -> dict[str, Any]:
     return {
         "name": job.name,
         "folder": str(folder),
-        "command": shlex.join(worker.command(job, runs)),
+        "command": worker.text(job, runs),
         "seconds": seconds,
     }
 

@@ -69,7 +69,7 @@ def read(path: Path) -> Run:
         raise UserError(f"{error}; name a results.json or the OUTPUT_DIR of a finished run") from None
     if not isinstance(content, dict) or not (isinstance(content.get("metrics"), dict) or "top1" in content):
         raise UserError(
-            f"{file}: it has no metrics; name a results.json that train_net.py or linear_eval.py wrote"
+            f"{file}: it has no metrics; name a results.json that tools/train_net.py or tools/linear_eval.py wrote"
         )
     return Run(file, content, settings(file.with_name("config.yaml"), content))
 

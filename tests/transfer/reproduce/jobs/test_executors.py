@@ -15,6 +15,7 @@ import pytest
 
 from pretrain.common.errors import UserError
 from tests.support.graph_jobs import diamond, is_alive, python, runs, until
+from tests.support.scripts import ROOT
 from transfer.reproduce import command, progress
 from transfer.reproduce.arguments import parse
 from transfer.reproduce.jobs import scheduler, worker
@@ -125,7 +126,7 @@ def test_a_gpu_whose_job_outlived_its_program_is_left_alone(
     worker.prepare(old, tmp_path)
     first = "import sys, time, pathlib; from transfer.reproduce.jobs.local import Local; p = pathlib.Path\n"
     first += "Local(['0', '1'], locks=p(sys.argv[1])).start([p(sys.argv[2])]); time.sleep(60)"
-    program = subprocess.Popen([sys.executable, "-c", first, locks, old.folder(tmp_path)], cwd=worker.ROOT)
+    program = subprocess.Popen([sys.executable, "-c", first, locks, old.folder(tmp_path)], cwd=ROOT)
     pids = old.folder(tmp_path) / "pids"
     until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     program.kill()
