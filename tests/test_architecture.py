@@ -73,8 +73,9 @@ ARROWS = {
     ),
     "transfer.install_detectron2": "",
     "transfer.programs": (
-        "transfer.compare transfer.config.keys transfer.convert transfer.demo transfer.linear transfer.predict transfer.prepare "
-        "transfer.reproduce transfer.reproduce.results transfer.train transfer.visualize pretrain.benchmark "
+        "transfer.compare transfer.config.keys transfer.convert transfer.demo transfer.linear transfer.predict "
+        "transfer.prepare transfer.reproduce transfer.reproduce.results transfer.train transfer.visualize "
+        "pretrain.benchmark "
         "pretrain.config pretrain.train"
     ),
 }  # fmt: skip

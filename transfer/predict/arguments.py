@@ -10,7 +10,7 @@ from pretrain.common.errors import UserError
 
 def parse(about: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line. Raises `UserError` for values that cannot be."""
-    parser = Parser(prog="predict.py", description=about)
+    parser = Parser(description=about)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of a run of tools/train_net.py")
     add(
