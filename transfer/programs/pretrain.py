@@ -11,6 +11,7 @@ another checkpoint.
 from typing import NoReturn
 
 from pretrain.common import command_line, launcher
+from pretrain.common.configs import find_config
 from pretrain.common.errors import run_tool
 
 
@@ -27,7 +28,8 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     args = parser.parse_intermixed_args(command_line.mark_resume())
-    # Imported only now: they load PyTorch, which --help does not need.
+    find_config(args.config)
+    # Imported only now: they load PyTorch, which --help and a wrong name do not need.
     from pretrain import config
     from pretrain.common import distributed
 

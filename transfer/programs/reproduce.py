@@ -18,12 +18,14 @@ from transfer.reproduce.arguments import parse
 
 def main() -> int:
     args = parse(__doc__)
+    if args.list:
+        from transfer.reproduce.listing import listing
+
+        print("\n".join(listing()))
+        return 0
     # Imported only now: it loads PyTorch and detectron2, which --help does not need.
     from transfer.reproduce import command
 
-    if args.list:
-        print("\n".join(command.listing()))
-        return 0
     return command.run(args)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from pretrain.common import command_line, launcher
+from pretrain.common.configs import find_config
 from pretrain.common.errors import UserError
 
 # key of the config -> the flag that sets it
@@ -29,6 +30,7 @@ def main(about: str | None, arguments: list[str] | None = None) -> None:
         UserError: a mistake in the flags, the config, the weights or the data.
     """
     args = _parse(about, arguments)
+    find_config(args.config)  # a wrong name is reported before anything slow is imported
     started = launcher.join(srun=args.num_machines == 1)
     from transfer.config.load import check_processes, load_config
 

@@ -8,10 +8,8 @@ from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError
 from transfer.config.load import read_config
 from transfer.reproduce.plan.plan import Options
-from transfer.reproduce.plan.released import COMPARABLE, RESNET50, Quote, Registry, Released
+from transfer.reproduce.plan.released import ALL, COMPARABLE, RESNET50, Quote, Registry, Released
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
-
-ALL = "all-released"
 
 
 def joined(

@@ -11,11 +11,9 @@ import yaml
 from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import file_digest
-from pretrain.model.encoders import ARCHITECTURES
-from transfer.convert.architecture import described, recorded
-from transfer.convert.layouts import LAYOUTS
 
 FILE = Path(__file__).with_name("released.yaml")
+ALL = "all-released"  # names every network
 COMPARABLE = "P"  # the protocol of our configs
 # detectron2's keys of a network's shape, in MODEL.RESNETS, and their values in a ResNet-50
 RESNET50 = {
@@ -89,6 +87,10 @@ class Released:
     @property
     def shape(self) -> str:
         """The network's shape in words."""
+        # Imported only here: they load PyTorch, which a list of the networks does not need.
+        from pretrain.model.encoders import ARCHITECTURES
+        from transfer.convert.architecture import described, recorded
+
         record = recorded(ARCHITECTURES[f"resnet{self.network['DEPTH']}"]) | {
             "groups": self.network["NUM_GROUPS"],
             "width_per_group": self.network["WIDTH_PER_GROUP"],
@@ -125,7 +127,7 @@ class Registry:
 def read(path: Path = FILE) -> Registry:
     """Read and check the networks that come with this project.
 
-    Raises `UserError` naming the entry for an unknown or missing key, kind, protocol or alias, and for a wrong value.
+    Raises `UserError` naming the entry for an unknown or missing key, protocol or alias, and for a wrong value.
     """
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     _check_keys(f"{path}", tree, known=("aliases", "protocols", "networks"))
@@ -170,10 +172,6 @@ def _check(where: str, entry: Mapping[str, Any]) -> None:
     if entry["digest"] and not _DIGEST.fullmatch(entry["digest"]):
         raise UserError(
             f"{where}: digest {label(entry['digest'])}: write md5 or sha256, and at least 8 hex digits"
-        )
-    if entry["kind"] not in LAYOUTS:
-        raise UserError(
-            f"{where}: kind {label(entry['kind'])}: unknown{nearest(entry['kind'], list(LAYOUTS))}"
         )
     _check_keys(f"{where}: network", entry["network"], known=tuple(RESNET50))
     protocols = [(quote.config, quote.protocol) for quote in entry["numbers"]]

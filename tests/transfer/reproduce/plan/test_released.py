@@ -88,7 +88,6 @@ QUOTE = {"config": FPN, "protocol": "P", "of": {"bbox.AP": 40.0}, "source": "REA
     [
         ({"licens": "MIT"}, "a: unknown key licens; did you mean licence?"),
         ({"licence": ""}, "a: licence is missing"),
-        ({"kind": "mocco"}, "a: kind mocco: unknown; did you mean moco?"),
         ({"url": "ftp://a"}, "does not begin with https://"),
         ({"url": ""}, "give either url or missing"),
         ({"digest": "md5 12"}, "at least 8 hex digits"),

@@ -18,9 +18,10 @@ from pretrain.common.configs import find_config
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import plain_file, small_network
 from tests.support.scripts import run_script
-from transfer.reproduce import command, progress
+from transfer.reproduce import progress
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
+from transfer.reproduce.listing import listing
 from transfer.reproduce.plan.overrides import shorter
 from transfer.reproduce.plan.plan import Options, plan
 from transfer.reproduce.plan.tables import read
@@ -543,7 +544,7 @@ def test_every_tables_dry_run_can_be_typed(options: Options, tmp_path: Path, nam
 
 
 def test_the_list_says_what_each_row_needs() -> None:
-    lines = command.listing()
+    lines = listing()
     place = next(n for n, line in enumerate(lines) if line.startswith("voc_C4 "))
     assert "3 of 4 (--init for moco_v1_ig1b)" in lines[place + 1]
     assert all(any(line.startswith(f"{name} ") for line in lines) for name in BOOK.tables)
