@@ -1,4 +1,4 @@
-"""The facts below a table: AP of each class, checks of the conversion, digests, versions, hardware, cost."""
+"""The facts below a table: checks of the conversion, digests, versions, hardware, cost."""
 
 import re
 from collections import Counter
@@ -9,42 +9,8 @@ from typing import Any
 from pretrain.common.files import read_json
 from transfer.reproduce.page.runs import Shown, below, is_number
 
-BY_CLASS = ("AP-", "IoU-")  # metrics of one class in results.json
 _PROCESSES = re.compile(r"--nproc[-_]per[-_]node[= ](\d+)")
 _MACHINES = re.compile(r"--nnodes[= ](\d+)")
-
-
-def classes(runs: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Return one table per column and task: `title`, `inits`, `rows` of (class, mean over seeds or None per init)."""
-    tables = []
-    for column in dict.fromkeys(each.column for each in runs):
-        group = [each for each in runs if each.column == column]
-        found = [_by_class(each) for each in group]
-        for task in dict.fromkeys(task for values in found for task, _ in values):
-            kinds = sorted({kind for values in found for of, kind in values if of == task})
-            rows = [(kind, [values.get((task, kind)) for values in found]) for kind in kinds]
-            tables.append({"title": ", ".join(filter(None, (column, task))), "inits": group, "rows": rows})
-    return tables
-
-
-def _by_class(each: Shown) -> dict[tuple[str, str], float | None]:
-    """Return (`bbox AP`, class) -> mean over seeds; None if a seed has no value."""
-    seeds = []
-    for results in each.results:
-        values = {}
-        for tasks in below(results, "metrics").values():
-            for task, measured in below({"tasks": tasks}, "tasks").items():
-                for key, value in below({"measured": measured}, "measured").items():
-                    if key.startswith(BY_CLASS):
-                        metric, _, kind = key.partition("-")
-                        values[f"{task} {metric}", kind] = value
-        seeds.append(values)
-    keys = dict.fromkeys(key for values in seeds for key in values)
-    return {key: _mean([values.get(key) for values in seeds]) for key in keys}
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    return sum(values) / len(values) if values and all(map(is_number, values)) else None
 
 
 def proofs(runs: Sequence[Shown]) -> list[dict[str, Any]]:

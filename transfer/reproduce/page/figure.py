@@ -2,13 +2,17 @@
 
 from typing import Any
 
+from markupsafe import Markup
+
 from transfer.report.charts import number, ticks
 from transfer.report.html import render
+from transfer.reproduce.page.runs import STYLES
 from transfer.reproduce.results import text_tables
 
 _AXIS, _RIGHT = 350, 60  # widths: of the axis, and for the numbers of the rows
 _LETTER = 8.2  # pixels of an average letter of the names on the left
 _ROW, _HEAD, _FOOT = 24, 40, 34  # heights
+_TALL = 46  # height of a row with its name above it, for the width of a phone
 
 
 def draw(table: dict[str, Any]) -> str:
@@ -17,19 +21,50 @@ def draw(table: dict[str, Any]) -> str:
     left = round(30 + _LETTER * max((len(row["title"]) for row in table["rows"]), default=0))
     panels, top = [], 28 if note else 0
     for place, column in enumerate(table["columns"]):
-        cells = [(row, row["cells"][place]["numbers"][0]) for row in table["rows"]]
-        found = [(row, cell) for row, cell in cells if cell["ours"]]
-        if found:
+        if found := _numbers(table, place):
             title = f"{column['title']}: {column['metrics'][0]}"
             panels.append(_panel(title, found, table["baseline"], left, top))
             top += panels[-1]["height"]
     size = {"width": left + _AXIS + _RIGHT, "height": top + 8}
-    return render("intervals.svg", {"title": table["title"], "note": note, "panels": panels, **size})
+    return render(
+        "intervals.svg", {"title": table["title"], "note": note, "panels": panels, "alone": True, **size}
+    )
+
+
+def panels(table: dict[str, Any]) -> list[tuple[str, Markup]]:
+    """Return (title, inline SVG) of each column with numbers, narrow enough for the width of a phone."""
+    found = []
+    for place, column in enumerate(table["columns"]):
+        if numbers := _numbers(table, place):
+            title = f"{column['title']}: {column['metrics'][0]}"
+            panel = _panel("", numbers, table["baseline"], 14, -14, tall=True)
+            for drawn, (row, _) in zip(panel["rows"], numbers, strict=True):
+                # The colour of the row in the page's other charts.
+                drawn["style"] = table["rows"].index(row) % STYLES
+            values = "; ".join(f"{row['title']}: {text_tables.ours(number)}" for row, number in numbers)
+            size = {"width": 14 + _AXIS + _RIGHT, "height": panel["height"] - 14}
+            context = {"title": f"{title}. {values}", "note": "", "panels": [panel], "alone": False, **size}
+            found.append((title, Markup(render("intervals.svg", context))))
+    return found
+
+
+def _numbers(table: dict[str, Any], place: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return (row, first number) of the rows that have one under a column."""
+    cells = [(row, row["cells"][place]["numbers"][0]) for row in table["rows"]]
+    return [(row, cell) for row, cell in cells if cell["ours"]]
 
 
 def _panel(
-    title: str, found: list[tuple[dict[str, Any], dict[str, Any]]], baseline: str, left: int, top: int
+    title: str,
+    found: list[tuple[dict[str, Any], dict[str, Any]]],
+    baseline: str,
+    left: int,
+    top: int,
+    *,
+    tall: bool = False,
 ) -> dict[str, Any]:
+    """Return what the template draws for a column. `tall` puts the names of the rows above their lines."""
+    pitch, first = (_TALL, _HEAD + _ROW) if tall else (_ROW, _HEAD)
     ends = [end for _, cell in found for end in (cell["interval"] or [cell["mean"]])]
     marks = ticks(min(0.0, *ends), max(ends))
     low, high = marks[0], marks[-1]
@@ -40,7 +75,8 @@ def _panel(
     rows = [
         {
             "name": row["title"],
-            "y": _HEAD + _ROW * n,
+            "y": first + pitch * n,
+            "name_y": first + pitch * n - (15 if tall else -5),
             "x": across(cell["mean"]),
             "ends": [across(end) for end in cell["interval"]] if cell["interval"] else None,
             "value": f"{cell['mean']:.1f}",
@@ -48,7 +84,7 @@ def _panel(
         }
         for n, (row, cell) in enumerate(found)
     ]
-    bottom = _HEAD + _ROW * len(rows) - 8
+    bottom = first + pitch * (len(rows) - 1) + 16
     grid = [(across(mark), number(mark)) for mark in marks]
     return {
         "title": title,

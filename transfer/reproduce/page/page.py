@@ -6,7 +6,7 @@ from typing import Any
 
 from pretrain.common.files import write_text
 from transfer.report.html import render
-from transfer.reproduce.page import curves, facts, pictures
+from transfer.reproduce.page import classes, curves, facts, figure, pictures
 from transfer.reproduce.page.runs import STYLES, jobs, shown
 from transfer.reproduce.page.table import conclusions, rows, sweeps, tests, trials, whole
 from transfer.reproduce.results import text_tables
@@ -14,7 +14,8 @@ from transfer.reproduce.results import text_tables
 
 def write(path: Path, table: dict[str, Any]) -> None:
     """Write the page for the dict of `collect.collect`. The folders of the runs that it names may be missing."""
-    content = render("reproduce.html", _context(table), signed=text_tables.signed)
+    context = _context(table)
+    content = render("reproduce.html", context, signed=text_tables.signed, minus=text_tables.difference)
     write_text(path, content, errors="replace")  # a file name may not be valid text
 
 
@@ -27,6 +28,7 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
         "other_protocol": text_tables.OTHER_PROTOCOL,
         "whole": whole(table),
         "protocol": text_tables.protocol(table),
+        "panels": figure.panels(table) if table.get("baseline") else [],
         "rows": rows(table),
         "published": text_tables.published(table),
         "differences": text_tables.differences(table),
@@ -35,7 +37,8 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
         "conclusions": conclusions(table),
         "sweeps": sweeps(table),
         "charts": curves.charts(runs),
-        "classes": facts.classes(runs),
+        "classes": classes.classes(runs, table.get("baseline")),
+        "sizes": classes.sizes(runs, table.get("baseline")),
         "pictures": pictures.pictures(runs),
         "proofs": facts.proofs(runs),
         "digests": facts.digests(runs),

@@ -11,7 +11,7 @@ from transfer.report.run_files import halves, jpeg_uri
 from transfer.reproduce.page.runs import Shown
 
 _ROWS = 4  # images per column of the table
-_WIDTH = 320  # pixels of one picture
+_WIDTH = 400  # pixels of one picture: three of them fill the page
 _BUDGET = 5_000_000  # characters of all pictures together
 
 

@@ -22,6 +22,7 @@ class Shown:
         style: number of the colour and dash pattern, the same for a row in every chart.
         column: title of the column; empty if the table has only one.
         runs: those runs of `collect` that have numbers; `results` is the content of each run's results.json.
+        places: of these runs among the planned ones. Equal places of two rows are equal seeds.
     """
 
     init: str
@@ -31,6 +32,7 @@ class Shown:
     metrics: list[str]
     runs: list[dict[str, Any]]
     results: list[dict[str, Any]]
+    places: list[int]
 
     @property
     def label(self) -> str:
@@ -43,13 +45,14 @@ def shown(table: dict[str, Any]) -> list[Shown]:
     several = len(table["columns"]) > 1
     for number, row in enumerate(table["rows"]):
         for column, cell in zip(table["columns"], row["cells"], strict=True):
-            runs = [run for run in cell["tried"].get(cell["best"], []) if run["numbers"]]
+            planned = cell["tried"].get(cell["best"], [])
+            places = [place for place, run in enumerate(planned) if run["numbers"]]
+            runs = [planned[place] for place in places]
             if runs:
                 results = [read_json(Path(run["folder"]) / "results.json") for run in runs]
                 title = column["title"] if several else ""
-                found.append(
-                    Shown(row["init"], row["title"], number % STYLES, title, column["metrics"], runs, results)
-                )
+                style, metrics = number % STYLES, column["metrics"]
+                found.append(Shown(row["init"], row["title"], style, title, metrics, runs, results, places))
     return found
 
 
