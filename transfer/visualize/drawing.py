@@ -140,20 +140,44 @@ def draw_labels(image: np.ndarray, labels: np.ndarray | None, name: str) -> np.n
     return np.ascontiguousarray(canvas.output.get_image())
 
 
-def highlight(picture: np.ndarray, box: np.ndarray, width: int) -> np.ndarray:
+def highlight(
+    picture: np.ndarray, box: np.ndarray, width: int, label: str = "", *, annotated: bool = False
+) -> np.ndarray:
     """Return a picture of `beside_truth` with a white and black frame around a box (x0, y0, x1, y1) in both halves.
 
     Args:
         width: the width of the image whose pixels are the unit of the box.
+        label: a text next to the frame, in the half with the predictions.
+        annotated: put the text into the other half.
     """
     picture = picture.copy()
     half = (picture.shape[1] - COLUMN_GAP) // 2
-    for left in (0, half + COLUMN_GAP):
+    for left, labelled in ((0, annotated), (half + COLUMN_GAP, not annotated)):
         around = box * half / width + (-5, -5, 5, 5)  # outside the frame and name of the detection itself
         x0, y0, x1, y1 = around.round().astype(int).tolist()
         for colour, thick in (((0, 0, 0), 5), ((255, 255, 255), 2)):
             cv2.rectangle(picture[:, left : left + half], (x0, y0), (x1, y1), colour, thick)
+        if label and labelled:
+            picture[:, left : left + half] = _beside_box(
+                picture[:, left : left + half], label, x0, y0, x1, y1
+            )
     return picture
+
+
+def _beside_box(image: np.ndarray, text: str, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    """Return the image with a text below the box, or above it, or inside it, wherever there is room."""
+    canvas = _Steady(image, scale=1.0)
+    size = max(int(canvas._default_font_size), 10)
+    line = 2 * size  # pixels of a line of text with its background
+    below, above = y1 + 4, y0 - line
+    top = below if below + line <= image.shape[0] else above if above >= 0 else max(y1 - line, 0)
+    on_right = x0 + x1 > image.shape[1]
+    place = (min(x1, image.shape[1] - 3) if on_right else max(x0, 3), top)
+    canvas.draw_text(
+        text, place, font_size=size, color="white", horizontal_alignment="right" if on_right else "left"
+    )
+    drawn: np.ndarray = canvas.output.get_image()
+    return drawn
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:

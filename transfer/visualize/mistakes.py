@@ -1,5 +1,6 @@
 """Compares detections with annotations: which are right, which are wrong and why, and which objects were missed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,12 +75,28 @@ class Mistake:
         box: (4,) of the detection or object; None for a whole image.
         weight: how bad the mistake is, for sorting.
         caption: a one-line description.
+        label: what to write next to the box.
+        annotated: whether the box is that of an annotated object, not of a detection.
     """
 
     image: int
     box: np.ndarray | None
     weight: float
     caption: str
+    label: str = ""
+    annotated: bool = False
+
+
+def worst_first(found: Sequence[Mistake]) -> list[Mistake]:
+    """Return the worst mistake of each image, then the second of each, and so on; in each round the worst first.
+
+    One crowded image would otherwise fill a page.
+    """
+    ranked, seen = [], Counter[int]()
+    for mistake in sorted(found, key=lambda mistake: -mistake.weight):
+        ranked.append((seen[mistake.image], mistake))
+        seen[mistake.image] += 1
+    return [mistake for _, mistake in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def false_positives(
@@ -87,10 +104,12 @@ def false_positives(
 ) -> list[Mistake]:
     """Return the wrong detections of an image. The higher their score, the worse they are."""
     assert found.scores is not None
-    return [
-        Mistake(image, found.boxes[i], float(found.scores[i]), _why(i, truth, found, matched, names))
-        for i in np.flatnonzero((matched.object_of < 0) & ~matched.excused).tolist()
-    ]
+    result = []
+    for i in np.flatnonzero((matched.object_of < 0) & ~matched.excused).tolist():
+        score, name = float(found.scores[i]), names[found.classes[i]]
+        caption, label = _why(i, truth, found, matched, names), f"wrong: {name} {score:.0%}"
+        result.append(Mistake(image, found.boxes[i], score, caption, label))
+    return result
 
 
 def _why(i: int, truth: Objects, found: Objects, matched: Match, names: Sequence[str]) -> str:
@@ -131,8 +150,10 @@ def misses(
             if len(own)
             else _nearest(i, truth, found, matched, names)
         )
-        caption = f"{names[truth.classes[i]]}, {width} x {height} pixels: {reason}"
-        result.append(Mistake(image, truth.boxes[i], width * height * (1 - best), caption))
+        name = names[truth.classes[i]]
+        caption = f"{name}, {width} x {height} pixels: {reason}"
+        weight, label = width * height * (1 - best), f"missed: {name}"
+        result.append(Mistake(image, truth.boxes[i], weight, caption, label, annotated=True))
     return result
 
 

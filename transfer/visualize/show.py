@@ -135,7 +135,7 @@ def show_predictions(cfg: CfgNode, folder: Path, *, count: int, images: int) -> 
 
     def draw(found: list[Mistake]) -> list[tuple[np.ndarray, str]]:
         # The images are predicted again, because the masks of a whole set do not fit into memory.
-        worst = sorted(found, key=lambda mistake: -mistake.weight)[:count]
+        worst = mistakes.worst_first(found)[:count]
         return [_picture(m, records[m.image], predict(m.image), name, threshold) for m in worst]
 
     sections = _sections(_examine(records, predict, name, score=threshold), draw, threshold)
@@ -178,12 +178,13 @@ def _sections(
         about = "Sorted by mean IoU over the classes that are annotated or predicted in an image."
         return [Section("Worst images first", about, "image", draw(findings.labelled))]
     wrong = (
-        f"{len(findings.false_positives)} in total, highest scores first. A detection is right if its box overlaps an "
-        "object of its class with an IoU of at least 0.5 and no detection with a higher score matches that object."
+        f"{len(findings.false_positives)} in total, highest scores first, one of each image before the second of any. "
+        "A detection is right if its box overlaps an object of its class with an IoU of at least 0.5 and no detection "
+        "with a higher score matches that object."
     )
     missed = (
         f"{len(findings.misses)} in total: objects that no detection with a score of {threshold:g} or more matches. "
-        "Large objects without any detection come first."
+        "Large objects without any detection come first, one of each image before the second of any."
     )
     return [
         Section("Wrong detections", wrong, "false_positive", draw(findings.false_positives)),
@@ -196,6 +197,8 @@ def _picture(
 ) -> tuple[np.ndarray, str]:
     picture = drawing.beside_truth(record, output, name, score=threshold)
     if mistake.box is not None:
-        picture = drawing.highlight(picture, mistake.box, record["width"])
+        picture = drawing.highlight(
+            picture, mistake.box, record["width"], mistake.label, annotated=mistake.annotated
+        )
     file = Path(record["file_name"]).name
     return picture, f"{mistake.caption} ({file})" if mistake.caption else file

@@ -74,6 +74,26 @@ def test_matching_of_a_case_computed_by_hand() -> None:
     assert [m.weight for m in mistakes.misses(7, truth, found, matched, NAMES, score=0.5)] == [100.0, 400.0]
 
 
+def test_no_image_has_its_second_mistake_before_the_first_of_another() -> None:
+    weights = [(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.2), (2, 0.85), (2, 0.1)]
+    found = [mistakes.Mistake(image, None, weight, "") for image, weight in weights]
+    order = [(mistake.image, mistake.weight) for mistake in mistakes.worst_first(found)]
+    assert order == [(0, 0.9), (2, 0.85), (1, 0.2), (0, 0.8), (2, 0.1), (0, 0.7)]
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+@pytest.mark.parametrize("box", [(20, 20, 60, 60), (100, 60, 158, 118), (2, 2, 158, 118)])
+def test_the_box_of_a_mistake_is_labelled_in_its_half(box: tuple[int, ...], annotated: bool) -> None:
+    picture = np.full((240, 2 * 320 + drawing.COLUMN_GAP, 3), 128, np.uint8)
+    framed, labelled = (
+        drawing.highlight(picture, np.array(box), 160, text, annotated=annotated).astype(int)
+        for text in ("", "wrong: dog 90%")
+    )
+    changed = np.abs(framed - labelled).max(axis=(0, 2)) > 60
+    assert changed[:320].any() == annotated and changed[-320:].any() == (not annotated)
+    assert not changed[320:-320].any() and changed.sum() > 40
+
+
 def test_nothing_annotated_and_nothing_found() -> None:
     none, empty = _found([], [], []), Objects(np.zeros((0, 4)), np.zeros(0))
     matched = mistakes.match(empty, _found([[0, 0, 5, 5]], [0], [0.9]))
