@@ -49,7 +49,7 @@ ARROWS = {
     ),
     "transfer.demo": (
         "transfer.config transfer.convert transfer.data transfer.prepare.demo transfer.prepare.sets.open_nsfw "
-        "transfer.intervals transfer.report transfer.results pretrain.config"
+        "transfer.intervals transfer.predict transfer.report transfer.results transfer.visualize pretrain.config"
     ),
     "transfer.reproduce.jobs": "transfer.convert transfer.prepare.sets",
     "transfer.reproduce.plan": (

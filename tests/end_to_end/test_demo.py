@@ -87,6 +87,7 @@ def test_page_shows_the_measured_numbers_and_says_what_they_are_worth(folders: t
         for metrics in _results(folders[1], init)["metrics"]["demo_quick_val"].values():
             assert f">{metrics['AP50']:.2f}<" in page
     assert "one seed" in page
+    assert page.count("F1 ") >= 3 * 2 and (folders[1] / "median.jpg").is_file()
     assert "scikit-image" in page  # where the photographs come from
 
 
@@ -94,7 +95,7 @@ def test_second_call_repeats_nothing(folders: tuple[Path, Path], capfd: pytest.C
     root, output = folders
     before = (output / "quick/finetune/moco-seed0/results.json").stat().st_mtime_ns
     run.run("quick", root=root, output=output)
-    assert capfd.readouterr().out.count("(done before)") == 7
+    assert capfd.readouterr().out.count("(done before)") == 8
     assert (output / "quick/finetune/moco-seed0/results.json").stat().st_mtime_ns == before
 
 

@@ -1,6 +1,7 @@
 """Collects the content of the demo page from the files that the stages wrote."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from transfer.prepare.demo.demo_set import HONEST
 from transfer.prepare.sets.open_nsfw import PROVENANCE
 from transfer.report.charts import Chart, Line, chart, points
 from transfer.report.run_files import (
+    beside,
     credits_of,
-    halves,
+    jpeg,
     jpeg_uri,
     open_picture,
     photographs,
@@ -25,7 +27,6 @@ from transfer.report.run_files import (
     read_log,
 )
 
-PICTURES = 8  # test images shown
 PHOTOGRAPHS = 6  # of each split
 
 
@@ -51,7 +52,7 @@ def context(folder: Path) -> dict[str, Any]:
         "seeds": comparison.seeds(results),
         "verdict": comparison.verdict(results, noise),
         "iterations": random[0]["iterations"],
-        "pictures": _pictures(runs, random[0]["pictures"]),
+        "pictures": _pictures(folder / "pictures", list(results)),
         "detector": read_config(runs[BASELINE][0] / "config.yaml"),
         "pretrain": _pretraining(folder / "pretrain"),
         "finetune": _finetuning(logs),
@@ -100,14 +101,27 @@ def _read(
     return runs, results, logs
 
 
-def _pictures(runs: dict[str, list[Path]], names: list[str]) -> list[dict[str, str]]:
-    """Return ground truth and predictions of each test image. All runs draw the same images, by number."""
-    rows = []
-    for name in names[:PICTURES]:
-        pairs = {key: halves(each[0] / name) for key, each in runs.items()}
-        row = {"truth": jpeg_uri(pairs[BASELINE][0])}
-        rows.append(row | {key: jpeg_uri(found) for key, (_, found) in pairs.items()})
-    return rows
+def _pictures(folder: Path, rows: Sequence[str]) -> dict[str, Any]:
+    """Return the content of `pictures.json`; in `shown`, for each test image its F1 and the pictures of all rows."""
+    state = read_json(folder / "pictures.json")
+    shown = [
+        {
+            "f1": each["f1"],
+            "uris": {
+                key: jpeg_uri(open_picture(folder / f"{number:02}-{key}.jpg")) for key in ("truth", *rows)
+            },
+        }
+        for number, each in enumerate(state["shown"])
+    ]
+    return state | {"shown": shown}
+
+
+def median(folder: Path) -> bytes:
+    """Return the middle one of the page's test images as a JPEG file: its annotations, then each row's detections."""
+    rows = read_json(folder / "demo.json")["rows"]
+    number = len(read_json(folder / "pictures/pictures.json")["shown"]) // 2
+    pictures = [open_picture(folder / f"pictures/{number:02}-{key}.jpg") for key in ("truth", *rows)]
+    return jpeg(beside(pictures))
 
 
 def _pretraining(folder: Path) -> dict[str, Any]:

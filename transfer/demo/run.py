@@ -55,6 +55,10 @@ class Size:
     seeds: tuple[int, ...] = (0,)
 
 
+# More points on the page's curves. They change no result; five tests of AP, since each takes as long as 20 iterations.
+_LOG_PRETRAINING = ("SOLVER.LOG_PERIOD", "8")
+_LOG_FINETUNING = ("SOLVER.LOG_PERIOD", "5", "TEST.EVAL_PERIOD", "40")
+
 SIZES = {
     # For CI: every stage runs, but the networks learn nothing.
     "quick": Size(
@@ -64,9 +68,11 @@ SIZES = {
             "TEST.EVAL_PERIOD", "15", "TEST.PRECISE_BN.NUM_ITER", "4",
         ),
     ),
-    "standard": Size(),
+    "standard": Size(pretrain=_LOG_PRETRAINING, finetune=_LOG_FINETUNING),
     # The same fine-tuning with three seeds, tested on more images, after a longer pre-training.
-    "full": Size(pretrain=("SOLVER.MAX_EPOCH", "20"), seeds=(0, 1, 2)),
+    "full": Size(
+        pretrain=(*_LOG_PRETRAINING, "SOLVER.MAX_EPOCH", "20"), finetune=_LOG_FINETUNING, seeds=(0, 1, 2)
+    ),
 }  # fmt: skip
 
 # Figure A.1 (batch norm) and Section 4.1 (momentum). The first run is also the one with m = 0.99.
@@ -119,6 +125,7 @@ def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...], wheel: 
     for seed in plan.seeds:
         runs = [_finetune_stage(row, seed, folder, root, plan.finetune) for row in rows]
         done += stages.run(runs, folder / "stages")
+    done += stages.run([_picture_stage(rows, plan.seeds[0], folder)], folder / "stages")
     state = {"size": size, "data": str(data), "seeds": list(plan.seeds), "rows": rows, "left_out": left_out}
     write_json(folder / "demo.json", state)
     write_demo(folder, done, output / "report.html")
@@ -227,6 +234,16 @@ def _finetune_stage(row: str, seed: int, folder: Path, root: Path, overrides: tu
     )
 
 
+def _picture_stage(rows: Sequence[str], seed: int, folder: Path) -> Stage:
+    """Return the stage that chooses and draws the test images of the page."""
+    runs = {row: folder / "finetune" / f"{row}-seed{seed}" for row in rows}
+    output = folder / "pictures"
+    command = ("-m", "transfer.demo.pictures", str(output), *(f"{row}={run}" for row, run in runs.items()))
+    code = (*TRANSFER_CODE, ROOT / "transfer/predict", ROOT / "transfer/demo/pictures.py")
+    models = tuple(run / "model_final.pth" for run in runs.values())
+    return Stage("pictures", command, output / "pictures.json", (*code, *models), _versions())
+
+
 def _init(row: str, folder: Path, config: str) -> tuple[str, ...]:
     """Return overrides: the initial weights, and the settings that they need if the config has others."""
     if row == BASELINE:
@@ -238,10 +255,11 @@ def _init(row: str, folder: Path, config: str) -> tuple[str, ...]:
 
 
 def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the demo's page, and its first curves as `curves.svg` in the same folder.
+    """Write the demo's page; next to it its first curves as `curves.svg`, and its median picture as `median.jpg`.
 
     Args:
-        folder: results of one demo run: `demo.json`, `pretrain/`, `ROW.json` of each conversion, `finetune/ROW-seedN/`.
+        folder: results of one demo run: `demo.json`, `pretrain/`, `ROW.json` of each conversion,
+            `finetune/ROW-seedN/`, `pictures/`.
         stages: `name`, `command`, `seconds` and `cached` of each stage, in order.
         output: the HTML file. It links to `mechanism.html` in the same folder if that file exists.
     Raises:
@@ -250,6 +268,7 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
     other = output.with_name("mechanism.html")
     context = demo_page.context(folder) | {"mechanism": other.name if other.exists() else None}
     write_text(output.with_name("curves.svg"), render("curves.svg", {"chart": context["curves"][0]}))
+    write_bytes(output.with_name("median.jpg"), demo_page.median(folder))
     _write("report.html", context, stages=stages, output=output)
 
 

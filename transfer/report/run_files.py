@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,24 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def jpeg_uri(image: Image.Image, *, quality: int = 88) -> str:
     """Return an image as a `data:` URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality=quality)).decode("ascii")
+
+
+def jpeg(image: Image.Image, *, quality: int = 88) -> bytes:
+    """Return the content of a JPEG file."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def beside(images: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures of one height side by side, with white gaps between them."""
+    width = sum(image.width + COLUMN_GAP for image in images) - COLUMN_GAP
+    whole, left = Image.new("RGB", (width, max(image.height for image in images)), "white"), 0
+    for image in images:
+        whole.paste(image, (left, 0))
+        left += image.width + COLUMN_GAP
+    return whole
 
 
 def open_picture(path: Path, *, width: int | None = None) -> Image.Image:

@@ -121,9 +121,7 @@ def results(seed: int, box: float | None, mask: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def finetune_run(
-    folder: Path, found: dict[str, Any], colour: tuple[int, int, int], curve: tuple[float, ...]
-) -> None:
+def finetune_run(folder: Path, found: dict[str, Any], curve: tuple[float, ...]) -> None:
     tests = [
         {"iteration": 30 * i, "bbox/AP": value, "segm/AP": value / 2} for i, value in enumerate(curve, 1)
     ]
@@ -131,12 +129,19 @@ def finetune_run(
     write_lines(folder / "metrics.json", [*steps, *tests])
     (folder / "config.yaml").write_text(CONFIG % "0.99")
     (folder / "results.json").write_text(json.dumps(found))
-    (folder / "pictures").mkdir()
-    for number in range(2):
-        picture = np.full((48, 2 * 64 + COLUMN_GAP, 3), 255, np.uint8)
-        picture[:, :64] = np.minimum(np.array(TRUTH) + 20 * number, 255)
-        picture[:, 64 + COLUMN_GAP :] = np.minimum(np.array(colour) + 20 * number, 255)
-        Image.fromarray(picture).save(folder / f"pictures/{number:02}.jpg", quality=95)
+
+
+def chosen_pictures(folder: Path, rows: list[str]) -> None:
+    """Write three test images, as `transfer.demo.pictures` does."""
+    folder.mkdir()
+    for number in range(3):
+        for key in ("truth", *rows):
+            colour = np.minimum(np.array(TRUTH if key == "truth" else COLOURS[key]) + 20 * number, 255)
+            picture = np.full((48, 64, 3), colour, np.uint8)
+            Image.fromarray(picture).save(folder / f"{number:02}-{key}.jpg", quality=95)
+    shown = [{"name": f"{n}.jpg", "f1": {row: (3 - n) / 4 for row in rows}} for n in range(3)]
+    rule = {"score": 0.3, "scores": [0.5, 0.3], "examined": 40}
+    (folder / "pictures.json").write_text(json.dumps(rule | {"shown": shown}))
 
 
 def data_set(folder: Path, source: str = "debian packages") -> None:
@@ -175,7 +180,7 @@ def demo(tmp_path: Path):
             for seed, (box, mask) in enumerate(values):
                 curve = (curves or {}).get(row, (1.0, 2.0, 3.0))
                 run_folder = folder / f"finetune/{row}-seed{seed}"
-                finetune_run(run_folder, results(seed, box, mask), COLOURS[row], curve)
+                finetune_run(run_folder, results(seed, box, mask), curve)
         for row in ("moco", "supervised"):
             record = {
                 "source": "moco", "branch": "module.encoder_q", "dropped": {"queue": 1, "encoder_k": 320},
@@ -184,6 +189,7 @@ def demo(tmp_path: Path):
             if row == "supervised":
                 record |= {"source": "caffe", "branch": "", "pooling": {"res2": 0.385}}
             (folder / f"{row}.json").write_text(json.dumps({"record": record, "preprocessing": {}}))
+        chosen_pictures(folder / "pictures", list(rows))
         what = {"size": size, "data": str(tmp_path / "data"), "seeds": list(range(len(random)))}
         left_out = {} if supervised else {"supervised": "pip found no <network>"}
         (folder / "demo.json").write_text(json.dumps(what | {"rows": list(rows), "left_out": left_out}))
@@ -283,8 +289,8 @@ def test_undefined_metrics_are_dashes(demo):
 def test_pictures_show_every_init_on_the_same_images(demo):
     page = write(demo([(7.0, 6.0)], [(8.0, 6.0)], [(9.0, 6.0)]))
     shown = [(alt, image) for alt, image in page.images if alt.startswith("Test image")]
-    assert len(shown) == 8
-    for number in (0, 1):
+    assert len(shown) == 3 * 4
+    for number in range(3):
         row = shown[4 * number : 4 * number + 4]
         for (alt, image), colour, words in zip(
             row,
@@ -295,8 +301,24 @@ def test_pictures_show_every_init_on_the_same_images(demo):
             assert alt.startswith(f"Test image {number + 1} ") and words in alt
             assert image.size == (64, 48)
             expected = np.minimum(np.array(colour) + 20 * number, 255)
-            middle = np.asarray(image)[4:-4, 4:-4].reshape(-1, 3).mean(0)
-            assert np.abs(middle - expected).max() < 8
+            assert np.abs(np.asarray(image).reshape(-1, 3).mean(0) - expected).max() < 8
+    assert "score of at least 0.3" in page.source and "highest of 0.5, 0.3" in page.source
+    captions = re.findall(r"<figcaption>(\d · .*?)</figcaption>", page.source)
+    assert captions[::4] == [
+        "1 · ground truth (best)",
+        "2 · ground truth (median)",
+        "3 · ground truth (worst)",
+    ]
+    assert captions[5:8] == [f"2 · {name}, F1 0.50" for name in ("random", "MoCo", "supervised")]
+
+
+def test_the_median_picture_has_the_annotations_and_every_row(demo):
+    folder = demo([(7.0, 6.0)], [(8.0, 6.0)])
+    write(folder)
+    picture = np.asarray(Image.open(folder.parent / "median.jpg")).astype(int)
+    assert picture.shape == (48, 3 * 64 + 2 * COLUMN_GAP, 3)
+    for left, colour in zip((0, 70, 140), (TRUTH, COLOURS["random"], COLOURS["moco"]), strict=True):
+        assert np.abs(picture[:, left + 8 : left + 56].mean((0, 1)) - colour - 20).max() < 8
 
 
 def test_page_loads_nothing_and_is_small(demo):
@@ -340,7 +362,8 @@ def test_optional_artefacts_may_be_missing(demo):
         "moco.json",
         "pretrain/metrics.json",
         "finetune/moco-seed0/results.json",
-        "finetune/random-seed0/pictures/01.jpg",
+        "pictures/pictures.json",
+        "pictures/01-random.jpg",
     ],
 )
 def test_required_artefacts_are_named(demo, name):
