@@ -140,7 +140,7 @@ def chosen_pictures(folder: Path, rows: list[str]) -> None:
             picture = np.full((48, 64, 3), colour, np.uint8)
             Image.fromarray(picture).save(folder / f"{number:02}-{key}.jpg", quality=95)
     shown = [{"name": f"{n}.jpg", "f1": {row: (3 - n) / 4 for row in rows}} for n in range(3)]
-    rule = {"score": 0.3, "scores": [0.5, 0.3], "examined": 40}
+    rule = {"score": 0.3, "scores": [0.5, 0.3], "examined": 40, "sorted_by": "moco"}
     (folder / "pictures.json").write_text(json.dumps(rule | {"shown": shown}))
 
 

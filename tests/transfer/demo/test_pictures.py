@@ -40,9 +40,9 @@ def test_f1_by_hand() -> None:
     assert pictures.f1(none, found([])) == 1 and pictures.f1(none, found([0.9])) == 0
 
 
-def test_images_are_sorted_by_their_mean_f1() -> None:
-    f1s = [{"a": 0.2, "b": 0.2}, {"a": 0.0, "b": 1.0}, {"a": 0.4, "b": 0.0}]
-    assert pictures.best_first(f1s) == [1, 0, 2]  # 0.5, and twice 0.2
+def test_images_are_sorted_by_the_f1_of_the_best_row() -> None:
+    f1s = [{"a": 0.2, "b": 0.5}, {"a": 0.0, "b": 1.0}, {"a": 0.4, "b": 0.5}, {"a": 0.9, "b": 0.0}]
+    assert pictures.best_first(f1s) == ([1, 2, 0, 3], "b")
 
 
 def test_the_files_show_the_annotations_and_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
