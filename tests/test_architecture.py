@@ -49,7 +49,8 @@ ARROWS = {
     ),
     "transfer.demo": (
         "transfer.config transfer.convert transfer.data transfer.prepare.demo transfer.prepare.sets.open_nsfw "
-        "transfer.intervals transfer.predict transfer.report transfer.results transfer.visualize pretrain.config"
+        "transfer.intervals transfer.predict transfer.report transfer.results transfer.visualize pretrain.config "
+        "pretrain.data.views_sheet"
     ),
     "transfer.reproduce.jobs": "transfer.convert transfer.prepare.sets",
     "transfer.reproduce.plan": (
@@ -60,7 +61,8 @@ ARROWS = {
         "transfer.intervals transfer.linear transfer.results transfer.reproduce.jobs transfer.reproduce.plan"
     ),
     "transfer.reproduce.page": (
-        "transfer.report transfer.reproduce.jobs transfer.reproduce.plan transfer.reproduce.results"
+        "transfer.intervals transfer.report transfer.reproduce.jobs transfer.reproduce.plan "
+        "transfer.reproduce.results"
     ),
     "transfer.reproduce": (
         "transfer.config.keys transfer.report transfer.reproduce.jobs transfer.reproduce.plan "

@@ -1,5 +1,6 @@
 """A picture of what the encoders see: images, each with its two views and their random parameters below it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -49,6 +50,13 @@ def draw(files: Images, cfg: CfgNode, *, count: int = _ACROSS) -> np.ndarray:
     rows = [columns[start : start + _ACROSS] for start in range(0, len(columns), _ACROSS)]
     width = min(len(columns), _ACROSS)
     return np.concatenate([_row(row, width) for row in rows])
+
+
+def columns(picture: Image.Image) -> list[Image.Image]:
+    """Cut a picture of one full row into its columns: one for each image, without the row's labels."""
+    side = (picture.width - _LABEL) / _ACROSS
+    edges = [round(_LABEL + number * side) for number in range(_ACROSS + 1)]
+    return [picture.crop((left, 0, right - _GAP, picture.height)) for left, right in pairwise(edges)]
 
 
 def _row(columns: list[np.ndarray], width: int) -> np.ndarray:

@@ -97,7 +97,8 @@ def started() -> Iterator[Browser]:
     assert PROGRAM
     from_us, to_it = os.pipe()
     from_it, to_us = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    # Its children may still write into the profile while it is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = f"--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking " \
                   f"--user-data-dir={profile} --remote-debugging-pipe"  # fmt: skip
         # the browser reads commands from descriptor 3 and writes to 4
@@ -115,3 +116,37 @@ def started() -> Iterator[Browser]:
             process.terminate()
             process.wait(timeout=20)
             os.close(to_it), os.close(from_it)
+
+
+# WCAG 2: texts whose contrast with what is behind them is below 4.5 to 1
+POOR_CONTRAST = """
+(() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (colour) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = colour.slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const poor = new Set(), texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || element.closest("script") || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const text = light(rgba(element.closest("svg") ? style.fill : style.color)), back = light(behind(element));
+    const ratio = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
+    if (ratio < 4.5) poor.add(`${element.tagName}.${element.className}: ${ratio.toFixed(2)}`);
+  }
+  return [...poor];
+})()
+"""

@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from pretrain.data.views_sheet import columns
 from transfer.convert.verify import TOLERANCE
 from transfer.demo import comparison, savings
 from transfer.demo.comparison import BASELINE, ROWS
@@ -28,6 +29,7 @@ from transfer.report.run_files import (
 )
 
 PHOTOGRAPHS = 6  # of each split
+VIEWS = 4  # training images shown with their views
 
 
 def context(folder: Path) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _pretraining(folder: Path) -> dict[str, Any]:
     ]
     return {
         "charts": [drawn for drawn in charts if drawn],
-        "views": jpeg_uri(open_picture(views, width=2200)) if views.exists() else None,
+        "views": [jpeg_uri(each) for each in columns(open_picture(views))[:VIEWS]] if views.exists() else [],
         "has_knn": any("knn" in line for line in log),
         "epochs": steps[-1]["epoch"] + 1 if steps else 0,
         "cfg": cfg,

@@ -57,6 +57,11 @@ def test_rows_of_eight(image_folder: Callable[..., Path]) -> None:
     eight, nine = (views_sheet.draw(files, cfg, count=count) for count in (8, 9))
     assert nine.shape == (2 * len(eight), *eight.shape[1:]) and np.array_equal(nine[: len(eight)], eight)
     assert views_sheet.draw(files, cfg, count=99).shape == nine.shape
+    columns = [np.asarray(column) for column in views_sheet.columns(Image.fromarray(eight))]
+    assert len(columns) == 8
+    for column, index in zip(columns, map(int, files.order(cfg.SEED, 0)), strict=False):
+        sample = ViewPairs(files, cfg)[0, index]
+        assert _inside(column, sample.query) and _inside(column, sample.key)
 
 
 def test_unreadable_images_are_said_to_be(image_folder: Callable[..., Path]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pretrain.common.errors import UserError
+from tests.support import browser
 from transfer.demo import comparison, demo_page, mechanism_page, run, savings
 from transfer.demo.noise import Noise
 from transfer.intervals import mean_interval, paired_difference
@@ -268,7 +269,7 @@ def test_the_sentence_names_the_iterations_to_the_baselines_final_ap(demo):
     drawn = ET.parse(folder.parent / "curves.svg").getroot()
     texts = ["".join(text.itertext()) for text in drawn.findall("{http://www.w3.org/2000/svg}text")]
     assert texts == ["Box AP on the test images", "random init", "MoCo", SUPERVISED]
-    assert page.source.index("Box AP on the test images") < page.source.index('<table class="ap">')
+    assert page.source.index("Box AP on the test images") < page.source.index('<table class="ap stack"')
 
 
 def test_curves_are_means_over_seeds():
@@ -382,6 +383,24 @@ def test_unfinished_json_and_log_lines(demo):
     (folder / "moco.json").write_text("{")
     with pytest.raises(UserError, match=r"moco\.json: not valid JSON"):
         write(folder)
+
+
+@pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
+def test_nothing_scrolls_sideways_on_any_screen(demo, tmp_path):
+    folder = demo([(7.0, 6.0), (8.0, 6.5)], [(6.0, 6.5), (6.9, 6.0)], [(31.25, 29.5), (33.5, 30.0)])
+    write(folder)
+    run.write_mechanism(mechanism(tmp_path / "mechanism"), STAGES, tmp_path / "mechanism.html")
+    wide = (
+        "[...document.querySelectorAll('.scroll, .views, html')].filter((e) => e.scrollWidth > e.clientWidth)"
+    )
+    names = ".map((e) => e.ariaLabel || e.className || e.tagName)"
+    with browser.started() as page:
+        for name in ("report.html", "mechanism.html"):
+            for width, scheme in ((390, "dark"), (1280, "light")):
+                page.open(tmp_path / name, width=width, scheme=scheme)
+                page.value("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+                assert (page.value(wide + names), page.complaints()) == ([], [])
+                assert page.value(browser.POOR_CONTRAST) == []
 
 
 def mechanism(folder: Path, **no_shuffle: Any) -> Path:

@@ -572,7 +572,7 @@ def test_page_in_a_browser(chromium: Browser, report: Path, width: int, scheme: 
     assert len(pictures) == 2 * 16 and min(pictures) > 0
     assert chromium.value("document.documentElement.scrollWidth") <= width
     assert chromium.value("window.scrollTo(500, 0), window.scrollX") == 0
-    assert (poor := chromium.value(POOR_CONTRAST)) == [], poor
+    assert (poor := chromium.value(browser.POOR_CONTRAST)) == [], poor
 
 
 @needs_browser
@@ -609,37 +609,3 @@ def test_page_is_whole_without_scripts(chromium: Browser, report: Path) -> None:
     assert Image.open(report.with_suffix(".png")).width == 390 and chromium.requests() == [
         report.resolve().as_uri()
     ]
-
-
-# WCAG 2: texts whose contrast with what is behind them is below 4.5 to 1
-POOR_CONTRAST = """
-(() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-  const rgba = (colour) => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = (colour) => {
-    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    const [r, g, b] = colour.slice(0, 3).map((v) => linear(v / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = rgba(getComputedStyle(e).backgroundColor);
-      if (colour[3] === 255) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const poor = new Set(), texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const element = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || element.closest("script") || !element.getClientRects().length) continue;
-    const style = getComputedStyle(element);
-    const text = light(rgba(element.closest("svg") ? style.fill : style.color)), back = light(behind(element));
-    const ratio = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
-    if (ratio < 4.5) poor.add(`${element.tagName}.${element.className}: ${ratio.toFixed(2)}`);
-  }
-  return [...poor];
-})()
-"""
