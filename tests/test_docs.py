@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pretrain import __version__
 from pretrain import config as pretrain_config
 from pretrain.common.configs import flatten, merge
 from tests.support.scripts import ROOT
@@ -22,7 +23,8 @@ from transfer.linear import config as linear_config
 from transfer.reproduce.plan import tables
 
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+ROOT_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES = [*sorted(DOCS.glob("*.md")), *ROOT_PAGES]
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 CONFIG = re.compile(r"\b(?:configs/)?(?:pretrain|transfer|linear)/\w+\.yaml")
 
@@ -53,6 +55,23 @@ def nav(node: Any) -> Iterator[str]:
         return
     for part in node.values() if isinstance(node, dict) else node:
         yield from nav(part)
+
+
+def test_every_tool_is_in_the_changelog() -> None:
+    named = set(re.findall(r"tools/\w+\.py", text(ROOT / "CHANGELOG.md")))
+    assert named == {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")}
+    assert f"## {__version__}" in text(ROOT / "CHANGELOG.md")
+
+
+def test_the_citation_names_this_version_and_both_papers() -> None:
+    """The keys that version 1.2.0 of the Citation File Format requires."""
+    cited = yaml.safe_load(text(ROOT / "CITATION.cff"))
+    assert cited.keys() >= {"cff-version", "message", "title", "authors"}
+    assert (cited["cff-version"], str(cited["version"])) == ("1.2.0", __version__)
+    assert all({"type", "title", "authors"} <= paper.keys() for paper in cited["references"])
+    numbers = [re.findall(r"[\d.]+$", paper["url"]) for paper in cited["references"]]
+    assert numbers == [["1911.05722"], ["2003.04297"]]
+    assert all(number in text(ROOT / "README.md") for (number,) in numbers)
 
 
 def test_every_page_is_in_the_site_once() -> None:
