@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from pretrain.common import command_line
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 
 
 def main(about: str | None) -> None:
@@ -54,16 +54,34 @@ def _show_predictions(args: argparse.Namespace) -> list[Path]:
     if args.run is not None:
         name = str(args.run / "config.yaml")
         weights = ["MODEL.WEIGHTS", str(args.run / "model_final.pth")]
-        if not Path(name).is_file():
-            raise UserError(
-                f"--run {args.run}: it holds no config.yaml; give the OUTPUT_DIR of a finished run"
-            )
+        _check_finished(args.run)
     cfg = load_config(name, ["MODEL.INIT", "weights", *weights, *args.overrides], need_weights=False)
     if not cfg.MODEL.WEIGHTS:
         raise UserError(
             "MODEL.WEIGHTS is empty: set it to a fine-tuned model, such as a run's model_final.pth, or give --run"
         )
     return show.show_predictions(cfg, args.output, count=args.count, images=args.images)
+
+
+def _check_finished(run: Path) -> None:
+    """Raise `UserError` unless the folder holds a fine-tuned model and its config; say what can be done instead."""
+    config, last = run / "config.yaml", run / "model_last.pth"
+    shown = label(str(run))
+    if not config.is_file():
+        raise UserError(
+            f"--run {shown}: it holds no config.yaml; give the OUTPUT_DIR of a run of tools/train_net.py"
+        )
+    if (run / "model_final.pth").is_file():
+        return
+    if not last.is_file():
+        raise UserError(
+            f"--run {shown}: an unfinished run: it holds no model_final.pth, nor a model_last.pth to continue from; "
+            "start it again"
+        )
+    raise UserError(
+        f"--run {shown}: an unfinished run: it holds no model_final.pth yet; continue it with --resume, or show what "
+        f"it has learnt so far: --config {label(str(config))} MODEL.WEIGHTS {label(str(last))}"
+    )
 
 
 def _parse(about: str | None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from tests.support.scripts import run_script
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
 from transfer.models import init_weights
-from transfer.visualize import contact_sheet, drawing, instances, mistakes, show
+from transfer.visualize import command, contact_sheet, drawing, instances, mistakes, show
 from transfer.visualize.instances import Objects
 
 NAMES = ["cat", "dog"]
@@ -272,6 +272,20 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path) -> None:
     done = run_script("tools/visualize.py", "predictions", "--run", str(tmp_path), "--output", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "no config.yaml" in done.stderr
+
+
+def test_an_unfinished_run_says_what_can_be_done(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("SEED: 1\n")
+    with pytest.raises(
+        UserError, match=r"an unfinished run: .* nor a model_last\.pth to continue from; start it"
+    ):
+        command._check_finished(tmp_path)
+    (tmp_path / "model_last.pth").write_bytes(b"")
+    advice = f"--config {tmp_path}/config.yaml MODEL.WEIGHTS {tmp_path}/model_last.pth"
+    with pytest.raises(UserError, match=f"an unfinished run: .* continue it with --resume, or .*: {advice}$"):
+        command._check_finished(tmp_path)
+    (tmp_path / "model_final.pth").write_bytes(b"")
+    command._check_finished(tmp_path)
 
 
 def test_views_in_a_format_that_is_not_written(tmp_path: Path) -> None:
