@@ -31,13 +31,14 @@ def main() -> None:
     add("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")
     add("--branch", default="", help="which network to take, if a file holds several")
     add("--keep", default="", metavar="PARTS", help="fpn, box_head or fpn,box_head, if pre-trained too")
-    add(
-        "--channel-order",
-        choices=("RGB", "BGR"),
-        help="of the network's input, if the file does not state it",
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--channel-order", choices=("RGB", "BGR"), help="of the network's input")
+    order.add_argument(
+        "--bgr", action="store_const", const="BGR", dest="channel_order", help="the same as BGR"
     )
-    add("--pixel-mean", metavar="A,B,C", help="mean of pixels in 0..255, in that order")
-    add("--pixel-std", metavar="A,B,C", help="standard deviation, likewise")
+    add("--pixel-mean", "--mean", metavar="A,B,C", help="what was subtracted from the pixels, in that order")
+    add("--pixel-std", "--std", metavar="A,B,C", help="what the result was divided by")
+    add("--scale", choices=("255", "1"), help="largest pixel value that both are for (255)")
     add("--stride-in-1x1", action=switch, help="whether bottlenecks have the stride in the 1x1 convolution")
     add(
         "--merged-norm",

@@ -54,6 +54,7 @@ class Source:
         digest: SHA-256 of the file; of a checkpoint in parts, of their digests.
         input: the preprocessing that the network expects, from flags, the file or the layout.
         input_origin: where it comes from.
+        origins: who states each part of it, as `Found.by_key`.
         kept: FPN and box head if requested, under detectron2's names.
     """
 
@@ -69,6 +70,7 @@ class Source:
     digest: str
     input: Input = IMAGENET
     input_origin: str = ""
+    origins: dict[str, str] = field(default_factory=dict)
     kept: dict[str, numpy.ndarray] = field(default_factory=dict)
 
 
@@ -141,6 +143,7 @@ def read_source(
         digest=combined_digest(loaded.parts),
         input=found.input,
         input_origin=origin,
+        origins=found.by_key(),
         kept=kept(tensors, chosen, keep),
     )
 
