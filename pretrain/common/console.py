@@ -1,12 +1,16 @@
 """Printing on the main process only, and durations in readable form."""
 
 from pretrain.common import distributed
+from pretrain.common.errors import for_terminal
 
 
 def say(line: str = "") -> None:
-    """Print one line on the main process only, flushed at once so that a log file can be followed."""
+    """Print one line on the main process only, flushed at once so that a log file can be followed.
+
+    Characters that steer a terminal are escaped: names of files and classes come from strangers.
+    """
     if distributed.is_main():
-        print(line, flush=True)
+        print(for_terminal(line), flush=True)
 
 
 def duration(seconds: float) -> str:

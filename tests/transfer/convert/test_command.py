@@ -101,6 +101,18 @@ def test_inspect_goes_on_after_a_damaged_file(tmp_path: Path) -> None:
     assert "verdict   cannot be converted" in result.stdout
 
 
+def test_names_of_files_and_tensors_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    odd = {"layer1.0.odd\x1b[2J.weight": torch.zeros(3), "head\x1b]0;x.weight": torch.zeros(2, 2)}
+    plain_file(tmp_path / "a\x1b[2J.pth", SMALL | odd)
+    plain_file(tmp_path / "b\x1b[2J.pth", SMALL | {"head\x1b]0;x.weight": torch.zeros(2, 2)})
+    (tmp_path / "c\x1b[2J.pth").write_text("nothing")
+    result = run_script(TOOL, "--inspect", str(tmp_path / "*.pth"))
+    printed = result.stdout + result.stderr
+    assert all(line.isprintable() for line in printed.split("\n"))
+    for name in (r"a\x1b[2J.pth", r"b\x1b[2J.pth", r"c\x1b[2J.pth", r"layer1.0.odd\x1b[2J", r"head\x1b]0;x"):
+        assert name in printed
+
+
 def test_a_file_as_output_folder(tmp_path: Path) -> None:
     path = plain_file(tmp_path / "a.pth", SMALL)
     assert f"--output-dir {path} is a file" in refusal(path, "--output-dir", path)
