@@ -66,7 +66,7 @@ def find_config(name: str) -> Path:
     """
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
-            _refuse_other_files(name)
+            _refuse_other_files(path)
             return path
     if (Path(name) / "config.yaml").is_file():
         raise UserError(
@@ -78,15 +78,15 @@ def find_config(name: str) -> Path:
     )
 
 
-def _refuse_other_files(name: str) -> None:
-    if name.endswith(_WEIGHTS):
+def _refuse_other_files(path: Path) -> None:
+    if path.name.endswith(_WEIGHTS):
         raise UserError(
-            f"--config {label(name)}: a weights file, not a YAML config; weights are given to tools/train_net.py as "
-            "MODEL.WEIGHTS, to tools/linear_eval.py as --weights, and a state to continue from as --resume"
+            f"--config {label(str(path))}: a weights file, not a YAML config; weights are given to tools/train_net.py "
+            "as MODEL.WEIGHTS, to tools/linear_eval.py as --weights, and a state to continue from as --resume"
         )
-    if name.endswith(".json"):
+    if path.suffix == ".json":
         raise UserError(
-            f"--config {label(name)}: a JSON file, not a YAML config; tools/train_net.py is given annotations as "
+            f"--config {label(str(path))}: a JSON file, not a YAML config; tools/train_net.py is given annotations as "
             "DATASETS.TRAIN_JSON and DATASETS.TEST_JSON"
         )
 
