@@ -70,7 +70,11 @@ def weights_file(run: Path, flag: str) -> Path:
     if os.path.isfile(run / FINAL):
         return run / FINAL
     there = [f"{flag} {run / name}" for name in _CHECKPOINTS if os.path.isfile(run / name)]
-    remedy = f"use a checkpoint, {' or '.join(there)}" if there else "it has no checkpoint yet either"
+    remedy = (
+        f"continue it with --resume, or use a checkpoint, {' or '.join(there)}"
+        if there
+        else "it has no checkpoint yet either; start it again"
+    )
     raise UserError(f"--run {run}: this run is not finished, it has no {FINAL}: {remedy}")
 
 

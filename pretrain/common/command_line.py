@@ -38,13 +38,34 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in given if not any(option.startswith(flag) for option in known)]
         if unknown:
             message = f"{unknown[0]}: no such flag{nearest(unknown[0], known)}"
+        elif misplaced := self._misplaced(given):
+            message = misplaced
         raise UserError(f"{label(message, 1000)}; {self.prog} --help lists everything that can be given")
+
+    def _misplaced(self, given: list[str]) -> str:
+        """Return a message about the first flag that the given subcommand does not have, but another one does."""
+        for action in self._actions:
+            commands = action.choices if isinstance(action.choices, dict) else {}
+            chosen = next((word for word in self._words if word in commands), None)
+            for flag in given if chosen else ():
+                parsers = {
+                    id(p): (name, p) for name, p in reversed(commands.items())
+                }  # each by its first name
+                owners = [name for name, parser in reversed(parsers.values()) if _has(parser, flag)]
+                if owners and not _has(self, flag) and not _has(commands[chosen], flag):
+                    have = "has" if len(owners) == 1 else "have"
+                    return f"{chosen} has no flag {flag}: {', '.join(owners)} {have} it"
+        return ""
 
     def _flags(self) -> list[str]:
         """Return the flags of this command and of its subcommands."""
         commands = [action.choices.values() for action in self._actions if isinstance(action.choices, dict)]
         parsers = [self, *(parser for several in commands for parser in several)]
         return list(dict.fromkeys(flag for parser in parsers for flag in parser._option_string_actions))
+
+
+def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
+    return any(option.startswith(flag) for option in parser._option_string_actions)
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:

@@ -30,6 +30,15 @@ _MAX_TEXT = 4096  # characters of a string, as many as a path may have on Linux
 # The C version needs a tenth of the time. It breaks long non-ASCII strings elsewhere; all other text is the same.
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_SIMILAR = 0.5  # from 0 to 1, of a key, flag or name to the one that is suggested
+_SIMILAR_FILES = 0.7  # names of files are longer, and share parts such as R50
+_WEIGHTS = (".pth", ".tar", ".pt", ".ckpt", ".pkl", ".bin", ".safetensors", ".caffemodel", ".npz")
+# What a config is for, the tool that reads it, and the sections and keys that no config of another tool has
+_TOOLS = (
+    ("pre-training", "tools/pretrain.py", ("MOCO", "MODEL.DIM", "MODEL.NORM", "INPUT.AUG")),
+    ("fine-tuning", "tools/train_net.py", ("DATASETS", "DATALOADER", "MODEL.RESNETS", "MODEL.BACKBONE")),
+    ("linear classification", "tools/linear_eval.py", ("DATA.VAL", "SWEEP", "CACHE")),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,14 +61,34 @@ class _Loader(yaml.SafeLoader):
 def find_config(name: str) -> Path:
     """Return the path of a config: as given, or else under `configs/`, which an installed package holds too.
 
-    Raises `UserError` that names the most similar file if there is no such file.
+    Raises `UserError` for a name that is not a config's, and if there is no such file; that names the most similar one.
     """
     for path in (Path(name), CONFIG_ROOT / name):
         if path.is_file():
+            _refuse_other_files(path)
             return path
-    known = sorted(str(path.relative_to(CONFIG_ROOT)) for path in CONFIG_ROOT.rglob("*.yaml"))
+    if (Path(name) / "config.yaml").is_file():
+        raise UserError(
+            f"--config {label(name)}: a folder; did you mean {label(str(Path(name) / 'config.yaml'))}?"
+        )
+    known = sorted(path.relative_to(CONFIG_ROOT).as_posix() for path in CONFIG_ROOT.rglob("*.yaml"))
     shipped = "configs/" if IS_CHECKOUT else f"{CONFIG_ROOT}/"
-    raise UserError(f"--config {name}: no such file, neither here nor under {shipped}{nearest(name, known)}")
+    raise UserError(
+        f"--config {label(name)}: no such file, neither here nor under {shipped}{_nearest_file(name, known)}"
+    )
+
+
+def _refuse_other_files(path: Path) -> None:
+    if path.name.endswith(_WEIGHTS):
+        raise UserError(
+            f"--config {label(str(path))}: a weights file, not a YAML config; weights are given to tools/train_net.py "
+            "as MODEL.WEIGHTS, to tools/linear_eval.py as --weights, and a state to continue from as --resume"
+        )
+    if path.suffix == ".json":
+        raise UserError(
+            f"--config {label(str(path))}: a JSON file, not a YAML config; tools/train_net.py is given annotations as "
+            "DATASETS.TRAIN_JSON and DATASETS.TEST_JSON"
+        )
 
 
 def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
@@ -67,13 +96,31 @@ def merge(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
 
     Raises `UserError` for unreadable YAML, an unknown key (naming the nearest known one) or a value of the wrong type.
     """
-    for key, value in flatten(read_yaml(path)).items():
+    tree = read_yaml(path)
+    _check_tool(cfg, tree, path)
+    for key, value in flatten(tree).items():
         if value is not None or key not in cfg:  # a section whose keys are all commented out
             set_key(cfg, key, value, origin=str(path))
     if len(overrides) % 2:
         raise UserError(f"overrides are KEY VALUE pairs: {brief(overrides[-1])} has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         set_key(cfg, key, value, origin="command line")
+
+
+def _check_tool(cfg: CfgNode, tree: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` if a file with unknown keys is the config of another tool than the one that `cfg` is for."""
+    if not any(_holder(cfg, key) is None for key in flatten(tree)):
+        return
+    own, others = ([tool for tool in _TOOLS if _has_any(t, tool[2])] for t in (cfg, tree))
+    if len(own) == len(others) == 1 and own != others:
+        (purpose, script, _), (needed, _, _) = others[0], own[0]
+        raise UserError(
+            f"{label(str(path))}: a config of {purpose}, for {script}; needed here: one of {needed}"
+        )
+
+
+def _has_any(tree: Any, keys: Sequence[str]) -> bool:
+    return any(get(tree, key) is not None for key in keys)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -113,12 +160,16 @@ def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
 
 
 def _read_one(path: Path) -> dict[str, Any]:
-    data = read_regular(path, most=_MAX_BYTES)
+    data = read_regular(path, most=_MAX_BYTES, what="a YAML config")
     try:
         tree = parse_yaml(data.decode("utf-8"))
         if not isinstance(tree, dict):
             raise ValueError(f"it is a {type(tree).__name__}")
         return tree
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{label(str(path))}: not a YAML mapping of config keys: it is not text in UTF-8"
+        ) from None
     except ValueError as error:
         reason = label(str(error))
         if "python/" in reason:  # detectron2's RetinaNet configs compute their anchor sizes with one
@@ -182,14 +233,22 @@ def _check_size(root: yaml.Node) -> None:
 
 def set_key(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
     """Set one dotted key to a value, which may be given as a string. The default's type decides what is accepted."""
+    node, leaf = _holder(cfg, key), key.rpartition(".")[2]
+    if node is None:
+        hint = _nearest_key(key[:SHOWN], list(flatten(cfg)))
+        raise UserError(f"{origin}: unknown config key {label(key)}{hint}")
+    node[leaf] = _coerce(value, node[leaf], f"{origin}: {key}")
+
+
+def _holder(cfg: CfgNode, key: str) -> CfgNode | None:
+    """Return the section that holds a dotted key, or None if `cfg` has no such key, or only a section of that name."""
     parent, _, leaf = key.rpartition(".")
     node: Any = cfg
     for part in parent.split(".") if parent else []:
         node = node.get(part) if isinstance(node, CfgNode) else None
-    if not isinstance(node, CfgNode) or leaf not in node or isinstance(node[leaf], CfgNode):
-        known = list(flatten(cfg))
-        raise UserError(f"{origin}: unknown config key {label(key)}{nearest(key[:SHOWN], known)}")
-    node[leaf] = _coerce(value, node[leaf], f"{origin}: {key}")
+    return (
+        node if isinstance(node, CfgNode) and leaf in node and not isinstance(node[leaf], CfgNode) else None
+    )
 
 
 def digest_text(cfg: CfgNode) -> str:
@@ -289,10 +348,23 @@ def equal(a: Any, b: Any, *, tolerance: float = 0.0) -> bool:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return `; did you mean X?` if a known name or key resembles `name`, or else an empty string."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:  # a right leaf under a wrong parent: MODEL.BASE_LR for SOLVER.BASE_LR
-        separator = "." if any("." in k and "/" not in k for k in known) else os.sep
-        leaf = name.rsplit(separator, 1)[-1]
-        close = [k for k in known if k.rsplit(separator, 1)[-1] == leaf][:1]
-    return f"; did you mean {close[0]}?" if close else ""
+    """Return `; did you mean X?` if a known name resembles `name`, or else an empty string."""
+    return _suggest(difflib.get_close_matches(name, known, n=1, cutoff=_SIMILAR))
+
+
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    """Do the same for config keys: a right leaf under a wrong parent, such as MODEL.BASE_LR, counts most."""
+    leaf = key.rpartition(".")[2]
+    same = [k for k in known if k.rpartition(".")[2] == leaf]
+    return _suggest(difflib.get_close_matches(key, same, n=1, cutoff=0)) or nearest(key, known)
+
+
+def _nearest_file(name: str, known: Sequence[str]) -> str:
+    """Do the same for the paths of files, by their names without folder and ending."""
+    stems = {Path(path).stem.lower(): path for path in known}
+    close = difflib.get_close_matches(Path(name).stem.lower(), stems, n=1, cutoff=_SIMILAR_FILES)
+    return _suggest([stems[stem] for stem in close])
+
+
+def _suggest(found: Sequence[str]) -> str:
+    return f"; did you mean {found[0]}?" if found else ""

@@ -1,13 +1,17 @@
 """Printing on the main process only, and durations in readable form."""
 
 from pretrain.common import distributed
+from pretrain.common.errors import for_terminal
 from pretrain.installed import as_typed
 
 
 def say(line: str = "") -> None:
-    """Print one line on the main process only, flushed at once so that a log file can be followed."""
+    """Print one line on the main process only, flushed at once so that a log file can be followed.
+
+    Characters that steer a terminal are escaped: names of files and classes come from strangers.
+    """
     if distributed.is_main():
-        print(as_typed(line), flush=True)
+        print(for_terminal(as_typed(line)), flush=True)
 
 
 def duration(seconds: float) -> str:

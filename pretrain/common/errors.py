@@ -67,6 +67,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def for_terminal(text: str) -> str:
+    """Return text with everything that is not printable escaped, as in `printable`, except line breaks and tabs."""
+    return text if text.isprintable() else "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
 @contextmanager
 def compiler_in_one_line() -> Iterator[None]:
     """Turn errors of torch.compile, which usually come from this machine's compilers, into a `UserError`."""
@@ -105,7 +110,7 @@ def run_tool(main: Callable[[], int | None], *, processes: bool = False) -> NoRe
             launcher.refuse_several()
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {as_typed(message(error))}", file=sys.stderr)
+        print(f"error: {printable(as_typed(message(error)))}", file=sys.stderr)
         sys.exit(2)
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "detectron2":

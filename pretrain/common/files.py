@@ -250,14 +250,33 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             raise UserError(f"{path}: this machine does not have enough memory to read it") from None
 
 
-def read_regular(path: Path, *, most: int) -> bytes:
+def missing_folder(key: str, folder: str, advice: str = "") -> str:
+    """Return the message for a folder that does not exist.
+
+    It names the command that makes the folder if it is one of a known data set; otherwise it ends with `advice`.
+    """
+    parts = Path(folder).parts
+    for i, part in enumerate(parts):
+        root = label(os.path.join(*parts[:i], "") if i else ".").rstrip("/") or "/"
+        # the sets that tools/prepare_data.py makes for these tools
+        if part in ("demo_quick", "demo_standard", "demo_full"):
+            command = f"demo --size {part.removeprefix('demo_')}"
+        elif part == "imagenet":
+            command = part
+        else:
+            continue
+        return f"{key}: no such folder: {label(folder)}; run 'python tools/prepare_data.py {command} --root {root}'"
+    return f"{key}: no such folder: {label(folder)}{advice}"
+
+
+def read_regular(path: Path, *, most: int, what: str = "what it should be") -> bytes:
     """Return the content of a file as `opened` opens it. Raises `UserError` if it has more than `most` bytes."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         # Nothing of a file that is too large: a sparse one of any size takes no space on disk.
         data = file.read(size + 1) if size <= most else b""
     if max(size, len(data)) > most:
-        raise UserError(f"{path}: has more than {most} bytes, too many for what it should be")
+        raise UserError(f"{path}: has more than {most} bytes, too many for {what}")
     return data
 
 

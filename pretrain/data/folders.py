@@ -11,7 +11,7 @@ import numpy as np
 
 from pretrain.common import rng
 from pretrain.common.errors import UserError
-from pretrain.common.files import open_regular
+from pretrain.common.files import missing_folder, open_regular
 
 EXTENSIONS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
@@ -160,7 +160,7 @@ def images_below(folder: str, *, key: str, endings: Endings = ALL) -> Iterator[s
     Raises `UserError` naming `key` and the folder if it does not exist, cannot be read, or holds no image.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"{key}: no such folder: {folder}")
+        raise UserError(missing_folder(key, folder))
     found = False
     try:
         for path in _walk(folder, set(), endings):

@@ -10,6 +10,7 @@ import numpy as np
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, printable
+from pretrain.common.files import missing_folder
 from pretrain.data.folders import (
     ALL,
     Endings,
@@ -119,8 +120,9 @@ def _kind(source: str) -> str:
     if lower.endswith(".tar"):
         return "shards"
     if not os.path.exists(source):
-        kind = "list" if lower.endswith(".txt") else "folder"
-        raise UserError(f"{_KEY}: no such {kind}: {source}")
+        if lower.endswith(".txt"):
+            raise UserError(f"{_KEY}: no such list: {source}")
+        raise UserError(missing_folder(_KEY, source))
     if not lower.endswith(".txt") or not os.path.isfile(source):
         raise UserError(f"{_KEY}: {source} is neither a folder, a list (.txt) nor a tar shard (.tar)")
     return "list"

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from fvcore.common.config import CfgNode
 
+from pretrain import config
 from pretrain.common import distributed
+from pretrain.common.configs import CONFIG_ROOT, get
 from pretrain.common.console import say
 from pretrain.model import norm, precision
 from pretrain.train import alarms
@@ -65,11 +67,18 @@ def unreached_steps(steps: Sequence[int], epochs: int) -> list[str]:
             "rate stays high; scale both alike"]  # fmt: skip
 
 
+def _as_shipped(cfg: CfgNode) -> bool:
+    """Return whether network, views, batch and rate are those of a config of this project, which are deliberate."""
+    keys = ("MODEL.ARCH", "MODEL.WIDTH", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR")
+    shipped = (config.load(str(path)) for path in sorted((CONFIG_ROOT / "pretrain").glob("*.yaml")))
+    return any(all(get(cfg, key) == get(other, key) for key in keys) for other in shipped)
+
+
 def _notes(cfg: CfgNode, images: int) -> list[str]:
     notes = []
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
     scaled = 0.03 * batch / 256  # the ratio of every recipe in the papers, also 0.12 at 1024
-    if not scaled / 2 < rate < scaled * 2:
+    if not scaled / 2 < rate < scaled * 2 and not _as_shipped(cfg):
         notes.append(
             f"SOLVER.BASE_LR {rate:g} for a batch of {batch}: the paper's 0.03 for 256 corresponds to {scaled:.4g}"
         )
@@ -85,7 +94,7 @@ def _notes(cfg: CfgNode, images: int) -> list[str]:
             f"MOCO.K {cfg.MOCO.K} negatives from {images} images: many are drawn more than once in a step; "
             f"MOCO.K {usable} is just as informative"
         )
-    if cfg.MODEL.ARCH in ("resnet18", "resnet34") and cfg.MODEL.WIDTH != 1:
+    if cfg.MODEL.ARCH in ("resnet18", "resnet34") and cfg.MODEL.WIDTH != 1 and not _as_shipped(cfg):
         notes.append(
             f"MODEL.WIDTH {cfg.MODEL.WIDTH:g}: detectron2 builds {cfg.MODEL.ARCH} only at width 1, so the result "
             "cannot be converted"

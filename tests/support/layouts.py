@@ -316,6 +316,10 @@ FILES: dict[str, tuple[str, Callable[[State, State], Any]]] = {
             "model_ema": under("encoder.", k) | mlp("head.", "0"),
         },
     ),
+    "lightning, an encoder in its model": (
+        "unknown",
+        lambda q, k: lightning(under("model.encoder.", q) | mlp("model.head.", "0")),
+    ),
     "soco": (
         "soco",
         lambda q, k: {

@@ -1,12 +1,14 @@
 """The configuration of fine-tuning: detectron2's keys, some of ours, and the checks before a run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
 from pretrain.common.configs import find_config, get, merge
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
+from pretrain.common.files import read_json
 from transfer import d2_compat
 from transfer.config.keys import add_keys
 
@@ -25,6 +27,7 @@ _LEAST = {
     "DATALOADER.NUM_WORKERS": 0,
     "DATASETS.SUBSET_SEED": 0,
 }
+_CLASSES = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
 _DEPTHS = (18, 34, 50, 101, 152)  # of detectron2's ResNets
 _TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 
@@ -48,6 +51,7 @@ def load_config(name: str, overrides: Sequence[str] = (), *, need_weights: bool 
     cfg = read_config(name, overrides)
     _check_init(cfg, need_weights=need_weights)
     _check(cfg)
+    _check_classes(cfg, overrides)
     return cfg
 
 
@@ -70,6 +74,27 @@ def _check_init(cfg: CfgNode, *, need_weights: bool) -> None:
             "MODEL.WEIGHTS is empty: set it to a converted file (MODEL.WEIGHTS w.pkl), "
             "or set MODEL.INIT random to train from scratch"
         )
+
+
+def _check_classes(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Raise `UserError` if the command line gives another number of classes than DATASETS.TRAIN_JSON has.
+
+    The number of a YAML file is replaced by the json's; a user who states one expects it.
+    """
+    given = [key for key in overrides[::2] if key in _CLASSES]
+    path = Path(cfg.DATASETS.TRAIN_JSON).expanduser()
+    if not given or not path.is_file():
+        return
+    content = read_json(path)  # empty if it is no JSON object, which is reported when the data are prepared
+    if not isinstance(content.get("categories"), list):
+        return
+    has = len(content["categories"])
+    for key in given:
+        if get(cfg, key) != has:
+            raise UserError(
+                f"{key} {get(cfg, key)} contradicts DATASETS.TRAIN_JSON {label(str(path))}, which has {has} "
+                f"categories: leave {key} out, since the number is read from the json"
+            )
 
 
 def _check(cfg: CfgNode) -> None:

@@ -24,6 +24,7 @@ from transfer.convert.preprocessing import FLAGS, Input, describe_input, three_n
 from transfer.convert.recognise import Source, read_source
 from transfer.convert.tensor_names import clean, find_candidates, unwrapped
 
+_SCALES = {255: "the default of --scale", 1: "which --scale 1 says"}
 LISTED = 12  # groups of tensors that are listed; the others are only counted
 
 
@@ -57,20 +58,57 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of `Input` that flags state. Raises `UserError` for values that are not three numbers."""
+    """Return the fields of `Input` that flags state. Raises `UserError` for values that no network was fed with."""
     given = {field: getattr(args, flag.removeprefix("--").replace("-", "_")) for field, flag in FLAGS.items()}
-    for field in ("mean", "std"):
-        if given[field] is None:
+    given = {field: value for field, value in given.items() if value is not None}
+    statistics: dict[str, str] = {field: given[field] for field in ("mean", "std") if field in given}
+    if args.scale and not statistics:
+        raise UserError(
+            f"--scale {args.scale} has no effect without {FLAGS['mean']} and {FLAGS['std']}, whose units it states: "
+            f"for pixels in 0..{args.scale} as they are, add {FLAGS['mean']} 0,0,0 {FLAGS['std']} 1,1,1"
+        )
+    numbers = {field: _numbers(field, text) for field, text in statistics.items()}
+    _check_units(statistics, numbers, args.scale)
+    factor = 255 // int(args.scale or 255)
+    return given | {field: tuple(factor * v for v in values) for field, values in numbers.items()}
+
+
+def _numbers(field: str, text: str) -> tuple[float, ...]:
+    try:
+        return three_numbers(text.strip("[]()").split(","), positive=field == "std")
+    except ValueError:
+        least = " above 0" if field == "std" else ""
+        raise UserError(
+            f"{FLAGS[field]} {label(text)}: give three numbers{least} in the network's channel order, for pixels in "
+            f"0..255 as {FLAGS[field]} 127.5,127.5,127.5, or for pixels in 0..1 with --scale 1"
+        ) from None
+
+
+def _check_units(texts: dict[str, str], numbers: dict[str, tuple[float, ...]], scale: str | None) -> None:
+    """Raise `UserError` for a mean or std that is of other units than `--scale` says."""
+    top = int(scale or 255)
+    for field, values in numbers.items():
+        stated = f"{FLAGS[field]} {label(texts[field])}"
+        lowest, highest = (0, top) if field == "mean" else (0, 2 * top)  # some divide by 255 without a mean
+        if min(values) >= lowest and max(values) <= highest:
             continue
-        try:
-            given[field] = three_numbers(given[field].strip("[]()").split(","), positive=field == "std")
-        except ValueError:
-            least = " above 0" if field == "std" else ""
-            raise UserError(
-                f"{FLAGS[field]} {given[field]}: give three numbers{least} for pixels in 0..255 in the network's "
-                f"channel order, as {FLAGS[field]} 127.5,127.5,127.5"
-            ) from None
-    return {field: value for field, value in given.items() if value is not None}
+        hint = (
+            "; leave out --scale 1 if they are for pixels in 0..255"
+            if scale == "1" and max(values) > 1
+            else ""
+        )
+        raise UserError(
+            f"{stated}: out of place for pixels in 0..{top}, {_SCALES[top]}: each number must be between {lowest} and "
+            f"{highest}{hint}"
+        )
+    mean, std = (max(numbers.get(field, ()) or (2,)) for field in ("mean", "std"))
+    small = 0 < mean <= 1 or std < 1
+    if small and scale is None:
+        stated = " ".join(f"{FLAGS[field]} {label(text)}" for field, text in texts.items())
+        raise UserError(
+            f"{stated}: looks like values for pixels in 0..1: if the network saw these, add --scale 1, and if it saw "
+            "pixels in 0..255 less this mean, add --scale 255"
+        )
 
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:

@@ -101,6 +101,7 @@ def _contents(source: Source, path: Path) -> dict[str, Any]:
             "branch": source.branch,
             "why": source.why,
             "input": source.input_origin,
+            "origins": source.origins,
             "passed_over": list(source.passed_over),
             "architecture": recorded(architecture),
             "kept": list(source.kept),

@@ -16,8 +16,6 @@ from transfer.convert.preprocessing import IMAGENET
 from transfer.convert.recognise import Source, read_source
 from transfer.convert.weights_file import write_safetensors
 
-TARGETS = ("torchvision", "timm", "moco")
-
 
 def export(
     input: Path,
@@ -38,7 +36,7 @@ def export(
     Args:
         input: any checkpoint that `read_source` accepts, including detectron2's.
         output: `*.pth`, `*.pth.tar` or, except for moco, `*.safetensors`.
-        to: one of `TARGETS`.
+        to: one of `transfer.convert.TARGETS`.
         overwrite: replace any file at `output`; by default, only a file written by `convert` is replaced.
         given, merged_norm: as in `read_source`.
     Returns:

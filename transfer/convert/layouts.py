@@ -19,6 +19,7 @@ class Layout:
         why: what that branch is; printed and recorded.
         over: pattern of branches that such files also hold but that are not taken.
         evidence: pattern that must match in at least one tensor name (without wrappers).
+        as_written: whether the names for `evidence` keep their wrappers, such as `module`.
         dialect: the only dialect of `transfer.convert.tensor_names` that the entry applies to; empty: any.
         input: the preprocessing that the network expects.
         elsewhere: stages that such files may store outside the branch: torchvision's name -> branch.
@@ -31,6 +32,7 @@ class Layout:
     why: str = "the only network"
     over: str = ""
     evidence: str = ""
+    as_written: bool = False
     dialect: str = ""
     input: Input = IMAGENET
     elsewhere: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +90,14 @@ LAYOUTS = {
     "pixpro": Layout(
         r"model\.encoder", "the online encoder", over=r"model\.encoder_k", evidence=r"^model\.encoder_k\."
     ),
-    "pycontrast": Layout(r"model\.encoder", "the trained encoder", over=r"model_ema\.encoder"),
+    # Its DistributedDataParallel is evidence: without, every Lightning module with an `encoder` in its `model` is one.
+    "pycontrast": Layout(
+        r"model\.encoder",
+        "the trained encoder",
+        over=r"model_ema\.encoder",
+        evidence=r"(^|state_dict\.)model\.(module\.)+head(_jig)?\.",
+        as_written=True,
+    ),
     "vissl": Layout(r"(.*\.)?_feature_blocks", "the trunk"),
     "swav": Layout(
         r"(model)?", "the network", evidence=r"^(model\.)?(projection_head|prototypes)\.", input=SWAV

@@ -48,6 +48,13 @@ FLAGS = {  # a field of `Input` -> the flag that sets it
     "std": "--pixel-std",
     "stride_in_1x1": "--stride-in-1x1",
 }
+KEYS = {  # a field of `Input` -> detectron2's key
+    "format": "INPUT.FORMAT",
+    "mean": "MODEL.PIXEL_MEAN",
+    "std": "MODEL.PIXEL_STD",
+    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+}
+BY_FLAG, BY_FILE, BY_NOBODY = "flag", "file", "assumed"  # who states a field; recorded in weights files
 _ASSUMED = f"assumed, since the file does not state it (to change it: {', '.join(FLAGS.values())})"
 
 
@@ -106,12 +113,21 @@ class Found:
     Attributes:
         input: what the network is fed.
         origin: one line on where that is stated, or that it is assumed; printed and recorded.
-        assumed: the fields of `input` that the file neither states nor shows.
+        assumed: the fields of `input` that nobody states: the file does not show them either.
+        given: the fields that the user states.
     """
 
     input: Input
     origin: str
     assumed: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+
+    def by_key(self) -> dict[str, str]:
+        """Return who states each field: detectron2's key -> `BY_FLAG`, `BY_FILE` or `BY_NOBODY`."""
+        return {
+            key: BY_FLAG if name in self.given else BY_NOBODY if name in self.assumed else BY_FILE
+            for name, key in KEYS.items()
+        }
 
 
 def read_input(
@@ -151,7 +167,7 @@ def read_input(
     origin = f"{names} as given" + (f"; the rest {stated.origin}" if len(given) < len(FLAGS) else "")
     if replaced:
         origin = f"{names} as given, although the file has {describe_input(stated.input)} ({stated.origin})"
-    return Found(found, origin)
+    return Found(found, origin, tuple(n for n in stated.assumed if n not in given), tuple(given))
 
 
 def _stated(
@@ -159,7 +175,11 @@ def _stated(
 ) -> Found:
     settings = loaded.other.get("preprocessing")
     if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
-        return Found(_recorded(path, settings), "as its record states")
+        record = loaded.other.get("record")
+        before = record.get("origins") if isinstance(record, dict) else None
+        before = before if isinstance(before, dict) else {}
+        assumed = tuple(name for name, key in KEYS.items() if before.get(key) == BY_NOBODY)
+        return Found(_recorded(path, settings), "as its record states", assumed)
     text = loaded.other.get("config")
     if isinstance(text, str) and "iterations_per_epoch" in loaded.other:
         return Found(_configured(path, text), "as its config states")  # written by tools/pretrain.py

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Source:
         digest: SHA-256 of the file; of a checkpoint in parts, of their digests.
         input: the preprocessing that the network expects, from flags, the file or the layout.
         input_origin: where it comes from.
+        origins: who states each part of it, as `Found.by_key`.
         kept: FPN and box head if requested, under detectron2's names.
     """
 
@@ -69,6 +70,7 @@ class Source:
     digest: str
     input: Input = IMAGENET
     input_origin: str = ""
+    origins: dict[str, str] = field(default_factory=dict)
     kept: dict[str, numpy.ndarray] = field(default_factory=dict)
 
 
@@ -141,6 +143,7 @@ def read_source(
         digest=combined_digest(loaded.parts),
         input=found.input,
         input_origin=origin,
+        origins=found.by_key(),
         kept=kept(tensors, chosen, keep),
     )
 
@@ -150,10 +153,9 @@ def _choose(
 ) -> tuple[str, Candidate, str]:
     """Return the kind, the network, and what that network is."""
     pool = _named(path, candidates, branch) if branch else candidates
-    names = [clean(name) for name in tensors]
     for kind in LAYOUTS if source == "auto" else (source,):
         layout = LAYOUTS[kind]
-        if source == "auto" and not (layout.guess and _evident(layout, names)):
+        if source == "auto" and not (layout.guess and _evident(layout, tensors)):
             continue
         # With --branch, the file is of this kind if any of its networks matches; the wanted one is given.
         if branch:
@@ -218,8 +220,10 @@ def _passed_over(candidate: Candidate) -> str:
     return next((k for k, v in LAYOUTS.items() if v.over and _matches(v, v.over, candidate)), "")
 
 
-def _evident(layout: Layout, names: list[str]) -> bool:
-    return not layout.evidence or any(re.search(layout.evidence, name) for name in names)
+def _evident(layout: Layout, names: Iterable[str]) -> bool:
+    if not layout.evidence:
+        return True
+    return any(re.search(layout.evidence, name if layout.as_written else clean(name)) for name in names)
 
 
 def _account(

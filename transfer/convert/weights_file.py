@@ -14,10 +14,9 @@ from pretrain.common.files import write_atomic
 from pretrain.tensor_files.checkpoint import save
 from pretrain.tensor_files.read_any import HEADER, named_tensors, read_contents
 from pretrain.tensor_files.shards import is_sharded
+from transfer.convert import FORMATS
 from transfer.convert.preprocessing import check_record
 from transfer.convert.tensor_names import has_detectron2_names, has_resnet
-
-FORMATS = ("pkl", "pth", "safetensors")
 
 MAX_TENSORS = 10_000  # detectron2 compares each name with each other; its largest detectors have about 2,000
 

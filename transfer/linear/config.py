@@ -7,6 +7,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain.common.configs import find_config, flatten, merge
 from pretrain.common.errors import UserError
+from pretrain.common.files import missing_folder
 
 _POSITIVE = (
     "MODEL.WIDTH", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
@@ -105,4 +106,4 @@ def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
         )
     for key in folders:
         if not os.path.isdir(values[key]):
-            raise UserError(f"{key}: no such folder: {values[key]}; give a folder of class folders")
+            raise UserError(missing_folder(key, values[key], "; give a folder of class folders"))

@@ -190,9 +190,9 @@ def _train(probe: Probe, extract: Extractor, stored: Stored | None, signals: Sig
 
 
 def _print_notes(cfg: CfgNode) -> None:
-    """Print notes about settings that may surprise the user."""
+    """Print how the protocol differs from the papers', and notes about settings that may surprise the user."""
     if cfg.CACHE:
-        say("note: CACHE True: training on fixed centre crops; the papers train on random crops")
+        say("CACHE True: training on fixed centre crops; the papers train on random crops")
     epochs, papers = cfg.SOLVER.MAX_EPOCH, defaults().SOLVER
     late = [step for step in cfg.SOLVER.STEPS if step >= epochs]
     if late:

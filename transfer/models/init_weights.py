@@ -16,10 +16,12 @@ from pretrain.common.configs import equal
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
+from transfer.convert.preprocessing import BY_FILE, BY_FLAG, BY_NOBODY, FLAGS, KEYS
 from transfer.convert.weights_file import for_detectron2, read_weights
 
 # The tensors of the ResNet in FPN and C4 models, without the norm that a C4 head adds after res5.
 _TRUNK = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")
+_ASSUMED = ", assumed"
 _COUNTER = "num_batches_tracked"
 _STATISTICS = ("running_mean", "running_var")
 
@@ -37,12 +39,31 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
             found = found.get(part) if isinstance(found, dict) else None
         if not equal(found, needed, tolerance=1e-4):
             wrong[key] = (found, needed)
-    if wrong:
-        faults = ", ".join(f"{key} is {found} (needed: {needed})" for key, (found, needed) in wrong.items())
-        remedy = " ".join(f"{key} {_shell(needed)}" for key, (_, needed) in wrong.items())
-        raise UserError(
-            f"the configuration contradicts MODEL.WEIGHTS: {faults}; add to the command line: {remedy}"
+    if not wrong:
+        return
+    said = {key: _who_states(weights["record"], key) for key in wrong}
+    faults = ", ".join(
+        f"{key} is {found} (needed: {needed}{said[key]})" for key, (found, needed) in wrong.items()
+    )
+    remedy = "add to the command line: " + " ".join(
+        f"{key} {_shell(needed)}" for key, (_, needed) in wrong.items()
+    )
+    if _ASSUMED in said.values():
+        flags = ", ".join(FLAGS[name] for name, key in KEYS.items() if said.get(key) == _ASSUMED)
+        remedy = (
+            "the checkpoint does not state what is assumed: if the network saw something else, convert it again with "
+            f"{flags}; otherwise {remedy}"
         )
+    raise UserError(f"the configuration contradicts MODEL.WEIGHTS: {faults}; {remedy}")
+
+
+def _who_states(record: dict[str, Any] | None, key: str) -> str:
+    """Return whose word the recorded value of a setting is, as the end of a parenthesis; empty if that is unknown."""
+    origins = (record or {}).get("origins")
+    origin = origins.get(key) if isinstance(origins, dict) else None
+    flag = next((FLAGS[name] for name, own in KEYS.items() if own == key), "")
+    words = {BY_FLAG: f", stated by {flag} at the conversion", BY_FILE: ", stated by the checkpoint"}
+    return _ASSUMED if origin == BY_NOBODY else words.get(str(origin), "")
 
 
 def settings(name: str) -> list[str]:

@@ -15,27 +15,29 @@ from typing import NoReturn
 
 from pretrain.common.command_line import Parser
 from pretrain.common.errors import run_tool
+from transfer.convert import FORMATS, TARGETS
 
 
 def main() -> None:
-    # Imported here, so that an interrupted import of torch ends without a traceback.
-    from transfer.convert import command, export
-    from transfer.convert.layouts import LAYOUTS
-    from transfer.convert.weights_file import FORMATS
-
     parser = Parser(description=__doc__)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("files", nargs="+", metavar="FILE", help="INPUT OUTPUT, or several inputs with --output-dir")
-    add("--source", default="auto", metavar="KIND", help=f"auto, {', '.join(LAYOUTS)}")
+    add(
+        "--source",
+        default="auto",
+        metavar="KIND",
+        help="kind of checkpoint (auto); docs/converter.md lists them",
+    )
     add("--branch", default="", help="which network to take, if a file holds several")
     add("--keep", default="", metavar="PARTS", help="fpn, box_head or fpn,box_head, if pre-trained too")
-    add(
-        "--channel-order",
-        choices=("RGB", "BGR"),
-        help="of the network's input, if the file does not state it",
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--channel-order", choices=("RGB", "BGR"), help="of the network's input")
+    order.add_argument(
+        "--bgr", action="store_const", const="BGR", dest="channel_order", help="the same as BGR"
     )
-    add("--pixel-mean", metavar="A,B,C", help="mean of pixels in 0..255, in that order")
-    add("--pixel-std", metavar="A,B,C", help="standard deviation, likewise")
+    add("--pixel-mean", "--mean", metavar="A,B,C", help="what was subtracted from the pixels, in that order")
+    add("--pixel-std", "--std", metavar="A,B,C", help="what the result was divided by")
+    add("--scale", choices=("255", "1"), help="largest pixel value that both are for (255)")
     add("--stride-in-1x1", action=switch, help="whether bottlenecks have the stride in the 1x1 convolution")
     add(
         "--merged-norm",
@@ -48,8 +50,12 @@ def main() -> None:
     add("--format", choices=FORMATS, help="format of the files in --output-dir (pkl)")
     add("--overwrite", action="store_true", help="replace an OUTPUT that this tool did not write")
     add("--inspect", action="store_true", help="print what each FILE holds; write nothing")
-    add("--to", choices=export.TARGETS, help="write OUTPUT for another library instead")
-    command.run(parser.parse_intermixed_args())
+    add("--to", choices=TARGETS, help="write OUTPUT for another library instead")
+    args = parser.parse_intermixed_args()
+    # Imported only now: it loads PyTorch, which --help does not need.
+    from transfer.convert import command
+
+    command.run(args)
 
 
 def program() -> NoReturn:

@@ -13,7 +13,6 @@ from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.run_folder import remove_leftovers
 from pretrain.common.signals import STOPPED, Signals
-from pretrain.tensor_files import checkpoint
 from transfer import d2_compat
 from transfer.data import train_stream
 from transfer.detector_files import CONFIG, FINAL, write_categories
@@ -21,7 +20,7 @@ from transfer.models import build
 from transfer.train import evaluation, precise_bn
 from transfer.train.evaluation import Metrics
 from transfer.train.log import Progress
-from transfer.train.state import State, is_ours, keep_best, restore, save
+from transfer.train.state import State, is_ours, keep_best, restore, save, write
 from transfer.train.step import Batch, grad_scaler, seed, step
 
 
@@ -73,7 +72,7 @@ def train(
         _measure_bn(cfg, state, parallel, batches)
         del batches  # ends the loader's workers
         if distributed.is_main():
-            checkpoint.save(output / FINAL, {"model": model.state_dict()})
+            write(cfg, FINAL, {"model": model.state_dict()})
         return state, _test(cfg, state, log)
 
 

@@ -75,7 +75,18 @@ def save(state: State, cfg: CfgNode) -> None:
             "processes": distributed.world_size(),
             "config_sha256": results.config_digest(cfg),
         }
-        checkpoint.save(Path(cfg.OUTPUT_DIR) / LAST, contents)
+        write(cfg, LAST, contents)
+
+
+def write(cfg: CfgNode, name: str, contents: dict[str, Any]) -> None:
+    """Write a file of the run. Raises `UserError` that also says what is saved, as on a full disk."""
+    last = Path(cfg.OUTPUT_DIR) / LAST
+    try:
+        checkpoint.save(last.with_name(name), contents)
+    except UserError as error:
+        kept = f"the last saved state is {last}" if os.path.exists(last) else "no state was saved yet"
+        go_on = "continue with --resume" if os.path.exists(last) else "start again"
+        raise UserError(f"{error}; {kept}: free some space, then {go_on}") from None
 
 
 def restore(state: State, cfg: CfgNode, start: bool | Path = True) -> None:
@@ -233,7 +244,7 @@ def keep_best(cfg: CfgNode, state: State, metrics: dict[str, Metrics]) -> None:
     value = tasks[task][name]
     if value is None or (state.best is not None and value <= state.best["value"]):
         return
-    checkpoint.save(Path(cfg.OUTPUT_DIR) / BEST, {"model": state.model.state_dict()})
+    write(cfg, BEST, {"model": state.model.state_dict()})
     state.best = {
         "metric": cfg.TEST.KEEP_BEST, "value": value, "iteration": state.iteration, "weights": BEST,
     }  # fmt: skip

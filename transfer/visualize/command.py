@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from pretrain.common import command_line
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, for_terminal
 
 
 def main(about: str | None) -> None:
@@ -22,7 +22,7 @@ def main(about: str | None) -> None:
         _show_views(args)
         return
     written = _show_data(args) if args.what == "data" else _show_predictions(args)
-    print(f"wrote {written[-1]} and {len(written) - 1} pictures")
+    print(for_terminal(f"wrote {written[-1]} and {len(written) - 1} pictures"))
 
 
 def _show_views(args: argparse.Namespace) -> None:
@@ -33,7 +33,7 @@ def _show_views(args: argparse.Namespace) -> None:
     cfg = config.load(args.config, args.overrides)
     files = sources.find(cfg.DATA.TRAIN, Endings(cfg.DATA.ENDINGS))
     views_sheet.write(args.output, files, cfg, count=args.count)
-    print(f"wrote {args.output}")
+    print(for_terminal(f"wrote {args.output}"))
 
 
 def _show_data(args: argparse.Namespace) -> list[Path]:

@@ -60,6 +60,25 @@ def test_given_twice(here: Path) -> None:
             parse("--resume", "a.pth", "A", "1", *more)
 
 
+def test_a_flag_of_another_command_is_said_to_be_one() -> None:
+    parser = command_line.Parser(prog="tool.py")
+    parser.add_argument("--config")
+    commands = parser.add_subparsers()
+    commands.add_parser("voc-masks", aliases=["voc_masks"]).add_argument("--archives")
+    commands.add_parser("voc").add_argument("--archives")
+    commands.add_parser("custom").add_argument("--fraction")
+    for words, message in (
+        (["voc", "--fraction", "2"], "voc has no flag --fraction: custom has it; tool.py --help"),
+        (["voc_masks", "--frac=2"], "voc_masks has no flag --frac: custom has it; tool.py --help"),
+        (
+            ["custom", "--archives", "x"],
+            "custom has no flag --archives: voc-masks, voc have it; tool.py --help",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"^{message}"):
+            parser.parse_args(words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

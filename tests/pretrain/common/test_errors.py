@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pretrain.common.console import say
 from pretrain.common.errors import SHOWN, UserError, brief, label, run_tool
 from tests.support.scripts import ROOT
 
@@ -44,6 +45,19 @@ def test_names_are_printed_on_any_terminal(
         raise UserError(f"{NAME}: damaged")
 
     assert printed(monkeypatch, encoding, main) == (2, [shown + b"\n", b"error: " + shown + b": damaged\n"])
+
+
+def test_nothing_that_is_printed_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "cat\x1b[2J\u202e\r\n\té"
+    say(f"a {name} is seen")
+    assert capsys.readouterr().out == "a cat\\x1b[2J\\u202e\\r\n\té is seen\n"
+
+    def main() -> None:
+        raise UserError(f"{name}: no such file")
+
+    with pytest.raises(SystemExit):
+        run_tool(main)
+    assert capsys.readouterr().err == "error: cat\\x1b[2J\\u202e\\r\\n\\té: no such file\n"
 
 
 def test_every_tool_prints_so() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain import config
+from pretrain.common.configs import CONFIG_ROOT
 from pretrain.train import log, start_notes
 from pretrain.train.alarms import Alarms
 from pretrain.train.log import Log
@@ -211,6 +212,31 @@ def test_what_will_not_give_the_papers_numbers_is_noted(
     _, line = _said(capsys, images, *overrides)
     assert line.startswith("note: ")
     assert re.search(note, line)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIG_ROOT / "pretrain").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_no_shipped_config_warns_about_itself(path: Path) -> None:
+    images = 4096 if path.stem.startswith("demo") else IMAGENET  # demo_standard's
+    assert start_notes._notes(config.load(str(path)), images) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "note"),
+    [
+        ("demo_R18", ["SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 for a batch of 64"),
+        ("demo_R18", ["INPUT.SIZE", "224"], "SOLVER.BASE_LR 0.02 for a batch of 64"),
+        (
+            "demo_mechanism",
+            ["MODEL.WIDTH", "0.25"],
+            "MODEL.WIDTH 0.25: detectron2 builds resnet18 only at width 1",
+        ),
+    ],
+)
+def test_what_is_changed_in_a_demo_is_noted(name: str, overrides: list[str], note: str) -> None:
+    notes = start_notes._notes(config.load(f"pretrain/{name}.yaml", overrides), 4096)
+    assert any(line.startswith(note) for line in notes)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Configs hold the paper's values, and the error for a mistake names the key and what to do."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from pretrain.common.configs import CONFIG_ROOT
 from pretrain.common.errors import UserError
 from transfer.config.load import check_processes, load_config
 
@@ -176,3 +180,23 @@ def test_yaml_runs_no_code(tmp_path) -> None:
     with pytest.raises(UserError, match=r"x\.yaml"):
         load_config(str(path), RANDOM)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("key", ["MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"])
+def test_a_number_of_classes_on_the_command_line_must_be_that_of_the_json(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1}, {"id": 7}]}))
+    given = [*RANDOM, "DATASETS.TRAIN_JSON", str(path)]
+    message = f"{key} 80 contradicts DATASETS.TRAIN_JSON {path}, which has 2 categories: leave {key} out"
+    with pytest.raises(UserError, match=f"^{message}"):
+        load_config("transfer/custom_R50_FPN.yaml", [*given, key, "80"])
+    load_config("transfer/custom_R50_FPN.yaml", [*given, key, "2"])
+    # A YAML file has some number, whatever the data: it is replaced.
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        f"_BASE_: {CONFIG_ROOT}/transfer/custom_R50_FPN.yaml\nMODEL: {{ROI_HEADS: {{NUM_CLASSES: 80}}}}\n"
+    )
+    load_config(str(own), given)
+    # What is wrong with a file is said when the data are read.
+    path.write_text("[")
+    load_config("transfer/custom_R50_FPN.yaml", [*given, key, "80"])

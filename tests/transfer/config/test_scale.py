@@ -1,10 +1,14 @@
 """Scaling a recipe to another number of GPUs: detectron2's rule, values by hand, and the printed sentence."""
 
+from pathlib import Path
+
 import pytest
 from detectron2.engine import DefaultTrainer
 
+from pretrain.common.configs import CONFIG_ROOT
 from pretrain.common.errors import UserError
 from transfer.config import scale
+from transfer.config.explain import explain
 from transfer.config.load import load_config, read_config
 
 KEYS = (
@@ -61,6 +65,15 @@ def test_equals_detectron2s_auto_scaling(reference: int, gpus: int) -> None:
 def test_what_cannot_be_scaled(gpus: int, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         scale.rescale(_voc(*overrides), gpus)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIG_ROOT / "transfer").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_no_shipped_config_warns_about_itself(path: Path) -> None:
+    cfg = load_config(str(path), ["MODEL.INIT", "random"])
+    assert scale.lr_warning(cfg, read_config(str(path))) is None
+    assert not any(line.startswith(("note:", "warning:")) for line in explain(cfg, str(path)))
 
 
 def test_warns_of_a_rate_out_of_proportion() -> None:

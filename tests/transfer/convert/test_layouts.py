@@ -32,7 +32,17 @@ def test_the_network_that_is_meant_is_taken(tmp_path: Path, name: str) -> None:
 
 def test_every_entry_of_the_table_has_a_fixture() -> None:
     with_own_test = {"simclr", "detectron2", "caffe2", "caffe"}
-    assert {kind for kind, _ in FILES.values()} | with_own_test == set(LAYOUTS)
+    assert ({kind for kind, _ in FILES.values()} - {"unknown"}) | with_own_test == set(LAYOUTS)
+
+
+def test_two_encoders_of_a_stranger_are_ambiguous(tmp_path: Path) -> None:
+    """PyContrast has its average under `model_ema`, too; a Lightning module's own average need not be it."""
+    state = under("model.encoder.", QUERY) | under("model_ema.encoder.", KEY)
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    with pytest.raises(
+        UserError, match=r"ambiguous.*not where a known layout has them.*--branch model\.encoder"
+    ):
+        read_source(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(

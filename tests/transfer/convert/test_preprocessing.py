@@ -14,8 +14,9 @@ from pretrain.common.errors import UserError
 from pretrain.config import load
 from tests.support.checkpoints import plain_file, torchvision_network
 from tests.support.layouts import network
+from tests.support.scripts import run_script
 from transfer.convert.convert import convert
-from transfer.convert.preprocessing import IMAGENET, MSRA, Input
+from transfer.convert.preprocessing import IMAGENET, KEYS, MSRA, Input
 from transfer.convert.recognise import read_source
 from transfer.convert.tensor_names import detectron2_name
 from transfer.convert.verify import load_backbone
@@ -241,6 +242,49 @@ def test_flags_replace_what_the_file_states_and_say_so(tmp_path: Path) -> None:
     source = read_source(plain_file(tmp_path / "d.pth", QUERY | buffers), source="simclr")
     assert source.input.mean == pytest.approx(BGR_MEAN.tolist())
     assert "this replaces what --source simclr implies: RGB, mean 0, 0, 0, std 255" in source.input_origin
+
+
+def test_who_states_each_value_is_recorded(tmp_path: Path) -> None:
+    format, mean, std, stride = KEYS.values()
+    path = plain_file(tmp_path / "a.pth", torchvision_network("resnet18").state_dict())
+
+    def recorded(path: Path, **given: Any) -> dict[str, str]:
+        return convert(path, tmp_path / "a.pkl", given=given, verify=False)["record"]["origins"]
+
+    assert recorded(path) == dict.fromkeys(KEYS.values(), "assumed")
+    # What was assumed does not become the file's word when our own file is converted again.
+    copied = tmp_path / "b.pkl"
+    copied.write_bytes((tmp_path / "a.pkl").read_bytes())
+    assert recorded(copied) == dict.fromkeys(KEYS.values(), "assumed")
+    assert recorded(path, mean=(1.0, 2.0, 3.0)) == {
+        format: "assumed", mean: "flag", std: "assumed", stride: "assumed",
+    }  # fmt: skip
+    stated = openmmlab(tmp_path / "c.pth", HALF, HALF)
+    assert recorded(stated) == {format: "assumed", mean: "file", std: "file", stride: "assumed"}
+    assert recorded(stated, format="BGR", std=(9.0, 9.0, 9.0)) == {
+        format: "flag", mean: "file", std: "flag", stride: "assumed",
+    }  # fmt: skip
+
+
+def test_the_proof_and_detectron2_use_what_the_user_states(tmp_path: Path) -> None:
+    """The truth is torchvision's network on (x / 255 - mean) / std in BGR, as its trainer would have fed it."""
+    network = torchvision_network("resnet18").eval()
+    plain_file(tmp_path / "a.pth", network.state_dict())
+    flags = ["--mean", "0.4,0.5,0.6", "--std", "0.2,0.25,0.3", "--scale", "1", "--bgr"]
+    done = run_script("tools/convert_to_d2.py", str(tmp_path / "a.pth"), str(tmp_path / "a.pkl"), *flags)
+    assert done.returncode == 0, done.stderr
+    assert "input     BGR, mean 102, 127.5, 153, std 51, 63.75, 76.5" in done.stdout
+    assert "verified  the source network" in done.stdout
+    backbone, settings = load_backbone(tmp_path / "a.pkl")
+    bgr = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).float()
+    with torch.no_grad():
+        mean, std = (torch.tensor(settings[f"MODEL.PIXEL_{part}"]).view(3, 1, 1) for part in ("MEAN", "STD"))
+        actual = backbone.eval()(((bgr - mean) / std)[None])["res5"]
+        own_mean, own_std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+        fed = (bgr / 255 - own_mean.view(3, 1, 1)) / own_std.view(3, 1, 1)
+        expected = create_feature_extractor(network, {"layer4": "res5"})(fed[None])["res5"]
+    assert settings["INPUT.FORMAT"] == "BGR"
+    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_detectron2_computes_with_the_statistics_of_the_file(tmp_path: Path) -> None:

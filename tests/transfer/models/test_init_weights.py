@@ -125,11 +125,35 @@ def test_every_contradiction_is_listed_with_its_cure(converted: Path) -> None:
     with pytest.raises(UserError) as error:
         load_into(build_model(cfg), cfg)
     for part in (
-        "INPUT.FORMAT is BGR (needed: RGB)",
+        "INPUT.FORMAT is BGR (needed: RGB, assumed)",
+        "convert it again with --channel-order, --pixel-std, --stride-in-1x1; otherwise add to the command line: ",
         'INPUT.FORMAT RGB MODEL.PIXEL_STD "[58.395, 57.12, 57.375]" MODEL.RESNETS.STRIDE_IN_1X1 False',
     ):
         assert part in str(error.value)
     assert "PIXEL_MEAN" not in str(error.value)
+
+
+def test_a_contradiction_says_whose_word_each_value_is(converted: Path) -> None:
+    cfg = config(
+        converted, {"INPUT.FORMAT": "BGR", "MODEL.PIXEL_STD": [1.0, 1.0, 1.0], "MODEL.RESNETS.DEPTH": 101}
+    )
+    weights = read_weights(converted)
+    weights["record"]["origins"] |= {"INPUT.FORMAT": "file", "MODEL.PIXEL_STD": "flag"}
+    with pytest.raises(UserError) as error:
+        check_preprocessing(cfg, weights)
+    assert str(error.value) == (
+        "the configuration contradicts MODEL.WEIGHTS: INPUT.FORMAT is BGR (needed: RGB, stated by the checkpoint), "
+        "MODEL.PIXEL_STD is [1.0, 1.0, 1.0] (needed: [58.395, 57.12, 57.375], stated by --pixel-std at the conversion)"
+        ", MODEL.RESNETS.DEPTH is 101 (needed: 50); add to the command line: INPUT.FORMAT RGB "
+        'MODEL.PIXEL_STD "[58.395, 57.12, 57.375]" MODEL.RESNETS.DEPTH 50'
+    )
+    for damaged in (
+        {},
+        {"origins": None},
+        {"origins": {"INPUT.FORMAT": ["x"]}},
+    ):  # an older file, or a stranger's
+        with pytest.raises(UserError, match=r"INPUT\.FORMAT is BGR \(needed: RGB\), "):
+            check_preprocessing(cfg, weights | {"record": damaged})
 
 
 def test_the_cure_works_when_pasted(converted: Path) -> None:
@@ -254,7 +278,9 @@ def test_norms_without_statistics_are_converted_as_the_message_advises(tmp_path:
         load_into(build_model(cfg), cfg)
     convert(path, tmp_path / "b.pkl", verify=False, merged_norm=True)
     cfg = config(tmp_path / "b.pkl", {"MODEL.RESNETS.NORM": "FrozenBN"})
-    with pytest.raises(UserError, match=r"INPUT\.FORMAT is RGB \(needed: BGR\)"):  # as in MSRA's networks
+    with pytest.raises(
+        UserError, match=r"INPUT\.FORMAT is RGB \(needed: BGR, assumed\)"
+    ):  # as in MSRA's networks
         load_into(build_model(cfg), cfg)
 
 

@@ -214,7 +214,7 @@ def test_keypoints_and_weights_by_name(tmp_path: Path) -> None:
     (tmp_path / "categories.json").write_text('[{"id": "p", "name": "person"}]')
     torch.save({"model": build_model(cfg).state_dict(), "iteration": 2}, tmp_path / "model_last.pth")
     with pytest.raises(
-        UserError, match=r"not finished, .*model_final\.pth: use .*--weights .*model_last\.pth$"
+        UserError, match=r"not finished, .*model_final\.pth: continue .*--weights .*model_last\.pth$"
     ):
         Predictor(tmp_path, device="cpu")
     predictor = Predictor(tmp_path, device="cpu", weights=tmp_path / "model_last.pth", threshold=0)

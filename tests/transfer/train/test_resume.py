@@ -1,6 +1,7 @@
 """A run that is killed, stopped or interrupted and resumed ends with the weights of an undisturbed one, bit for bit."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -210,6 +211,29 @@ def test_rates_and_momenta_of_a_resumed_run(
     assert torch.equal(parts.model.weight, whole.model.weight)
     assert parts.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
     assert "note:" not in capsys.readouterr().out
+
+
+def test_a_full_disk_says_what_is_saved(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = _load(data, tmp_path / "run")
+    first, second = _state(cfg), _state(cfg, steps=1)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    problem = f"{tmp_path}/run/{train_state.LAST}: cannot be written: No space left on device"
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr(os, "fsync", full)
+        train_state.save(first, cfg)
+    assert str(error.value) == f"{problem}; no state was saved yet: free some space, then start again"
+    train_state.save(first, cfg)
+    before = (tmp_path / "run" / train_state.LAST).read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr(os, "fsync", full)
+        train_state.save(second, cfg)
+    kept = f"the last saved state is {tmp_path}/run/{train_state.LAST}"
+    assert str(error.value) == f"{problem}; {kept}: free some space, then continue with --resume"
+    assert (tmp_path / "run" / train_state.LAST).read_bytes() == before
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [train_state.LAST]
 
 
 def test_rates_come_from_the_config(data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,6 +294,19 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path) -> None:
     assert "no config.yaml" in done.stderr
 
 
+def test_an_unfinished_run_says_what_can_be_done(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("SEED: 1\n")
+    command = ["tools/visualize.py", "predictions", "--run", str(tmp_path)]
+    assert "no checkpoint yet either; start it again" in run_script(*command).stderr
+    (tmp_path / "model_last.pth").write_bytes(b"")
+    done = run_script(*command)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert (
+        f"continue it with --resume, or use a checkpoint, MODEL.WEIGHTS {tmp_path}/model_last.pth"
+        in done.stderr
+    )
+
+
 def test_views_in_a_format_that_is_not_written(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     cfg = pretrain_config.load("pretrain/moco_v2_R50.yaml", ["DATA.TRAIN", str(tmp_path), "INPUT.SIZE", "32"])

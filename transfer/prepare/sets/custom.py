@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pretrain.common.console import say
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import file_digest, write_json
 from transfer.data import subset
@@ -52,16 +53,16 @@ def build(root: Path, args: argparse.Namespace) -> None:
     if args.repair:
         content, record["repaired"] = _repair(content, found, args)
         for what, count in sorted(record["repaired"].items()):
-            print(f"{count} {what}")
+            say(f"{count} {what}")
     if args.fraction != 1 or args.shots:
         content = _part(content, args)
         record |= {"fraction": args.fraction, "shots": args.shots, "seed": args.seed}
     if args.output is None:
-        print(f"{args.json}: no problem was found")
+        say(f"{args.json}: no problem was found")
         return
     info = content["info"] if isinstance(content.get("info"), dict) else {}
     write_json(args.output, {**content, "info": {**info, "made_from": record}}, indent=None)
-    print(f"wrote {args.output}: {len(content['images'])} images, {len(content['annotations'])} annotations")
+    say(f"wrote {args.output}: {len(content['images'])} images, {len(content['annotations'])} annotations")
 
 
 def check(root: Path, args: argparse.Namespace) -> str:
@@ -100,16 +101,16 @@ def _report(args: argparse.Namespace) -> tuple[Content, list[Problem]]:
         content = _convert(content, args)
     found = _problems(content, args)
     if is_coco(content):
-        print(f"{args.json}:")
+        say(f"{args.json}:")
         for line in (*summary(content), *notes, *(remarks(content) if not found else ())):
-            print(f"  {line}")
+            say(f"  {line}")
     if found:
-        print(f"{len(found)} problem(s):")
+        say(f"{len(found)} problem(s):")
     shown = _first_of_each_kind(found)
     for problem in shown:
-        print(f"  {problem.text}" + (f" (--repair: {problem.remedy})" if problem.repair else ""))
+        say(f"  {problem.text}" + (f" (--repair: {problem.remedy})" if problem.repair else ""))
     if len(found) > len(shown):
-        print(f"  ... and {len(found) - len(shown)} more of these kinds")
+        say(f"  ... and {len(found) - len(shown)} more of these kinds")
     return content, found
 
 
@@ -157,10 +158,10 @@ def _convert(content: Content, args: argparse.Namespace) -> Content:
     """Return the file with COCO's boxes and with category ids that exist, and print what was changed."""
     if args.box_format != "xywh":
         content, count = box_formats.converted(content, args.box_format)
-        print(f"--box-format {args.box_format}: {count} of {len(content['annotations'])} boxes converted")
+        say(f"--box-format {args.box_format}: {count} of {len(content['annotations'])} boxes converted")
     if args.category_shift:
         content = whole_file.shifted(content, args.category_shift)
-        print(f"--category-shift {args.category_shift}: added to {len(content['annotations'])} category ids")
+        say(f"--category-shift {args.category_shift}: added to {len(content['annotations'])} category ids")
     return content
 
 

@@ -303,3 +303,22 @@ def test_as_a_command(data: Data, tmp_path: Path) -> None:
     done = run_script("tools/prepare_data.py", "custom", *options, "--repair", "--output", str(output))
     assert done.returncode == 0, done.stderr
     assert "1 annotations: clipped" in done.stdout and output.is_file()
+
+
+def test_names_of_categories_and_images_do_not_steer_the_terminal(
+    data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        content["categories"][0]["name"] = "cup\x1b[2J"
+        image = content["images"][0]
+        (data[1] / image["file_name"]).rename(data[1] / "a\x1b[2J.png")
+        image["file_name"] = "a\x1b[2J.png"
+
+    spoil(data, rename)
+    spoil(data, lambda content: content["images"][1].update(file_name="gone\x1b[2J.png"))
+    with pytest.raises(UserError) as error:
+        run(data, "--check")
+    assert str(error.value).isprintable()
+    printed = capsys.readouterr().out
+    assert r"cup\x1b[2J" in printed and r"gone\x1b[2J.png" in printed
+    assert all(line.isprintable() for line in printed.split("\n"))
