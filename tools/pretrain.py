@@ -13,8 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not tools/: this file would shadow the package
 
-from pretrain import config
-from pretrain.common import command_line, distributed, launcher
+from pretrain.common import command_line, launcher
 from pretrain.common.errors import run_tool
 
 
@@ -31,6 +30,9 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     args = parser.parse_intermixed_args(command_line.mark_resume())
+    from pretrain import config  # takes seconds to import; --help and wrong flags are answered before
+    from pretrain.common import distributed
+
     cfg = config.load(args.config, args.overrides, processes=launcher.join())
     from pretrain.train.loop import train  # after the config's errors: it takes seconds to import
 

@@ -23,7 +23,6 @@ from detectron2.utils.events import EventStorage
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.signals import Signals
 from transfer import results
 from transfer.data import datasets, train_stream
 from transfer.models import build
@@ -98,7 +97,7 @@ def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
 
 
 def _ours(cfg: CfgNode, state: State, batches: Iterator[Batch], log: Progress) -> None:
-    loop.advance(cfg, state, state.model, batches, log=log, signals=Signals())
+    loop.advance(cfg, state, state.model, batches, log=log)
 
 
 def _plain_loop(cfg: CfgNode) -> Callable[[], None]:

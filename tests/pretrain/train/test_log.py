@@ -149,7 +149,7 @@ def _said(capsys: pytest.CaptureFixture[str], images: int, *overrides: Any) -> l
     cfg = config.defaults()
     cfg.merge_from_list(list(overrides))
     capsys.readouterr()
-    start_notes.say_start(cfg, images=images, per_epoch=1, device=torch.device("cpu"), amp="off")
+    start_notes.say_start(cfg, images=images, per_epoch=1, total=1, device=torch.device("cpu"), amp="off")
     return capsys.readouterr().out.splitlines()[2:]
 
 
