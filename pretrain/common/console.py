@@ -166,9 +166,9 @@ class Pace:
         self.said = True
         each = self.each if self.counted else self.first
         rest = self.total - self.done
-        memory = _peak_memory(device)
+        whole, memory = duration(_rounded(rest * each)), _peak_memory(device)
         say(
-            f"about {duration(_rounded(rest * each))} for the other {rest} iterations ({each:.2g} s each), tests not counted"
+            f"about {whole} for the other {rest} iterations ({each:.2g} s each), tests not counted"
             f"{f'; {memory:.1f} GB of memory so far' if memory else ''}"
         )
         if device == "cpu" and rest * each > _DAY:

@@ -53,6 +53,13 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
     monkeypatch.setattr(run.evaluation, "evaluate", note_weights)
     output = tmp_path / "a"
     run.run(_load(tiny, output))
+    said = capsys.readouterr().out
+    assert (
+        "6 images to train on in custom_train; images to test on: 3 in custom_test; 2 class(es): cup, key"
+        in said
+    )
+    assert "4 iterations of 2 images, 1.3 epochs; SGD, learning rate 0.02; results in " in said
+    assert said.index("Mask R-CNN, R50-FPN, ") < said.index("iteration 1/4  loss ")
     text = (output / "results.json").read_text()
     record = json.loads(text)
     assert record["metrics"] == {"custom_test": {"bbox": {"AP": 1.0, "AP75": None}}}
