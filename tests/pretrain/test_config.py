@@ -217,4 +217,4 @@ def test_labelled_images_of_a_config_may_be_missing(tmp_path: Path, monkeypatch:
     ("value", "steps"), [("40", [40]), ("40,54", [40, 54]), ("[40, 54]", [40, 54]), ("()", [])]
 )
 def test_a_list_of_numbers_may_be_one_number(value: str, steps: list[int]) -> None:
-    assert config.load("pretrain/moco_v1_R50.yaml", ["SOLVER.STEPS", value]).SOLVER.STEPS == steps
+    assert steps == config.load("pretrain/moco_v1_R50.yaml", ["SOLVER.STEPS", value]).SOLVER.STEPS
