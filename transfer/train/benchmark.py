@@ -61,7 +61,10 @@ def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
         cfg.freeze()
         torch.manual_seed(cfg.SEED)
         state, batches = _our_state(cfg)
-        with Progress(cfg, 0) as log, contextlib.redirect_stdout(io.StringIO()):  # hides the log's lines
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            Progress(cfg, 0) as log,
+        ):  # hides the log's lines and bar
             loops = {"ours": lambda: _ours(cfg, state, batches, log), "plain": _plain_loop(cfg)}
             blocks = _interleave(loops, iterations=iterations, rounds=rounds)
             split = _split(cfg, state, batches, iterations)

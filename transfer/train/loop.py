@@ -69,8 +69,7 @@ def train(
     ):
         while state.iteration < cfg.SOLVER.MAX_ITER:
             advance(cfg, state, parallel, batches, log=log)
-            tests = _is_due(cfg.TEST.EVAL_PERIOD, state, cfg)
-            if tests:
+            if _is_due(cfg.TEST.EVAL_PERIOD, state, cfg):
                 with log.pause():
                     _measure_bn(cfg, state, parallel, train_stream.batches(source, cfg, state.iteration))
                     _test(cfg, state, log)
