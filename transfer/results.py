@@ -23,19 +23,19 @@ IRRELEVANT = (
     "TEST.PICTURES", "TEST.PICTURE_SCORE", "TEST.EVAL_PERIOD", "TEST.KEEP_BEST", "LOG",
 )  # fmt: skip
 # Keys that are younger than the digest, which must not change for them. A run has replaced SOLVER.EPOCHS by MAX_ITER.
-_YOUNGER = ("SOLVER.SAVE_MINUTES", "SOLVER.EPOCHS")
+YOUNGER = ("SOLVER.SAVE_MINUTES", "SOLVER.EPOCHS")
 
 
 def config_digest(cfg: CfgNode) -> str:
     """Return the SHA-256 of the settings that the numbers depend on. It is the same on every machine."""
     copy = cfg.clone()
     copy.defrost()
-    for key in (*IRRELEVANT, *_YOUNGER):
+    for key in (*IRRELEVANT, *YOUNGER):
         *parents, leaf = key.split(".")
         node = copy
         for parent in parents:
             node = node[parent]
-        if key in _YOUNGER:
+        if key in YOUNGER:
             node.pop(leaf, None)
         else:
             node[leaf] = type(node[leaf])()
