@@ -1,12 +1,13 @@
 """The config keys of pre-training with their defaults, and loading and checking a config."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from pretrain.common.configs import find_config, get, merge
+from pretrain.common.configs import default_output, find_config, get, merge
 from pretrain.common.errors import UserError
 from pretrain.data.folders import Endings
 from pretrain.data.views import PARTS, RECIPES
@@ -18,8 +19,10 @@ def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Cfg
 
     Raises `UserError` for any setting that cannot work with this number of processes.
     """
-    cfg = defaults()
-    merge(cfg, find_config(name), overrides)
+    cfg, path = defaults(), find_config(name)
+    merge(cfg, path, overrides)
+    cfg.OUTPUT_DIR = default_output(path, overrides) or cfg.OUTPUT_DIR
+    _forget_absent_labels(cfg, overrides)
     validate(cfg, processes=processes)
     cfg.freeze()
     return cfg
@@ -97,6 +100,16 @@ def defaults() -> CfgNode:
             "DEVICE": "auto",  # auto | cpu | cuda
         }
     )
+
+
+def _forget_absent_labels(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Empty KNN.TRAIN and VAL of a config whose DATA.TRAIN is overridden, if the labelled images are not there.
+
+    They belong to the images that the config names, such as the demo's, and not to those of the command line.
+    """
+    given = set(overrides[::2])
+    if "DATA.TRAIN" in given and not {"KNN.TRAIN", "KNN.VAL"} & given and not os.path.exists(cfg.KNN.TRAIN):
+        cfg.KNN.TRAIN = cfg.KNN.VAL = ""
 
 
 _CHOICES = {

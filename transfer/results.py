@@ -19,20 +19,26 @@ from pretrain.common.configs import digest_text
 IRRELEVANT = (
     "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES", "DATASETS.TEST_JSON",
     "DATASETS.TEST_IMAGES", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.LOG_PERIOD",
-    "SOLVER.CHECKPOINT_PERIOD", "TEST.PICTURES", "TEST.PICTURE_SCORE", "TEST.EVAL_PERIOD", "TEST.KEEP_BEST", "LOG",
+    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.SAVE_MINUTES",
+    "TEST.PICTURES", "TEST.PICTURE_SCORE", "TEST.EVAL_PERIOD", "TEST.KEEP_BEST", "LOG",
 )  # fmt: skip
+# Keys that are younger than the digest, which must not change for them. A run has replaced SOLVER.EPOCHS by MAX_ITER.
+YOUNGER = ("SOLVER.SAVE_MINUTES", "SOLVER.EPOCHS")
 
 
 def config_digest(cfg: CfgNode) -> str:
     """Return the SHA-256 of the settings that the numbers depend on. It is the same on every machine."""
     copy = cfg.clone()
     copy.defrost()
-    for key in IRRELEVANT:
+    for key in (*IRRELEVANT, *YOUNGER):
         *parents, leaf = key.split(".")
         node = copy
         for parent in parents:
             node = node[parent]
-        node[leaf] = type(node[leaf])()
+        if key in YOUNGER:
+            node.pop(leaf, None)
+        else:
+            node[leaf] = type(node[leaf])()
     return hashlib.sha256(digest_text(copy).encode()).hexdigest()
 
 

@@ -123,6 +123,38 @@ def _has_any(tree: Any, keys: Sequence[str]) -> bool:
     return any(get(tree, key) is not None for key in keys)
 
 
+def default_output(path: Path, overrides: Sequence[str]) -> str:
+    """Return the OUTPUT_DIR of a run that is given none; an empty string if the overrides or its own files state one.
+
+    It follows from the config, so that two of them never meet: `output/transfer/coco_R50_FPN` for
+    `configs/transfer/coco_R50_FPN.yaml`, and `output/mine` for a `mine.yaml` elsewhere. What that one inherits from a
+    config of ours counts as not stated.
+    """
+    if "OUTPUT_DIR" in overrides[::2]:
+        return ""
+    stated = _stated_in(path, "OUTPUT_DIR")
+    if stated and (stated.resolve() == path.resolve() or not _is_ours(stated)):
+        return ""
+    own = path.resolve().relative_to(CONFIG_ROOT) if _is_ours(path) else Path(path.name)
+    return str(Path("output") / own.with_suffix(""))
+
+
+def _is_ours(path: Path) -> bool:
+    return path.resolve().is_relative_to(CONFIG_ROOT)
+
+
+def _stated_in(path: Path, key: str) -> Path | None:
+    """Return the file of a `_BASE_` chain, whose files have been read before, that gives a top-level key its value."""
+    tree = _read_one(path)
+    if key in tree:
+        return path
+    bases = tree.get("_BASE_", [])
+    files = [
+        path.parent / os.path.expanduser(base) for base in (bases if isinstance(bases, list) else [bases])
+    ]
+    return next(filter(None, (_stated_in(file, key) for file in reversed(files))), None)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML file with its `_BASE_` chain as one nested dict.
 
@@ -277,6 +309,8 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
     numbers = is_list and len(default) > 0 and all(isinstance(v, int | float) for v in default)
     if numbers and isinstance(value, list | tuple) and not all(isinstance(v, int | float) for v in value):
         raise UserError(f"{where}: {brief(value)} is not a list of numbers (the default is {default!r})")
+    if numbers and type(value) in (int, float):
+        return type(default)([value])  # SOLVER.STEPS 40
     strings = is_list and len(default) > 0 and all(isinstance(v, str) for v in default)
     if strings and isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value):
         raise UserError(f"{where}: {brief(value)} is not a list of strings (the default is {default!r})")

@@ -1,17 +1,38 @@
-"""Printing on the main process only, and durations in readable form."""
+"""Printing on the main process only, durations in readable form, and the progress bar of all tools."""
 
-from pretrain.common import distributed
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Protocol
+
 from pretrain.common.errors import for_terminal
 from pretrain.installed import as_typed
+
+_HORIZON = 100  # steps over which the time of a step is averaged
+_TIMED = 3  # steps after which the time of a run is estimated, without the first
+_SLOW = 20.0  # seconds; a first step that takes longer is worth an estimate by itself
+_DAY = 86400.0
 
 
 def say(line: str = "") -> None:
     """Print one line on the main process only, flushed at once so that a log file can be followed.
 
-    Characters that steer a terminal are escaped: names of files and classes come from strangers.
+    Characters that steer a terminal are escaped: names of files and classes come from strangers. A progress bar stays
+    below the line.
     """
-    if distributed.is_main():
-        print(for_terminal(as_typed(line)), flush=True)
+    from pretrain.common import distributed  # torch takes seconds to import
+
+    if not distributed.is_main():
+        return
+    line = for_terminal(as_typed(line))
+    if Bar.shown:
+        from tqdm import tqdm
+
+        tqdm.write(line)
+        sys.stdout.flush()
+    else:
+        print(line, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -21,3 +42,161 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def is_terminal() -> bool:
+    """Return whether someone may be watching: standard output is a terminal, and this is the main process."""
+    return int(os.environ.get("RANK") or 0) == 0 and sys.stdout.isatty()
+
+
+class Bar:
+    """A progress bar as wide as the terminal, on its last line; it shows nothing where there is no terminal.
+
+    Args:
+        done: steps of `total` that are done already.
+    """
+
+    shown = 0  # number of bars on the terminal
+
+    def __init__(self, total: int, done: int = 0, *, what: str = "") -> None:
+        self.what, self.bar = f"{what}  " if what else "", None
+        if not is_terminal():
+            return
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread: it would only redraw a bar that stands still
+        self.bar = tqdm(
+            total=total, initial=done, file=sys.stdout, dynamic_ncols=True, leave=False,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}",
+        )  # fmt: skip
+        Bar.shown += 1
+
+    @property
+    def is_shown(self) -> bool:
+        return self.bar is not None
+
+    def show(self, done: int, text: str) -> None:
+        """Move the bar to `done` steps, with a text on its right."""
+        if self.bar is not None:
+            self.bar.set_description_str(self.what + text, refresh=False)
+            self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+            Bar.shown -= 1
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Loader(Sized, Iterable[Any], Protocol): ...
+
+
+class Counted:
+    """A loader, or anything with a length to iterate over, that shows a bar meanwhile."""
+
+    def __init__(self, loader: _Loader, what: str) -> None:
+        self.loader, self.what = loader, what
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        pace = Pace(len(self))
+        with Bar(len(self), what=self.what) as bar:
+            pace.begin()
+            for item in self.loader:
+                yield item
+                pace.end()
+                bar.show(pace.done, f"ETA {duration(pace.left())}")
+                pace.begin()
+
+
+class Pace:
+    """The seconds of a step, averaged over about the last hundred, and those that are left.
+
+    Neither the first step counts, which waits for workers and compilers, nor what happens between two steps.
+
+    Args:
+        total: steps of the whole run.
+        done: steps that are done already.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done, self.counted, self.each = total, done, 0, float("nan")
+        self.first: float | None = None
+        self.said = False
+
+    def begin(self) -> None:
+        """Note that a step begins."""
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """Count the step that began last."""
+        took = time.perf_counter() - self.began
+        self.done += 1
+        if self.first is None:
+            self.first = took
+            return
+        self.counted += 1
+        self.each = (
+            took if self.counted == 1 else self.each + (took - self.each) / min(self.counted, _HORIZON)
+        )
+
+    def left(self) -> float:
+        """Return the seconds of the steps that are left; NaN after the first step."""
+        return (self.total - self.done) * self.each
+
+    def text(self) -> str:
+        """Return the text beside a bar."""
+        each = f"{self.each:.2f} s each  " if self.counted else ""
+        return f"{each}ETA {duration(self.left())}"
+
+    def say_estimate(self, *, device: str, smaller: str) -> None:
+        """Say, once, how long the rest will take, as soon as enough steps have been timed. Call it after each step.
+
+        Args:
+            device: cpu or cuda. On a CPU, a run of more than a day is told of a `smaller` config.
+        """
+        if self.said or self.first is None or self.done >= self.total:
+            return
+        if self.counted < _TIMED and self.first < _SLOW:
+            return
+        self.said = True
+        each = self.each if self.counted else self.first
+        rest = self.total - self.done
+        whole, memory = duration(_rounded(rest * each)), _peak_memory(device)
+        say(
+            f"about {whole} for the other {rest} iterations ({each:.2g} s each), tests not counted"
+            f"{f'; {memory:.1f} GB of memory so far' if memory else ''}"
+        )
+        if device == "cpu" and rest * each > _DAY:
+            say(
+                f"note: more than a day on this CPU: --config {smaller} takes minutes to an hour for a few hundred "
+                "images (docs/own_data.md)"
+            )
+
+
+def _rounded(seconds: float) -> float:
+    """Return an estimate without digits that it does not have: from ten minutes on, whole minutes."""
+    return seconds if seconds < 600 else 60 * round(seconds / 60)
+
+
+def _peak_memory(device: str) -> float:
+    """Return the most memory that this process has used so far, on the GPU or else on the CPU, in GB; 0: unknown."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -174,12 +174,15 @@ def spawn(
     """Run `worker(*args)` in `processes` processes on this machine, with the environment that torchrun would set.
 
     A single process runs in place. The `UserError` of a worker is raised here, once; if a worker exits with a status,
-    this process exits with it too. SIGTERM and SIGUSR1 are forwarded to the workers.
+    this process exits with it too. SIGTERM, SIGUSR1 and Ctrl-C are forwarded to the workers, so that they can save; a
+    second Ctrl-C ends all of them at once.
 
     Args:
         processes: number of processes on each machine.
         machines: number of machines; each calls this with a different `machine_rank`, counted from 0.
         url: `tcp://HOST:PORT` of machine 0, or `auto` for a free port of this machine if it is the only one.
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once the workers have ended.
     """
     host, port = _address(url, machines=machines, machine_rank=machine_rank)
     if processes * machines == 1:
@@ -190,9 +193,11 @@ def spawn(
     first = machine_rank * processes
     context = mp.spawn(_spawned, args=(worker, first, environment, args), nprocs=processes, join=False)
     try:
-        with _forwarded_signals(context.pids()):
+        with _forwarded_signals(context.pids()) as interrupted:
             while not context.join(grace_period=10):
                 pass
+        if interrupted:  # torch lets a process that Ctrl-C ends exit with 0
+            raise KeyboardInterrupt
     except mp.ProcessRaisedException as error:
         if f"{UserError.__module__}.{UserError.__qualname__}: " in str(error):
             raise UserError(message(error)) from None
@@ -219,19 +224,28 @@ def _address(url: str, *, machines: int, machine_rank: int) -> tuple[str, int]:
 
 
 @contextmanager
-def _forwarded_signals(pids: list[int]) -> Iterator[None]:
-    """Forward SIGTERM and SIGUSR1, which a scheduler sends to this process, to its workers."""
+def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
+    """Forward SIGTERM and SIGUSR1, which a scheduler sends to this process, and Ctrl-C to its workers.
+
+    Yield a list that is empty until Ctrl-C comes.
+    """
+    interrupted: list[int] = []
 
     def send(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            interrupted.append(number)
+            if len(interrupted) > 1:
+                raise KeyboardInterrupt
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     previous = {}
     if threading.current_thread() is threading.main_thread():  # handlers can only be set in it
-        previous = {number: signal.signal(number, send) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        previous = {number: signal.signal(number, send) for number in numbers}
     try:
-        yield
+        yield interrupted
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -3,9 +3,12 @@
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from pretrain.installed import as_typed
@@ -96,13 +99,15 @@ def escape_what_cannot_be_printed() -> None:
 def run_tool(main: Callable[[], int | None], *, processes: bool = False) -> NoReturn:
     """Run a command-line program and exit with its status.
 
-    A `UserError` becomes one line on standard error and exit status 2; Ctrl-C becomes status 130. Anything else is a
-    bug in this project and keeps its traceback.
+    A `UserError` becomes one line on standard error and exit status 2; Ctrl-C becomes one line and status 130, also
+    where a library that is being imported turns it into an error of its own. Anything else is a bug in this project and
+    keeps its traceback.
 
     Args:
         processes: the program can be started in several processes by torchrun or srun. Others refuse that.
     """
     escape_what_cannot_be_printed()
+    interrupts = _noted_interrupts()
     try:
         if not processes:
             from pretrain.common import launcher  # which needs this module
@@ -113,6 +118,8 @@ def run_tool(main: Callable[[], int | None], *, processes: bool = False) -> NoRe
         print(f"error: {printable(as_typed(message(error)))}", file=sys.stderr)
         sys.exit(2)
     except ImportError as error:
+        if interrupts:
+            _say_interrupted()
         if (error.name or "").partition(".")[0] != "detectron2":
             raise
         absent = isinstance(error, ModuleNotFoundError)
@@ -120,8 +127,32 @@ def run_tool(main: Callable[[], int | None], *, processes: bool = False) -> NoRe
         print(f"error: {as_typed(remedy) if absent else error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _say_interrupted()
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would fail
         sys.exit(1)
+    except Exception:
+        if interrupts:
+            _say_interrupted()
+        raise
+
+
+def _noted_interrupts() -> list[int]:
+    """Return a list that gets an entry for each Ctrl-C, which raises `KeyboardInterrupt` as usual."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if (
+        in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # a background job may ignore it
+        signal.signal(signal.SIGINT, note)
+    return noted
+
+
+def _say_interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)

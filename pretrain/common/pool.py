@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
-from tqdm import tqdm
 
+from pretrain.common.console import Bar, duration
 from pretrain.common.errors import UserError
 from pretrain.common.signals import end_with_the_parent
 
@@ -130,7 +130,7 @@ class Progress:
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done, self.began = total, done, time.monotonic()
-        self.bar = tqdm(total=total, initial=done, unit="img", disable=not sys.stderr.isatty())
+        self.start, self.bar = done, Bar(total, done, what="images")
 
     def __enter__(self) -> "Progress":
         return self
@@ -141,6 +141,8 @@ class Progress:
     def advance(self, count: int = 1) -> None:
         tenths = 10 * self.done // self.total
         self.done += count
-        self.bar.update(count)
-        if self.bar.disable and 10 * self.done // self.total > tenths:
-            print(f"{self.done} of {self.total} images, {time.monotonic() - self.began:.0f} s", flush=True)
+        spent = time.monotonic() - self.began
+        left = spent / (self.done - self.start) * (self.total - self.done)
+        self.bar.show(self.done, f"ETA {duration(left)}")
+        if not self.bar.is_shown and 10 * self.done // self.total > tenths:
+            print(f"{self.done} of {self.total} images, {spent:.0f} s", flush=True)

@@ -18,6 +18,7 @@ _LATEST = 120  # seconds that a worker survives a signal whose sender is unknown
 _PATIENCE = 120  # seconds that a command may take to save and exit
 _GRACE = 6.0  # seconds that a process may take to save and exit after its launcher was killed
 _LOOK = 1.0  # seconds between two looks at the parent
+_PROMISE = b"\nstopping after the current step; another Ctrl-C stops at once, without saving\n"
 
 
 class Signals:
@@ -49,6 +50,8 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self.interrupted and self.alone
+        if number == signal.SIGINT and self.alone and not (self.requested or self.saved) and os.isatty(2):
+            os.write(2, _PROMISE)  # unlike print, it may interrupt another print
         self.requested = True
         self.interrupted = self.interrupted or number == signal.SIGINT
         if self.saved or (again and number == signal.SIGINT):

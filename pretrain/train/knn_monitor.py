@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed
+from pretrain.common.console import Counted
 from pretrain.common.errors import UserError
 from pretrain.data.class_folders import CentreCrops, SpreadImages, collate_centres
 from pretrain.data.folders import Endings, class_folders
@@ -93,7 +94,7 @@ class Probe:
         dataset = CentreCrops(images.files, size=self.cfg.INPUT.SIZE)
         loader = make_loader(dataset, self.cfg, batches=batches, device=self.device, collate=collate_centres)
         features, readable = [], []
-        for batch, good in loader:
+        for batch, good in Counted(loader, "kNN"):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 maps = encoder.features(self.pixels(batch.to(self.device)))["res5"]
             features.append(maps.float().mean((2, 3)))

@@ -86,7 +86,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Clock:
-    """Measures speed, the share of time spent waiting for data, and the time left, between two log lines."""
+    """Measures speed and the share of time spent waiting for data, between two log lines."""
 
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
@@ -101,12 +101,10 @@ class Clock:
         self.steps += 1
         self.waited += waited
 
-    def read(self, steps_left: int) -> tuple[float, float, float]:
-        """Return images per second, share of waiting in [0, 1] and seconds left; then start again."""
+    def read(self) -> tuple[float, float]:
+        """Return images per second and share of waiting in [0, 1]; then start again."""
         seconds = max(time.perf_counter() - self.begin, 1e-9)
-        result = self.steps * self.images_per_step / seconds, self.waited / seconds, (
-            steps_left * seconds / max(self.steps, 1)
-        )  # fmt: skip
+        result = self.steps * self.images_per_step / seconds, self.waited / seconds
         self.restart()
         return result
 

@@ -23,7 +23,7 @@ from pretrain.train import checkpoints
 from pretrain.train.alarms import Alarms
 from pretrain.train.log import Log
 from pretrain.train.schedule import learning_rate
-from pretrain.train.session import Session, not_finite
+from pretrain.train.session import LAPTOP, Session, not_finite
 from pretrain.train.setup import Run, set_up
 from pretrain.train.step import NonFiniteLoss, train_step
 
@@ -71,6 +71,7 @@ def _train(run: Run, log: Log) -> None:
                 due = session.due()
                 if due.line:
                     session.write_line()
+                session.pace.say_estimate(device=run.device.type, smaller=LAPTOP)
                 if due.save:
                     session.save(due)
                 session.leave_if_asked(due)
@@ -78,7 +79,9 @@ def _train(run: Run, log: Log) -> None:
                     _measure_knn(run, log)
                 if due.save:
                     session.clock.restart()  # speed and waiting describe the training steps alone
-        finally:  # an exception keeps this frame alive, and with it the loader's workers
+        finally:
+            session.bar.close()
+            # An exception keeps this frame alive, and with it the loader's workers.
             getattr(loader, "_shutdown_workers", lambda: None)()
     for line in session.broken.report():
         say(line)

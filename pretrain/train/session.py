@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pretrain.common import distributed
-from pretrain.common.console import say
+from pretrain.common.console import Bar, Pace, say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
@@ -19,6 +19,8 @@ from pretrain.train.nonfinite import first_bad_layer
 from pretrain.train.setup import Run
 
 Views = tuple[torch.Tensor, torch.Tensor]
+LAPTOP = "pretrain/laptop_R18.yaml"
+_SYNCHRONISED = 5  # first steps after each of which a GPU is waited for, so that they can be timed
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Session:
         )
         self.clock, self.meter = Clock(run.cfg.SOLVER.IMS_PER_BATCH), Meter(run.device)
         self.saver = Saver(run.cfg, saved=run.progress.iteration or None)
+        self.pace = Pace(run.total, run.progress.iteration)
+        self.bar = Bar(run.total, run.progress.iteration)
 
     def batches(self, loader: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches that are left; note how long each took and which images could not be read."""
         while self.run.progress.iteration < self.run.total:
+            self.pace.begin()
             begin = time.perf_counter()
             batch = next(loader)
             self.waited = time.perf_counter() - begin
@@ -76,6 +81,10 @@ class Session:
         self.clock.step(self.waited)
         progress = self.run.progress
         self.run.progress = replace(progress, iteration=progress.iteration + 1)
+        if self.run.device.type == "cuda" and progress.iteration < self.first + _SYNCHRONISED:
+            torch.cuda.synchronize()
+        self.pace.end()
+        self.bar.show(self.pace.done, self.pace.text())
 
     def due(self) -> Due:
         """Return what follows this step. Every process calls it.
@@ -106,12 +115,12 @@ class Session:
         """Print and write the means of the steps since the last line."""
         progress, total = self.run.progress, self.run.total
         values = {**self.meter.read(), "lr": self.run.optimizer.param_groups[0]["lr"]}
-        speed, data_wait, left = self.clock.read(total - progress.iteration)
+        speed, data_wait = self.clock.read()
         line = {
             "iteration": progress.iteration, "epoch": (progress.iteration - 1) // progress.per_epoch, **values,
             "images_per_second": speed, "data_wait": data_wait, "time": time.time(),
         }  # fmt: skip
-        say_step(line, total=total, epochs=self.run.cfg.SOLVER.MAX_EPOCH, seconds_left=left)
+        say_step(line, total=total, epochs=self.run.cfg.SOLVER.MAX_EPOCH, seconds_left=self.pace.left())
         self.log.write(line)
 
     def save(self, due: Due) -> None:

@@ -104,11 +104,10 @@ def set_up(cfg: CfgNode, *, resume: bool | Path, other_processes: bool = False) 
         if isinstance(resume, Path):
             take_up(resume, folder / LAST, iteration=progress.iteration, numbered=numbered(folder))
     if progress.iteration < run.total:
-        start_notes.say_start(cfg, images=len(files), per_epoch=per_epoch, device=device, amp=progress.amp)
-        if probe and not cfg.KNN.TRAIN:
-            say(
-                f"KNN.TRAIN is empty: kNN is measured, leave-one-out, on the class folders of {cfg.DATA.TRAIN[0]}"
-            )
+        start_notes.say_start(
+            cfg, images=len(files), per_epoch=per_epoch, total=run.total, device=device, amp=progress.amp
+        )
+        start_notes.say_knn(cfg)
         memory.fit(cfg, model, device)
         if distributed.is_main():
             write_text(folder / "config.yaml", digest_text(cfg))

@@ -13,19 +13,46 @@ from pretrain.common.configs import CONFIG_ROOT, get
 from pretrain.common.console import say
 from pretrain.model import norm, precision
 from pretrain.train import alarms
+from pretrain.train.knn_monitor import bank_folder
 
 
-def say_start(cfg: CfgNode, *, images: int, per_epoch: int, device: torch.device, amp: str) -> None:
-    """Print the set-up in three lines, then a `note:` line for each setting that looks unusual."""
+def say_start(
+    cfg: CfgNode, *, images: int, per_epoch: int, total: int, device: torch.device, amp: str
+) -> None:
+    """Print the set-up in three lines, then a `note:` line for each setting that looks unusual.
+
+    Args:
+        per_epoch, total: iterations of an epoch and of the whole run.
+    """
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, distributed.world_size()
     groups = f", {norm.groups_of(cfg)} groups" if cfg.MODEL.NORM == "ShuffleBN" else ""
     say(
-        f"{images} images, {per_epoch} iterations of {batch} per epoch; {processes} process(es), {device.type}"
+        f"{images} images, {per_epoch} iterations of {batch} per epoch, {total} in all; {processes} process(es), "
+        f"{device.type}; results in {cfg.OUTPUT_DIR}"
     )
-    say(f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MODEL.NORM}{groups}; bf16: {amp}")
+    say(
+        f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, views of {cfg.INPUT.SIZE} pixels, {cfg.MODEL.NORM}{groups}; "
+        f"bf16: {amp}"
+    )
     say(_about_chance(cfg, images))
     for note in [*_unused_gpus(device), *_faster_precision(cfg, device), *_notes(cfg, images)]:
         say(f"note: {note}")
+
+
+def say_knn(cfg: CfgNode) -> None:
+    """Print on which images kNN is measured, or why it is not; nothing if KNN.PERIOD turns it off."""
+    if not cfg.KNN.PERIOD:
+        return
+    key, folder = bank_folder(cfg)
+    if key == "DATA.TRAIN":
+        say(f"KNN.TRAIN is empty: kNN is measured, leave-one-out, on the class folders of {folder}")
+    elif folder:
+        say(f"kNN is measured on {cfg.KNN.VAL or folder} (KNN.{'VAL' if cfg.KNN.VAL else 'TRAIN'})")
+    else:
+        say(
+            "kNN is not measured: there are no labelled images, neither class folders in DATA.TRAIN nor a KNN.TRAIN; "
+            "training needs none"
+        )
 
 
 def _unused_gpus(device: torch.device) -> list[str]:

@@ -181,3 +181,40 @@ def test_overrides_that_are_built_wrong() -> None:
     assert "holds a control character" in refusal("OUTPUT_DIR", "a\x1b[31m")
     assert "is not of type int" in refusal("SEED", "-" * 2000 + "1")
     assert "is too large" in refusal("SEED", "1" * 100)
+
+
+def test_no_two_configs_write_to_one_folder() -> None:
+    folders = [config.load(str(path)).OUTPUT_DIR for path in PRETRAIN]
+    assert len(set(folders)) == len(PRETRAIN)
+    stated = [path for path in PRETRAIN if re.search(r"^OUTPUT_DIR: ", path.read_text(), re.M)]
+    assert [path.stem for path in PRETRAIN if path not in stated] == ["base_moco"]
+
+
+def test_the_folder_of_a_users_config_is_named_after_it(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    mine.write_text(f"_BASE_: {CONFIG_ROOT}/pretrain/moco_v2_R50.yaml\n")
+    assert config.load(str(mine)).OUTPUT_DIR == "output/mine"
+    assert config.load(str(mine), ["OUTPUT_DIR", "here"]).OUTPUT_DIR == "here"
+    mine.write_text("_BASE_: other.yaml\n")
+    other.write_text(f"_BASE_: {CONFIG_ROOT}/pretrain/moco_v2_R50.yaml\nOUTPUT_DIR: there\n")
+    assert config.load(str(mine)).OUTPUT_DIR == config.load(str(other)).OUTPUT_DIR == "there"
+
+
+def test_labelled_images_of_a_config_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the demo do not belong to a user's photographs. What the user names must exist."""
+    monkeypatch.chdir(tmp_path)
+    own = ["DATA.TRAIN", "my/photos"]
+    cfg = config.load("pretrain/demo_R18.yaml", own)
+    assert (cfg.KNN.TRAIN, cfg.KNN.VAL) == ("", "")
+    cfg = config.load("pretrain/demo_R18.yaml", [*own, "KNN.TRAIN", "gone"])
+    assert cfg.KNN.TRAIN == "gone"
+    assert config.load("pretrain/demo_R18.yaml").KNN.TRAIN == "datasets/demo_standard/knn/train"
+    Path("datasets/demo_standard/knn/train").mkdir(parents=True)
+    assert config.load("pretrain/demo_R18.yaml", own).KNN.TRAIN == "datasets/demo_standard/knn/train"
+
+
+@pytest.mark.parametrize(
+    ("value", "steps"), [("40", [40]), ("40,54", [40, 54]), ("[40, 54]", [40, 54]), ("()", [])]
+)
+def test_a_list_of_numbers_may_be_one_number(value: str, steps: list[int]) -> None:
+    assert steps == config.load("pretrain/moco_v1_R50.yaml", ["SOLVER.STEPS", value]).SOLVER.STEPS

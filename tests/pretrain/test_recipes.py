@@ -59,7 +59,7 @@ TABLE = {
     "moco_v2_table1_c_R50": {**V1, **HEAD, **VIEWS},
     "moco_v2_table1_d_R50": V2,
 }  # fmt: skip
-DEMOS = {"demo_R18", "demo_R50w50", "demo_mechanism"}
+DEMOS = {"laptop_R18", "demo_R18", "demo_R50w50", "demo_mechanism"}
 
 
 def get(cfg: object, key: str) -> object:

@@ -16,6 +16,7 @@ from transfer.compare import answer, cost, data, rates, schedule
 from transfer.compare.cost import Cost
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
+from transfer.config.length import EPOCHS, USUAL
 from transfer.config.load import load_config, read_config
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
@@ -171,7 +172,7 @@ def _lengths(
     spent = _spent(args, overrides, batch // processes)
     at_once = _at_once(args)
     lengths = [schedule.usual(images, share, batch) for share in args.fractions]
-    rule = f"{schedule.EPOCHS} epochs, at least {schedule.USUAL} iterations"
+    rule = f"{EPOCHS:g} epochs, at least {USUAL} iterations"
     if "SOLVER.MAX_ITER" in overrides:
         lengths = [Schedule(cfg.SOLVER.MAX_ITER)] * len(lengths)
         rule = "SOLVER.MAX_ITER, as given"

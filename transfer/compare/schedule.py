@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.common.errors import UserError
+from transfer.config import length
 
-EPOCHS = 29  # of the paper's smallest data set: 9,000 iterations of 16 images for 5,011 images (He et al., Table 4)
-USUAL = 500  # iterations at least, if the time allows it: with less, the heads are hardly trained
 LEAST = 100  # iterations at least, whatever the time
-_STEPS = (3 / 4, 11 / 12)  # of the schedule, as in the paper's recipes
 
 
 @dataclass(frozen=True)
@@ -20,17 +18,15 @@ class Schedule:
 
     def overrides(self, warm_up: int) -> tuple[str, ...]:
         """Return KEY, VALUE, ...: the length, the drops of the learning rate, and a warm-up of at most a tenth."""
-        drops = (round(part * self.iterations) for part in _STEPS)
-        steps = tuple(dict.fromkeys(drop for drop in drops if 0 < drop < self.iterations))
         return (
-            "SOLVER.MAX_ITER", str(self.iterations), "SOLVER.STEPS", str(steps),
-            "SOLVER.WARMUP_ITERS", str(min(warm_up, self.iterations // 10)),
+            "SOLVER.MAX_ITER", str(self.iterations), "SOLVER.STEPS", str(length.steps(self.iterations)),
+            "SOLVER.WARMUP_ITERS", str(length.warm_up(self.iterations, warm_up)),
         )  # fmt: skip
 
 
 def usual(images: int, fraction: float, batch: int) -> Schedule:
-    """Return the schedule of a share of the images: `EPOCHS` epochs, and at least `USUAL` iterations."""
-    return Schedule(max(USUAL, math.ceil(EPOCHS * max(1, round(fraction * images)) / batch)))
+    """Return the schedule of a share of the images, by the rule of `transfer.config.length`."""
+    return Schedule(length.iterations(round(fraction * images), batch))
 
 
 def fitted(

@@ -16,7 +16,8 @@ from transfer.config.paper_tasks import RECIPES, Recipe
 # Keys that do not change the numbers of a run, or that identify the run.
 _BOOKKEEPING = (
     "DATALOADER.NUM_WORKERS", "DATASETS.ROOT", "LOG.", "MODEL.CHANNELS_LAST", "MODEL.COMPILE", "MODEL.DEVICE",
-    "MODEL.INIT", "MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "TEST.EVAL_PERIOD",
+    "MODEL.INIT", "MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.SAVE_MINUTES",
+    "TEST.EVAL_PERIOD",
     "TEST.KEEP_BEST", "TEST.PICTURE", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK",
 )  # fmt: skip
 # Reasons for values that are in no recipe.
@@ -75,10 +76,11 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
     if path:
         merge(base, path, ())
     plain = flatten(base)
+    open_ended = ("SOLVER.MAX_ITER", "SOLVER.STEPS") if cfg.SOLVER.EPOCHS else ()  # known once the data are
     rows = [
         (key, _text(value), _text(plain[key]), _reason(key, value, cfg, recipe))
         for key, value in sorted(flatten(cfg).items())
-        if not equal(value, plain[key]) and not key.startswith(_BOOKKEEPING)
+        if not equal(value, plain[key]) and not key.startswith((*_BOOKKEEPING, *open_ended))
     ]
     against = f"its defaults and its {zoo}" if path else "its defaults"
     yield f"Differences from plain detectron2, {against}: {len(rows) or 'none'}"

@@ -36,6 +36,9 @@ def add_keys(cfg: Any) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # bfloat16 | float16 (scaled losses, as in detectron2)
     cfg.SOLVER.LOG_PERIOD = 20  # iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = 5000  # iterations
+    cfg.SOLVER.SAVE_MINUTES = 15.0  # also save at this interval; 0: only by CHECKPOINT_PERIOD
+    # Number of epochs, from which MAX_ITER, STEPS and the warm-up follow (length.py); not if a MAX_ITER is set.
+    cfg.SOLVER.EPOCHS = 0.0
     cfg.DATASETS.ROOT = data_root()  # the folder of coco/, VOC2007/, VOC2012/, demo_*/
     # Your own COCO-format data: set all four, instead of TRAIN and TEST.
     cfg.DATASETS.TRAIN_JSON = ""

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from pretrain.common.configs import find_config, get, merge
+from pretrain.common.configs import default_output, find_config, flatten, get, merge, read_yaml
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import read_json
 from transfer import d2_compat
+from transfer.config import length
 from transfer.config.keys import add_keys
 
 _CHOICES = {
@@ -22,6 +23,8 @@ _LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.LOG_PERIOD": 1,
     "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.SAVE_MINUTES": 0,
+    "SOLVER.EPOCHS": 0,
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "TEST.PRECISE_BN.NUM_ITER": 1,
     "DATALOADER.NUM_WORKERS": 0,
@@ -56,9 +59,20 @@ def load_config(name: str, overrides: Sequence[str] = (), *, need_weights: bool 
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
-    """Read a config without checking its values. Raises `UserError` for unknown keys and files."""
-    cfg = default_config()
-    merge(cfg, find_config(name), overrides)
+    """Read a config without checking its values. Raises `UserError` for unknown keys and files.
+
+    Without an OUTPUT_DIR, that is named after the config. A MAX_ITER that is set takes the place of SOLVER.EPOCHS;
+    the STEPS, unless they are set too, then follow from it.
+    """
+    cfg, path = default_config(), find_config(name)
+    merge(cfg, path, overrides)
+    cfg.OUTPUT_DIR = default_output(path, overrides) or cfg.OUTPUT_DIR
+    if cfg.SOLVER.EPOCHS:
+        given = {*flatten(read_yaml(path)), *overrides[::2]}
+        if "SOLVER.MAX_ITER" in given:
+            cfg.SOLVER.EPOCHS = 0.0
+            if "SOLVER.STEPS" not in given:
+                cfg.SOLVER.STEPS = length.steps(cfg.SOLVER.MAX_ITER)
     return cfg
 
 
@@ -139,7 +153,13 @@ def _check(cfg: CfgNode) -> None:
     _check_resnet(cfg)
     _check_compiled(cfg)
     last_step = max(cfg.SOLVER.STEPS, default=0)
-    if last_step >= cfg.SOLVER.MAX_ITER and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+    if cfg.SOLVER.EPOCHS:
+        if tuple(cfg.SOLVER.STEPS) != tuple(default_config().SOLVER.STEPS):
+            raise UserError(
+                f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)}: SOLVER.EPOCHS {cfg.SOLVER.EPOCHS:g} sets them too: set "
+                "SOLVER.MAX_ITER with them, or leave them out"
+            )
+    elif last_step >= cfg.SOLVER.MAX_ITER and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         raise UserError(
             f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} reaches beyond SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: "
             "set both together"

@@ -32,14 +32,21 @@ def rescale(cfg: CfgNode, gpus: int) -> tuple[CfgNode, str]:
     new.SOLVER.BASE_LR = old.BASE_LR * gpus / reference
     for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
         new.SOLVER[key] = _stretch(old[key], gpus, reference)
-    new.SOLVER.STEPS = tuple(_stretch(step, gpus, reference) for step in old.STEPS)
+    if not old.EPOCHS:  # otherwise they follow from the number of images
+        new.SOLVER.STEPS = tuple(_stretch(step, gpus, reference) for step in old.STEPS)
     new.TEST.EVAL_PERIOD = _stretch(cfg.TEST.EVAL_PERIOD, gpus, reference)
     new.SOLVER.REFERENCE_WORLD_SIZE = gpus
     parts = [
         f"batch {old.IMS_PER_BATCH} -> {new.SOLVER.IMS_PER_BATCH}",
         f"lr {old.BASE_LR:g} -> {new.SOLVER.BASE_LR:g}",
-        f"{old.MAX_ITER} -> {new.SOLVER.MAX_ITER} iterations",
-        f"steps {tuple(old.STEPS)} -> {tuple(new.SOLVER.STEPS)}",
+        *(
+            [f"still {old.EPOCHS:g} epochs"]
+            if old.EPOCHS
+            else [
+                f"{old.MAX_ITER} -> {new.SOLVER.MAX_ITER} iterations",
+                f"steps {tuple(old.STEPS)} -> {tuple(new.SOLVER.STEPS)}",
+            ]
+        ),
         f"warm-up {old.WARMUP_ITERS} -> {new.SOLVER.WARMUP_ITERS}",
     ]
     return new, f"the recipe for {reference} GPUs, scaled to {gpus}: {', '.join(parts)}"

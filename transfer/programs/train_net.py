@@ -3,7 +3,7 @@
 python tools/train_net.py --config transfer/coco_R50_FPN.yaml --num-gpus 8 MODEL.WEIGHTS moco_v2.pkl
 python tools/train_net.py --config transfer/voc_R50_C4_24k.yaml --scale 1 MODEL.WEIGHTS moco_v2.pkl
 python tools/train_net.py --config transfer/demo_R18_FPN.yaml MODEL.INIT random OUTPUT_DIR output/random
-python tools/train_net.py --config transfer/coco_R50_FPN.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+python tools/train_net.py --config transfer/coco_R50_FPN.yaml --eval-only MODEL.WEIGHTS output/random/model_final.pth
 python tools/train_net.py --config transfer/coco_R50_FPN.yaml --explain
 
 Several machines, stopping and resuming, memory: docs/running.md

@@ -3,7 +3,7 @@
 python tools/visualize.py views --config pretrain/moco_v2_R50.yaml --output views.jpg DATA.TRAIN my/photos
 python tools/visualize.py data --config transfer/coco_R50_FPN.yaml --output pictures/data
 python tools/visualize.py data --config transfer/voc_R50_C4_24k.yaml --raw --count 40 --output pictures/raw
-python tools/visualize.py predictions --run output/transfer --output pictures/predictions
+python tools/visualize.py predictions --run output/transfer/custom_R50_FPN --output pictures/predictions
 python tools/visualize.py predictions --config A.yaml --output pictures/b MODEL.WEIGHTS model_final.pth
 """
 

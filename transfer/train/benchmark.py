@@ -23,7 +23,6 @@ from detectron2.utils.events import EventStorage
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.signals import Signals
 from transfer import results
 from transfer.data import datasets, train_stream
 from transfer.models import build
@@ -62,7 +61,10 @@ def train(cfg: CfgNode, *, iterations: int, rounds: int) -> dict[str, Any]:
         cfg.freeze()
         torch.manual_seed(cfg.SEED)
         state, batches = _our_state(cfg)
-        with Progress(cfg, 0) as log, contextlib.redirect_stdout(io.StringIO()):  # hides the log's lines
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            Progress(cfg, 0) as log,
+        ):  # hides the log's lines and bar
             loops = {"ours": lambda: _ours(cfg, state, batches, log), "plain": _plain_loop(cfg)}
             blocks = _interleave(loops, iterations=iterations, rounds=rounds)
             split = _split(cfg, state, batches, iterations)
@@ -98,7 +100,7 @@ def _our_state(cfg: CfgNode) -> tuple[State, Iterator[Batch]]:
 
 
 def _ours(cfg: CfgNode, state: State, batches: Iterator[Batch], log: Progress) -> None:
-    loop.advance(cfg, state, state.model, batches, log=log, signals=Signals())
+    loop.advance(cfg, state, state.model, batches, log=log)
 
 
 def _plain_loop(cfg: CfgNode) -> Callable[[], None]:

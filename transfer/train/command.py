@@ -34,7 +34,10 @@ def main(about: str | None, arguments: list[str] | None = None) -> None:
     started = launcher.join(srun=args.num_machines == 1)
     from transfer.config.load import check_processes, load_config
 
-    cfg = load_config(args.config, _overrides(args), need_weights=not args.explain)
+    overrides = _overrides(args)
+    cfg = load_config(args.config, overrides, need_weights=not args.explain)
+    if args.eval_only:
+        cfg.OUTPUT_DIR = _folder_of_weights(args.config, overrides, cfg)
     processes, local = _count_processes(args, started)
     is_first = int(os.environ.get("RANK") or 0) == 0 and args.machine_rank == 0
     cfg, sentence = _rescale(cfg, args, processes)
@@ -64,6 +67,17 @@ def _overrides(args: argparse.Namespace) -> list[str]:
         weights = read_config(args.config, overrides).MODEL.WEIGHTS
         overrides = [*init_weights.settings(weights), *overrides]
     return overrides
+
+
+def _folder_of_weights(config: str, overrides: list[str], cfg: Any) -> str:
+    """Return where `--eval-only` writes: next to the weights that it tests, unless an OUTPUT_DIR is given."""
+    from pretrain.common.configs import default_output, find_config
+
+    folder = os.path.dirname(cfg.MODEL.WEIGHTS) or "."
+    is_named = not default_output(find_config(config), overrides)
+    if is_named or not os.path.isfile(cfg.MODEL.WEIGHTS) or not os.access(folder, os.W_OK):
+        return str(cfg.OUTPUT_DIR)
+    return folder
 
 
 def _count_processes(args: argparse.Namespace, started: int) -> tuple[int, int]:
@@ -130,7 +144,11 @@ def _parse(about: str | None, arguments: list[str] | None) -> argparse.Namespace
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: this machine only")
     command_line.add_resume(parser, "model_last.pth")
-    add("--eval-only", action="store_true", help="only test MODEL.WEIGHTS, a fine-tuned detector")
+    add(
+        "--eval-only",
+        action="store_true",
+        help="only test MODEL.WEIGHTS, a fine-tuned detector, and write next to it",
+    )
     add("--explain", action="store_true", help="only print how the config differs from paper and detectron2")
     add("--scale", type=int, metavar="GPUS", help="adapt batch, learning rate and schedule to this many GPUs")
     add("--fraction", type=float, help="share of the training images to train on (DATASETS.FRACTION)")

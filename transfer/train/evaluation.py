@@ -10,7 +10,9 @@ from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 from torch import nn
 
+from pretrain.common.console import Counted
 from pretrain.common.errors import UserError
+from pretrain.common.signals import STOPPED
 from transfer.data.mapper import build_mapper
 from transfer.train import evaluators
 
@@ -30,11 +32,15 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Metrics]:
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name, mapper=build_mapper(cfg, is_train=False))
+        counted = Counted(loader, name)
         printed = io.StringIO()  # hides what evaluators print: the numbers are in the result
         try:
             with contextlib.redirect_stdout(printed):
-                metrics = inference_on_dataset(model, loader, evaluators.build(cfg, name))
-        except SystemExit:  # cityscapesscripts exits if a file is missing
+                metrics = inference_on_dataset(model, counted, evaluators.build(cfg, name))
+        except SystemExit as request:
+            if request.code == STOPPED:
+                raise
+            # cityscapesscripts exits if a file is missing
             lines = [line for line in printed.getvalue().splitlines() if line.strip()] or ["no reason given"]
             raise UserError(f"{name}: the evaluation stopped: {lines[-1]}") from None
         if metrics:

@@ -1,5 +1,6 @@
 """The training loop: detectron2's model, solver and losses, with periodic tests and checkpoints."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.run_folder import remove_leftovers
-from pretrain.common.signals import STOPPED, Signals
+from pretrain.common.signals import Signals
 from transfer import d2_compat
 from transfer.data import train_stream
 from transfer.detector_files import CONFIG, FINAL, write_categories
@@ -25,11 +26,17 @@ from transfer.train.step import Batch, grad_scaler, seed, step
 
 
 def train(
-    cfg: CfgNode, model: nn.Module, *, data: dict[str, str | None] | None = None, resume: bool | Path = False
+    cfg: CfgNode,
+    model: nn.Module,
+    source: train_stream.Source,
+    *,
+    data: dict[str, str | None] | None = None,
+    resume: bool | Path = False,
 ) -> tuple[State, dict[str, Metrics]]:
     """Train `model` in place to `SOLVER.MAX_ITER`, run PreciseBN, write `model_final.pth`, and test the model.
 
     Args:
+        source: the images to train on.
         data: `digests.data_digests(cfg)`.
         resume: continue from this file, or, if True, from `model_last.pth` if it exists.
     Returns:
@@ -37,6 +44,7 @@ def train(
     Raises:
         UserError: a loss is not finite, `model_last.pth` has other settings, or an image is broken.
         SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, once everything is saved.
+        KeyboardInterrupt: the same after Ctrl-C.
     """
     model.train()
     optimizer = build.build_optimizer(cfg, model)
@@ -49,24 +57,34 @@ def train(
         text = cfg.dump().encode()
         write_atomic(output / CONFIG, lambda file: file.write(text))
     parallel = d2_compat.distribute(model, broadcast_buffers=False)
-    source = train_stream.read(cfg)
     if distributed.is_main():
         write_categories(cfg, output)
     batches = train_stream.batches(source, cfg, state.iteration)
-    with EventStorage(state.iteration), Progress(cfg, state.iteration) as log, Signals() as signals:
+    clock = _Clock(cfg.SOLVER.SAVE_MINUTES)
+    alone = distributed.world_size() == 1
+    with (
+        EventStorage(state.iteration),
+        Progress(cfg, state.iteration) as log,
+        Signals(ctrl_c=True, alone=alone) as signals,
+    ):
         while state.iteration < cfg.SOLVER.MAX_ITER:
-            stop = advance(cfg, state, parallel, batches, log=log, signals=signals)
+            advance(cfg, state, parallel, batches, log=log)
             if _is_due(cfg.TEST.EVAL_PERIOD, state, cfg):
                 with log.pause():
                     _measure_bn(cfg, state, parallel, train_stream.batches(source, cfg, state.iteration))
                     _test(cfg, state, log)
                 model.train()
-            if stop or _is_due(cfg.SOLVER.CHECKPOINT_PERIOD, state, cfg):
-                _save(cfg, state, log)
+            stop, late = distributed.any_process(signals.requested, clock.due())
+            if stop or late or _is_due(cfg.SOLVER.CHECKPOINT_PERIOD, state, cfg):
+                with log.pause():
+                    _save(cfg, state, log)
+                clock.restart()
             if stop and state.iteration < cfg.SOLVER.MAX_ITER:
                 del batches  # ends the loader's workers
+                log.bar.close()
                 say(f"stopped at iteration {state.iteration}: run the same command with --resume to continue")
-                raise SystemExit(STOPPED)
+                signals.leave()
+        log.bar.close()
         _save(cfg, state, log)
         signals.saved = True
         _measure_bn(cfg, state, parallel, batches)
@@ -76,20 +94,29 @@ def train(
         return state, _test(cfg, state, log)
 
 
-def advance(
-    cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch], *, log: Progress, signals: Signals
-) -> bool:
-    """Run one iteration. Return whether to stop after it, with the same answer in every process."""
+class _Clock:
+    """Tells when `SOLVER.SAVE_MINUTES` (0: never) have passed, by the main process's clock; never in the others."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        return distributed.is_main() and 0 < self.seconds <= time.monotonic() - self.last
+
+
+def advance(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[Batch], *, log: Progress) -> None:
+    """Run one iteration."""
     with log.waiting():
         batch = next(batches)
-    losses, stop = step(
-        cfg, model, batch, state.optimizer, state.iteration, scaler=state.scaler, stop=signals.requested
-    )
+    losses = step(cfg, model, batch, state.optimizer, state.iteration, scaler=state.scaler)
     lr = state.optimizer.param_groups[0]["lr"]
     state.scheduler.step()
     state.iteration += 1
     log.add(state.iteration, losses, lr)
-    return stop
 
 
 def _is_due(period: int, state: State, cfg: CfgNode) -> bool:

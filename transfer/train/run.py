@@ -22,10 +22,12 @@ from pretrain.common.files import write_json
 from pretrain.common.pool import worker_failures
 from pretrain.common.run_folder import held, in_use
 from transfer import d2_compat, results
-from transfer.data import datasets
+from transfer.config import length
+from transfer.data import datasets, train_stream
 from transfer.data.digests import data_digests, data_record
+from transfer.data.train_stream import Source
 from transfer.models.build import build
-from transfer.train import evaluation, loop, precise_bn
+from transfer.train import evaluation, loop, precise_bn, start
 from transfer.train.state import LAST
 from transfer.visualize import drawing
 
@@ -44,6 +46,7 @@ def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -
     Raises:
         UserError: a mistake in the config, the weights or the data that the user can fix.
         SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, once everything is saved.
+        KeyboardInterrupt: the same after Ctrl-C.
     """
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
     cfg = cfg.clone()
@@ -55,28 +58,37 @@ def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -
     datasets.prepare(cfg, train=not eval_only)
     device = distributed.pick_device(cfg.MODEL.DEVICE)
     cfg.MODEL.DEVICE = device.type
+    source, rule = None, ""
+    if not eval_only:
+        source = train_stream.read(cfg)
+        rule = length.follow_images(cfg, len(source.records))
     cfg.freeze()
     distributed.init_from_env(device)
     d2_compat.set_local_process_group()
 
     if eval_only:  # it writes other files, each at once, so it may run while the folder's run trains
-        _train_and_test(cfg, output, resume=resume, eval_only=eval_only)
+        _train_and_test(cfg, output)
         return
     with held(output):
         if not _is_finished(output, resume=resume):  # another run may have ended since
-            _train_and_test(cfg, output, resume=resume, eval_only=eval_only)
+            _train_and_test(cfg, output, source, rule=rule, resume=resume)
 
 
-def _train_and_test(cfg: CfgNode, output: Path, *, resume: bool | Path, eval_only: bool) -> None:
-    started = time.perf_counter()
+def _train_and_test(
+    cfg: CfgNode, output: Path, source: Source | None = None, *, rule: str = "", resume: bool | Path = False
+) -> None:
+    """Train on `source`, whose number of images gave the schedule by `rule`, or without one only test."""
+    started, eval_only = time.perf_counter(), source is None
     with advice(cfg):
         model, weights_record = build(cfg, eval_only=eval_only)
-        if eval_only:
+        for line in start.lines(cfg, model, source, rule=rule):
+            say(line)
+        if source is None:
             metrics, best, seconds = evaluation.evaluate(cfg, model), None, 0.0
             for line in evaluation.table(metrics):
                 say(line)
         else:
-            state, metrics = loop.train(cfg, model, data=data_digests(cfg), resume=resume)
+            state, metrics = loop.train(cfg, model, source, data=data_digests(cfg), resume=resume)
             best, seconds = state.best, state.earlier
     if distributed.is_main():
         drawn = drawing.draw_predictions(cfg, model, output / ("pictures_eval" if eval_only else "pictures"))

@@ -212,7 +212,8 @@ def _changes(path: Path, cfg: CfgNode) -> list[str]:
     except UserError:
         return []
     now = flatten(yaml.safe_load(cfg.dump()))
-    return changes(before, {key: now[key] for key in now if not key.startswith(results.IRRELEVANT)})
+    ignored = (*results.IRRELEVANT, *results.YOUNGER)
+    return changes(before, {key: now[key] for key in now if not key.startswith(ignored)})
 
 
 def check_finite(state: State, cfg: CfgNode) -> None:

@@ -24,17 +24,15 @@ def step(
     iteration: int,
     *,
     scaler: torch.amp.GradScaler | None = None,
-    stop: bool = False,
-) -> tuple[Losses, bool]:
+) -> Losses:
     """Run one optimizer step on this process's share of a batch, in `SOLVER.ACCUMULATE` parts.
 
     Args:
         batch: this process's images; their number is a multiple of `SOLVER.ACCUMULATE`.
         iteration: counted from 0.
         scaler: for float16.
-        stop: whether this process was asked to stop.
     Returns:
-        The losses by name, detached and averaged over parts and processes; whether any process was asked to stop.
+        The losses by name, detached and averaged over parts and processes.
     Raises:
         UserError: a loss is infinite or NaN in any process. Every process raises, and no weight has changed.
     """
@@ -53,10 +51,9 @@ def step(
             names = list(losses)
             means = means + torch.stack([loss.detach().float() for loss in losses.values()]) / parts
             if last:
-                verdict = _Verdict(means, stop=stop)
+                verdict = _Verdict(means)
             (total if scaler is None else scaler.scale(total)).backward()
-    finite, stop = verdict.read()
-    if not finite:
+    if not verdict.is_finite():
         values = zip(names, verdict.means.tolist(), strict=True)
         raise not_finite(cfg, iteration + 1, ", ".join(f"{name} {value:g}" for name, value in values))
     if scaler is None:
@@ -65,7 +62,7 @@ def step(
         scaler.unscale_(optimizer)  # before clipping, which is part of the step of detectron2's optimizers
         scaler.step(optimizer)  # skips a step with an infinite gradient; update() then lowers the scale
         scaler.update()
-    return dict(zip(names, verdict.means, strict=True)), stop
+    return dict(zip(names, verdict.means, strict=True))
 
 
 def _forward(cfg: CfgNode, model: nn.Module, batch: Batch, iteration: int) -> Losses:
@@ -102,29 +99,27 @@ def _unsynchronised(model: nn.Module) -> AbstractContextManager:
 
 
 class _Verdict:
-    """Means of the losses over the processes, and whether all are finite and whether any process was asked to stop.
+    """Means of the losses over the processes, and whether all are finite.
 
-    On a GPU the two answers are copied while the backward pass is being queued, and read afterwards. So the step waits
-    only for the forward pass; detectron2, which reads its losses after the backward pass, waits for both. No time is
-    lost between backward pass and update.
+    On a GPU the answer is copied while the backward pass is being queued, and read afterwards. So the step waits only
+    for the forward pass; detectron2, which reads its losses after the backward pass, waits for both. No time is lost
+    between backward pass and update.
     """
 
-    def __init__(self, losses: torch.Tensor, *, stop: bool) -> None:
-        everything = torch.cat([losses, torch.full((1,), float(stop), device=losses.device)])
-        distributed.mean_over_processes([everything])
-        self.means = everything[:-1]
-        answers = torch.stack([torch.isfinite(self.means).all(), everything[-1] > 0])
+    def __init__(self, losses: torch.Tensor) -> None:
+        self.means = losses.clone()
+        distributed.mean_over_processes([self.means])
+        answer = torch.isfinite(self.means).all()
         self.ready = None
-        if answers.is_cuda:
-            self.answers = torch.empty(2, dtype=torch.bool, pin_memory=True)
-            self.answers.copy_(answers, non_blocking=True)
+        if answer.is_cuda:
+            self.answer = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self.answer.copy_(answer, non_blocking=True)
             self.ready = torch.cuda.Event()
             self.ready.record()
         else:
-            self.answers = answers
+            self.answer = answer
 
-    def read(self) -> tuple[bool, bool]:
+    def is_finite(self) -> bool:
         if self.ready is not None:
             self.ready.synchronize()
-        finite, stop = self.answers.tolist()
-        return finite, stop
+        return bool(self.answer)

@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -109,3 +111,35 @@ def test_long_untrusted_values_are_cut(value: Any) -> None:
     for shown in (label(value), brief(value), label(value, 40)):
         assert shown.isprintable() and len(shown) <= SHOWN
     assert len(label(value, 40)) <= 40
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ImportError("numpy failed"), SystemError("x")])
+def test_ctrl_c_is_one_line_whatever_a_library_makes_of_it(
+    raised: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An extension module that is interrupted while it is imported raises an error of its own."""
+
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise raised from None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_tool(main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_error_without_ctrl_c_keeps_its_traceback() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemError):
+            run_tool(lambda: (_ for _ in ()).throw(SystemError("a bug")))
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -150,7 +150,7 @@ def _said(capsys: pytest.CaptureFixture[str], images: int, *overrides: Any) -> l
     cfg = config.defaults()
     cfg.merge_from_list(list(overrides))
     capsys.readouterr()
-    start_notes.say_start(cfg, images=images, per_epoch=1, device=torch.device("cpu"), amp="off")
+    start_notes.say_start(cfg, images=images, per_epoch=1, total=1, device=torch.device("cpu"), amp="off")
     return capsys.readouterr().out.splitlines()[2:]
 
 
@@ -247,3 +247,26 @@ def test_a_queue_of_half_the_images_or_none_is_not_noted(
     capsys: pytest.CaptureFixture[str], images: int, overrides: list[Any]
 ) -> None:
     assert len(_said(capsys, images, *overrides)) == 1
+
+
+def test_a_line_says_where_knn_is_measured_or_why_it_is_not(
+    image_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, labelled = image_folder(2), image_folder(2, classes=("a", "b"))
+    cases = [
+        (plain, "", 10, "kNN is not measured: there are no labelled images"),
+        (
+            labelled,
+            "",
+            10,
+            f"KNN.TRAIN is empty: kNN is measured, leave-one-out, on the class folders of {labelled}",
+        ),
+        (plain, str(labelled), 10, f"kNN is measured on {labelled} (KNN.TRAIN)"),
+        (plain, "", 0, ""),
+    ]
+    for images, bank, period, expected in cases:
+        cfg = config.defaults()
+        cfg.merge_from_list(["DATA.TRAIN", [str(images)], "KNN.TRAIN", bank, "KNN.PERIOD", period])
+        start_notes.say_knn(cfg)
+        said = capsys.readouterr().out
+        assert said.startswith(expected) and said.count("\n") == bool(expected)

@@ -665,7 +665,7 @@ def test_a_machine_with_unused_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr("sys.argv", ["tools/pretrain.py", "--config", "a b.yaml"])
     cfg = config.load("pretrain/moco_v2_R50.yaml")
-    start_notes.say_start(cfg, images=1000, per_epoch=3, device=torch.device(kind), amp="off")
+    start_notes.say_start(cfg, images=1000, per_epoch=3, total=9, device=torch.device(kind), amp="off")
     line = "torchrun --nproc-per-node 8 tools/pretrain.py --config 'a b.yaml'"
     assert (line in capsys.readouterr().out) == expected
 
@@ -685,7 +685,7 @@ def test_a_gpu_that_is_faster_in_bf16(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native)
     cfg = config.load("pretrain/moco_v2_R50.yaml", ["SOLVER.AMP", setting])
-    start_notes.say_start(cfg, images=1000, per_epoch=3, device=torch.device(kind), amp="off")
+    start_notes.say_start(cfg, images=1000, per_epoch=3, total=9, device=torch.device(kind), amp="off")
     notes = [line for line in capsys.readouterr().out.splitlines() if "faster" in line]
     assert len(notes) == expected and all("SOLVER.AMP auto" in note for note in notes)
 

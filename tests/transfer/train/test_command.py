@@ -51,3 +51,15 @@ def test_help_needs_neither_torch_nor_detectron2() -> None:
     code = "import sys, transfer.train.command; print({'torch', 'detectron2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_test_writes_next_to_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(command, "_run", lambda cfg, args: seen.append(cfg.OUTPUT_DIR))
+    weights = tmp_path / "model_final.pth"
+    weights.touch()
+    given = ["--config", "transfer/coco_R50_FPN.yaml", "--eval-only", "MODEL.WEIGHTS"]
+    command.main("", [*given, str(weights)])
+    command.main("", [*given, str(weights), "OUTPUT_DIR", "there"])
+    command.main("", [*given, str(tmp_path / "missing.pth")])  # an error of the run
+    assert seen == [str(tmp_path), "there", "output/transfer/coco_R50_FPN"]

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -453,3 +454,56 @@ def test_scheduler_stops_a_run(data, whole: Path, tmp_path: Path, number: signal
     assert torch.load(tmp_path / "cut/model_last.pth", weights_only=True)["iteration"] in (2, 3, 4)
     train_run.run(_load(settings, tmp_path / "cut"), resume=True)
     assert _equal(whole, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_run_stops_after_the_current_iteration(
+    data,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    end: type[BaseException],
+) -> None:
+    cfg, one_step = _load([*data, "SOLVER.CHECKPOINT_PERIOD", "1000"], tmp_path), loop.step
+
+    def signalled(cfg, model, batch, optimizer, iteration, **options):
+        if iteration == 2:
+            os.kill(os.getpid(), number)
+        return one_step(cfg, model, batch, optimizer, iteration, **options)
+
+    monkeypatch.setattr(loop, "step", signalled)
+    with pytest.raises(end):
+        train_run.run(cfg)
+    assert checkpoint.load(tmp_path / "model_last.pth")["iteration"] == 3
+    assert "stopped at iteration 3: run the same command with --resume" in capsys.readouterr().out
+    monkeypatch.setattr(loop, "step", one_step)
+    train_run.run(cfg, resume=True)
+    assert _equal(whole, tmp_path)
+
+
+def test_a_state_is_saved_by_the_clock(
+    data, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An iteration takes ten minutes: after every other one, 15 minutes have passed. Saving changes no result."""
+    cfg = _load([*data, "SOLVER.CHECKPOINT_PERIOD", "1000"], tmp_path)
+    saved, now = [], [0.0]
+    one_step, save = loop.step, loop.save
+
+    def slow(*arguments, **options):
+        now[0] += 600
+        return one_step(*arguments, **options)
+
+    def note(state, cfg):
+        saved.append(state.iteration)
+        save(state, cfg)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop, "step", slow)
+    monkeypatch.setattr(loop, "save", note)
+    train_run.run(cfg)
+    assert saved == [2, 4, 6, 6]  # the last one at the end
+    assert _equal(whole, tmp_path)

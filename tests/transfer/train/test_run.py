@@ -53,6 +53,13 @@ def test_eval_only_tests_the_very_weights_and_spares_the_run(
     monkeypatch.setattr(run.evaluation, "evaluate", note_weights)
     output = tmp_path / "a"
     run.run(_load(tiny, output))
+    said = capsys.readouterr().out
+    assert (
+        "6 images to train on in custom_train; images to test on: 3 in custom_test; 2 class(es): cup, key"
+        in said
+    )
+    assert "4 iterations of 2 images, 1.3 epochs; SGD, learning rate 0.02; results in " in said
+    assert said.index("Mask R-CNN, R50-FPN, ") < said.index("iteration 1/4  loss ")
     text = (output / "results.json").read_text()
     record = json.loads(text)
     assert record["metrics"] == {"custom_test": {"bbox": {"AP": 1.0, "AP75": None}}}
@@ -122,7 +129,7 @@ def test_boxes_stay_exact_under_bf16(tiny, tmp_path: Path) -> None:
             module.register_forward_hook(lambda _, inputs, __: kinds.append(inputs[0].dtype))
     batch = next(train_stream.training_batches(cfg, 0))
     with EventStorage():
-        losses, _ = step(cfg, model, batch, build.build_optimizer(cfg, model), 0)
+        losses = step(cfg, model, batch, build.build_optimizer(cfg, model), 0)
     assert set(kinds) == {torch.float32}
     assert all(torch.isfinite(value) for value in losses.values())
 

@@ -67,7 +67,7 @@ def test_the_frozen_row_trains_no_part_of_the_backbone() -> None:
     )
     assert frozen.MODEL.BACKBONE.FREEZE_AT == 5
     other.defrost()
-    other.MODEL.BACKBONE.FREEZE_AT = 5
+    other.MODEL.BACKBONE.FREEZE_AT, other.OUTPUT_DIR = 5, frozen.OUTPUT_DIR
     assert frozen == other
 
 
