@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from pretrain.common import distributed
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json, write_json
@@ -25,7 +26,9 @@ from transfer.reproduce.plan import plan, released
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect
+from transfer.train.log import LAPTOP
 
+_DAY = 24.0  # hours
 _RUN_GB = 0.5  # state and weights of a run
 
 
@@ -182,15 +185,21 @@ def _lengths(
             seconds=3600 * args.hours,
         )  # fmt: skip
         rule += f"; shortened for all alike to fit into {args.hours:g} h, to no less than {schedule.LEAST}"
-    lines = []
+    lines, total = [], 0.0
     for share, length in zip(args.fractions, lengths, strict=True):
         seconds = length.iterations * spent.iteration + spent.fixed
         count, hours = max(1, round(share * images)), runs * seconds / at_once / 3600
+        total += hours
         sizes = (f"{hours:.2f}", f"{runs * _RUN_GB:.1f}")
         lines.append((_percent(share), count, length.iterations, duration(seconds), runs, *sizes))
     heads = ("labels", "images", "iterations", "a run", "runs", "hours", "GB")
     say(tabulate(lines, heads, tablefmt="plain", disable_numparse=True))
     say(f"the same for every init: {rule}; {spent.test_images} test images")
+    if total > _DAY and distributed.pick_device(cfg.MODEL.DEVICE).type == "cpu":
+        say(
+            f"note: more than a day on this CPU: --config {LAPTOP} suits it, and --hours shortens all runs alike "
+            "(docs/own_data.md)"
+        )
     return lengths
 
 

@@ -81,6 +81,18 @@ def test_the_same_command_resumes_the_same_runs_although_times_differ(
     assert not {job.key for job in other if "finetune" in job.name} & first
 
 
+def test_more_than_a_day_on_a_processor_names_a_smaller_config(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        command.cost, "measure", lambda cfg: Cost(60.0, 5.0, 6)
+    )  # 6 runs of 500 minutes: 50 hours
+    planned([*words, *TINY], monkeypatch)
+    assert "--config transfer/laptop_custom.yaml" in capsys.readouterr().out
+    planned([*words, *TINY, "--hours", "23"], monkeypatch)
+    assert "laptop" not in capsys.readouterr().out
+
+
 def test_other_annotations_are_other_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["SOLVER.MAX_ITER", "4", *TINY]
     before = {job.key for job in planned([*words, *more], monkeypatch) if "finetune" in job.name}
