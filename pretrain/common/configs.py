@@ -149,9 +149,7 @@ def _stated_in(path: Path, key: str) -> Path | None:
     if key in tree:
         return path
     bases = tree.get("_BASE_", [])
-    files = [
-        path.parent / os.path.expanduser(base) for base in (bases if isinstance(bases, list) else [bases])
-    ]
+    files = [_base(path, name) for name in (bases if isinstance(bases, list) else [bases])]
     return next(filter(None, (_stated_in(file, key) for file in reversed(files))), None)
 
 
@@ -164,10 +162,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
-    """Read a file over its bases; `chain` is the list of all files that were read.
-
-    A base is relative to the file, or else under `configs/`.
-    """
+    """Read a file over its bases; `chain` is the list of all files that were read."""
     chain.append(path)
     if len(chain) > _MAX_FILES:
         raise UserError(
@@ -181,14 +176,19 @@ def _read_chain(path: Path, chain: list[Path]) -> dict[str, Any]:
             raise UserError(f"{path}: _BASE_ {brief(base)}: name the path of a file")
         if "://" in base:
             raise UserError(f"{path}: _BASE_ {brief(base)} is a URL; download the file and name its path")
-        name = os.path.expanduser(base)
-        places = (path.parent / name, CONFIG_ROOT / name)
-        file = next((place for place in places if os.path.exists(place)), None)
-        if file is None:
-            raise UserError(f"{path}: _BASE_ names a missing file: {label(str(places[0]))}")
-        _merge_trees(_read_chain(file, chain), tree, path)
+        _merge_trees(_read_chain(_base(path, base), chain), tree, path)
     _merge_trees(own, tree, path)
     return tree
+
+
+def _base(path: Path, name: str) -> Path:
+    """Return the file that a `_BASE_` of `path` names: relative to `path`, or else under `configs/`."""
+    name = os.path.expanduser(name)
+    places = (path.parent / name, CONFIG_ROOT / name)
+    file = next((place for place in places if os.path.exists(place)), None)
+    if file is None:
+        raise UserError(f"{path}: _BASE_ names a missing file: {label(str(places[0]))}")
+    return file
 
 
 def _read_one(path: Path) -> dict[str, Any]:

@@ -63,7 +63,11 @@ def test_nothing_that_is_printed_steers_a_terminal(capsys: pytest.CaptureFixture
 
 
 def test_every_tool_prints_so() -> None:
-    for path in (ROOT / "tools").glob("*.py"):
+    programs = [path for path in (ROOT / "transfer" / "programs").glob("*.py") if path.name != "__init__.py"]
+    assert {path.name for path in (ROOT / "tools").glob("*.py")} == {
+        "install_detectron2.py", *(path.name for path in programs),
+    }  # fmt: skip
+    for path in (*programs, ROOT / "transfer" / "install_detectron2.py"):
         text = path.read_text(encoding="utf-8")
         assert "run_tool(" in text or "reconfigure(errors=" in text, path
 

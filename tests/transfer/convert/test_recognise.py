@@ -2,6 +2,8 @@
 
 import argparse
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torchvision.models import ResNet, resnet
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES
 from tests.support.checkpoints import moco_file, moco_state, plain_file, small_network, torchvision_network
+from transfer.convert import recognise
 from transfer.convert.recognise import read_source
 
 SMALL = small_network().state_dict()
@@ -162,16 +165,30 @@ def refusal(path: Path, **options: str) -> str:
     return message
 
 
-def test_each_missing_tensor_is_named(tmp_path: Path) -> None:
-    for name in SMALLEST.keys() & TRUNK:
-        state = {key: tensor for key, tensor in SMALLEST.items() if key != name}
-        assert name in refusal(plain_file(tmp_path / "a.pth", state))
+@pytest.fixture
+def refusal_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, torch.Tensor]], str]:
+    """Return a function like `refusal` for tensors; the file is read only once."""
+    path = plain_file(tmp_path / "a.pth", SMALLEST)
+    loaded = recognise.read_checkpoint(path)
+
+    def refused(state: dict[str, torch.Tensor]) -> str:
+        monkeypatch.setattr(
+            recognise, "read_checkpoint", lambda _: replace(loaded, tensors=state, keys=tuple(state))
+        )
+        return refusal(path)
+
+    return refused
 
 
-def test_each_misshaped_tensor_is_named(tmp_path: Path) -> None:
+def test_each_missing_tensor_is_named(refusal_of: Callable[[dict[str, torch.Tensor]], str]) -> None:
     for name in SMALLEST.keys() & TRUNK:
-        state = SMALLEST | {name: torch.cat([SMALLEST[name], SMALLEST[name][:1]])}
-        assert f"tensor {name} has shape" in refusal(plain_file(tmp_path / "a.pth", state))
+        assert name in refusal_of({key: tensor for key, tensor in SMALLEST.items() if key != name})
+
+
+def test_each_misshaped_tensor_is_named(refusal_of: Callable[[dict[str, torch.Tensor]], str]) -> None:
+    for name in SMALLEST.keys() & TRUNK:
+        tensor = torch.cat([SMALLEST[name], SMALLEST[name][:1]])
+        assert f"tensor {name} has shape" in refusal_of(SMALLEST | {name: tensor})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

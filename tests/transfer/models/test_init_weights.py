@@ -94,7 +94,9 @@ def test_each_missing_tensor_is_refused(converted: Path) -> None:
     """This holds for frozen batch norm too, which silently fills in missing statistics."""
     model = build_model(config(converted, {"MODEL.RESNETS.NORM": "FrozenBN"}))
     weights = read_weights(converted)
-    for name in weights["model"]:
+    for name in list(weights["model"])[
+        ::4
+    ]:  # of all kinds and stages: a convolution and its norm are five tensors
         partial = {key: tensor for key, tensor in weights["model"].items() if key != name}
         with pytest.raises(UserError, match=rf"1 of 265 tensors would stay random, first \S*{name};"):
             check_filled(model, weights | {"model": partial})

@@ -26,7 +26,7 @@ CONFIGS = sorted(p.stem for p in (configs.CONFIG_ROOT / "transfer").glob("*.yaml
 # One of each kind of detector; the other configs differ in schedule, data and class count.
 MODELS = [
     "coco_R50_FPN", "demo_R18_FPN", "demo_R50w50_FPN", "demo_R50w50_FPN_frozen", "keypoint_R50_FPN_2x",
-    "lvis_R50_FPN_2x_frozen",
+    "laptop_custom", "lvis_R50_FPN_2x_frozen",
     "voc_R50_C4_24k", "voc_R50_DC5_24k", "voc_mask_R50_C4",
 ]  # fmt: skip
 C4 = ["voc_R50_C4_24k", "voc_mask_R50_C4"]

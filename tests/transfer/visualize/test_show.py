@@ -296,7 +296,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_says_what_can_be_done(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("SEED: 1\n")
-    command = ["tools/visualize.py", "predictions", "--run", str(tmp_path)]
+    command = ["tools/visualize.py", "predictions", "--run", str(tmp_path), "--output", str(tmp_path / "out")]
     assert "no checkpoint yet either; start it again" in run_script(*command).stderr
     (tmp_path / "model_last.pth").write_bytes(b"")
     done = run_script(*command)
