@@ -23,7 +23,7 @@ def draw(table: dict[str, Any]) -> str:
     for place, column in enumerate(table["columns"]):
         if found := _numbers(table, place):
             title = f"{column['title']}: {column['metrics'][0]}"
-            panels.append(_panel(title, found, table["baseline"], left, top))
+            panels.append(_panel(title, found, table["baseline"], _marks(table, place), left, top))
             top += panels[-1]["height"]
     size = {"width": left + _AXIS + _RIGHT, "height": top + 8}
     return render(
@@ -37,7 +37,7 @@ def panels(table: dict[str, Any]) -> list[tuple[str, Markup]]:
     for place, column in enumerate(table["columns"]):
         if numbers := _numbers(table, place):
             title = f"{column['title']}: {column['metrics'][0]}"
-            panel = _panel("", numbers, table["baseline"], 14, -14, tall=True)
+            panel = _panel("", numbers, table["baseline"], _marks(table, place), 14, -14, tall=True)
             for drawn, (row, _) in zip(panel["rows"], numbers, strict=True):
                 # The colour of the row in the page's other charts.
                 drawn["style"] = table["rows"].index(row) % STYLES
@@ -54,10 +54,20 @@ def _numbers(table: dict[str, Any], place: int) -> list[tuple[dict[str, Any], di
     return [(row, cell) for row, cell in cells if cell["ours"]]
 
 
+def _marks(table: dict[str, Any], place: int) -> list[float]:
+    """Return the marks of a column's axis, which all columns of the same metric share."""
+    metric = table["columns"][place]["metrics"][0]
+    alike = [n for n, column in enumerate(table["columns"]) if column["metrics"][0] == metric]
+    cells = [cell for n in alike for _, cell in _numbers(table, n)]
+    ends = [end for cell in cells for end in (cell["interval"] or [cell["mean"]])]
+    return ticks(min(0.0, *ends), max(ends))
+
+
 def _panel(
     title: str,
     found: list[tuple[dict[str, Any], dict[str, Any]]],
     baseline: str,
+    marks: list[float],
     left: int,
     top: int,
     *,
@@ -65,8 +75,6 @@ def _panel(
 ) -> dict[str, Any]:
     """Return what the template draws for a column. `tall` puts the names of the rows above their lines."""
     pitch, first = (_TALL, _HEAD + _ROW) if tall else (_ROW, _HEAD)
-    ends = [end for _, cell in found for end in (cell["interval"] or [cell["mean"]])]
-    marks = ticks(min(0.0, *ends), max(ends))
     low, high = marks[0], marks[-1]
 
     def across(value: float) -> float:
