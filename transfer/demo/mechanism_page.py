@@ -15,6 +15,7 @@ from transfer.report.run_files import read_config, read_log
 BATCH_NORM = {"shuffle_bn": "ShuffleBN", "no_shuffle": "no shuffling", "sync_bn": "SyncBN"}
 MOMENTUM = ("m_0", "m_0.9", "m_0.99", "m_0.999")
 KNN_IMAGES = RECIPES["standard"].knn_val  # number of images classified in each kNN measurement
+IN_BATCH, LOSS = "Contrastive accuracy, batch", "Loss"  # titles of charts
 TAIL = 0.1  # the end value of a run is the mean over this share of its log lines, the last ones
 
 
@@ -59,6 +60,17 @@ def context(folder: Path) -> dict[str, Any]:
     }
 
 
+def pictures(context: dict[str, Any]) -> dict[str, Chart]:
+    """Return the charts that are also written as files: name -> chart."""
+    wanted = {"batch_norm.svg": ("norm_charts", IN_BATCH), "momentum.svg": ("momentum_charts", LOSS)}
+    return {
+        name: drawn
+        for name, (part, title) in wanted.items()
+        for drawn in context[part]
+        if drawn.title == title
+    }
+
+
 def _read(folder: Path, name: str, style: int) -> Variant:
     return Variant(name, read_log(folder / "metrics.json"), read_config(folder / "config.yaml"), style)
 
@@ -84,9 +96,9 @@ def _charts(variants: list[Variant]) -> list[Chart]:
 
     drawn = [
         draw("Contrastive accuracy, queue", "accuracy", scale=100, unit="%"),
-        draw("Contrastive accuracy, batch", "in_batch_accuracy", scale=100, unit="%"),
+        draw(IN_BATCH, "in_batch_accuracy", scale=100, unit="%"),
         draw("kNN accuracy", "knn", unit="%"),
-        draw("Loss", "loss", from_zero=False),
+        draw(LOSS, "loss", from_zero=False),
     ]
     return [found for found in drawn if found]
 

@@ -275,11 +275,15 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
 def write_mechanism(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
     """Write the page about batch norm and momentum, in the same way as `write_demo`.
 
+    Next to it, `batch_norm.svg` shows in-batch accuracy and `momentum.svg` the loss.
+
     Args:
         folder: contains a folder for each setting, with `metrics.json` and `config.yaml`.
     """
     other = output.with_name("report.html")
     context = mechanism_page.context(folder) | {"report": other.name if other.exists() else None}
+    for name, drawn in mechanism_page.pictures(context).items():
+        write_text(output.with_name(name), render("curves.svg", {"chart": drawn}))
     _write("mechanism.html", context, stages=stages, output=output)
 
 
