@@ -168,6 +168,9 @@ def _apply() -> None:
     # a warning of DDP, in the wording of old and new versions of torch
     warnings.filterwarnings("ignore", message=".*broadcast_buffers")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    warnings.filterwarnings(
+        "ignore", message="This DataLoader will create"
+    )  # recipes have workers for 8 GPUs
 
 
 def _fix_release_06() -> None:

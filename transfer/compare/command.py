@@ -26,7 +26,7 @@ from transfer.reproduce.plan import plan, released
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect
-from transfer.train.log import LAPTOP
+from transfer.train.start import LAPTOP, memory_note
 
 _DAY = 24.0  # hours
 _RUN_GB = 0.5  # state and weights of a run
@@ -215,7 +215,11 @@ def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int) -> Co
     if stored.get("made_for") == made_for:
         return Cost(**stored["cost"])
     say("timing a few iterations of the detector and a few test images")
-    found = cost.measure(_load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)]))
+    cfg = _load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)])
+    cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
+    if note := memory_note(cfg):  # before the timing, which could be ended for lack of it
+        say(note)
+    found = cost.measure(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(file, {"made_for": made_for, "cost": asdict(found)})
     return found

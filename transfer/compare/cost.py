@@ -1,5 +1,7 @@
 """What a comparison will cost: seconds of an iteration and of everything else in a run, timed on this machine."""
 
+import contextlib
+import io
 import statistics
 import tempfile
 import time
@@ -43,7 +45,8 @@ def measure(cfg: CfgNode) -> Cost:
     Raises:
         UserError: the data cannot be used.
     """
-    found = _measure(cfg)
+    with contextlib.redirect_stdout(io.StringIO()):  # what is said about this model is not about the runs
+        found = _measure(cfg)
     if cfg.MODEL.DEVICE == "cuda":
         torch.cuda.empty_cache()  # or the runs, which are other processes, would lack this memory
     return found

@@ -13,9 +13,9 @@ from pretrain.common import distributed, loggers
 from pretrain.common.console import Bar, Pace, duration, is_terminal, say
 from pretrain.common.files import write_atomic
 from transfer.train.evaluation import Metrics
+from transfer.train.start import LAPTOP
 
 METRICS = "metrics.json"  # detectron2's name; one JSON object per line
-LAPTOP = "transfer/laptop_custom.yaml"
 _SILENCE = 30.0  # seconds after which a line is printed on a terminal, whatever the period
 
 

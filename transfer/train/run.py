@@ -83,6 +83,8 @@ def _train_and_test(
         model, weights_record = build(cfg, eval_only=eval_only)
         for line in start.lines(cfg, model, source, rule=rule):
             say(line)
+        if source and (note := start.memory_note(cfg)):
+            say(note)
         if source is None:
             metrics, best, seconds = evaluation.evaluate(cfg, model), None, 0.0
             for line in evaluation.table(metrics):

@@ -10,6 +10,9 @@ from pretrain.common import distributed
 from transfer.data import catalog, datasets
 from transfer.data.train_stream import Source
 
+LAPTOP = "transfer/laptop_custom.yaml"  # the config for machines without a GPU
+_MUCH = 5e6  # pixels of a batch, counted as squares of the shorter side: 16 images of 800 pixels have 10e6
+
 
 def lines(cfg: CfgNode, model: nn.Module, source: Source | None, *, rule: str = "") -> Iterator[str]:
     """Yield the lines about a run that trains on `source`, or that only tests.
@@ -36,6 +39,18 @@ def lines(cfg: CfgNode, model: nn.Module, source: Source | None, *, rule: str = 
             f"{f' ({rule})' if rule else ''}; {solver.OPTIMIZER}, learning rate {solver.BASE_LR:g}; "
             f"results in {cfg.OUTPUT_DIR}"
         )
+
+
+def memory_note(cfg: CfgNode) -> str:
+    """Return a note if training on the CPU with a batch of this size needs much memory; else an empty string."""
+    share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size() // cfg.SOLVER.ACCUMULATE
+    side = max(cfg.INPUT.MIN_SIZE_TRAIN)
+    if cfg.MODEL.DEVICE != "cpu" or share * side**2 < _MUCH:
+        return ""
+    return (
+        f"note: {share} images of {side} pixels at a time need more than 10 GB of memory on this CPU; "
+        f"--config {LAPTOP} needs little"
+    )
 
 
 def network(cfg: CfgNode) -> str:

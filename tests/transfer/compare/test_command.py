@@ -63,7 +63,9 @@ def test_a_dry_run_plans_and_starts_nothing(
 ) -> None:
     given = ["SOLVER.MAX_ITER", "4", *TINY]
     assert planned([*words, "--dry-run", *given], monkeypatch) == []
-    assert "SOLVER.MAX_ITER, as given" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "SOLVER.MAX_ITER, as given" in printed
+    assert "from scratch" not in printed  # that is said of the model that is timed
     with pytest.raises(UserError, match=r"--hours 0\.001: even 100 iterations"):
         planned([*words, "--hours", "0.001", *TINY], monkeypatch)
 
