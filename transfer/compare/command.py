@@ -2,34 +2,24 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from tabulate import tabulate
 
-from pretrain.common import distributed
-from pretrain.common.console import duration, say
+from pretrain.common.console import say
 from pretrain.common.errors import UserError
-from pretrain.common.files import read_json, write_json
-from transfer.compare import answer, cost, data, rates, schedule
-from transfer.compare.cost import Cost
+from pretrain.common.files import read_json
+from transfer.compare import answer, budget, data, rates
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
-from transfer.config.length import EPOCHS, USUAL
-from transfer.config.load import load_config, read_config
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
-from transfer.reproduce.jobs.local import visible_gpus
 from transfer.reproduce.plan import plan, released
 from transfer.reproduce.plan.plan import Cell, Options
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect
-from transfer.train.start import LAPTOP, memory_note
-
-_DAY = 24.0  # hours
-_RUN_GB = 0.5  # state and weights of a run
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
     shape = network(rows)
     _check_shape(shape, args.overrides)
     overrides = (*places, *shape, *args.overrides, *frozen)
-    cfg = _load(args.config, overrides)
+    cfg = budget.load(args.config, overrides)
     datasets.prepare(cfg)  # refuses annotations that cannot be used
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
     images = catalog.counts(cfg.DATASETS.TRAIN[0])[0]
-    lengths = _lengths(args, cfg, overrides, images, _runs(args, len(rows)))
+    lengths = budget.lengths(args, cfg, overrides, images, budget.runs(args, len(rows)))
     table = _table(args, cfg, rows, overrides, lengths)
     options = Options(
         seeds=tuple(range(args.seeds)), processes=args.num_gpus, launcher=command.launcher("", args.num_gpus),
@@ -111,12 +101,6 @@ def _execute(
     )
 
 
-def _runs(args: argparse.Namespace, rows: int) -> int:
-    """Return how many runs each share of the labels has: with `--lr-sweep`, at most."""
-    tuned = args.seeds + len(rates.FACTORS) if args.lr_sweep else 0
-    return rows * (args.seeds + tuned)
-
-
 def _check_shape(shape: Sequence[str], given: Sequence[str]) -> None:
     """Raise `UserError` for a key of the user's that contradicts the checkpoints, before anything is timed."""
     wanted = dict(zip(given[::2], given[1::2], strict=False))
@@ -125,20 +109,6 @@ def _check_shape(shape: Sequence[str], given: Sequence[str]) -> None:
             raise UserError(
                 f"{key} {wanted[key]}: the checkpoints of --init have {value}; leave this key out"
             )
-
-
-def _load(config: str, overrides: Sequence[str]) -> CfgNode:
-    """Return the config for random weights, with a schedule that is whole whatever of it the user has given."""
-    given = read_config(config, overrides).SOLVER
-    length = Schedule(given.MAX_ITER).overrides(given.WARMUP_ITERS)
-    return load_config(config, [*_without(length, overrides), *overrides, "MODEL.INIT", "random"])
-
-
-def _without(pairs: Sequence[str], overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return KEY, VALUE, ... without the keys that the user has given."""
-    given = set(overrides[::2])
-    found = zip(pairs[::2], pairs[1::2], strict=True)
-    return tuple(part for key, value in found if key not in given for part in (key, value))
 
 
 def _places(args: argparse.Namespace) -> tuple[str, ...]:
@@ -163,80 +133,6 @@ def _places(args: argparse.Namespace) -> tuple[str, ...]:
     )
 
 
-def _lengths(
-    args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[str], images: int, runs: int
-) -> list[Schedule]:
-    """Return the schedule of each share of the labels, each of which has `runs`, and say what they cost."""
-    batch, processes = cfg.SOLVER.IMS_PER_BATCH, args.num_gpus
-    if batch % processes:
-        raise UserError(
-            f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} (the total) cannot be divided among them"
-        )
-    spent = _spent(args, overrides, batch // processes)
-    at_once = _at_once(args)
-    lengths = [schedule.usual(images, share, batch) for share in args.fractions]
-    rule = f"{EPOCHS:g} epochs, at least {USUAL} iterations"
-    if "SOLVER.MAX_ITER" in overrides:
-        lengths = [Schedule(cfg.SOLVER.MAX_ITER)] * len(lengths)
-        rule = "SOLVER.MAX_ITER, as given"
-    elif args.hours:
-        lengths = schedule.fitted(
-            lengths, runs=runs, each=spent.iteration / at_once, fixed=spent.fixed / at_once,
-            seconds=3600 * args.hours,
-        )  # fmt: skip
-        rule += f"; shortened for all alike to fit into {args.hours:g} h, to no less than {schedule.LEAST}"
-    lines, total = [], 0.0
-    for share, length in zip(args.fractions, lengths, strict=True):
-        seconds = length.iterations * spent.iteration + spent.fixed
-        count, hours = max(1, round(share * images)), runs * seconds / at_once / 3600
-        total += hours
-        sizes = (f"{hours:.2f}", f"{runs * _RUN_GB:.1f}")
-        lines.append((_percent(share), count, length.iterations, duration(seconds), runs, *sizes))
-    heads = ("labels", "images", "iterations", "a run", "runs", "hours", "GB")
-    say(tabulate(lines, heads, tablefmt="plain", disable_numparse=True))
-    say(f"the same for every init: {rule}; {spent.test_images} test images")
-    if total > _DAY and distributed.pick_device(cfg.MODEL.DEVICE).type == "cpu":
-        say(
-            f"note: more than a day on this CPU: --config {LAPTOP} suits it, and --hours shortens all runs alike "
-            "(docs/own_data.md)"
-        )
-    return lengths
-
-
-def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int) -> Cost:
-    """Return the timing of an earlier call for the same runs, or measure it.
-
-    Times differ from call to call. With them, `--hours` would choose another schedule, and a resumed comparison would
-    start all over.
-    """
-    file = args.output / "timing.json"
-    made_for = [args.config, *overrides, share]
-    stored = read_json(file)
-    if stored.get("made_for") == made_for:
-        return Cost(**stored["cost"])
-    say("timing a few iterations of the detector and a few test images")
-    cfg = _load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)])
-    cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
-    if note := memory_note(cfg):  # before the timing, which could be ended for lack of it
-        say(note)
-    found = cost.measure(cfg)
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"made_for": made_for, "cost": asdict(found)})
-    return found
-
-
-def _at_once(args: argparse.Namespace) -> int:
-    """Return how many runs share the time. Without GPUs it is one: several would share the processor's cores."""
-    if args.slurm:
-        return max(1, args.jobs)
-    places = len(visible_gpus()) // args.num_gpus
-    return max(1, min(places, args.jobs or places))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:g} %"
-
-
 def _table(
     args: argparse.Namespace,
     cfg: CfgNode,
@@ -250,8 +146,13 @@ def _table(
         Column(
             metrics,
             args.config,
-            _percent(share),
-            (*overrides, "DATASETS.FRACTION", str(share), *_without(length.overrides(warm_up), overrides)),
+            budget.percent(share),
+            (
+                *overrides,
+                "DATASETS.FRACTION",
+                str(share),
+                *budget.without(length.overrides(warm_up), overrides),
+            ),
         )
         for share, length in zip(args.fractions, lengths, strict=True)
     ]

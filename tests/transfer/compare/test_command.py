@@ -75,7 +75,7 @@ def test_the_same_command_resumes_the_same_runs_although_times_differ(
 ) -> None:
     """`--hours` follows from a timing, which is therefore kept with the runs."""
     times = iter((2.0, 3.0))
-    monkeypatch.setattr(command.cost, "measure", lambda cfg: Cost(next(times), 5.0, 6))
+    monkeypatch.setattr(command.budget.cost, "measure", lambda cfg: Cost(next(times), 5.0, 6))
     more = ["--hours", "1", *TINY]
     first, again = ({job.key for job in planned([*words, *more], monkeypatch)} for _ in range(2))
     assert first == again and len(first) == 7  # three seeds of both, and a conversion
@@ -87,7 +87,7 @@ def test_more_than_a_day_on_a_processor_names_a_smaller_config(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        command.cost, "measure", lambda cfg: Cost(60.0, 5.0, 6)
+        command.budget.cost, "measure", lambda cfg: Cost(60.0, 5.0, 6)
     )  # 6 runs of 500 minutes: 50 hours
     planned([*words, *TINY], monkeypatch)
     assert "--config transfer/laptop_custom.yaml" in capsys.readouterr().out
@@ -150,9 +150,9 @@ def test_the_rate_of_each_init_is_chosen_without_the_test_images(
 def test_time_is_shared_by_gpus_and_not_by_a_processors_cores(
     gpus: int, given: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "visible_gpus", lambda: ["0"] * gpus)
+    monkeypatch.setattr(command.budget, "visible_gpus", lambda: ["0"] * gpus)
     base = ["--train", "a", "--train-images", "b", "--holdout", "0.1", "--init", "a", "--init", "b"]
-    assert command._at_once(parse("", [*base, *given])) == expected
+    assert command.budget._at_once(parse("", [*base, *given])) == expected
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_time_is_shared_by_gpus_and_not_by_a_processors_cores(
 def test_mistakes_are_named_before_anything_is_timed(
     words: list[str], change: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command.cost, "measure", None)
+    monkeypatch.setattr(command.budget.cost, "measure", None)
     for flag, value in change.items():
         words[words.index(flag) + 1] = value
     with pytest.raises(UserError) as error:
@@ -177,7 +177,7 @@ def test_mistakes_are_named_before_anything_is_timed(
 def test_a_network_that_the_checkpoints_do_not_have(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command.cost, "measure", None)
+    monkeypatch.setattr(command.budget.cost, "measure", None)
     with pytest.raises(
         UserError, match=r"^MODEL\.RESNETS\.WIDTH_PER_GROUP 16: the checkpoints of --init have 8"
     ):
