@@ -126,7 +126,7 @@ def _has_any(tree: Any, keys: Sequence[str]) -> bool:
 def default_output(path: Path, overrides: Sequence[str]) -> str:
     """Return the OUTPUT_DIR of a run that is given none; an empty string if the overrides or its own files state one.
 
-    It follows from the config, so that two of them never meet: `output/transfer/coco_R50_FPN` for
+    It follows from the config's name, so that two of ours never meet: `output/transfer/coco_R50_FPN` for
     `configs/transfer/coco_R50_FPN.yaml`, and `output/mine` for a `mine.yaml` elsewhere. What that one inherits from a
     config of ours counts as not stated.
     """
@@ -137,6 +137,24 @@ def default_output(path: Path, overrides: Sequence[str]) -> str:
         return ""
     own = path.resolve().relative_to(CONFIG_ROOT) if _is_ours(path) else Path(path.name)
     return str(Path("output") / own.with_suffix(""))
+
+
+def stated_nearest(path: Path, overrides: Sequence[str], keys: Sequence[str]) -> set[str]:
+    """Return those of `keys` that are stated where any of them is stated last: in the overrides, the file or a base.
+
+    Args:
+        path: a file that has been read before, as its bases.
+    """
+    if found := set(keys) & set(overrides[::2]):
+        return found
+    tree = _read_one(path)
+    bases = tree.pop("_BASE_", [])
+    if found := set(keys) & set(flatten(tree)):
+        return found
+    for name in reversed(bases if isinstance(bases, list) else [bases]):
+        if found := stated_nearest(_base(path, name), (), keys):
+            return found
+    return set()
 
 
 def _is_ours(path: Path) -> bool:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from pretrain.common.errors import for_terminal
 from pretrain.installed import as_typed
@@ -44,9 +44,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def is_terminal() -> bool:
-    """Return whether someone may be watching: standard output is a terminal, and this is the main process."""
-    return int(os.environ.get("RANK") or 0) == 0 and sys.stdout.isatty()
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Return whether someone may be watching: the stream (standard output) is a terminal of the main process."""
+    return int(os.environ.get("RANK") or 0) == 0 and (stream or sys.stdout).isatty()
 
 
 class Bar:
@@ -54,19 +54,20 @@ class Bar:
 
     Args:
         done: steps of `total` that are done already.
+        stream: where it is shown; standard output by default.
     """
 
     shown = 0  # number of bars on the terminal
 
-    def __init__(self, total: int, done: int = 0, *, what: str = "") -> None:
+    def __init__(self, total: int, done: int = 0, *, what: str = "", stream: TextIO | None = None) -> None:
         self.what, self.bar = f"{what}  " if what else "", None
-        if not is_terminal():
+        if not is_terminal(stream):
             return
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread: it would only redraw a bar that stands still
         self.bar = tqdm(
-            total=total, initial=done, file=sys.stdout, dynamic_ncols=True, leave=False,
+            total=total, initial=done, file=stream or sys.stdout, dynamic_ncols=True, leave=False,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}",
         )  # fmt: skip
         Bar.shown += 1
@@ -99,17 +100,20 @@ class _Loader(Sized, Iterable[Any], Protocol): ...
 
 
 class Counted:
-    """A loader, or anything with a length to iterate over, that shows a bar meanwhile."""
+    """A loader, or anything with a length to iterate over, that shows a bar meanwhile.
+
+    The bar is on what is standard output now, even if that is redirected later, while this is iterated over.
+    """
 
     def __init__(self, loader: _Loader, what: str) -> None:
-        self.loader, self.what = loader, what
+        self.loader, self.what, self.stream = loader, what, sys.stdout
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         pace = Pace(len(self))
-        with Bar(len(self), what=self.what) as bar:
+        with Bar(len(self), what=self.what, stream=self.stream) as bar:
             pace.begin()
             for item in self.loader:
                 yield item

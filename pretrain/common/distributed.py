@@ -198,6 +198,10 @@ def spawn(
                 pass
         if interrupted:  # torch lets a process that Ctrl-C ends exit with 0
             raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        for process in context.processes:
+            process.kill()  # or the interpreter would wait for them at its exit
+        raise
     except mp.ProcessRaisedException as error:
         if f"{UserError.__module__}.{UserError.__qualname__}: " in str(error):
             raise UserError(message(error)) from None

@@ -43,12 +43,14 @@ class Signals:
         self.alone = alone
 
     def __enter__(self) -> "Signals":
-        self.previous = {}
+        self.previous, self.process = {}, os.getpid()
         if threading.current_thread() is threading.main_thread():  # handlers can only be set in it
             self.previous = {number: signal.signal(number, self._note) for number in self.numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and os.getpid() != self.process:
+            return  # a worker that was forked meanwhile
         again = self.interrupted and self.alone
         if number == signal.SIGINT and self.alone and not (self.requested or self.saved) and os.isatty(2):
             os.write(2, _PROMISE)  # unlike print, it may interrupt another print

@@ -14,7 +14,7 @@ from pretrain.common.files import read_json, write_json
 from transfer.compare import cost, rates, schedule
 from transfer.compare.cost import Cost
 from transfer.compare.schedule import Schedule
-from transfer.config.length import EPOCHS, USUAL
+from transfer.config.length import USUAL
 from transfer.config.load import load_config, read_config
 from transfer.reproduce.jobs.local import visible_gpus
 from transfer.train.start import LAPTOP, memory_note
@@ -30,7 +30,13 @@ def runs(args: argparse.Namespace, rows: int) -> int:
 
 
 def lengths(
-    args: argparse.Namespace, cfg: CfgNode, overrides: Sequence[str], images: int, number: int
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    overrides: Sequence[str],
+    images: int,
+    number: int,
+    *,
+    epochs: float,
 ) -> list[Schedule]:
     """Return the schedule of each share of the labels, each of which has `number` runs, and say what they cost."""
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, args.num_gpus
@@ -40,8 +46,8 @@ def lengths(
         )
     spent = _spent(args, overrides, batch // processes)
     at_once = _at_once(args)
-    found = [schedule.usual(images, share, batch) for share in args.fractions]
-    rule = f"{EPOCHS:g} epochs, at least {USUAL} iterations"
+    found = [schedule.usual(images, share, batch, epochs=epochs) for share in args.fractions]
+    rule = f"{epochs:g} epochs, at least {USUAL} iterations"
     if "SOLVER.MAX_ITER" in overrides:
         found = [Schedule(cfg.SOLVER.MAX_ITER)] * len(found)
         rule = "SOLVER.MAX_ITER, as given"

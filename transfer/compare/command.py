@@ -14,6 +14,8 @@ from pretrain.common.files import read_json
 from transfer.compare import answer, budget, data, rates
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
+from transfer.config.length import EPOCHS
+from transfer.config.load import read_config
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
 from transfer.reproduce.plan import plan, released
@@ -29,6 +31,9 @@ def run(args: argparse.Namespace) -> int:
         UserError: a mistake in the flags, in the data, or in a checkpoint; nothing has been trained then.
     """
     args.output = args.output.absolute()
+    epochs = read_config(args.config, args.overrides).SOLVER.EPOCHS or EPOCHS
+    # The length that follows is given to the runs as SOLVER.MAX_ITER.
+    args.overrides = [*budget.without(args.overrides, ("SOLVER.EPOCHS",))]
     rows = inits(args.init, released.read())
     places = _places(args)
     frozen = ("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()
@@ -39,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     datasets.prepare(cfg)  # refuses annotations that cannot be used
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
     images = catalog.counts(cfg.DATASETS.TRAIN[0])[0]
-    lengths = budget.lengths(args, cfg, overrides, images, budget.runs(args, len(rows)))
+    lengths = budget.lengths(args, cfg, overrides, images, budget.runs(args, len(rows)), epochs=epochs)
     table = _table(args, cfg, rows, overrides, lengths)
     options = Options(
         seeds=tuple(range(args.seeds)), processes=args.num_gpus, launcher=command.launcher("", args.num_gpus),

@@ -24,9 +24,9 @@ class Schedule:
         )  # fmt: skip
 
 
-def usual(images: int, fraction: float, batch: int) -> Schedule:
+def usual(images: int, fraction: float, batch: int, *, epochs: float = length.EPOCHS) -> Schedule:
     """Return the schedule of a share of the images, by the rule of `transfer.config.length`."""
-    return Schedule(length.iterations(round(fraction * images), batch))
+    return Schedule(length.iterations(round(fraction * images), batch, epochs=epochs))
 
 
 def fitted(

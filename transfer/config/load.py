@@ -6,7 +6,15 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from pretrain.common.configs import default_output, find_config, flatten, get, merge, read_yaml
+from pretrain.common.configs import (
+    default_output,
+    find_config,
+    flatten,
+    get,
+    merge,
+    read_yaml,
+    stated_nearest,
+)
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import read_json
 from transfer import d2_compat
@@ -61,19 +69,33 @@ def load_config(name: str, overrides: Sequence[str] = (), *, need_weights: bool 
 def read_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a config without checking its values. Raises `UserError` for unknown keys and files.
 
-    Without an OUTPUT_DIR, that is named after the config. A MAX_ITER that is set takes the place of SOLVER.EPOCHS;
-    the STEPS, unless they are set too, then follow from it.
+    Without an OUTPUT_DIR, that is named after the config. Of SOLVER.MAX_ITER and SOLVER.EPOCHS, the one
+    that is stated last counts; the STEPS, unless they are set too, then follow from it.
     """
     cfg, path = default_config(), find_config(name)
     merge(cfg, path, overrides)
     cfg.OUTPUT_DIR = default_output(path, overrides) or cfg.OUTPUT_DIR
     if cfg.SOLVER.EPOCHS:
-        given = {*flatten(read_yaml(path)), *overrides[::2]}
-        if "SOLVER.MAX_ITER" in given:
-            cfg.SOLVER.EPOCHS = 0.0
-            if "SOLVER.STEPS" not in given:
-                cfg.SOLVER.STEPS = length.steps(cfg.SOLVER.MAX_ITER)
+        _choose_length(cfg, path, overrides)
     return cfg
+
+
+def _choose_length(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> None:
+    """Keep SOLVER.EPOCHS or SOLVER.MAX_ITER, whichever is stated last: the command line counts most, then the file."""
+    stated = stated_nearest(path, overrides, ("SOLVER.EPOCHS", "SOLVER.MAX_ITER"))
+    if len(stated) == 2 and "SOLVER.EPOCHS" in overrides[::2]:
+        raise UserError(
+            "SOLVER.EPOCHS and SOLVER.MAX_ITER: give one of them; iterations follow from epochs and the images"
+        )
+    if stated == {"SOLVER.EPOCHS"}:
+        usual = default_config().SOLVER
+        cfg.SOLVER.MAX_ITER = usual.MAX_ITER
+        if "SOLVER.STEPS" not in overrides[::2]:
+            cfg.SOLVER.STEPS = usual.STEPS
+        return
+    cfg.SOLVER.EPOCHS = 0.0
+    if "SOLVER.STEPS" not in {*flatten(read_yaml(path)), *overrides[::2]}:
+        cfg.SOLVER.STEPS = length.steps(cfg.SOLVER.MAX_ITER)
 
 
 def _check_init(cfg: CfgNode, *, need_weights: bool) -> None:

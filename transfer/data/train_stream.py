@@ -6,6 +6,7 @@ with another number of processes, sees exactly the same images as an uninterrupt
 """
 
 import random
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -140,4 +141,6 @@ class _Batches(torch.utils.data.Sampler):
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches workers too, but the iteration that it lets end still needs their images.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     outlive_the_stop()

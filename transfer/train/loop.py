@@ -61,7 +61,7 @@ def train(
         write_categories(cfg, output)
     batches = train_stream.batches(source, cfg, state.iteration)
     clock = _Clock(cfg.SOLVER.SAVE_MINUTES)
-    alone = distributed.world_size() == 1
+    alone, stop = distributed.world_size() == 1, False
     with (
         EventStorage(state.iteration),
         Progress(cfg, state.iteration) as log,
@@ -79,12 +79,13 @@ def train(
                 with log.pause():
                     _save(cfg, state, log)
                 clock.restart()
-            if stop and state.iteration < cfg.SOLVER.MAX_ITER:
-                del batches  # ends the loader's workers
-                log.bar.close()
-                say(f"stopped at iteration {state.iteration}: run the same command with --resume to continue")
-                signals.leave()
+            if stop:
+                break
         log.bar.close()
+        if stop:
+            del batches  # ends the loader's workers
+            say(f"stopped at iteration {state.iteration}: run the same command with --resume to continue")
+            signals.leave()
         _save(cfg, state, log)
         signals.saved = True
         _measure_bn(cfg, state, parallel, batches)

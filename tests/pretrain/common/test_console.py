@@ -1,5 +1,6 @@
 """Lines above a progress bar, and the time that is left."""
 
+import contextlib
 import io
 import re
 
@@ -109,3 +110,12 @@ def test_only_the_main_process_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     assert console.is_terminal()
     monkeypatch.setenv("RANK", "1")
     assert not console.is_terminal() and not Bar(2).is_shown
+
+
+def test_a_bar_stays_on_the_terminal_while_a_library_is_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, hidden = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stdout", terminal)
+    counted = Counted([1, 2, 3], "images")
+    with contextlib.redirect_stdout(hidden):
+        assert list(counted) == [1, 2, 3]
+    assert "0/3" in terminal.getvalue() and hidden.getvalue() == ""

@@ -95,6 +95,19 @@ def test_more_than_a_day_on_a_processor_names_a_smaller_config(
     assert "laptop" not in capsys.readouterr().out
 
 
+def test_epochs_of_the_user_decide_the_length(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.budget.cost, "measure", lambda cfg: Cost(0.1, 5.0, 6))
+    jobs = planned([*words, *TINY, "SOLVER.EPOCHS", "200"], monkeypatch)
+    (job, *_) = (job for job in jobs if "finetune" in job.name)
+    assert "SOLVER.EPOCHS" not in job.command
+    assert (
+        job.command[job.command.index("SOLVER.MAX_ITER") + 1] == "600"
+    )  # 200 epochs of 6 images in batches of 2
+    assert "200 epochs" in capsys.readouterr().out
+
+
 def test_other_annotations_are_other_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["SOLVER.MAX_ITER", "4", *TINY]
     before = {job.key for job in planned([*words, *more], monkeypatch) if "finetune" in job.name}

@@ -45,6 +45,17 @@ def test_other_configs_keep_their_length() -> None:
     assert _solver("transfer/coco_R50_FPN.yaml", 300)[:2] == (90000, (60000, 80000))
 
 
+def test_epochs_that_are_stated_later_replace_iterations(tmp_path: Path) -> None:
+    """A paper's config states MAX_ITER; on the command line, or in a file based on it, EPOCHS counts more."""
+    assert _solver("transfer/coco_R50_FPN.yaml", 5011, "SOLVER.EPOCHS", "29")[:2] == (9083, (6812, 8326))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("_BASE_: transfer/coco_R50_FPN.yaml\nSOLVER: {EPOCHS: 29.0}\n")
+    assert _solver(str(mine), 5011)[0] == 9083
+    assert _solver(str(mine), 5011, "SOLVER.MAX_ITER", "300", "SOLVER.STEPS", "100")[:2] == (300, (100,))
+    with pytest.raises(UserError, match=r"SOLVER\.EPOCHS and SOLVER\.MAX_ITER: give one of them"):
+        load_config(str(mine), [*RANDOM, "SOLVER.MAX_ITER", "300", "SOLVER.EPOCHS", "3"])
+
+
 def test_fewer_gpus_train_as_many_epochs() -> None:
     cfg, sentence = rescale(load_config(BY_IMAGES[0], RANDOM), 1)
     assert "still 29 epochs" in sentence and "90000" not in sentence

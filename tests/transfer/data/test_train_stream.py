@@ -1,6 +1,9 @@
 """The training stream is a pure function of the seed: the same on any number of processes, exact on resume."""
 
 import json
+import multiprocessing
+import os
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -121,3 +124,16 @@ def test_repeated_images_are_augmented_anew_and_shared_out(monkeypatch: pytest.M
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(batches())
     assert alone == [first + second for first, second in zip(*shares, strict=True)]
+
+
+def _interrupted_worker() -> None:
+    train_stream._start_worker(0)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_does_not_end_a_worker_whose_images_are_needed() -> None:
+    """A terminal sends it to all processes; the main one lets the iteration end."""
+    worker = multiprocessing.get_context("fork").Process(target=_interrupted_worker)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
