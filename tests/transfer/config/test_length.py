@@ -11,6 +11,7 @@ from transfer import results
 from transfer.config import length
 from transfer.config.load import load_config, read_config
 from transfer.config.scale import rescale
+from transfer.reproduce.plan.recipe_changes import changes
 
 RANDOM = ["MODEL.INIT", "random"]
 BY_IMAGES = ("transfer/custom_R50_FPN.yaml", "transfer/laptop_custom.yaml")
@@ -86,3 +87,13 @@ def test_each_config_has_a_folder_of_its_own(tmp_path: Path) -> None:
     mine.write_text(f"_BASE_: {ROOT}/configs/transfer/coco_R50_FPN.yaml\n")
     assert read_config(str(mine)).OUTPUT_DIR == "output/mine"
     assert read_config(str(mine), ["OUTPUT_DIR", "here"]).OUTPUT_DIR == "here"
+
+
+def test_a_run_of_before_the_keys_is_not_another_recipe() -> None:
+    """Its settings lack them; a key that is there and differs is named as ever."""
+    name = "transfer/coco_R50_FPN.yaml"
+    settings = load_config(name, RANDOM)
+    del settings.SOLVER["EPOCHS"], settings.SOLVER["SAVE_MINUTES"]
+    assert changes(name, settings) == ()
+    settings.SOLVER.BASE_LR = 0.5
+    assert changes(name, settings) == ("SOLVER.BASE_LR is 0.5, in the recipe 0.02",)

@@ -48,6 +48,8 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
     found, recipe = flatten(dict(settings)), _recipe(name, tuple(overrides))
     if found.get("DATASETS.TRAIN_JSON"):
         recipe = {key: value for key, value in recipe.items() if key not in own_coco.SETS}
+    # An earlier version of this project wrote the settings without the younger keys.
+    recipe = {key: value for key, value in recipe.items() if key in found or key not in results.YOUNGER}
     if all(equal(found.get(key), value, tolerance=_ROUNDED) for key, value in _MSRA.items()):
         recipe = recipe | _MSRA
     other = [key for key, value in recipe.items() if not equal(found.get(key), value, tolerance=_ROUNDED)]
