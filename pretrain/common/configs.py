@@ -9,7 +9,7 @@ import copy
 import difflib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def default_output(path: Path, overrides: Sequence[str]) -> str:
     """
     if "OUTPUT_DIR" in overrides[::2]:
         return ""
-    stated = _stated_in(path, "OUTPUT_DIR")
+    stated = next((file for file, tree in _nearest_first(path) if "OUTPUT_DIR" in tree), None)
     if stated and (stated.resolve() == path.resolve() or not _is_ours(stated)):
         return ""
     own = path.resolve().relative_to(CONFIG_ROOT) if _is_ours(path) else Path(path.name)
@@ -145,30 +145,21 @@ def stated_nearest(path: Path, overrides: Sequence[str], keys: Sequence[str]) ->
     Args:
         path: a file that has been read before, as its bases.
     """
-    if found := set(keys) & set(overrides[::2]):
-        return found
-    tree = _read_one(path)
-    bases = tree.pop("_BASE_", [])
-    if found := set(keys) & set(flatten(tree)):
-        return found
-    for name in reversed(bases if isinstance(bases, list) else [bases]):
-        if found := stated_nearest(_base(path, name), (), keys):
-            return found
-    return set()
+    places = [overrides[::2], *(flatten(tree) for _, tree in _nearest_first(path))]
+    return next(filter(None, (set(keys) & set(place) for place in places)), set())
 
 
 def _is_ours(path: Path) -> bool:
     return path.resolve().is_relative_to(CONFIG_ROOT)
 
 
-def _stated_in(path: Path, key: str) -> Path | None:
-    """Return the file of a `_BASE_` chain, whose files have been read before, that gives a top-level key its value."""
+def _nearest_first(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield each file of a `_BASE_` chain that has been read before, and its own settings; earlier ones count more."""
     tree = _read_one(path)
-    if key in tree:
-        return path
-    bases = tree.get("_BASE_", [])
-    files = [_base(path, name) for name in (bases if isinstance(bases, list) else [bases])]
-    return next(filter(None, (_stated_in(file, key) for file in reversed(files))), None)
+    bases = tree.pop("_BASE_", [])
+    yield path, tree
+    for name in reversed(bases if isinstance(bases, list) else [bases]):
+        yield from _nearest_first(_base(path, name))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

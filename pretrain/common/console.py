@@ -158,7 +158,7 @@ class Pace:
         return (self.total - self.done) * self.each
 
     def text(self) -> str:
-        """Return the text beside a bar."""
+        """Return the text on the right of a bar."""
         each = f"{self.each:.2f} s each  " if self.counted else ""
         return f"{each}ETA {duration(self.left())}"
 

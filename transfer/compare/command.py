@@ -76,9 +76,8 @@ def _tuned(
     choosing = replace(options, seeds=options.seeds[:1], sweep=sweep)
     on_part = rates.sweep_table(table, parts)
     tried = plan.plan(on_part, choosing)
-    _execute(
-        args, on_part, tried, choosing, folder
-    )  # a rate that fails, because the loss diverges, is not chosen
+    # A rate that fails, because the loss diverges, is not chosen.
+    _execute(args, on_part, tried, choosing, folder)
     chosen = rates.best(collect.collect(on_part, tried, choosing, runs=args.output / "runs", failed={}))
     cells = rates.tuned(plan.plan(table, replace(options, sweep=sweep)), chosen)
 

@@ -113,7 +113,7 @@ class Found:
     Attributes:
         input: what the network is fed.
         origin: one line on where that is stated, or that it is assumed; printed and recorded.
-        assumed: the fields of `input` that nobody states: the file does not show them either.
+        assumed: the fields of `input` that neither the user nor the file states, and that the tensors do not show.
         given: the fields that the user states.
     """
 

@@ -79,7 +79,7 @@ def _asked(
     for name in (name for name in options.inits if name not in rows and name != ALL):
         if registry.get(name):
             found.setdefault(registry.aliases.get(name, name), f"--inits {name}")
-        elif not nearest(name, [*rows, *options.extra]) and (hint := nearest(name, registry.names)):
+        elif not nearest(name, [*rows, *options.extra]) and (hint := nearest(name, [ALL, *registry.names])):
             raise UserError(f"--inits {name}: neither a row of {table.name} nor a released network{hint}")
     shapes = _shapes(table)
     for name in options.extra:

@@ -28,7 +28,7 @@ class Quote:
 
     Attributes:
         config: this project's config for the same detector and schedule.
-        protocol: P if the number may stand beside ours, else a key of `Registry.protocols` that says why not.
+        protocol: P if the number may be shown next to ours, else a key of `Registry.protocols` that says why not.
         of: metric -> number.
         source: where it was read.
         trials: number of runs that it is the mean of; 1 if the source does not say.
