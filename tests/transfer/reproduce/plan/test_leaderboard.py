@@ -87,6 +87,7 @@ def test_a_users_file_takes_the_place_of_a_released_one(options: Options, tmp_pa
     ("table", "inits", "named", "message"),
     [
         ("coco_FPN_1x", ("pixpro_40ep",), [], "coco_FPN_1x nor a released network; did you mean pixpro_400ep?"),
+        ("coco_FPN_1x", ("all-relesed",), [], "nor a released network; did you mean all-released?"),
         ("coco_FPN_1x", (), ["pixpro_40ep"], "--init pixpro_40ep: write NAME=FILE for a checkpoint of your own"),
         ("coco_FPN_1x", ("soco_FPN_100ep",), [], "--inits soco_FPN_100ep: its owners offer it as"),
         ("coco_FPN_1x", (), ["soco_FPN_100ep"], "download it by hand and give --init soco_FPN_100ep=FILE"),
