@@ -30,7 +30,7 @@ def parse(about: str | None, arguments: list[str] | None = None) -> argparse.Nam
         help="also compare with the learning rate that suits each init, chosen on a part of the training images",
     )  # fmt: skip
     add("--num-gpus", type=int, default=1, metavar="N", help="GPUs per run (%(default)s)")
-    add("--jobs", type=int, default=0, metavar="N", help="runs at a time (0: as many as GPUs allow)")
+    add("--jobs", type=int, default=0, metavar="N", help="runs at a time (0: as many as GPUs or cores allow)")
     add("--launcher", default="", help="start runs with this, not torchrun; each has its own {port} and {id}")
     add("--slurm", default="", metavar="K=V,K=V", help="start runs through SLURM: partition=gpu,time=2880")
     add("--output", type=Path, default=Path("results/compare"), help="folder of the results (%(default)s)")

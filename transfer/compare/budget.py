@@ -1,6 +1,7 @@
 """What a comparison costs: the number of its runs, their schedules, and what the user is told before they start."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -11,16 +12,18 @@ from pretrain.common import distributed
 from pretrain.common.console import duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json, write_json
+from pretrain.model.memory import machine_bytes
 from transfer.compare import cost, rates, schedule
 from transfer.compare.cost import Cost
 from transfer.compare.schedule import Schedule
 from transfer.config.length import USUAL
 from transfer.config.load import load_config, read_config
 from transfer.reproduce.jobs.local import visible_gpus
-from transfer.train.start import LAPTOP, memory_note
+from transfer.train.start import LAPTOP, memory_gb, memory_note
 
 _DAY = 24.0  # hours
 _RUN_GB = 0.5  # state and weights of a run
+_SHARE = 0.6  # of the machine's memory, which runs at the same time may take
 
 
 def runs(args: argparse.Namespace, rows: int) -> int:
@@ -44,8 +47,8 @@ def lengths(
         raise UserError(
             f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} (the total) cannot be divided among them"
         )
-    spent = _spent(args, overrides, batch // processes)
-    at_once = _at_once(args)
+    at_once = runs_at_once(args, cfg, number * len(args.fractions))
+    spent = _spent(args, overrides, batch // processes, at_once)
     found = [schedule.usual(images, share, batch, epochs=epochs) for share in args.fractions]
     rule = f"{epochs:g} epochs, at least {USUAL} iterations"
     if "SOLVER.MAX_ITER" in overrides:
@@ -66,7 +69,7 @@ def lengths(
         lines.append((percent(share), count, length.iterations, duration(seconds), number, *sizes))
     heads = ("labels", "images", "iterations", "a run", "runs", "hours", "GB")
     say(tabulate(lines, heads, tablefmt="plain", disable_numparse=True))
-    say(f"the same for every init: {rule}; {spent.test_images} test images")
+    say(f"the same for every init: {rule}; {spent.test_images} test images; {at_once} run(s) at a time")
     if total > _DAY and distributed.pick_device(cfg.MODEL.DEVICE).type == "cpu":
         say(
             f"note: more than a day on this CPU: --config {LAPTOP} suits it, and --hours shortens all runs alike "
@@ -75,34 +78,43 @@ def lengths(
     return found
 
 
-def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int) -> Cost:
+def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int, at_once: int) -> Cost:
     """Return the timing of an earlier call for the same runs, or measure it.
 
     Times differ from call to call. With them, `--hours` would choose another schedule, and a resumed comparison would
     start all over.
     """
     file = args.output / "timing.json"
-    made_for = [args.config, *overrides, share]
+    cfg = load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)])
+    cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
+    together = at_once if cfg.MODEL.DEVICE == "cpu" and not args.slurm else 1
+    made_for = [args.config, *overrides, share, together]
     stored = read_json(file)
     if stored.get("made_for") == made_for:
         return Cost(**stored["cost"])
     say("timing a few iterations of the detector and a few test images")
-    cfg = load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)])
-    cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
     if note := memory_note(cfg):  # before the timing, which could be ended for lack of it
         say(note)
-    found = cost.measure(cfg)
+    found = cost.measure(cfg, at_once=together, threads=max(1, (os.cpu_count() or 1) // together))
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(file, {"made_for": made_for, "cost": asdict(found)})
     return found
 
 
-def _at_once(args: argparse.Namespace) -> int:
-    """Return how many runs share the time. Without GPUs it is one: several would share the processor's cores."""
+def runs_at_once(args: argparse.Namespace, cfg: CfgNode, number: int) -> int:
+    """Return how many of `number` runs share the time.
+
+    Without GPUs, as many as there are cores and memory: several runs of one thread each get more done than one run of
+    several threads.
+    """
     if args.slurm:
         return max(1, args.jobs)
-    places = len(visible_gpus()) // args.num_gpus
-    return max(1, min(places, args.jobs or places))
+    gpus = visible_gpus() if distributed.pick_device(cfg.MODEL.DEVICE).type == "cuda" else []
+    if gpus:
+        places = len(gpus) // args.num_gpus
+        return max(1, min(places, args.jobs or places))
+    fit = int(_SHARE * machine_bytes() / 1e9 / memory_gb(cfg)) if machine_bytes() < float("inf") else 1
+    return max(1, min(number, args.jobs or min((os.cpu_count() or 1) // args.num_gpus, fit)))
 
 
 def percent(share: float) -> str:

@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     datasets.prepare(cfg)  # refuses annotations that cannot be used
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
     images = catalog.counts(cfg.DATASETS.TRAIN[0])[0]
-    lengths = budget.lengths(args, cfg, overrides, images, budget.runs(args, len(rows)), epochs=epochs)
+    number = budget.runs(args, len(rows))
+    lengths = budget.lengths(args, cfg, overrides, images, number, epochs=epochs)
+    if not args.slurm:
+        args.jobs = budget.runs_at_once(args, cfg, number * len(lengths))
     table = _table(args, cfg, rows, overrides, lengths)
     options = Options(
         seeds=tuple(range(args.seeds)), processes=args.num_gpus, launcher=command.launcher("", args.num_gpus),

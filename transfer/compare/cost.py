@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import multiprocessing
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -37,14 +39,29 @@ class Cost:
     test_images: int
 
 
-def measure(cfg: CfgNode) -> Cost:
+def measure(cfg: CfgNode, *, at_once: int = 1, threads: int = 0) -> Cost:
     """Train a randomly initialised detector for a few iterations, and test it on a few images.
 
     Args:
         cfg: with MODEL.INIT random and one process's share of the batch; changed in place.
+        at_once: number of processes that do this at the same time, as the runs will on a CPU; the mean is returned.
+        threads: of each of these processes.
     Raises:
         UserError: the data cannot be used.
     """
+    if at_once == 1:
+        return _quietly(cfg)
+    with ProcessPoolExecutor(
+        at_once, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        found = list(pool.map(_quietly, [cfg] * at_once))
+    return Cost(
+        statistics.mean(each.iteration for each in found), statistics.mean(each.fixed for each in found),
+        found[0].test_images,
+    )  # fmt: skip
+
+
+def _quietly(cfg: CfgNode) -> Cost:
     with contextlib.redirect_stdout(io.StringIO()):  # what is said about this model is not about the runs
         found = _measure(cfg)
     if cfg.MODEL.DEVICE == "cuda":

@@ -11,7 +11,9 @@ from transfer.data import catalog, datasets
 from transfer.data.train_stream import Source
 
 LAPTOP = "transfer/laptop_custom.yaml"  # the config for machines without a GPU
-_MUCH = 5e6  # pixels of a batch, counted as squares of the shorter side: 16 images of 800 pixels have 10e6
+# Memory of a step on the CPU, from squares of the shorter side: 16 images of 800 pixels need 14 GB.
+_GB_PER_PIXEL, _GB_AT_REST = 1.2e-6, 1.5
+_MUCH = 7.5  # GB
 
 
 def lines(cfg: CfgNode, model: nn.Module, source: Source | None, *, rule: str = "") -> Iterator[str]:
@@ -41,15 +43,20 @@ def lines(cfg: CfgNode, model: nn.Module, source: Source | None, *, rule: str = 
         )
 
 
+def memory_gb(cfg: CfgNode) -> float:
+    """Return roughly how many GB of memory a training step of one process takes on the CPU."""
+    share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size() // cfg.SOLVER.ACCUMULATE
+    return _GB_AT_REST + _GB_PER_PIXEL * share * max(cfg.INPUT.MIN_SIZE_TRAIN) ** 2
+
+
 def memory_note(cfg: CfgNode) -> str:
     """Return a note if training on the CPU with a batch of this size needs much memory; else an empty string."""
-    share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size() // cfg.SOLVER.ACCUMULATE
-    side = max(cfg.INPUT.MIN_SIZE_TRAIN)
-    if cfg.MODEL.DEVICE != "cpu" or share * side**2 < _MUCH:
+    if cfg.MODEL.DEVICE != "cpu" or memory_gb(cfg) < _MUCH:
         return ""
+    share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size() // cfg.SOLVER.ACCUMULATE
     return (
-        f"note: {share} images of {side} pixels at a time need more than 10 GB of memory on this CPU; "
-        f"--config {LAPTOP} needs little"
+        f"note: {share} images of {max(cfg.INPUT.MIN_SIZE_TRAIN)} pixels at a time need more than 10 GB of memory on "
+        f"this CPU; --config {LAPTOP} needs little"
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain.common.errors import UserError
 from tests.support import detection_data
@@ -11,6 +12,7 @@ from tests.support.checkpoints import plain_file, small_network
 from transfer.compare import command
 from transfer.compare.arguments import parse
 from transfer.compare.cost import Cost
+from transfer.config.load import load_config
 from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.plan.plan import Options
 from transfer.reproduce.plan.tables import Table
@@ -25,7 +27,16 @@ def words(tmp_path: Path) -> list[str]:
     )
     weights = plain_file(tmp_path / "mine.pth", small_network().state_dict())
     data = zip(("--train", "--train-images", "--test", "--test-images"), (*train, *test), strict=True)
-    inits = ("--init", f"mine={weights}", "--init", "random", "--output", str(tmp_path / "out"))
+    inits = (
+        "--init",
+        f"mine={weights}",
+        "--init",
+        "random",
+        "--output",
+        str(tmp_path / "out"),
+        "--jobs",
+        "1",
+    )
     return [*(str(word) for pair in data for word in pair), *inits]
 
 
@@ -75,7 +86,7 @@ def test_the_same_command_resumes_the_same_runs_although_times_differ(
 ) -> None:
     """`--hours` follows from a timing, which is therefore kept with the runs."""
     times = iter((2.0, 3.0))
-    monkeypatch.setattr(command.budget.cost, "measure", lambda cfg: Cost(next(times), 5.0, 6))
+    monkeypatch.setattr(command.budget.cost, "measure", lambda cfg, **_: Cost(next(times), 5.0, 6))
     more = ["--hours", "1", *TINY]
     first, again = ({job.key for job in planned([*words, *more], monkeypatch)} for _ in range(2))
     assert first == again and len(first) == 7  # three seeds of both, and a conversion
@@ -87,7 +98,7 @@ def test_more_than_a_day_on_a_processor_names_a_smaller_config(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        command.budget.cost, "measure", lambda cfg: Cost(60.0, 5.0, 6)
+        command.budget.cost, "measure", lambda cfg, **_: Cost(60.0, 5.0, 6)
     )  # 6 runs of 500 minutes: 50 hours
     planned([*words, *TINY], monkeypatch)
     assert "--config transfer/laptop_custom.yaml" in capsys.readouterr().out
@@ -98,7 +109,7 @@ def test_more_than_a_day_on_a_processor_names_a_smaller_config(
 def test_epochs_of_the_user_decide_the_length(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command.budget.cost, "measure", lambda cfg: Cost(0.1, 5.0, 6))
+    monkeypatch.setattr(command.budget.cost, "measure", lambda cfg, **_: Cost(0.1, 5.0, 6))
     jobs = planned([*words, *TINY, "SOLVER.EPOCHS", "200"], monkeypatch)
     (job, *_) = (job for job in jobs if "finetune" in job.name)
     assert "SOLVER.EPOCHS" not in job.command
@@ -151,21 +162,32 @@ def test_the_rate_of_each_init_is_chosen_without_the_test_images(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "given", "expected"),
+    ("gpus", "cores", "memory", "given", "expected"),
     [
-        (0, ["--jobs", "2"], 1),
-        (8, [], 8),
-        (8, ["--jobs", "3"], 3),
-        (8, ["--num-gpus", "4"], 2),
-        (1, ["--jobs", "4"], 1),
+        (8, 64, 64, [], 8),
+        (8, 64, 64, ["--jobs", "3"], 3),
+        (8, 64, 64, ["--num-gpus", "4"], 2),
+        (1, 64, 64, ["--jobs", "4"], 1),
+        (0, 2, 64, [], 2),
+        (0, 2, 64, ["--jobs", "1"], 1),
+        (0, 8, 64, [], 6),  # not more than there are runs
+        (0, 8, 4, [], 1),  # a run of this config takes 1.5 GB, and 60 % of 4 GB may be used
+        (0, 8, 8, [], 3),
+        (0, 8, 64, ["--num-gpus", "4"], 2),
     ],
 )
-def test_time_is_shared_by_gpus_and_not_by_a_processors_cores(
-    gpus: int, given: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+def test_runs_share_gpus_or_else_cores_and_memory(
+    gpus: int, cores: int, memory: int, given: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command.budget, "visible_gpus", lambda: ["0"] * gpus)
+    budget = command.budget
+    monkeypatch.setattr(budget, "visible_gpus", lambda: ["0"] * gpus)
+    monkeypatch.setattr(budget.distributed, "pick_device", lambda _: torch.device("cuda" if gpus else "cpu"))
+    monkeypatch.setattr(budget.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(budget, "machine_bytes", lambda: memory * 1e9)
+    cfg = load_config("transfer/custom_R50_FPN.yaml", ["SOLVER.IMS_PER_BATCH", "1", "MODEL.INIT", "random"])
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
     base = ["--train", "a", "--train-images", "b", "--holdout", "0.1", "--init", "a", "--init", "b"]
-    assert command.budget._at_once(parse("", [*base, *given])) == expected
+    assert budget.runs_at_once(parse("", [*base, *given]), cfg, 6) == expected
 
 
 @pytest.mark.parametrize(
