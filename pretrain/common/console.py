@@ -1,12 +1,15 @@
 """Printing on the main process only, durations in readable form, and the progress bar of all tools."""
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from pretrain.common.errors import for_terminal
+from pretrain.common.signals import Signals
 from pretrain.installed import as_typed
 
 _HORIZON = 100  # steps over which the time of a step is averaged
@@ -26,13 +29,33 @@ def say(line: str = "") -> None:
     if not distributed.is_main():
         return
     line = for_terminal(as_typed(line))
-    if Bar.shown:
-        from tqdm import tqdm
+    with whoever_listens():
+        if Bar.shown:
+            from tqdm import tqdm
 
-        tqdm.write(line)
-        sys.stdout.flush()
-    else:
-        print(line, flush=True)
+            tqdm.write(line)
+            sys.stdout.flush()
+        else:
+            print(line, flush=True)
+
+
+@contextmanager
+def whoever_listens() -> Iterator[None]:
+    """A context for printing, in which the end of a terminal does not end a run: what is printed is lost.
+
+    A run with a state to save is not ended by the end of a pipe's reader either, such as `tee` in a terminal that
+    closes, but asked to save and stop. Elsewhere that is a `BrokenPipeError`, which ends a program, as by `| head`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE and Signals.active:
+            Signals.active.requested = True
+        elif error.errno != errno.EIO:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # also for what is still in the stream's buffer
+        os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

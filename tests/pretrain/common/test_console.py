@@ -2,12 +2,17 @@
 
 import contextlib
 import io
+import os
+import pty
 import re
+import signal
+from collections.abc import Iterator
 
 import pytest
 
 from pretrain.common import console
 from pretrain.common.console import Bar, Counted, Pace, say
+from pretrain.common.signals import Signals, stopping
 
 
 class Clock:
@@ -119,3 +124,58 @@ def test_a_bar_stays_on_the_terminal_while_a_library_is_silenced(monkeypatch: py
     with contextlib.redirect_stdout(hidden):
         assert list(counted) == [1, 2, 3]
     assert "0/3" in terminal.getvalue() and hidden.getvalue() == ""
+
+
+@contextlib.contextmanager
+def printing_to(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is printed goes to a file descriptor, as if this process had been started with it."""
+    before = os.dup(1)
+    os.dup2(descriptor, 1)
+    os.close(descriptor)
+    try:
+        with os.fdopen(1, "w", closefd=False) as stream, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar on it neither."""
+    ours, theirs = pty.openpty()
+    with printing_to(theirs, monkeypatch), Signals() as signals, Bar(10) as bar:
+        say("seen")
+        assert b"seen" in os.read(ours, 1000)
+        os.close(ours)
+        for done in range(1, 10):
+            bar.show(done, "")
+            say("lost")
+    assert not signals.requested and not Bar.shown
+
+
+def test_a_pipe_that_nobody_reads_stops_a_run_which_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ends a program that has nothing to save, as usual."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with printing_to(os.dup(writer), monkeypatch), Signals() as signals:
+        say("lost")
+        assert signals.requested
+        say("lost too")
+    with pytest.raises(BrokenPipeError), printing_to(writer, monkeypatch):
+        say("lost")
+
+
+def test_nohup_is_respected() -> None:
+    assert signal.SIGHUP in stopping()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stopping() and signal.SIGTERM in stopping()
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.requested
