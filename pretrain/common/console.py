@@ -148,7 +148,8 @@ class Counted:
 class Pace:
     """The seconds of a step, averaged over about the last hundred, and those that are left.
 
-    Neither the first step counts, which waits for workers and compilers, nor what happens between two steps.
+    The first step does not count, which waits for workers and compilers. What happens between steps counts too,
+    averaged over all of them: checkpoints, tests, and on a GPU the work that is queued when a step has returned.
 
     Args:
         total: steps of the whole run.
@@ -157,16 +158,20 @@ class Pace:
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done, self.counted, self.each = total, done, 0, float("nan")
+        self.between = 0.0  # seconds from the first step on that belong to no step
         self.first: float | None = None
         self.said = False
 
     def begin(self) -> None:
         """Note that a step begins."""
         self.began = time.perf_counter()
+        if self.first is not None:
+            self.between += self.began - self.ended
 
     def end(self) -> None:
         """Count the step that began last."""
-        took = time.perf_counter() - self.began
+        self.ended = time.perf_counter()
+        took = self.ended - self.began
         self.done += 1
         if self.first is None:
             self.first = took
@@ -176,13 +181,17 @@ class Pace:
             took if self.counted == 1 else self.each + (took - self.each) / min(self.counted, _HORIZON)
         )
 
+    def wall(self) -> float:
+        """Return the seconds of a step with its share of what happens between steps; NaN after the first step."""
+        return self.each + self.between / max(self.counted, 1)
+
     def left(self) -> float:
-        """Return the seconds of the steps that are left; NaN after the first step."""
-        return (self.total - self.done) * self.each
+        """Return the seconds until the last step has ended; NaN after the first step."""
+        return (self.total - self.done) * self.wall()
 
     def text(self) -> str:
         """Return the text on the right of a bar."""
-        each = f"{self.each:.2f} s each  " if self.counted else ""
+        each = f"{self.wall():.2f} s each  " if self.counted else ""
         return f"{each}ETA {duration(self.left())}"
 
     def say_estimate(self, *, device: str, smaller: str) -> None:

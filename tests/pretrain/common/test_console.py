@@ -37,11 +37,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def _take(pace: Pace, clock: Clock, seconds: float) -> None:
+def _take(pace: Pace, clock: Clock, seconds: float, between: float = 0.0) -> None:
     pace.begin()
     clock.now += seconds
     pace.end()
-    clock.now += 1000  # a test, a checkpoint: not the time of a step
+    clock.now += between
 
 
 def test_the_time_left_is_the_mean_without_the_first_step(clock: Clock) -> None:
@@ -51,6 +51,17 @@ def test_the_time_left_is_the_mean_without_the_first_step(clock: Clock) -> None:
     for seconds in (1.0, 2.0, 6.0):
         _take(pace, clock, seconds)
     assert pace.left() == pytest.approx(6 * (1 + 2 + 6) / 3)
+
+
+def test_what_happens_between_steps_is_spread_over_all_of_them(clock: Clock) -> None:
+    """Checkpoints and tests; not what came before the first step, nor what follows the last one."""
+    pace = Pace(1000)
+    clock.now += 5000
+    _take(pace, clock, 60.0, between=2.0)
+    for step in range(200):
+        _take(pace, clock, 1.0, between=100.0 if step % 50 == 49 else 0.5)
+    assert pace.text() == f"{1 + (2 + 196 * 0.5 + 3 * 100) / 200:.2f} s each  ETA 39:57"
+    assert pace.left() == pytest.approx(799 * (1 + (2 + 196 * 0.5 + 3 * 100) / 200))
 
 
 def test_one_slow_step_moves_the_time_left_by_a_hundredth(clock: Clock) -> None:
