@@ -4,9 +4,10 @@ torch takes seconds to import, so it is imported inside of the functions: `--hel
 """
 
 import argparse
+import os
 
 from pretrain.common import command_line, launcher
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 
 
 def main(about: str | None) -> None:
@@ -67,6 +68,11 @@ def _check(args: argparse.Namespace) -> None:
     if not args.weights and not args.rank:
         raise UserError("give --weights FILE, or --rank FILE FILE ... to order checkpoints without labels")
     others = {"--weights": args.weights, "--knn": args.knn, "--sweep": args.sweep, "--resume": args.resume}
+    for file in (args.weights, *args.rank):
+        if (
+            file and file != "random" and not os.path.lexists(file)
+        ):  # before a config whose data may be missing too
+            raise UserError(f"{label(file)}: no such file")
     given = [flag for flag, value in others.items() if value]
     if args.rank and given:
         raise UserError(f"--rank and {given[0]}: give one of them; --rank trains nothing and uses no labels")
