@@ -21,7 +21,7 @@ from transfer.visualize import drawing, instances, mistakes
 from transfer.visualize.instances import Objects
 
 EXAMINED = 40  # test images, spread evenly over the set
-SHOWN = 7  # of these; an odd number, so that the middle one is the median
+SHOWN = 9  # of these; four times something and one, so that the median and the quartiles are among them
 SCORES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # the thresholds to choose from
 
 Record = dict[str, Any]

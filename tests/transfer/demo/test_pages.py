@@ -132,15 +132,17 @@ def finetune_run(folder: Path, found: dict[str, Any], curve: tuple[float, ...]) 
     (folder / "results.json").write_text(json.dumps(found))
 
 
-def chosen_pictures(folder: Path, rows: list[str]) -> None:
-    """Write three test images, as `transfer.demo.pictures` does."""
+def chosen_pictures(folder: Path, rows: list[str], count: int) -> None:
+    """Write test images, as `transfer.demo.pictures` does."""
     folder.mkdir()
-    for number in range(3):
+    for number in range(count):
         for key in ("truth", *rows):
             colour = np.minimum(np.array(TRUTH if key == "truth" else COLOURS[key]) + 20 * number, 255)
             picture = np.full((48, 64, 3), colour, np.uint8)
             Image.fromarray(picture).save(folder / f"{number:02}-{key}.jpg", quality=95)
-    shown = [{"name": f"{n}.jpg", "f1": {row: (3 - n) / 4 for row in rows}} for n in range(3)]
+    shown = [
+        {"name": f"{n}.jpg", "f1": {row: (count - n) / (count + 1) for row in rows}} for n in range(count)
+    ]
     rule = {"score": 0.3, "scores": [0.5, 0.3], "examined": 40, "sorted_by": "moco"}
     (folder / "pictures.json").write_text(json.dumps(rule | {"shown": shown}))
 
@@ -172,6 +174,7 @@ def demo(tmp_path: Path):
         size: str = "standard",
         source: str = "debian packages",
         curves: dict[str, tuple[float, ...]] | None = None,
+        pictures: int = 3,
     ):
         folder = tmp_path / size
         pretrain_run(folder / "pretrain")
@@ -190,7 +193,7 @@ def demo(tmp_path: Path):
             if row == "supervised":
                 record |= {"source": "caffe", "branch": "", "pooling": {"res2": 0.385}}
             (folder / f"{row}.json").write_text(json.dumps({"record": record, "preprocessing": {}}))
-        chosen_pictures(folder / "pictures", list(rows))
+        chosen_pictures(folder / "pictures", list(rows), pictures)
         what = {"size": size, "data": str(tmp_path / "data"), "seeds": list(range(len(random)))}
         left_out = {} if supervised else {"supervised": "pip found no <network>"}
         (folder / "demo.json").write_text(json.dumps(what | {"rows": list(rows), "left_out": left_out}))
@@ -313,13 +316,15 @@ def test_pictures_show_every_init_on_the_same_images(demo):
     assert captions[5:8] == [f"2 · {name}, F1 0.50" for name in ("random", "MoCo", "supervised")]
 
 
-def test_the_median_picture_has_the_annotations_and_every_row(demo):
-    folder = demo([(7.0, 6.0)], [(8.0, 6.0)])
+def test_the_picture_of_detections_has_the_annotations_and_every_row(demo):
+    """Three in a row, or two by two; of five images from the best to the worst, it is the second."""
+    folder = demo([(7.0, 6.0)], [(8.0, 6.0)], pictures=5)
     write(folder)
-    picture = np.asarray(Image.open(folder.parent / "median.jpg")).astype(int)
-    assert picture.shape == (48, 3 * 64 + 2 * COLUMN_GAP, 3)
+    picture = np.asarray(Image.open(folder.parent / "detections.jpg")).astype(int)
+    assert picture.shape == (24 + 48, 3 * 64 + 2 * COLUMN_GAP, 3)
     for left, colour in zip((0, 70, 140), (TRUTH, COLOURS["random"], COLOURS["moco"]), strict=True):
-        assert np.abs(picture[:, left + 8 : left + 56].mean((0, 1)) - colour - 20).max() < 8
+        assert np.abs(picture[24 + 8 :, left + 8 : left + 56].mean((0, 1)) - colour - 20).max() < 8
+        assert picture[:22, left : left + 64].min() < 128  # a caption
 
 
 def test_page_loads_nothing_and_is_small(demo):
