@@ -17,8 +17,8 @@ _TEXT = 15  # pixels
 def picture(folder: Path) -> bytes:
     """Return a JPEG file of two by two pictures, or of three in a row: annotations, and detections with their F1.
 
-    The test image is the upper quartile of those that the page shows, from the best to the worst: a quarter of them are
-    better. It is chosen like them, by the F1 of the initialisation that is the best on average.
+    The test image is the upper quartile by the F1 of the initialisation that is the best on average, of the detections
+    with a score of at least 0.5: of those examined, a quarter are better or equal (`transfer.demo.pictures`).
 
     Args:
         folder: results of one demo run, with `demo.json` and `pictures/`.
@@ -26,13 +26,10 @@ def picture(folder: Path) -> bytes:
         UserError: a file is missing or damaged.
     """
     rows = read_json(folder / "demo.json")["rows"]
-    shown = read_json(folder / "pictures/pictures.json")["shown"]
-    number = (len(shown) - 1) // 4
-    names = {"truth": "annotated objects"}
-    names |= {row: f"{ROWS[row].short}: F1 {shown[number]['f1'][row]:.2f}" for row in rows}
+    f1 = read_json(folder / "pictures/pictures.json")["quartile"]["f1"]
+    names = {"truth": "annotated objects", **{row: f"{ROWS[row].short}: F1 {f1[row]:.2f}" for row in rows}}
     panels = [
-        _captioned(open_picture(folder / f"pictures/{number:02}-{key}.jpg"), text)
-        for key, text in names.items()
+        _captioned(open_picture(folder / f"pictures/quartile-{key}.jpg"), text) for key, text in names.items()
     ]
     wide = 2 if len(panels) % 2 == 0 else len(panels)
     return jpeg(_below([beside(panels[first : first + wide]) for first in range(0, len(panels), wide)]))
