@@ -68,11 +68,9 @@ def _check(args: argparse.Namespace) -> None:
     if not args.weights and not args.rank:
         raise UserError("give --weights FILE, or --rank FILE FILE ... to order checkpoints without labels")
     others = {"--weights": args.weights, "--knn": args.knn, "--sweep": args.sweep, "--resume": args.resume}
-    for file in (args.weights, *args.rank):
-        if (
-            file and file != "random" and not os.path.lexists(file)
-        ):  # before a config whose data may be missing too
-            raise UserError(f"{label(file)}: no such file")
     given = [flag for flag, value in others.items() if value]
     if args.rank and given:
         raise UserError(f"--rank and {given[0]}: give one of them; --rank trains nothing and uses no labels")
+    for file in (args.weights, *args.rank):  # before the config, whose data may be missing too
+        if file and file != "random" and not os.path.lexists(file):
+            raise UserError(f"{label(file)}: no such file")
