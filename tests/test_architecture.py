@@ -61,7 +61,7 @@ ARROWS = {
         "transfer.intervals transfer.linear transfer.results transfer.reproduce.jobs transfer.reproduce.plan"
     ),
     "transfer.reproduce.page": (
-        "transfer.intervals transfer.report transfer.reproduce.jobs transfer.reproduce.plan "
+        "transfer.intervals transfer.prepare.demo transfer.report transfer.reproduce.jobs transfer.reproduce.plan "
         "transfer.reproduce.results"
     ),
     "transfer.reproduce": (

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         # An abbreviation is a flag, too. Otherwise argparse would name the flag that is missing, not the wrong one.
         unknown = [flag for flag in given if not any(option.startswith(flag) for option in known)]
         if unknown:
-            message = f"{unknown[0]}: no such flag{nearest(unknown[0], known)}"
+            message = f"{unknown[0]}: no such flag{nearest(unknown[0], known, prefix='--')}"
         elif misplaced := self._misplaced(given):
             message = misplaced
         raise UserError(f"{label(message, 1000)}; {self.prog} --help lists everything that can be given")

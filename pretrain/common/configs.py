@@ -390,9 +390,15 @@ def equal(a: Any, b: Any, *, tolerance: float = 0.0) -> bool:
     return bool(a == b)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return `; did you mean X?` if a known name resembles `name`, or else an empty string."""
-    return _suggest(difflib.get_close_matches(name, known, n=1, cutoff=_SIMILAR))
+def nearest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
+    """Return `; did you mean X?` if a known name resembles `name`, or else an empty string.
+
+    Args:
+        prefix: that of all names, such as the dashes of flags, which makes none of them more alike.
+    """
+    names = {each.removeprefix(prefix): each for each in known}
+    close = difflib.get_close_matches(name.removeprefix(prefix), names, n=1, cutoff=_SIMILAR)
+    return _suggest([names[each] for each in close])
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str:

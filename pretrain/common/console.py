@@ -1,12 +1,15 @@
 """Printing on the main process only, durations in readable form, and the progress bar of all tools."""
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from pretrain.common.errors import for_terminal
+from pretrain.common.signals import Signals
 from pretrain.installed import as_typed
 
 _HORIZON = 100  # steps over which the time of a step is averaged
@@ -26,13 +29,33 @@ def say(line: str = "") -> None:
     if not distributed.is_main():
         return
     line = for_terminal(as_typed(line))
-    if Bar.shown:
-        from tqdm import tqdm
+    with whoever_listens():
+        if Bar.shown:
+            from tqdm import tqdm
 
-        tqdm.write(line)
-        sys.stdout.flush()
-    else:
-        print(line, flush=True)
+            tqdm.write(line)
+            sys.stdout.flush()
+        else:
+            print(line, flush=True)
+
+
+@contextmanager
+def whoever_listens() -> Iterator[None]:
+    """A context for printing, in which the end of a terminal does not end a run: what is printed is lost.
+
+    A run with a state to save is not ended by the end of a pipe's reader either, such as `tee` in a terminal that
+    closes, but asked to save and stop. Elsewhere that is a `BrokenPipeError`, which ends a program, as by `| head`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE and Signals.active:
+            Signals.active.requested = True
+        elif error.errno != errno.EIO:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # also for what is still in the stream's buffer
+        os.close(nowhere)
 
 
 def duration(seconds: float) -> str:
@@ -125,7 +148,8 @@ class Counted:
 class Pace:
     """The seconds of a step, averaged over about the last hundred, and those that are left.
 
-    Neither the first step counts, which waits for workers and compilers, nor what happens between two steps.
+    The first step does not count, which waits for workers and compilers. What happens between steps counts too,
+    averaged over all of them: checkpoints, tests, and on a GPU the work that is queued when a step has returned.
 
     Args:
         total: steps of the whole run.
@@ -134,16 +158,20 @@ class Pace:
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done, self.counted, self.each = total, done, 0, float("nan")
+        self.between = 0.0  # seconds from the first step on that belong to no step
         self.first: float | None = None
         self.said = False
 
     def begin(self) -> None:
         """Note that a step begins."""
         self.began = time.perf_counter()
+        if self.first is not None:
+            self.between += self.began - self.ended
 
     def end(self) -> None:
         """Count the step that began last."""
-        took = time.perf_counter() - self.began
+        self.ended = time.perf_counter()
+        took = self.ended - self.began
         self.done += 1
         if self.first is None:
             self.first = took
@@ -153,13 +181,17 @@ class Pace:
             took if self.counted == 1 else self.each + (took - self.each) / min(self.counted, _HORIZON)
         )
 
+    def wall(self) -> float:
+        """Return the seconds of a step with its share of what happens between steps; NaN after the first step."""
+        return self.each + self.between / max(self.counted, 1)
+
     def left(self) -> float:
-        """Return the seconds of the steps that are left; NaN after the first step."""
-        return (self.total - self.done) * self.each
+        """Return the seconds until the last step has ended; NaN after the first step."""
+        return (self.total - self.done) * self.wall()
 
     def text(self) -> str:
         """Return the text on the right of a bar."""
-        each = f"{self.each:.2f} s each  " if self.counted else ""
+        each = f"{self.wall():.2f} s each  " if self.counted else ""
         return f"{each}ETA {duration(self.left())}"
 
     def say_estimate(self, *, device: str, smaller: str) -> None:

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 
 from pretrain.common import launcher
 from pretrain.common.errors import UserError, escape_what_cannot_be_printed, message
-from pretrain.common.signals import end_with_the_parent
+from pretrain.common.signals import end_with_the_parent, stopping
 
 _PATIENCE = timedelta(hours=4)  # the other processes wait while one evaluates
 _START = timedelta(minutes=10)  # the first processes wait for the last ones, which read the data first
@@ -174,8 +174,8 @@ def spawn(
     """Run `worker(*args)` in `processes` processes on this machine, with the environment that torchrun would set.
 
     A single process runs in place. The `UserError` of a worker is raised here, once; if a worker exits with a status,
-    this process exits with it too. SIGTERM, SIGUSR1 and Ctrl-C are forwarded to the workers, so that they can save; a
-    second Ctrl-C ends all of them at once.
+    this process exits with it too. The signals of `signals.stopping` and Ctrl-C are forwarded to the workers, so that
+    they can save; a second Ctrl-C ends all of them at once.
 
     Args:
         processes: number of processes on each machine.
@@ -229,7 +229,7 @@ def _address(url: str, *, machines: int, machine_rank: int) -> tuple[str, int]:
 
 @contextmanager
 def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
-    """Forward SIGTERM and SIGUSR1, which a scheduler sends to this process, and Ctrl-C to its workers.
+    """Forward what a scheduler or a closing terminal sends to this process, and Ctrl-C, to its workers.
 
     Yield a list that is empty until Ctrl-C comes.
     """
@@ -246,8 +246,7 @@ def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
 
     previous = {}
     if threading.current_thread() is threading.main_thread():  # handlers can only be set in it
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        previous = {number: signal.signal(number, send) for number in numbers}
+        previous = {number: signal.signal(number, send) for number in (*stopping(), signal.SIGINT)}
     try:
         yield interrupted
     finally:

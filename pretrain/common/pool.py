@@ -57,7 +57,8 @@ def each(
 
 
 def _start_worker(parent: int, method: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent handles Ctrl-C and the end of a terminal
+        signal.signal(number, signal.SIG_IGN)
     if method == "spawn":
         cv2.setNumThreads(1)
     end_with_the_parent(parent)

@@ -1,4 +1,7 @@
-"""Stopping on request: on a scheduler's SIGTERM or SIGUSR1 a run saves its state and exits with a special status."""
+"""Stopping on request: on SIGTERM, SIGUSR1 or SIGHUP a run saves its state and exits with a special status.
+
+A scheduler sends the first two; the last one comes when a terminal is closed, or the connection to it.
+"""
 
 import contextlib
 import ctypes
@@ -10,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from types import FrameType
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": the state is saved, --resume continues
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -21,29 +24,36 @@ _LOOK = 1.0  # seconds between two looks at the parent
 _PROMISE = b"\nstopping after the current step; another Ctrl-C stops at once, without saving\n"
 
 
+def stopping() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a run to save and exit. SIGHUP is not among them where nohup ignores it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return _SIGNALS if ignored else (*_SIGNALS, signal.SIGHUP)
+
+
 class Signals:
-    """A context in which SIGTERM and SIGUSR1 set `requested`, and Ctrl-C interrupts immediately as usual.
+    """A context in which the signals of `stopping` set `requested`, and Ctrl-C interrupts immediately as usual.
 
     Args:
         ctrl_c: the first Ctrl-C sets `requested` too. A second one interrupts immediately if `alone`.
         alone: this is the only process. With more, a second Ctrl-C may be the first one again: the terminal sends it to
             all processes, and torchrun forwards it to them.
-        hang_up: SIGHUP, which comes when a terminal is closed, sets `requested` too, unless nohup ignores it.
 
     Attributes:
+        active: the innermost of these contexts, if any.
         requested: whether this process was asked to stop. The processes of a run agree on it once per step.
         saved: set this once everything is saved; from then on a signal ends the process immediately.
     """
 
-    def __init__(self, *, ctrl_c: bool = False, alone: bool = True, hang_up: bool = False) -> None:
+    active: "ClassVar[Signals | None]" = None
+
+    def __init__(self, *, ctrl_c: bool = False, alone: bool = True) -> None:
         self.requested = self.saved = self.interrupted = False
-        self.numbers = (*_SIGNALS, signal.SIGINT) if ctrl_c else _SIGNALS
-        if hang_up and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            self.numbers = (*self.numbers, signal.SIGHUP)
+        self.numbers = (*stopping(), signal.SIGINT) if ctrl_c else stopping()
         self.alone = alone
 
     def __enter__(self) -> "Signals":
         self.previous, self.process = {}, os.getpid()
+        self.around, Signals.active = Signals.active, self
         if threading.current_thread() is threading.main_thread():  # handlers can only be set in it
             self.previous = {number: signal.signal(number, self._note) for number in self.numbers}
         return self
@@ -64,6 +74,7 @@ class Signals:
         raise KeyboardInterrupt if self.interrupted else SystemExit(STOPPED)
 
     def __exit__(self, *_: object) -> None:
+        Signals.active = self.around
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -120,22 +131,23 @@ def _watch(parent: int, save: bool) -> None:
 
 
 def outlive_the_stop() -> None:
-    """Make a loader worker ignore a scheduler's signals, because the current training step still needs its data.
+    """Make a loader worker ignore the signals of `stopping`, because the current training step still needs its data.
 
-    A scheduler signals every process of a job. Only a signal from the worker's parent ends it: an interpreter that
-    exits after an error sends SIGTERM and waits. If the parent is killed, the worker ends by itself.
+    A scheduler, or a terminal that closes, signals every process of a job. Only a signal from the worker's parent ends
+    it: an interpreter that exits after an error sends SIGTERM and waits. If the parent is killed, it ends by itself.
     """
     # If a library's thread receives the signal, and on macOS, the sender is unknown: end after a delay.
-    for number in _SIGNALS:
+    numbers = stopping()
+    for number in numbers:
         signal.signal(number, lambda *_: signal.alarm(_LATEST))
     creator = multiprocessing.parent_process()
     if creator and creator.pid and hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        threading.Thread(target=_end_for, args=(creator.pid,), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=_end_for, args=(creator.pid, numbers), daemon=True).start()
     end_with_the_parent(os.getppid())  # a new thread must not receive the signals, so they are blocked before
 
 
-def _end_for(process: int) -> None:
-    while signal.sigwaitinfo(_SIGNALS).si_pid != process:
+def _end_for(process: int, numbers: tuple[signal.Signals, ...]) -> None:
+    while signal.sigwaitinfo(numbers).si_pid != process:
         pass
     os._exit(0)

@@ -125,7 +125,7 @@ def _captioned(pixels: np.ndarray, caption: list[str], *, lines: int) -> np.ndar
     picture.paste(Image.fromarray(pixels))
     pen = ImageDraw.Draw(picture)
     for number, line in enumerate(caption):
-        pen.text((0, pixels.shape[0] + 1 + number * _LINE), line, fill=_INK, font=_font())
+        pen.text((0, pixels.shape[0] + 1 + number * _LINE), line, fill=_INK, font=font())
     return np.asarray(picture)
 
 
@@ -135,15 +135,16 @@ def _labels(height: int, width: int) -> np.ndarray:
     picture = Image.new("RGB", (_LABEL, height), _PAPER)
     pen = ImageDraw.Draw(picture)
     top = side + _LINE + _GAP
-    pen.text((4, side // 2), "image", fill=_INK, font=_font())
+    pen.text((4, side // 2), "image", fill=_INK, font=font())
     for number, (name, colour) in enumerate(zip(_NAMES, _COLOURS, strict=True)):
         place = top + number * (side + 3 * _LINE + _GAP) + side // 2
-        pen.text((4, place), name, fill=colour, font=_font())
+        pen.text((4, place), name, fill=colour, font=font())
     return np.asarray(picture)
 
 
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int = 12) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return a font for captions, which needs no file; `size` is in pixels."""
     try:
-        return ImageFont.load_default(12)
+        return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has only one size
         return ImageFont.load_default()

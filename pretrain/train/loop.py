@@ -40,7 +40,7 @@ def train(cfg: CfgNode, *, resume: bool | Path = False, other_processes: bool = 
         other_processes: continue even if another number of processes wrote that checkpoint.
     Raises:
         UserError: something that the user can fix.
-        SystemExit: with `signals.STOPPED`, after SIGTERM or SIGUSR1, once the state is saved.
+        SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
         KeyboardInterrupt: the same after Ctrl-C.
     """
     loggers.check(cfg)

@@ -1,8 +1,12 @@
 """The whole demo as `make demo` runs it: photographs -> checkpoint -> weights -> detections -> page."""
 
 import json
-from collections.abc import Iterator
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,20 +15,50 @@ from pretrain.common.configs import flatten
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ResNet, architecture
 from tests.support.fuzzing.caffe import caffemodel, from_torchvision, yahoo_names
-from tests.support.scripts import run_script
+from tests.support.scripts import run_script, start_script
 from transfer.config.load import load_config
 from transfer.convert.weights_file import read_weights
-from transfer.demo import run
+from transfer.demo import run, stages
 
 pytestmark = pytest.mark.slow
 
 
 PRETRAIN = ("SOLVER.MAX_EPOCH", "1", "KNN.PERIOD", "1", "KNN.MAX_IMAGES", "60")
 FINETUNE = (
-    "SOLVER.MAX_ITER", "8", "SOLVER.STEPS", "(5, 7)", "SOLVER.WARMUP_ITERS", "2", "TEST.PRECISE_BN.NUM_ITER", "3",
-    "TEST.EVAL_PERIOD", "4", "INPUT.MIN_SIZE_TRAIN", "(80,)", "INPUT.MIN_SIZE_TEST", "80",
+    "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)", "SOLVER.WARMUP_ITERS", "1", "TEST.PRECISE_BN.NUM_ITER", "1",
+    "TEST.EVAL_PERIOD", "2", "INPUT.MIN_SIZE_TRAIN", "(80,)", "INPUT.MIN_SIZE_TEST", "80", "TEST.PICTURES", "2",
 )  # fmt: skip
 ROWS = ("random", "moco", "supervised")
+
+
+class Forked:
+    """Stands for `subprocess.Popen`: a stage's command in a process that has loaded the libraries already.
+
+    tests/transfer/demo/test_stages.py starts stages as the demo does.
+    """
+
+    def __init__(self, command: Sequence[str], *, env: dict[str, str], **_: Any) -> None:
+        words = [*command[1:]]  # without the interpreter
+        if words[0] == "-m":
+            words[:2] = [words[1].replace(".", "/") + ".py"]
+        self.output = Path(tempfile.mkdtemp(dir=self.folder)) / "output"
+        self.process = start_script(words, self.output, self.output, environment=env)
+        self.pid, self.stdout = self.process.pid, self._lines()
+
+    folder: Path
+
+    def _lines(self) -> Iterator[str]:
+        self.process.join()
+        yield from self.output.read_text().splitlines(keepends=True)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    returncode = property(poll)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +78,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(run.SIZES, "quick", run.Size(PRETRAIN, FINETUNE))
         patch.setattr(run.open_nsfw, "fetch", lambda *_: (model, licence, True))
+        patch.setattr(Forked, "folder", base, raising=False)
+        popen = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})
+        patch.setattr(stages, "subprocess", popen)
         run.run("quick", root=root, output=output)
         yield root, output
 
@@ -87,7 +124,8 @@ def test_page_shows_the_measured_numbers_and_says_what_they_are_worth(folders: t
         for metrics in _results(folders[1], init)["metrics"]["demo_quick_val"].values():
             assert f">{metrics['AP50']:.2f}<" in page
     assert "one seed" in page
-    assert page.count("F1 ") >= 3 * 2 and (folders[1] / "median.jpg").is_file()
+    assert page.count("F1 ") >= 3 * 2 and (folders[1] / "detections.jpg").is_file()
+    assert (folders[1] / "quick/report.html").read_text() == page
     assert "scikit-image" in page  # where the photographs come from
 
 

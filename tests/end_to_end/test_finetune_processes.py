@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,9 @@ def _command(settings: list[str], output: Path, *flags: str) -> list[str]:
 class Run:
     """A started run; what it prints is in a file."""
 
-    def __init__(self, log: Path, *arguments: Any) -> None:
+    def __init__(self, log: Path, *arguments: Any, forks: bool = True) -> None:
         self.log = log
-        self.process = start_script(_command(*arguments), log, log, forks=True)
+        self.process = start_script(_command(*arguments), log, log, forks=forks)
 
     def end(self, timeout: float = 300) -> tuple[int | None, str]:
         """Wait for the end. Return the exit status and what the run printed."""
@@ -77,12 +76,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run in two processes."""
+    """An undisturbed run in two processes, which are fresh ones, as for a user."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, *_command(data, folder, "--num-gpus", "2")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("iteration 6/6") == 1
+    status, out = Run(folder / "log", data, folder, "--num-gpus", "2", forks=False).end()
+    assert status == 0, out
+    assert out.count("iteration 6/6") == 1
     assert json.loads((folder / "results.json").read_text())["hardware"]["processes"] == 2
     return folder
 

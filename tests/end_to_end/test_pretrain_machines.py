@@ -177,7 +177,7 @@ def test_tasks_of_srun_without_torchrun(one_node: tuple[Path, Path], tmp_path: P
 FAKES = {
     "scontrol": 'case "$1" in show) echo 127.0.0.1;; *) echo "$@" >> "$FAKES/calls";; esac',
     "srun": 'while [[ $1 == --* ]]; do echo "$1" >> "$FAKES/options"; shift; done; echo $$ > "$FAKES/step"; '
-    'exec "$PYTHON" -m torch.distributed.run "${@:2}"',
+    'echo "$@" >> "$FAKES/launched"; exec "$PYTHON" -m torch.distributed.run "${@:2}"',
     "scancel": 'echo "$@" >> "$FAKES/calls"; kill -TERM "$(cat "$FAKES/step")"',
 }
 
@@ -189,7 +189,7 @@ def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_pat
         (fakes / name).write_text(f"#!/bin/bash\n{text}\n")
         (fakes / name).chmod(0o755)
     environment = {"PATH": f"{fakes}:{os.environ['PATH']}", "FAKES": str(fakes), "PYTHON": sys.executable,
-                   "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2",
+                   "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "1",
                    "SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "40"}  # fmt: skip
     job = ["bash", "tools/slurm/job.sbatch", *CONFIG]
     with started([*job, *overrides(images, output, *LONG)], **environment) as run:
@@ -199,6 +199,7 @@ def test_slurm_template_saves_and_queues_again(image_folder: MakeFolder, tmp_pat
     assert run.returncode == 0 and "everything is saved" in out, out
     assert (fakes / "calls").read_text().split("\n")[1] == f"requeue {os.getpid()}"
     assert (fakes / "options").read_text() == "--kill-on-bad-exit=1\n--cpus-per-task=40\n"
+    assert "torchrun --nnodes 1 --nproc-per-node 1 " in (fakes / "launched").read_text()
     saved = last(output)["iteration"]
     end = ["SOLVER.MAX_ITER", str(saved + 2)]
     assert "finished: " in finish(*job, *overrides(images, output, *LONG, *end), **environment)

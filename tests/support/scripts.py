@@ -69,7 +69,7 @@ def start_script(
     """Start a script in its own process group.
 
     Args:
-        stdout: a file.
+        stdout: a file, or a terminal, which then becomes the one that sends SIGHUP when it is closed.
         stderr: a file, which may be the same one.
         environment: instead of this process's.
         forks: fork the processes that the script starts by `distributed.spawn`, which saves their imports too.
@@ -126,6 +126,8 @@ def _run(command: list[str], environment: dict[str, str], files: list[str], fork
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    if os.isatty(1):  # the streams that were inherited expect files
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     if forks:
         torch.multiprocessing.spawn = partial(torch.multiprocessing.start_processes, start_method="fork")
     script = ROOT / command[0]

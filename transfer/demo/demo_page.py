@@ -17,9 +17,7 @@ from transfer.prepare.demo.demo_set import HONEST
 from transfer.prepare.sets.open_nsfw import PROVENANCE
 from transfer.report.charts import Chart, Line, chart, points
 from transfer.report.run_files import (
-    beside,
     credits_of,
-    jpeg,
     jpeg_uri,
     open_picture,
     photographs,
@@ -116,14 +114,6 @@ def _pictures(folder: Path, rows: Sequence[str]) -> dict[str, Any]:
         for number, each in enumerate(state["shown"])
     ]
     return state | {"shown": shown}
-
-
-def median(folder: Path) -> bytes:
-    """Return the middle one of the page's test images as a JPEG file: its annotations, then each row's detections."""
-    rows = read_json(folder / "demo.json")["rows"]
-    number = len(read_json(folder / "pictures/pictures.json")["shown"]) // 2
-    pictures = [open_picture(folder / f"pictures/{number:02}-{key}.jpg") for key in ("truth", *rows)]
-    return jpeg(beside(pictures))
 
 
 def _pretraining(folder: Path) -> dict[str, Any]:

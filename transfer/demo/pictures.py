@@ -2,7 +2,8 @@
 
     python -m transfer.demo.pictures OUTPUT ROW=RUN ROW=RUN ...
 
-OUTPUT gets `NN-truth.jpg`, `NN-ROW.jpg` and `pictures.json`; RUN is the folder of a fine-tuning run.
+OUTPUT gets `NN-truth.jpg`, `NN-ROW.jpg`, `quartile-truth.jpg`, `quartile-ROW.jpg` and `pictures.json`; RUN is the
+folder of a fine-tuning run.
 """
 
 import sys
@@ -22,6 +23,7 @@ from transfer.visualize.instances import Objects
 
 EXAMINED = 40  # test images, spread evenly over the set
 SHOWN = 7  # of these; an odd number, so that the middle one is the median
+CONFIDENT = 0.5  # the score from which tools/predict.py reports a detection, unless told otherwise
 SCORES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)  # the thresholds to choose from
 
 Record = dict[str, Any]
@@ -42,23 +44,29 @@ def write(folder: Path, runs: Mapping[str, Path]) -> None:
     name = cfg.DATASETS.TEST[0]
     records = drawing.spread(DatasetCatalog.get(name), EXAMINED)
     found = {row: [detect(detector, record) for record in records] for row, detector in detectors.items()}
+    truths = [instances.of_record(record) for record in records]
+
+    def draw(n: int, prefix: str, score: float) -> None:
+        picture = images.read(records[n]["file_name"], "RGB")
+        drawn = {"truth": truths[n], **{row: above(each[n], score) for row, each in found.items()}}
+        for key, objects in drawn.items():
+            drawing.write_jpeg(folder / f"{prefix}-{key}.jpg", drawing.draw_objects(picture, objects, name))
+
+    def described(n: int, f1s: list[dict[str, float]]) -> dict[str, Any]:
+        return {"name": Path(records[n]["file_name"]).name, "f1": f1s[n]}
+
     score = threshold(found)
-    f1s = [
-        {row: f1(instances.of_record(record), above(each[n], score)) for row, each in found.items()}
-        for n, record in enumerate(records)
-    ]
+    f1s = measured(truths, found, score)
     order, leader = best_first(f1s)
     shown = drawing.spread(order, SHOWN)
     for number, n in enumerate(shown):
-        picture = images.read(records[n]["file_name"], "RGB")
-        drawn = {"truth": instances.of_record(records[n])}
-        drawn |= {row: above(each[n], score) for row, each in found.items()}
-        for key, objects in drawn.items():
-            path = folder / f"{number:02}-{key}.jpg"
-            drawing.write_jpeg(path, drawing.draw_objects(picture, objects, name))
-    listed = [{"name": Path(records[n]["file_name"]).name, "f1": f1s[n]} for n in shown]
+        draw(n, f"{number:02}", score)
     rule = {"score": score, "scores": list(SCORES), "examined": len(records), "sorted_by": leader}
-    write_json(folder / "pictures.json", rule | {"shown": listed})
+    confident = measured(truths, found, CONFIDENT)
+    quarter = best_first(confident)[0][len(records) // 4]
+    draw(quarter, "quartile", CONFIDENT)
+    content = rule | {"shown": [described(n, f1s) for n in shown], "quartile": described(quarter, confident)}
+    write_json(folder / "pictures.json", content)
 
 
 def detect(detector: Predictor, record: Record) -> Objects:
@@ -84,6 +92,16 @@ def threshold(found: Mapping[str, Sequence[Objects]]) -> float:
         if min(shares) >= 0.5:
             return score
     return SCORES[-1]
+
+
+def measured(
+    truths: Sequence[Objects], found: Mapping[str, Sequence[Objects]], score: float
+) -> list[dict[str, float]]:
+    """Return for each image the F1 of every row's detections with at least this score."""
+    return [
+        {row: f1(truth, above(each[n], score)) for row, each in found.items()}
+        for n, truth in enumerate(truths)
+    ]
 
 
 def f1(truth: Objects, found: Objects) -> float:

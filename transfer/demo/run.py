@@ -17,7 +17,7 @@ from pretrain.common.run_folder import held
 from pretrain.installed import ROOT
 from transfer.config.load import load_config, read_config
 from transfer.data.on_disk import check_demo
-from transfer.demo import demo_page, mechanism_page, stages
+from transfer.demo import demo_page, detections, mechanism_page, stages
 from transfer.demo.comparison import BASELINE, ROWS
 from transfer.demo.stages import Stage
 from transfer.prepare.sets import open_nsfw
@@ -89,7 +89,9 @@ MECHANISM = {
 def run(
     size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = (), wheel: Path | None = None
 ) -> None:
-    """Run the demo and write `output/report.html`. Stages that are already done are skipped.
+    """Run the demo and write its page, `output/SIZE/report.html`. Stages that are already done are skipped.
+
+    `output/report.html` is the page of the last run, whatever its size.
 
     Args:
         size: one of `SIZES`.
@@ -128,10 +130,16 @@ def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...], wheel: 
     done += stages.run([_picture_stage(rows, plan.seeds[0], folder)], folder / "stages")
     state = {"size": size, "data": str(data), "seeds": list(plan.seeds), "rows": rows, "left_out": left_out}
     write_json(folder / "demo.json", state)
-    write_demo(folder, done, output / "report.html")
+    for page in (folder / "report.html", output / "report.html"):
+        write_demo(folder, done, page)
     for line in demo_page.summary(folder):
         say(line)
     say(f"report: {output / 'report.html'}   ({duration(time.perf_counter() - start)} in total)")
+    others = [page for other in SIZES if other != size and (page := output / other / "report.html").exists()]
+    if others:
+        say(
+            f"{', '.join(map(str, others))}: of other sizes; that of this size is {folder / 'report.html'} too"
+        )
 
 
 def run_mechanism(*, root: Path, output: Path, debs: tuple[Path, ...] = ()) -> None:
@@ -255,7 +263,7 @@ def _init(row: str, folder: Path, config: str) -> tuple[str, ...]:
 
 
 def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> None:
-    """Write the demo's page; next to it its first curves as `curves.svg`, and its median picture as `median.jpg`.
+    """Write the demo's page; next to it its first curves as `curves.svg`, and one of its images as `detections.jpg`.
 
     Args:
         folder: results of one demo run: `demo.json`, `pretrain/`, `ROW.json` of each conversion,
@@ -268,7 +276,7 @@ def write_demo(folder: Path, stages: Sequence[dict[str, Any]], output: Path) -> 
     other = output.with_name("mechanism.html")
     context = demo_page.context(folder) | {"mechanism": other.name if other.exists() else None}
     write_text(output.with_name("curves.svg"), render("curves.svg", {"chart": context["curves"][0]}))
-    write_bytes(output.with_name("median.jpg"), demo_page.median(folder))
+    write_bytes(output.with_name("detections.jpg"), detections.picture(folder))
     _write("report.html", context, stages=stages, output=output)
 
 

@@ -78,7 +78,7 @@ def run(stages: Sequence[Stage], records: Path) -> list[dict[str, Any]]:
 
 def _run_together(stages: Sequence[Stage], records: Path) -> None:
     jobs: list[subprocess.Popen[str]] = []
-    with Signals(ctrl_c=True, hang_up=True) as signals, ThreadPoolExecutor(len(stages)) as pool:
+    with Signals(ctrl_c=True) as signals, ThreadPoolExecutor(len(stages)) as pool:
         try:
             for stage in stages:
                 jobs.append(_start(stage, records, together=len(stages)))

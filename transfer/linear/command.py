@@ -4,9 +4,10 @@ torch takes seconds to import, so it is imported inside of the functions: `--hel
 """
 
 import argparse
+import os
 
 from pretrain.common import command_line, launcher
-from pretrain.common.errors import UserError
+from pretrain.common.errors import UserError, label
 
 
 def main(about: str | None) -> None:
@@ -70,3 +71,6 @@ def _check(args: argparse.Namespace) -> None:
     given = [flag for flag, value in others.items() if value]
     if args.rank and given:
         raise UserError(f"--rank and {given[0]}: give one of them; --rank trains nothing and uses no labels")
+    for file in (args.weights, *args.rank):  # before the config, whose data may be missing too
+        if file and file != "random" and not os.path.lexists(file):
+            raise UserError(f"{label(file)}: no such file")

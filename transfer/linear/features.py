@@ -12,7 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed
-from pretrain.common.console import say
+from pretrain.common.console import Bar, Pace, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import write_atomic, write_text
 from pretrain.common.signals import Signals
@@ -164,8 +164,9 @@ def compute(
     batches: Any = [mine[start : start + _BATCH] for start in range(0, len(mine), _BATCH)]
     dataset = CentreCrops(images.files, size=cfg.INPUT.SIZE)
     loader = iter(make_loader(dataset, cfg, batches=batches, device=extract.device, collate=collate_centres))
-    left = count
+    left, pace, bar = count, Pace(len(batches)), Bar(len(batches), what="features")
     try:
+        pace.begin()
         for pixels, readable in loader:
             own, good = extract(pixels), readable.to(extract.device)
             own = own.where(good[:, None], 0)
@@ -177,10 +178,14 @@ def compute(
             features = distributed.all_gather_interleaved(own)[:left].cpu().numpy()
             yield features, distributed.all_gather_interleaved(good.to(torch.uint8))[:left].cpu().numpy() > 0
             left -= len(features)
+            pace.end()
+            bar.show(pace.done, pace.text())
+            pace.begin()
             if any(distributed.any_process(signals.requested)):
                 say("stopped; the next run computes the features of this folder from the beginning")
                 signals.leave()
     finally:
+        bar.close()
         getattr(loader, "_shutdown_workers", lambda: None)()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fvcore.common.config import CfgNode
 
 from pretrain.common import distributed
-from pretrain.common.console import duration, say
+from pretrain.common.console import Bar, Pace, duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
@@ -15,7 +15,7 @@ from transfer.linear import results
 from transfer.linear.features import Features, Fixed
 from transfer.linear.state import State, save
 
-_PRINT_PERIOD = 60.0  # seconds between two lines within an epoch
+_PRINT_PERIOD = 60.0  # seconds between two lines within an epoch, where no bar is shown
 
 
 def train(
@@ -38,37 +38,42 @@ def train(
         session_start: when this process started the run, by `time.perf_counter`.
     Raises:
         UserError: too many images are unreadable, or all classifiers have diverged.
-        SystemExit: after SIGTERM or SIGUSR1, once the state is saved.
+        SystemExit: after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
     """
-    first, earlier, loop_start = state.iteration, state.seconds, time.perf_counter()
-    epochs, steps, last_printed = cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_EPOCH * per_epoch, loop_start
-    for features, labels, unreadable in batches:
-        broken.add(unreadable)
-        if state.iteration % per_epoch == 0:
-            state.losses.zero_()
-        state.losses += state.classifiers.step(features, labels, epoch=state.iteration // per_epoch)
-        state.iteration += 1
-        now = time.perf_counter()
-        state.seconds = earlier + now - session_start
-        left = (now - loop_start) / (state.iteration - first) * (steps - state.iteration)
-        ends_epoch = state.iteration % per_epoch == 0
-        if ends_epoch:
-            _test(state, val, per_epoch=per_epoch, epochs=epochs, seconds_left=left)
-            last_printed = time.perf_counter()
-        elif now - last_printed > _PRINT_PERIOD:
-            epoch, step = divmod(state.iteration, per_epoch)
-            say(f"epoch {epoch + 1}/{epochs} iter {step}/{per_epoch}  ETA {duration(left)}")
-            last_printed = now
-        stops, met_broken = distributed.any_process(signals.requested, bool(broken.new))
-        if met_broken:
-            broken.share()
-        if ends_epoch or stops or broken.too_many:
-            broken.write()
-            save(state, cfg)
-        broken.check()
-        if stops and state.iteration < steps:
-            say(f"stopped at iteration {state.iteration}; the same command with --resume continues")
-            signals.leave()
+    earlier, last_printed = state.seconds, time.perf_counter()
+    epochs, steps = cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_EPOCH * per_epoch
+    pace = Pace(steps, state.iteration)
+    with Bar(steps, state.iteration) as bar:
+        pace.begin()
+        for features, labels, unreadable in batches:
+            broken.add(unreadable)
+            if state.iteration % per_epoch == 0:
+                state.losses.zero_()
+            state.losses += state.classifiers.step(features, labels, epoch=state.iteration // per_epoch)
+            state.iteration += 1
+            pace.end()
+            bar.show(state.iteration, pace.text())
+            now = time.perf_counter()
+            state.seconds = earlier + now - session_start
+            ends_epoch = state.iteration % per_epoch == 0
+            if ends_epoch:
+                _test(state, val, per_epoch=per_epoch, epochs=epochs, seconds_left=pace.left())
+                last_printed = time.perf_counter()
+            elif not bar.is_shown and now - last_printed > _PRINT_PERIOD:
+                epoch, step = divmod(state.iteration, per_epoch)
+                say(f"epoch {epoch + 1}/{epochs} iter {step}/{per_epoch}  ETA {duration(pace.left())}")
+                last_printed = now
+            stops, met_broken = distributed.any_process(signals.requested, bool(broken.new))
+            if met_broken:
+                broken.share()
+            if ends_epoch or stops or broken.too_many:
+                broken.write()
+                save(state, cfg)
+            broken.check()
+            if stops and state.iteration < steps:
+                say(f"stopped at iteration {state.iteration}; the same command with --resume continues")
+                signals.leave()
+            pace.begin()
 
 
 def mean_losses(state: State, steps: int) -> list[float]:

@@ -77,7 +77,7 @@ def run(
         source, branch: as in `tools/convert_to_d2.py`.
     Raises:
         UserError: a mistake in the settings, the weights or the data.
-        SystemExit: with `signals.STOPPED`, after SIGTERM or SIGUSR1, once the state is saved.
+        SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
     """
     with held(Path(cfg.OUTPUT_DIR)), worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):
         stored = None if knn else state.find(cfg, resume=resume)

@@ -10,11 +10,12 @@ The kind of checkpoint is recognised by its tensors. Nothing inside a file is ev
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
 from pretrain.common.command_line import Parser
-from pretrain.common.errors import run_tool
+from pretrain.common.errors import UserError, label, run_tool
 from transfer.convert import FORMATS, TARGETS
 
 
@@ -52,6 +53,8 @@ def main() -> None:
     add("--inspect", action="store_true", help="print what each FILE holds; write nothing")
     add("--to", choices=TARGETS, help="write OUTPUT for another library instead")
     args = parser.parse_intermixed_args()
+    if len(args.files) == 2 and not (args.output_dir or args.inspect or os.path.lexists(args.files[0])):
+        raise UserError(f"{label(args.files[0])}: no such file")
     # Imported only now: it loads PyTorch, which --help does not need.
     from transfer.convert import command
 

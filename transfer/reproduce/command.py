@@ -72,10 +72,10 @@ def execute(
     wanted = [job for cell in cells for found in cell.runs.values() for job in found]
     _check(scheduler.unfinished(wanted, runs))
     began = time.perf_counter()
-    watch = progress.Watch(in_order(wanted), runs)
     shown = shown or cells
     try:
-        failed = scheduler.run(wanted, runs, executor, tick=watch.look)
+        with progress.Watch(in_order(wanted), runs) as watch:
+            failed = scheduler.run(wanted, runs, executor, tick=watch.look)
     except UserError:  # not even the first job could be started
         raise
     except BaseException:

@@ -1,4 +1,4 @@
-"""Progress of a table: what --dry-run and --status print, and a line every minute while it runs."""
+"""Progress of a table: what --dry-run and --status print, and a bar, or lines every minute, while it runs."""
 
 import contextlib
 import re
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.console import duration, say
+from pretrain.common.console import Bar, duration, say
 from pretrain.common.errors import UserError
 from pretrain.common.files import read_json
 from pretrain.installed import as_typed
@@ -15,7 +15,8 @@ from transfer.report.run_files import read_log
 from transfer.reproduce.jobs import lock, worker
 from transfer.reproduce.jobs.job import Job
 
-_EVERY = 60.0  # seconds between two lines about the same job
+_EVERY = 60.0  # seconds between two lines about the same job, where no bar is shown
+_MOVED = 2.0  # seconds after which a bar is drawn again
 _FIGURE = re.compile(r"(?:^|/)(?:AP|mIoU|top1|knn)$")
 _QUIET = 4 * lock.BEAT  # seconds without a heartbeat after which --status says so
 
@@ -37,21 +38,31 @@ def status(jobs: Sequence[Job], runs: Path) -> list[str]:
 
 
 class Watch:
-    """Prints the progress of the running jobs every minute."""
+    """Shows the progress of the jobs: on a terminal a bar of those that are done, elsewhere lines every minute."""
 
     def __init__(self, jobs: Sequence[Job], runs: Path) -> None:
-        self.jobs, self.runs, self.next = jobs, runs, time.monotonic() + _EVERY
+        self.jobs, self.runs, self.bar = jobs, runs, Bar(len(jobs), what="jobs")
+        self.period = _MOVED if self.bar.is_shown else _EVERY
+        self.next = time.monotonic() + (0 if self.bar.is_shown else _EVERY)
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
 
     def look(self) -> None:
-        """Print the progress if a minute has passed. Call this often."""
+        """Show the progress if it is time to. Call this often."""
         if time.monotonic() < self.next:
             return
-        self.next = time.monotonic() + _EVERY
+        self.next = time.monotonic() + self.period
         states = {job.key: _state(job, self.runs) for job in self.jobs}
         done = sum(state == "done" for state in states.values())
-        for job in self.jobs:
-            if states[job.key] == "running":
-                say(f"[{done}/{len(self.jobs)}] {job.name}: {_line(job, self.runs)}")
+        running = [job for job in self.jobs if states[job.key] == "running"]
+        lines = [f"{job.name}: {_line(job, self.runs)}" for job in running]
+        self.bar.show(done, "; ".join(lines))
+        for line in [] if self.bar.is_shown else lines:
+            say(f"[{done}/{len(self.jobs)}] {line}")
 
 
 def _state(job: Job, runs: Path) -> str:

@@ -43,7 +43,7 @@ def train(
         The state at the end, and the metrics of `evaluation.evaluate`.
     Raises:
         UserError: a loss is not finite, `model_last.pth` has other settings, or an image is broken.
-        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, once everything is saved.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved.
         KeyboardInterrupt: the same after Ctrl-C.
     """
     model.train()

@@ -26,6 +26,7 @@ from transfer.config import length
 from transfer.data import datasets, train_stream
 from transfer.data.digests import data_digests, data_record
 from transfer.data.train_stream import Source
+from transfer.models import init_weights
 from transfer.models.build import build
 from transfer.train import evaluation, loop, precise_bn, start
 from transfer.train.state import LAST
@@ -45,7 +46,7 @@ def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:
         UserError: a mistake in the config, the weights or the data that the user can fix.
-        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM or SIGUSR1, once everything is saved.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved.
         KeyboardInterrupt: the same after Ctrl-C.
     """
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
@@ -55,6 +56,8 @@ def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -
         if _is_finished(output, resume=resume):
             return
         loggers.check(cfg)
+    if cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
+        init_weights.local_path(cfg.MODEL.WEIGHTS)  # before the data, which may take long to read
     datasets.prepare(cfg, train=not eval_only)
     device = distributed.pick_device(cfg.MODEL.DEVICE)
     cfg.MODEL.DEVICE = device.type

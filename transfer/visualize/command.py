@@ -27,10 +27,11 @@ def main(about: str | None) -> None:
 
 def _show_views(args: argparse.Namespace) -> None:
     from pretrain import config
-    from pretrain.data import sources, views_sheet
-    from pretrain.data.folders import Endings
 
     cfg = config.load(args.config, args.overrides)
+    from pretrain.data import sources, views_sheet  # after the config's errors: they take seconds to import
+    from pretrain.data.folders import Endings
+
     files = sources.find(cfg.DATA.TRAIN, Endings(cfg.DATA.ENDINGS))
     views_sheet.write(args.output, files, cfg, count=args.count)
     print(for_terminal(f"wrote {args.output}"))

@@ -83,6 +83,7 @@ def test_a_flag_of_another_command_is_said_to_be_one() -> None:
     ("words", "message"),
     [
         (["--confg", "x"], "--confg: no such flag; did you mean --config?"),
+        (["--nothing", "--config", "x"], "--nothing: no such flag; "),
         (["--sizee=3", "--config", "x"], "--sizee: no such flag; did you mean --size?"),
         (["--config", "x", "--size", "y"], "argument --size: invalid int value: 'y'"),
         (["--conf", "x", "run", "--trails"], "--trails: no such flag; did you mean --trials?"),

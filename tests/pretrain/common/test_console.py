@@ -2,12 +2,17 @@
 
 import contextlib
 import io
+import os
+import pty
 import re
+import signal
+from collections.abc import Iterator
 
 import pytest
 
 from pretrain.common import console
 from pretrain.common.console import Bar, Counted, Pace, say
+from pretrain.common.signals import Signals, stopping
 
 
 class Clock:
@@ -32,11 +37,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def _take(pace: Pace, clock: Clock, seconds: float) -> None:
+def _take(pace: Pace, clock: Clock, seconds: float, between: float = 0.0) -> None:
     pace.begin()
     clock.now += seconds
     pace.end()
-    clock.now += 1000  # a test, a checkpoint: not the time of a step
+    clock.now += between
 
 
 def test_the_time_left_is_the_mean_without_the_first_step(clock: Clock) -> None:
@@ -46,6 +51,17 @@ def test_the_time_left_is_the_mean_without_the_first_step(clock: Clock) -> None:
     for seconds in (1.0, 2.0, 6.0):
         _take(pace, clock, seconds)
     assert pace.left() == pytest.approx(6 * (1 + 2 + 6) / 3)
+
+
+def test_what_happens_between_steps_is_spread_over_all_of_them(clock: Clock) -> None:
+    """Checkpoints and tests; not what came before the first step, nor what follows the last one."""
+    pace = Pace(1000)
+    clock.now += 5000
+    _take(pace, clock, 60.0, between=2.0)
+    for step in range(200):
+        _take(pace, clock, 1.0, between=100.0 if step % 50 == 49 else 0.5)
+    assert pace.text() == f"{1 + (2 + 196 * 0.5 + 3 * 100) / 200:.2f} s each  ETA 39:57"
+    assert pace.left() == pytest.approx(799 * (1 + (2 + 196 * 0.5 + 3 * 100) / 200))
 
 
 def test_one_slow_step_moves_the_time_left_by_a_hundredth(clock: Clock) -> None:
@@ -119,3 +135,58 @@ def test_a_bar_stays_on_the_terminal_while_a_library_is_silenced(monkeypatch: py
     with contextlib.redirect_stdout(hidden):
         assert list(counted) == [1, 2, 3]
     assert "0/3" in terminal.getvalue() and hidden.getvalue() == ""
+
+
+@contextlib.contextmanager
+def printing_to(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is printed goes to a file descriptor, as if this process had been started with it."""
+    before = os.dup(1)
+    os.dup2(descriptor, 1)
+    os.close(descriptor)
+    try:
+        with os.fdopen(1, "w", closefd=False) as stream, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar on it neither."""
+    ours, theirs = pty.openpty()
+    with printing_to(theirs, monkeypatch), Signals() as signals, Bar(10) as bar:
+        say("seen")
+        assert b"seen" in os.read(ours, 1000)
+        os.close(ours)
+        for done in range(1, 10):
+            bar.show(done, "")
+            say("lost")
+    assert not signals.requested and not Bar.shown
+
+
+def test_a_pipe_that_nobody_reads_stops_a_run_which_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ends a program that has nothing to save, as usual."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with printing_to(os.dup(writer), monkeypatch), Signals() as signals:
+        say("lost")
+        assert signals.requested
+        say("lost too")
+    with pytest.raises(BrokenPipeError), printing_to(writer, monkeypatch):
+        say("lost")
+
+
+def test_nohup_is_respected() -> None:
+    assert signal.SIGHUP in stopping()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stopping() and signal.SIGTERM in stopping()
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.requested

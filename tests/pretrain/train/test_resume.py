@@ -78,7 +78,7 @@ def before_step(iteration: int, action: Callable[[], object]) -> Iterator[None]:
 def test_killed_again_and_again(tmp_path: Path, processes: int, kills: int) -> None:
     """Real processes, SIGKILL at random moments: at any time, after any log line, in any call that saves."""
     seed = time.time_ns() % 1_000_000
-    summary = kill_runs.kill_runs(tmp_path, kills=kills, processes=processes, seed=seed)
+    summary = kill_runs.kill_runs(tmp_path, kills=kills, processes=processes, seed=seed, images=40)
     assert sum(summary.kills.values()) >= kills
     assert not summary.different, f"seed {seed}: {summary}"
 

@@ -55,14 +55,22 @@ class Summary:
 
 
 def kill_runs(
-    folder: Path, *, kills: int, processes: int = 1, seed: int = 0, settings: list[str] | None = None
+    folder: Path,
+    *,
+    kills: int,
+    processes: int = 1,
+    seed: int = 0,
+    settings: list[str] | None = None,
+    images: int = 100,
 ) -> Summary:
     """Kill at least `kills` times, over as many runs as that takes, and compare each with an undisturbed one.
+
+    A run has four epochs of `images` / 8 iterations.
 
     Raises `AssertionError` with the output of a run that ends by itself in another way than by success.
     """
     chance, summary, moments = random.Random(seed), Summary(), list[str]()
-    arguments = [*TINY, "DATA.TRAIN", str(_images(folder / "images")), *(settings or [])]
+    arguments = [*TINY, "DATA.TRAIN", str(_images(folder / "images", images)), *(settings or [])]
     began = time.monotonic()
     _session(folder / "whole", arguments, processes, None, chance)
     seconds = time.monotonic() - began

@@ -133,16 +133,16 @@ def finetune_run(folder: Path, found: dict[str, Any], curve: tuple[float, ...]) 
 
 
 def chosen_pictures(folder: Path, rows: list[str]) -> None:
-    """Write three test images, as `transfer.demo.pictures` does."""
+    """Write three test images and the quartile, as `transfer.demo.pictures` does."""
     folder.mkdir()
-    for number in range(3):
+    for prefix, shade in {"00": 0, "01": 20, "02": 40, "quartile": 30}.items():
         for key in ("truth", *rows):
-            colour = np.minimum(np.array(TRUTH if key == "truth" else COLOURS[key]) + 20 * number, 255)
+            colour = np.minimum(np.array(TRUTH if key == "truth" else COLOURS[key]) + shade, 255)
             picture = np.full((48, 64, 3), colour, np.uint8)
-            Image.fromarray(picture).save(folder / f"{number:02}-{key}.jpg", quality=95)
+            Image.fromarray(picture).save(folder / f"{prefix}-{key}.jpg", quality=95)
     shown = [{"name": f"{n}.jpg", "f1": {row: (3 - n) / 4 for row in rows}} for n in range(3)]
     rule = {"score": 0.3, "scores": [0.5, 0.3], "examined": 40, "sorted_by": "moco"}
-    (folder / "pictures.json").write_text(json.dumps(rule | {"shown": shown}))
+    (folder / "pictures.json").write_text(json.dumps(rule | {"shown": shown, "quartile": shown[0]}))
 
 
 def data_set(folder: Path, source: str = "debian packages") -> None:
@@ -313,13 +313,21 @@ def test_pictures_show_every_init_on_the_same_images(demo):
     assert captions[5:8] == [f"2 · {name}, F1 0.50" for name in ("random", "MoCo", "supervised")]
 
 
-def test_the_median_picture_has_the_annotations_and_every_row(demo):
+def test_the_picture_of_detections_has_the_annotations_and_every_row(demo):
     folder = demo([(7.0, 6.0)], [(8.0, 6.0)])
     write(folder)
-    picture = np.asarray(Image.open(folder.parent / "median.jpg")).astype(int)
-    assert picture.shape == (48, 3 * 64 + 2 * COLUMN_GAP, 3)
+    picture = np.asarray(Image.open(folder.parent / "detections.jpg")).astype(int)
+    assert picture.shape == (24 + 48, 3 * 64 + 2 * COLUMN_GAP, 3)
     for left, colour in zip((0, 70, 140), (TRUTH, COLOURS["random"], COLOURS["moco"]), strict=True):
-        assert np.abs(picture[:, left + 8 : left + 56].mean((0, 1)) - colour - 20).max() < 8
+        assert np.abs(picture[24 + 8 :, left + 8 : left + 56].mean((0, 1)) - colour - 30).max() < 8
+        assert picture[:22, left : left + 64].min() < 128  # a caption
+
+
+def test_four_pictures_of_detections_are_two_by_two(demo):
+    folder = demo([(7.0, 6.0)], [(8.0, 6.0)], [(9.0, 6.0)])
+    write(folder)
+    picture = np.asarray(Image.open(folder.parent / "detections.jpg"))
+    assert picture.shape == (2 * (24 + 48) + COLUMN_GAP, 2 * 64 + COLUMN_GAP, 3)
 
 
 def test_page_loads_nothing_and_is_small(demo):

@@ -83,5 +83,6 @@ def test_the_files_show_the_annotations_and_each_row(tmp_path: Path, monkeypatch
             for key in ("truth", "good", "bad")
         )
         assert np.abs(truth - bad).max() > 60 and np.abs(good - bad).max() > 60
+    assert state.quartile == state.shown[0] and (tmp_path / "out/quartile-bad.jpg").is_file()
     f1s = [each["f1"]["good"] for each in state.shown]
     assert f1s == sorted(f1s, reverse=True)

@@ -41,6 +41,13 @@ def _model(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
+def test_missing_weights_are_named_before_missing_data(tmp_path: Path) -> None:
+    absent = ["DATASETS.ROOT", str(tmp_path / "none"), "MODEL.WEIGHTS", str(tmp_path / "w.pkl")]
+    cfg = load_config("transfer/voc_R50_C4_24k.yaml", [*absent, "OUTPUT_DIR", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"^MODEL\.WEIGHTS \S+/w\.pkl: no such file"):
+        run.run(cfg)
+
+
 def test_eval_only_tests_the_very_weights_and_spares_the_run(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,17 +4,16 @@ import hashlib
 import http.client
 import os
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from pretrain.common.console import Bar, duration
 from pretrain.common.errors import UserError, brief, has_control, label
 from pretrain.common.files import replacing
 from pretrain.data.tar_index import FAULTS, content, members
@@ -23,7 +22,8 @@ BLOCK = 1 << 20  # bytes per read
 TIMEOUT_S = 60  # without any data
 ATTEMPTS = 5  # in a row that bring no new data
 PAUSE_S = 2.0  # between them
-GB = 1e9
+GB, MB = 1e9, 10**6
+_MOVED, _LINE = 0.5, 10.0  # seconds between two moves of a bar, and between two lines where none is shown
 # Of a name in an archive: with some more of either, Python's own functions fail in the middle of unpacking.
 _DEEPEST = 32  # folders
 _LONGEST = 1000  # bytes
@@ -245,28 +245,29 @@ def _copy(open_file: Callable[[], IO[bytes]], target: Path) -> None:
 
 @contextmanager
 def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with each number of bytes processed; it prints a line every ten seconds.
+    """Give a function to call with each number of bytes processed; it moves a bar, which counts megabytes.
 
-    On a terminal the line is updated every second.
+    Where no bar is shown, or the total is unknown, it prints a line every ten seconds.
     """
     began = shown = time.monotonic()
-    start = done
-    period, end = (1.0, "\r") if sys.stdout.isatty() else (10.0, "\n")
+    start, bar = done, Bar(total // MB, done // MB, what=what) if total else None
 
     def advance(count: int) -> None:
         nonlocal done, shown
         done += count
-        now = time.monotonic()
-        if now - shown < period:
+        now, drawn = time.monotonic(), bar is not None and bar.is_shown
+        if now - shown < (_MOVED if drawn else _LINE):
             return
         shown, rate = now, (done - start) / (now - began)
-        of = (
-            f" of {total / GB:.2f} GB, {timedelta(seconds=round((total - done) / max(rate, 1)))} left"
-            if total
-            else " GB"
-        )
-        print(f"{what}: {done / GB:.2f}{of}, {rate / 1e6:.1f} MB/s", end=end, flush=True)
+        left = f"  ETA {duration((total - done) / max(rate, 1))}" if total else ""
+        if bar is not None and drawn:
+            bar.show(done // MB, f"{rate / MB:.1f} MB/s{left}")
+        else:
+            of = f" of {total / GB:.2f}" if total else ""
+            print(f"{what}: {done / GB:.2f}{of} GB  {rate / MB:.1f} MB/s{left}", flush=True)
 
-    yield advance
-    if shown != began and end == "\r":
-        print()
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()

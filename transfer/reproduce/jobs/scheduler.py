@@ -37,7 +37,7 @@ def run(
         Key -> reason, for the jobs that did not finish because they, or a job that they need, failed twice.
     Raises:
         KeyboardInterrupt: passed on after all workers have saved and exited.
-        SystemExit: the same after SIGTERM or SIGUSR1, except that jobs in SLURM's queue are left to it.
+        SystemExit: the same after SIGTERM, SIGUSR1 or SIGHUP, except that jobs in SLURM's queue are left to it.
         UserError: not even the first job could be started.
     """
     graph = _Graph(unfinished(jobs, root), root, executor)

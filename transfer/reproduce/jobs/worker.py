@@ -106,7 +106,7 @@ def work(folder: Path, *, beat: float | None = None, stale: float | None = None)
     """Run the job of a folder unless it is done or another worker has it.
 
     Returns the command's exit status; 0 if the job was already done, `TAKEN` if another worker has it, `STOPPED` after
-    SIGTERM or SIGUSR1.
+    SIGTERM, SIGUSR1 or SIGHUP.
     """
     times = {name: value for name, value in (("beat", beat), ("stale", stale)) if value is not None}
     lock, job = Lock(folder / LOCK, **times), read_json(folder / JOB)

@@ -42,6 +42,7 @@ def _context(table: dict[str, Any]) -> dict[str, Any]:
         "pictures": pictures.pictures(runs),
         "proofs": facts.proofs(runs),
         "digests": facts.digests(runs),
+        "painted": facts.painted(runs),
         "environment": {part: facts.environment(runs, part) for part in ("versions", "hardware")},
         "cost": facts.cost(jobs(table)),
         "styles": {row["init"]: number % STYLES for number, row in enumerate(table["rows"])},

@@ -3,16 +3,19 @@
 import gzip
 import hashlib
 import io
+import itertools
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from tests.support.fuzzing import fuzz_tar
 from tests.support.fuzzing.fuzz_tar import header
@@ -20,8 +23,14 @@ from tests.support.voc_archives import write_tar
 from transfer.prepare.sets import download
 from transfer.prepare.sets.download import demand_space, fetch, unpack
 
+GB = 10**9
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 class Server(ThreadingHTTPServer):
@@ -291,3 +300,19 @@ def test_tars_that_are_built_wrong(tmp_path: Path) -> None:
     outcomes = {index: fuzz_tar.check(fuzz_tar.make_case(0, index), tmp_path) for index in range(100)}
     assert {n: o for n, o in outcomes.items() if o not in ("accepted", "refused")} == {}
     assert 10 < list(outcomes.values()).count("accepted") < 90
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_by_time_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    for stream in (Terminal(), io.StringIO()):
+        now = itertools.count(100.0, 10.0)  # ten seconds between two looks at the clock
+        monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda now=now: next(now)))
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setenv("COLUMNS", "80")
+        with download._progress("a.zip", 4 * GB, GB) as advance:
+            advance(GB)
+            advance(GB)
+            say("above")  # which draws a bar again
+        shown.append(stream.getvalue())
+    assert "| 3000/4000  a.zip  100.0 MB/s  ETA 0:10" in shown[0] and "2.00" not in shown[0]
+    assert shown[1].splitlines()[0] == "a.zip: 2.00 of 4.00 GB  100.0 MB/s  ETA 0:20"

@@ -1,5 +1,7 @@
 """The graph of jobs: no job is lost or runs twice, whatever dies and however many programs use the folder."""
 
+import io
+import itertools
 import os
 import signal
 import subprocess
@@ -8,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.signals import STOPPED
 from tests.support.graph_jobs import diamond, is_alive, python, runs, until
@@ -330,6 +334,34 @@ def test_status_of_a_job_whose_worker_was_killed(tmp_path: Path) -> None:
     assert "running for 6:4" in progress.status([job], tmp_path)[0]
     os.utime(folder / worker.LOCK, (time.time() - 300,) * 2)
     assert "no sign of life for 30" in progress.status([job], tmp_path)[0]
+
+
+def test_a_watch_shows_a_bar_on_a_terminal_and_a_line_a_minute_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, waiting = python("a", ""), python("b", "")
+    folder = running.folder(tmp_path)
+    folder.mkdir()
+    (folder / worker.LOCK).write_text("node 1 token\n0")
+    note = {"state": "running", "host": "node", "began": time.time(), "seconds": 0}
+    worker._write(folder / worker.STATE, note)
+    shown = []
+    for is_terminal in (True, False):
+        stream, now = io.StringIO(), itertools.count(0.0, 7.0)  # seven seconds between two looks at the clock
+        monkeypatch.setattr(stream, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setenv("COLUMNS", "90")
+        with monkeypatch.context() as patch:
+            clock = SimpleNamespace(monotonic=lambda now=now: next(now), time=time.time)
+            patch.setattr(progress, "time", clock)
+            with progress.Watch([running, waiting], tmp_path) as watch:
+                for _ in range(9):
+                    watch.look()
+                say("above")  # which draws a bar again
+        shown.append(stream.getvalue())
+    assert "| 0/2  jobs  a: running for 0:0" in shown[0] and "[0/2]" not in shown[0]
+    line, above = shown[1].splitlines()
+    assert line.startswith("[0/2] a: running for 0:0") and above == "above"
 
 
 @pytest.mark.parametrize(

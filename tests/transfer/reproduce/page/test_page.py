@@ -181,6 +181,14 @@ def test_facts_of_the_runs(tmp_path: Path) -> None:
     assert "d" * 64 in found.text and "c" * 64 in found.text and "tools/train_net.py moco-seed0" in found.text
 
 
+def test_painted_shapes_of_the_demo_are_said_to_be_some(tmp_path: Path) -> None:
+    table = full(tmp_path)
+    assert "painted shapes" not in write(tmp_path, table).text
+    for path in tmp_path.rglob("results.json"):
+        path.write_text(path.read_text().replace("voc_test", "demo_quick_val").replace("AP-cat", "AP-disc"))
+    assert "painted shapes on the 14 photographs" in write(tmp_path, table).text
+
+
 def test_pictures_are_of_the_same_images_in_a_small_page(tmp_path: Path) -> None:
     found = write(tmp_path, full(tmp_path))
     assert len(found.images) == 4 * (1 + 3)
