@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' -r tests --include='test_*.py')
 
-.PHONY: help setup demo demo-mechanism test test-d2-main test-libraries lint docs clean
+.PHONY: help setup demo demo-vit demo-mechanism test test-d2-main test-libraries lint docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -34,6 +34,9 @@ $(READY): setup.py constraints.txt transfer/install_detectron2.py
 
 demo: $(READY) ## Run every step on photographs and write demo/report.html (SIZE=quick|standard|full)
 	$(PY) tools/demo.py --size $(SIZE)
+
+demo-vit: $(READY) ## The same with a small ViT, pre-trained with MoCo v3: demo/vit/report.html
+	$(PY) tools/demo.py --vit --size $(SIZE)
 
 demo-mechanism: $(READY) ## Plot the effect of shuffled batch norm and of the momentum
 	$(PY) tools/demo.py --mechanism

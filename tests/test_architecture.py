@@ -71,7 +71,7 @@ ARROWS = {
     "transfer.compare": (
         "transfer.config transfer.convert transfer.data transfer.models transfer.train transfer.reproduce "
         "transfer.reproduce.jobs transfer.reproduce.plan "
-        "transfer.reproduce.results.text_tables"
+        "transfer.reproduce.results.text_tables pretrain.model.memory"
     ),
     "transfer.install_detectron2": "",
     "transfer.programs": (

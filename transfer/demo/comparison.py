@@ -33,9 +33,10 @@ BASELINE = "random"
 ROWS = {
     BASELINE: Row("random init", "random", 1),
     "moco": Row("MoCo", "MoCo", 0),
+    "moco_v3": Row("MoCo v3", "MoCo v3", 0),
     "supervised": Row("supervised (ImageNet, then Yahoo's open_nsfw)", "supervised", 2),
 }
-"""Every initialisation of the demo, in order, by the name that its files have."""
+"""Every initialisation of a demo, in order, by the name that its files have."""
 
 # The contents of results.json, one per seed.
 Results = Sequence[dict[str, Any]]

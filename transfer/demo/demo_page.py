@@ -11,6 +11,7 @@ from pretrain.data.views_sheet import columns
 from transfer.convert.verify import TOLERANCE
 from transfer.demo import comparison, savings
 from transfer.demo.comparison import BASELINE, ROWS
+from transfer.demo.networks import NETWORKS, RESNET
 from transfer.demo.noise import MEASURED, Noise
 from transfer.prepare.demo.build import FALLBACK
 from transfer.prepare.demo.demo_set import HONEST
@@ -40,6 +41,7 @@ def context(folder: Path) -> dict[str, Any]:
     noise = _noise(demo)
     return {
         "size": demo["size"],
+        "backbone": demo["backbone"],
         "count": len(random),
         "rows": {key: ROWS[key] for key in results},
         "left_out": {ROWS[key].name: reason for key, reason in demo["left_out"].items()},
@@ -85,8 +87,8 @@ def summary(folder: Path) -> list[str]:
 def _noise(demo: dict[str, Any]) -> Noise | None:
     """Return the noise of a demo of one seed, if it was measured for its size and its photographs."""
     state = read_json(Path(demo["data"]) / "demo.json")
-    alone = len(demo["seeds"]) == 1 and state.get("source") != FALLBACK
-    return MEASURED.get(demo["size"]) if alone else None
+    measured = demo["backbone"] == NETWORKS[RESNET].backbone and state.get("source") != FALLBACK
+    return MEASURED.get(demo["size"]) if measured and len(demo["seeds"]) == 1 else None
 
 
 def _read(

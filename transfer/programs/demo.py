@@ -2,6 +2,7 @@
 
 python tools/demo.py --size quick       # two minutes on two cores: every stage runs, but nothing is learnt
 python tools/demo.py                    # less than 15 minutes on two cores: random, MoCo and supervised initialisation
+python tools/demo.py --vit              # the same with a small ViT and MoCo v3: random and MoCo v3 initialisation
 python tools/demo.py --mechanism        # curves that show the effects of batch norm and momentum
 """
 
@@ -19,6 +20,11 @@ def main() -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--size", choices=("quick", "standard", "full"), default="standard", help="[%(default)s]")
+    add(
+        "--vit",
+        action="store_true",
+        help="a ViT and MoCo v3 instead of a ResNet and MoCo; its results are in vit/",
+    )
     add("--mechanism", action="store_true", help="only pre-train, with six different settings")
     add("--root", type=Path, default=Path(data_root()), help="folder of the data sets [%(default)s]")
     add("--output", type=Path, default=Path("demo"), help="folder of the results [%(default)s]")
@@ -37,7 +43,10 @@ def main() -> None:
     if args.mechanism:
         run.run_mechanism(root=args.root, output=args.output, debs=tuple(args.deb))
     else:
-        run.run(args.size, root=args.root, output=args.output, debs=tuple(args.deb), wheel=args.wheel)
+        network, output = ("vit", args.output / "vit") if args.vit else ("resnet", args.output)
+        run.run(
+            args.size, network=network, root=args.root, output=output, debs=tuple(args.deb), wheel=args.wheel
+        )
 
 
 def program() -> NoReturn:
