@@ -576,8 +576,8 @@ NORMS = {  # parts with BN
 }
 
 
-# Parameters in millions: Dosovitskiy et al. 2021 (86 for ViT-B) and Touvron et al. 2021 (5 and 22 for DeiT-T and S), with
-# classifiers but without relative positions; 111 with ViTDet's pyramid and heads (Li et al. 2022).
+# Parameters in millions: Dosovitskiy et al. 2021 (86 for ViT-B) and Touvron et al. 2021 (5 and 22 for DeiT-T and S),
+# with classifiers but without relative positions; 111 with ViTDet's pyramid and heads (Li et al. 2022).
 @pytest.mark.parametrize("name", VITS)
 def test_vit(name: str) -> None:
     model = build(load(name))
