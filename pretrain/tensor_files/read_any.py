@@ -31,8 +31,9 @@ MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
 # A Caffe model's first field: its name, layers of the old or the new format, or its inputs
 _CAFFE = (b"\x0a", b"\x12", b"\xa2\x06", b"\x1a", b"\x22", b"\x42")
-# Properties of a ResNet that its tensors do not show, as named by timm (the first) and transformers
-CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act")
+# Properties of a ResNet and of a ViT that their tensors do not show, as named by timm (the first) and transformers
+CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act", "model_type",
+        "num_attention_heads", "layer_norm_eps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _card(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         return {}
-    card = {key: content[key] for key in CARD if isinstance(content.get(key), str | bool)}
+    card = {key: content[key] for key in CARD if isinstance(content.get(key), str | bool | int | float)}
     with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError, OverflowError):
         pixels = content.get("pretrained_cfg", content)
         found = {key: [float(v) for v in pixels[key]] for key in ("mean", "std")}
