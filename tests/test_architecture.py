@@ -84,7 +84,7 @@ ARROWS = {
 # What everything in transfer/ may use of pre-training.
 SHARED = (
     "pretrain.__version__ pretrain.installed pretrain.common pretrain.tensor_files pretrain.model.encoders "
-    "pretrain.model.norm pretrain.model.precision pretrain.data.decode pretrain.data.folders"
+    "pretrain.model.norm pretrain.model.precision pretrain.model.vit pretrain.data.decode pretrain.data.folders"
 )
 MOST_MODULES = 12  # in a folder
 SOURCES = [
