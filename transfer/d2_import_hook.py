@@ -1,8 +1,9 @@
 """The import hook of `import transfer`: it extends plain detectron2, so that its own trainers run our YAML files.
 
 It applies the fixes that detectron2 needs with current libraries (`transfer.d2_compat`), adds our config keys to
-detectron2's defaults, and registers the paper's heads and backbones. Each step runs when detectron2 is imported, so
-it costs nothing in a program that does not import detectron2, and does not fail where detectron2 is not installed.
+detectron2's defaults and the norm `LN` to v0.6, and registers the paper's heads and backbones. Each step runs when
+detectron2 is imported, so it costs nothing in a program that does not import detectron2, and does not fail where
+detectron2 is not installed.
 """
 
 import importlib
@@ -26,8 +27,13 @@ def _add_keys() -> None:
 
 
 def _register() -> None:
-    for name in ("paper_heads", "segmentation"):
+    for name in ("paper_heads", "segmentation", "vit"):
         importlib.import_module(f"transfer.models.{name}")
+
+
+def _add_norm() -> None:
+    channel_norm = importlib.import_module("transfer.models.channel_norm")
+    channel_norm.add_to_detectron2(sys.modules["detectron2.layers.batch_norm"])
 
 
 def _watch_masks() -> None:
@@ -38,6 +44,7 @@ def _watch_masks() -> None:
 _AFTER: dict[str, Callable[[], None]] = {
     "detectron2": _apply_fixes,
     "detectron2.config": _add_keys,
+    "detectron2.layers.batch_norm": _add_norm,
     "detectron2.modeling": _register,
     "pycocotools.mask": _watch_masks,
 }

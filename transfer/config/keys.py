@@ -26,6 +26,29 @@ def add_keys(cfg: Any) -> None:
     cfg.MODEL.COMPILE = False  # torch.compile of the backbone
     cfg.MODEL.DC5 = node({"CHANNELS": 512})  # of the 3x3 convolution after a dilated C5 (App. A.1)
     cfg.MODEL.SEM_SEG_HEAD.DILATION = 6  # of the two 3x3 convolutions of FCN16sHead (App. A.5)
+    # The plain ViT of build_vit_sfp_backbone; MODEL.FPN describes its pyramid. The defaults are ViTDet's ViT-B.
+    cfg.MODEL.VIT = node(
+        {
+            "PATCH_SIZE": 16,
+            "WIDTH": 768,
+            "DEPTH": 12,
+            "HEADS": 12,
+            "MLP_RATIO": 4.0,
+            "NORM_EPS": 1e-6,
+            # side in pixels of the square images that the table of absolute positions belongs to
+            "PRETRAIN_SIZE": 224,
+            "CLASS_POSITION": True,  # that table begins with the class token's position
+            # Images are padded to squares of this side; the relative positions of global blocks are for this size.
+            "IMAGE_SIZE": 1024,
+            "WINDOW": 14,  # side of the windows in patches; 0: all blocks attend globally
+            "GLOBAL_BLOCKS": (2, 5, 8, 11),  # blocks without windows, counted from 0
+            "REL_POS": True,  # relative positions, which begin at zero
+            "DROP_PATH": 0.1,  # probability in the last block; it rises linearly from 0 in the first one
+            "CHECKPOINT_BLOCKS": False,  # compute activations again in the backward pass, to save memory
+        }
+    )
+    # Detection: large-scale jitter. The image is scaled to fit into SIZE x SIZE, times a random factor, then cropped.
+    cfg.INPUT.LSJ = node({"ENABLED": False, "SCALES": (0.1, 2.0), "SIZE": 1024})
     # Semantic segmentation: a random scale of the whole image, then a square crop, padded if the image is smaller.
     cfg.INPUT.SCALE_CROP = node({"ENABLED": False, "SCALES": (0.5, 2.0), "SIZE": 513})
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD (the paper) | AdamW (the demo: trains from scratch in minutes)
