@@ -30,6 +30,8 @@ ARROWS = {
     "transfer.detector_files": "transfer.config transfer.data",
     "transfer.metrics": "transfer.data",
     "transfer.models": "transfer.convert",
+    "transfer.convert.vit": "transfer.convert transfer.models",
+    "transfer.convert.program": "transfer.convert transfer.convert.vit",
     "transfer.visualize": (
         "transfer.config transfer.data transfer.detector_files transfer.models pretrain.config pretrain.data"
     ),

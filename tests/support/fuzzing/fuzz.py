@@ -69,7 +69,7 @@ class Report:
 
 def check(case: Case, folder: Path, index: int) -> str:
     """`accepted` or `refused`; anything else is a finding."""
-    from transfer.convert.command import describe
+    from transfer.convert.program.report import describe
     from transfer.convert.recognise import read_source
     from transfer.convert.weights_file import read_weights
 
