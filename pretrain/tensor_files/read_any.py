@@ -48,7 +48,7 @@ class Loaded:
         kind: the top level's type, for messages.
         opaque: names of the classes in the file that were not loaded.
         card: from the `config.json` next to a safetensors or .bin file: the entries of `CARD` that it has, and `mean`
-            and `std` (of RGB in [0, 1]).
+            and `std` (of RGB in [0, 1]), for which a `preprocessor_config.json` is read, too.
         parts: the files of a checkpoint in several files; otherwise the file.
     """
 
@@ -155,23 +155,33 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """Return what is used of the `config.json` next to the file, where timm and the Hugging Face Hub put it."""
+    """Return what is used of the `config.json` next to the file, where timm and the Hugging Face Hub put it.
+
+    transformers states mean and std in another file.
+    """
     if path.suffix not in (".safetensors", ".bin"):
         return {}
-    try:
-        with opened(path.parent / "config.json") as file:
-            content = json.loads(file.read(MAX_CARD))
-    except (UserError, OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
+    content = _json(path.parent / "config.json")
     card = {key: content[key] for key in CARD if isinstance(content.get(key), str | bool | int | float)}
     with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError, OverflowError):
         pixels = content.get("pretrained_cfg", content)
+        if "mean" not in pixels:
+            images = _json(path.parent / "preprocessor_config.json")
+            pixels = {key: images[f"image_{key}"] for key in ("mean", "std")}
         found = {key: [float(v) for v in pixels[key]] for key in ("mean", "std")}
         if all(len(v) == 3 and all(map(math.isfinite, v)) for v in found.values()) and min(found["std"]) > 0:
             card |= found
     return card
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file, or nothing if it is missing, unreadable or not a dict."""
+    try:
+        with opened(path) as file:
+            content = json.loads(file.read(MAX_CARD))
+    except (UserError, OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from pretrain.model.vit import ViT
 from transfer.convert.tensor_names import Tensors
 
 MOST_BLOCKS = 200
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # A detector does without these, and some files have none of them.
 OPTIONAL = ("cls_token", "reg_token", "norm.weight", "norm.bias")
 
@@ -198,7 +198,7 @@ def _check(path: Path, name: str, tensor: torch.Tensor, size: torch.Size) -> Non
             f"{path}: tensor {name} has shape {tuple(tensor.shape)}, not {tuple(size)} as in such a ViT: is it another "
             "kind of transformer?"
         )
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
     finite = torch.isfinite(tensor)
     if not finite.all():

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.read_any import Loaded
 from transfer.convert.layouts import LAYOUTS, Layout
 from transfer.convert.tensor_names import Tensors
+from transfer.convert.vit.architecture import FLOATS
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,9 @@ def _is_count(value: object) -> bool:
 def _class_position_is_zero(network: Tensors) -> bool:
     """Return whether the class token's position is zero, as in fixed tables of sines and cosines."""
     table = network.get("pos_embed")
-    return isinstance(table, torch.Tensor) and table.ndim == 3 and table.shape[1] > 1 and not table[0, 0].any()
+    if table is None or table.ndim != 3 or table.dtype not in FLOATS or 0 in table.shape:
+        return False
+    return table.shape[1] > 1 and not bool(table[0, 0].any())
 
 
 def read_eps(kind: str, loaded: Loaded, *, layer_scale: bool) -> float:

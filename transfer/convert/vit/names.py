@@ -140,8 +140,9 @@ def fused(network: Tensors) -> Tensors:
             joined[name] = tensor
             continue
         parts = [network.get(f"{match[1]}.{letter}.{match[3]}") for letter in "qkv"]
-        whole = [part for part in parts if part is not None and part.shape == tensor.shape]
-        if len(whole) < 3:
+        likes = (tensor.shape, tensor.dtype)
+        whole = [part for part in parts if part is not None and (part.shape, part.dtype) == likes]
+        if len(whole) < 3 or not tensor.ndim or not tensor.is_floating_point():
             joined[name] = tensor
         elif match[2] == "q":
             joined[f"{match[1]}.qkv.{match[3]}"] = torch.cat(whole)

@@ -19,7 +19,7 @@ from transfer.convert.preprocessing import FLAGS, IMAGENET, KEYS, Input, read_in
 from transfer.convert.recognise import MAX_NETWORKS, group_of, printed_branch, stated_epoch
 from transfer.convert.tensor_names import Candidate, Tensors, clean, find_candidates, unwrapped
 from transfer.convert.vit import refusals
-from transfer.convert.vit.architecture import Shape, checked, empty_network, read_shape
+from transfer.convert.vit.architecture import FLOATS, Shape, checked, empty_network, read_shape
 from transfer.convert.vit.kinds import KINDS, read_eps, read_heads
 from transfer.convert.vit.names import find_vits, fused
 
@@ -178,7 +178,8 @@ def _account(path: Path, tensors: Tensors, chosen: Candidate) -> tuple[Tensors, 
 
 def _is_zero_relative_position(name: str, tensor: torch.Tensor) -> bool:
     """Return whether a tensor is a table of relative positions, as in a ViTDet, that has not been trained."""
-    return bool(re.fullmatch(r"blocks\.\d+\.attn\.rel_pos_[hw]", name)) and not bool(tensor.any())
+    known = re.fullmatch(r"blocks\.\d+\.attn\.rel_pos_[hw]", name) and tensor.dtype in FLOATS
+    return bool(known) and not bool(tensor.any())
 
 
 def _without_their_positions(network: Tensors) -> Tensors:
@@ -192,6 +193,8 @@ def _without_their_positions(network: Tensors) -> Tensors:
         return network
     if any(token.ndim != 3 or token.shape[2] != table.shape[2] for token in tokens.values()):
         return network
+    if any(tensor.dtype not in FLOATS for tensor in (table, *tokens.values())):
+        return network
     patches = table.shape[1] - 1  # if only the class token has an entry, too
     more = sum(token.shape[1] for token in tokens.values())
     if "cls_token" not in network or _is_square(patches) or not _is_square(patches - more):
@@ -200,7 +203,7 @@ def _without_their_positions(network: Tensors) -> Tensors:
     moved["pos_embed"] = torch.cat([table[:, :1], table[:, 1 + more :]], dim=1)
     first = 1
     for name, token in tokens.items():
-        moved[name] = token + table[:, first : first + token.shape[1]]
+        moved[name] = token.float() + table[:, first : first + token.shape[1]].float()
         first += token.shape[1]
     return moved
 
