@@ -64,7 +64,13 @@ def convert(
     check_output(input, output, overwrite=overwrite)
     with held_file(output):
         found = read_source(
-            input, source=source, branch=branch, keep=keep, given=given, merged_norm=merged_norm, loaded=loaded
+            input,
+            source=source,
+            branch=branch,
+            keep=keep,
+            given=given,
+            merged_norm=merged_norm,
+            loaded=loaded,
         )
         contents = _contents(found, input)
 

@@ -239,9 +239,7 @@ def _without_module(name: str) -> str:
     return name
 
 
-def find_candidates(
-    tensors: Mapping[str, Any], dialects: Sequence[Dialect] = DIALECTS
-) -> list[Candidate]:
+def find_candidates(tensors: Mapping[str, Any], dialects: Sequence[Dialect] = DIALECTS) -> list[Candidate]:
     """Return every network in a file that has names of these dialects, in the file's order."""
     found = {}
     for name in tensors:

@@ -45,7 +45,12 @@ def main() -> None:
         help="batch norm without statistics is merged into weight and bias",
     )
     add("--heads", type=int, metavar="N", help="of a ViT's attention, if they cannot be known")
-    add("--resample-patch", type=int, choices=(16,), help="resample a ViT's smaller patches, as DINOv2's of 14 pixels")
+    add(
+        "--resample-patch",
+        type=int,
+        choices=(16,),
+        help="resample a ViT's smaller patches, as DINOv2's of 14 pixels",
+    )
     add("--verify", action=switch, default=True, help="compare the written file with the source network")
     add("--record", type=Path, metavar="FILE.json", help="also write settings and origin as JSON")
     add("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")

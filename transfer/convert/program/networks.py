@@ -51,7 +51,9 @@ def export_any(path: Path, output: Path, *, to: str, overwrite: bool, **choice: 
     check_export(path, output, to=to, overwrite=overwrite)
     loaded = read_checkpoint(path)
     if choice.get("resample") is not None:
-        raise UserError(f"{RESAMPLE} has no effect with --to, which writes the tensors as they are: leave it out")
+        raise UserError(
+            f"{RESAMPLE} has no effect with --to, which writes the tensors as they are: leave it out"
+        )
     if holds_vit(path, loaded):
         found = read_vit(path, loaded=loaded, **_options(path, choice, vit=True))
         return export_vit(path, output, found, to=to)
@@ -63,7 +65,9 @@ def _options(path: Path, options: Mapping[str, Any], *, vit: bool) -> dict[str, 
     """Return the options that concern the network. Raises `UserError` if one of the others is set."""
     what = "a ViT" if vit else "a ResNet"
     stride = "stride_in_1x1"
-    others = {"keep": "--keep", "merged_norm": "--merged-norm"} if vit else {"heads": HEADS, "resample": RESAMPLE}
+    others = (
+        {"keep": "--keep", "merged_norm": "--merged-norm"} if vit else {"heads": HEADS, "resample": RESAMPLE}
+    )
     for name, flag in others.items():
         if options.get(name):
             raise UserError(f"{path}: {flag} has no effect on {what}: leave it out")

@@ -121,7 +121,9 @@ def _size(path: Path, network: Tensors, names: list[str]) -> int:
     held = [network[name] for name in names if name in network]
     sizes = [tensor.shape[0] for tensor in held if tensor.ndim and tensor.numel()]
     if not sizes:
-        raise UserError(f"{path}: tensor {names[0] if names else 'blocks.0.norm1.weight'} is missing or empty")
+        raise UserError(
+            f"{path}: tensor {names[0] if names else 'blocks.0.norm1.weight'} is missing or empty"
+        )
     return Counter(sizes).most_common(1)[0][0]
 
 

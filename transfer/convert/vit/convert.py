@@ -11,7 +11,6 @@ from pretrain.common.errors import UserError
 from pretrain.common.run_folder import held_file
 from pretrain.tensor_files.read_any import Loaded
 from transfer.convert.convert import AUTHOR, ROUNDING, check_output, write_verified
-from transfer.convert.preprocessing import Input
 from transfer.convert.vit.fold import LEFT_OUT, detector_tensors
 from transfer.convert.vit.recognise import VitSource, read_vit
 from transfer.convert.weights_file import format_of

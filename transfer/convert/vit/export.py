@@ -46,7 +46,9 @@ def export_vit(input: Path, output: Path, found: VitSource, *, to: str) -> list[
         f"wrote     {output}: {found.shape}, {len(tensors)} tensors, without a head",
     ]
     if missing:
-        lines.append(f"note      the file has no {' and no '.join(missing)}, which timm will leave as initialised")
+        lines.append(
+            f"note      the file has no {' and no '.join(missing)}, which timm will leave as initialised"
+        )
     if found.input != IMAGENET:
         lines.append(f"note      this network expects {describe_input(found.input, resnet=False)}")
     return [*lines, f"load      {_load(found.shape, output, complete=not missing)}"]

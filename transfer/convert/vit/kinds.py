@@ -1,6 +1,7 @@
 """Where each kind of checkpoint stores its ViT, and how many heads it has: one entry per kind.
 
-The entries are those of `transfer.convert.layouts`, with what only a ViT needs. A new kind needs an entry and a fixture.
+The entries are like those of `transfer.convert.layouts`, with what only a ViT needs. A new kind needs an entry and a
+fixture.
 """
 
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ def _class_position_is_zero(network: Tensors) -> bool:
 
 
 def read_eps(kind: str, loaded: Loaded, *, layer_scale: bool) -> float:
-    """Return the epsilon of the norms, which no tensor shows: as a record or `config.json` states, or as the kind has."""
+    """Return the epsilon of the norms, which no tensor shows: as a record or `config.json` states, or the kind's."""
     settings = loaded.other.get("preprocessing")
     recorded = settings.get("MODEL.VIT.NORM_EPS") if isinstance(settings, dict) else None
     for value in (recorded, loaded.card.get("layer_norm_eps")):

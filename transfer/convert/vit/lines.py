@@ -75,7 +75,9 @@ def lazy_config(settings: Mapping[str, Any], output: Path) -> list[str]:
     }
     mean, std = (list(settings[f"MODEL.PIXEL_{part}"]) for part in ("MEAN", "STD"))
     eps = settings["MODEL.VIT.NORM_EPS"]
-    norm = [f"model.backbone.net.norm_layer = partial(torch.nn.LayerNorm, eps={eps!r})"] if eps != 1e-6 else []
+    norm = (
+        [f"model.backbone.net.norm_layer = partial(torch.nn.LayerNorm, eps={eps!r})"] if eps != 1e-6 else []
+    )
     return [
         "",
         "For detectron2's own ViTDet, in a LazyConfig file of its main branch:",

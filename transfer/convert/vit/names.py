@@ -26,7 +26,9 @@ def _known(name: str) -> str | None:
 def _timm(name: str) -> str | None:
     """Translate timm's own names, the registers of DINOv2, its chunks of blocks, and the LayerScale of DeiT III."""
     name = {"register_tokens": "reg_token"}.get(name, name)
-    name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)  # DINOv2 numbers the blocks of all chunks together
+    name = re.sub(
+        r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name
+    )  # DINOv2 numbers the blocks of all chunks together
     name = re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name)
     return _known(name)
 

@@ -106,14 +106,18 @@ def read_vit(
     if network.pop("dist_token", None) is not None:
         dropped["dist_token"] = 1
     sizes = read_shape(path, network)
-    number, heads_origin = read_heads(
-        path, kind, loaded, network, width=sizes["width"], given=heads
-    )
+    number, heads_origin = read_heads(path, kind, loaded, network, width=sizes["width"], given=heads)
     shape = Shape(heads=number, eps=read_eps(kind, loaded, layer_scale=sizes["layer_scale"]), **sizes)
     backbone = checked(path, network, shape)
     layout = KINDS.get(kind)
     found = read_input(
-        path, kind, chosen.dialect.name, loaded, None, default=layout.input if layout else IMAGENET, given=given
+        path,
+        kind,
+        chosen.dialect.name,
+        loaded,
+        None,
+        default=layout.input if layout else IMAGENET,
+        given=given,
     )
     return VitSource(
         kind=kind,

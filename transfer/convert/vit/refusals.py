@@ -24,7 +24,7 @@ _FAMILIES = {
     r"\.mlp\.(w1|w2|w3|w12|fc1_g|fc1_x|weights_in|weights_out|gate_proj|up_proj|down_proj)\.": (
         f"it holds a ViT with gated MLPs (SwiGLU, {{name}}), as DINOv2's giant network has; {_PLAIN}"
     ),
-    r"\.attn\.(q_bias|v_bias)$": f"it holds a ViT with biases of queries and values alone ({{name}}), as BEiT's; {_PLAIN}",
+    r"\.attn\.(q_bias|v_bias)$": f"it holds a ViT with biases of queries and values only ({{name}}); {_PLAIN}",
     r"\.attn\.(q_norm|k_norm|norm)\.|\.mlp\.norm\.": f"it holds a ViT with further norms ({{name}}); {_PLAIN}",
 }
 # The same for names within the network
@@ -33,7 +33,9 @@ _INSIDE = {
         "it holds a ViT with trained relative positions ({name}), as ViTDet's detectors have, which a plain ViT does "
         "not: give the checkpoint that it was initialised from"
     ),
-    r"norm_pre\.|ln_pre\.|pre_layrnorm\.": f"it holds a ViT with a norm before its blocks ({{name}}), as CLIP's; {_PLAIN}",
+    r"norm_pre\.|ln_pre\.|pre_layrnorm\.": (
+        f"it holds a ViT with a norm before its blocks ({{name}}), as CLIP's; {_PLAIN}"
+    ),
     r"patch_embed\.(backbone|proj\.\d|conv\d|stem|norm)": (
         "it holds a ViT whose patch embedding is not one convolution ({name}), as MoCo v3's conv variants and hybrids "
         "with a ResNet; the detectors' ViT has one convolution: give a plain ViT's checkpoint"
@@ -67,7 +69,8 @@ def of_network(loaded: Loaded, network: Tensors, dialect: str) -> str:
     """Return why a network under timm's names cannot be converted, or an empty string."""
     kernel = network.get("patch_embed.proj.weight")
     if kernel is not None and kernel.ndim == 5:
-        return f"it holds a ViT for videos (patch_embed.proj.weight of shape {tuple(kernel.shape)}): give one for images"
+        shape = tuple(kernel.shape)
+        return f"it holds a ViT for videos (patch_embed.proj.weight of shape {shape}): give one for images"
     if kernel is not None and kernel.ndim == 4 and kernel.shape[1] != 3:
         return (
             f"patch_embed.proj.weight takes {kernel.shape[1]} input channels; detection images have 3: keep only the "

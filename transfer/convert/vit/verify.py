@@ -32,7 +32,7 @@ def verify(source: VitSource, path: Path) -> dict[str, float]:
 
     The source is fed without its class token and registers, which a detector does not have. The detector's blocks
     have windows as large as the source's image, which for 14 x 14 patches is what the recipes have, except for the
-    last one of each quarter. At the other size, all blocks attend globally, and both networks interpolate the positions.
+    last one of each quarter. At the other size, all blocks attend globally, and both networks interpolate positions.
     Resampled patches are fed to the detector, and the original ones to the source.
 
     Everything is computed in float64, for one block at a time. The tensors that detectron2 loaded must also be
@@ -93,7 +93,7 @@ def compare(source: VitSource, backbone: nn.Module, settings: dict[str, Any]) ->
 
 
 def other_grid(grid: int) -> int:
-    """Return the rows, and columns, of patches at the other size: 28 x 28 for the usual 14 x 14, which is 448 pixels."""
+    """Return the rows, and columns, of patches at the other size: 28 for the usual 14, which are 448 pixels."""
     return 2 * grid if grid <= 14 else 28 if grid > 28 else grid + grid // 2
 
 
@@ -123,8 +123,7 @@ def notes(source: VitSource, patch_size: int) -> dict[str, float]:
                 larger, size=(shape.image_size, shape.image_size), mode="bilinear", antialias=True
             )
             expected, actual = (
-                net.tokens(images, extra=False)[-1]
-                for net, images in ((network, smaller), (other, larger))
+                net.tokens(images, extra=False)[-1] for net, images in ((network, smaller), (other, larger))
             )
             found["resampled patches"] = _rms(expected, actual)
     return found

@@ -57,7 +57,9 @@ def test_the_file_holds_the_network_and_what_it_needs(tmp_path: Path) -> None:
     assert record["dropped"] == {
         "cls_token": 1, "norm": 2, "momentum_encoder": len(KEY) + 2, "head": 8, "predictor": 4,
     }  # fmt: skip
-    assert record["proof"].keys() == {"block 0", "block 1", "resized"} and max(record["proof"].values()) < 1e-12
+    assert (
+        record["proof"].keys() == {"block 0", "block 1", "resized"} and max(record["proof"].values()) < 1e-12
+    )
     text = "\n".join(report(written, tmp_path / "a.pkl"))
     for part in ("ViT, width 64, 2 blocks of 1 heads", "cls_token (1), norm (2)", "2 blocks at 48 px, with windows of",
                  "all blocks global at 96 px", "feeding them changes the source's last tokens by", "PRETRAIN_SIZE: 48",
@@ -111,7 +113,9 @@ def test_the_way_back_to_timm_is_bit_equal(tmp_path: Path, ending: str) -> None:
 
 def test_a_converted_file_keeps_its_settings(tmp_path: Path) -> None:
     given = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
-    first = convert_any(save(tmp_path, vit(1, width=48)), tmp_path / "a.pkl", heads=3, given=given, verify=False)
+    first = convert_any(
+        save(tmp_path, vit(1, width=48)), tmp_path / "a.pkl", heads=3, given=given, verify=False
+    )
     second = convert_any(tmp_path / "a.pkl", tmp_path / "b.pkl")
     assert first["preprocessing"] == second["preprocessing"]
     assert second["preprocessing"]["MODEL.VIT.HEADS"] == 3 and second["record"]["source"] == "detectron2"
@@ -120,7 +124,8 @@ def test_a_converted_file_keeps_its_settings(tmp_path: Path) -> None:
 
 def test_inspect_says_what_would_happen(tmp_path: Path) -> None:
     text = "\n".join(describe(save(tmp_path, FILES["vit: dino full"][1](QUERY, KEY))))
-    for part in ("network   student.module.backbone (timm's names)", "taken     teacher.backbone: the teacher; layout dino",
+    for part in ("network   student.module.backbone (timm's names)",
+                 "taken     teacher.backbone: the teacher; layout dino",
                  "shape     ViT, width 64, 2 blocks of 1 heads, MLPs of 96, patches of 16 pixels, 3 x 3 positions",
                  "heads     1: assumed, one for each 64 channels (to change it: --heads)", "left out  cls_token",
                  "RGB, mean 123.675, 116.28, 103.53, std 58.395, 57.12, 57.375\n",
@@ -140,7 +145,9 @@ def test_resampled_patches_give_for_resized_patches_what_the_old_ones_give(old: 
 
 def test_small_patches_are_resampled_only_on_request(tmp_path: Path) -> None:
     path = save(tmp_path, vit(1, patch=14) | {"mask_token": torch.zeros(1, 64)})
-    with pytest.raises(UserError, match=r"have 14 pixels; the detectors' ViTs have 16: add --resample-patch 16"):
+    with pytest.raises(
+        UserError, match=r"have 14 pixels; the detectors' ViTs have 16: add --resample-patch 16"
+    ):
         convert_any(path, tmp_path / "a.pkl")
     assert not (tmp_path / "a.pkl").exists()
     written = convert_any(path, tmp_path / "a.pkl", resample=16)

@@ -105,7 +105,7 @@ def test_a_wrong_tensor_in_the_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_what_no_token_shows_fails_too(tmp_path: Path) -> None:
-    """The bias of the keys changes nothing, since it adds the same to all logits of a query; nor the class's position."""
+    """The bias of the keys adds the same to all logits of a query; the class token's position is not used."""
     source, path = converted(tmp_path, vit(1), heads=2)
     edit(path, lambda contents: contents["model"]["blocks.0.attn.qkv.bias"][64:128].__iadd__(1))
     edit(path, lambda contents: contents["model"]["pos_embed"][:, 0].__iadd__(1))
