@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ AUTHOR = "moco-detection-transfer"
 # Differences below this are float64 rounding, which depends on the processor. The file records this number instead, so
 # that its bytes and its digest are the same on every machine.
 ROUNDING = 1e-9
+_EXPONENT = re.compile(r"-?\d+e[-+]?\d+")
 
 
 def convert(
@@ -223,4 +225,5 @@ def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, indent + "  ")
         else:
-            yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line
+            text = json.dumps(value)  # JSON is YAML on one line, except that YAML's floats have a point
+            yield f"{indent}{key}: {text.replace('e', '.0e') if _EXPONENT.fullmatch(text) else text}"

@@ -52,11 +52,11 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
     final norm, as in a converted file, or for images that do not divide into its patches.
     """
     if weights == RANDOM:
-        shape = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
+        plain = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
         torch.manual_seed(cfg.SEED)
-        net = ResNet(shape).eval()
+        net = ResNet(plain).eval()
         what = f"random {cfg.MODEL.ARCH}"
-        return Backbone(net, shape, IMAGENET, what, file_digest="", digest=_digest(net, IMAGENET))
+        return Backbone(net, plain, IMAGENET, what, file_digest="", digest=_digest(net, IMAGENET))
     found = read_any(Path(weights), source=source, branch=branch)
     part = next((name for name in found.dropped if name.split(".")[-1] in _DETECTOR), None)
     if part:
@@ -64,16 +64,16 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
             f"{weights}: this file holds a complete detector ({part}), whose backbone was trained on boxes; give the "
             "weights that it was initialised from"
         )
+    network: ResNet | ViT
     if isinstance(found, VitSource):
         _check_vit(weights, found, cfg.INPUT.SIZE)
-        vit = build_vit(found)
-        shape: Architecture | Shape = found.shape
-        net: ResNet | ViT = vit
+        network = build_vit(found)
     else:
-        net, shape = build_network(found).eval(), found.architecture
+        network = build_network(found).eval()
     what = f"{found.kind}, {found.branch or 'top'}: {found.why}"
-    digest = _digest(net, found.input)
-    return Backbone(net, shape, found.input, what, file_digest=found.digest, digest=digest)
+    shape = found.shape if isinstance(found, VitSource) else found.architecture
+    digest = _digest(network, found.input)
+    return Backbone(network, shape, found.input, what, file_digest=found.digest, digest=digest)
 
 
 def _check_vit(weights: str, found: VitSource, size: int) -> None:

@@ -92,7 +92,10 @@ def read_shape(path: Path, network: Tensors) -> dict[str, Any]:
         )
     table = network.get("pos_embed")
     if table is None:
-        raise UserError(f"{path}: a ViT without tensor pos_embed, the table of positions: is it incomplete?")
+        raise UserError(
+            f"{path}: a ViT without tensor pos_embed, the table of positions: DINOv3 and others have rotary positions "
+            "(RoPE) instead, which the detectors' ViT does not; otherwise the file is incomplete"
+        )
     positions = table.shape[1] if table.ndim == 3 else 0
     class_position = math.isqrt(positions) ** 2 != positions
     grid = math.isqrt(positions - class_position)

@@ -29,8 +29,8 @@ def detector_tensors(source: VitSource, patch_size: int) -> Tensors:
         tensors[f"{layer}.weight"] = (gamma[:, None] * tensors[f"{layer}.weight"].double()).float()
         tensors[f"{layer}.bias"] = (gamma * tensors[f"{layer}.bias"].double()).float()
     if not source.shape.qkv_bias:
-        for block in range(source.shape.depth):
-            tensors[f"blocks.{block}.attn.qkv.bias"] = torch.zeros(3 * source.shape.width)
+        for number in range(source.shape.depth):
+            tensors[f"blocks.{number}.attn.qkv.bias"] = torch.zeros(3 * source.shape.width)
     if patch_size != source.shape.patch_size:
         kernel = "patch_embed.proj.weight"
         tensors[kernel] = resampled(tensors[kernel], patch_size)

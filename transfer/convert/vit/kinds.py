@@ -71,8 +71,8 @@ def read_heads(
         return given, f"as {FLAG} says"
     settings = loaded.other.get("preprocessing")
     recorded = settings.get("MODEL.VIT.HEADS") if isinstance(settings, dict) else None
-    if _is_count(recorded):
-        return int(recorded), "as its record states"
+    if isinstance(recorded, int) and _is_count(recorded):
+        return recorded, "as its record states"
     if _is_count(loaded.card.get("num_attention_heads")):
         return int(loaded.card["num_attention_heads"]), "as its config.json states"
     layout = KINDS.get(kind)

@@ -78,6 +78,10 @@ def of_network(loaded: Loaded, network: Tensors, dialect: str) -> str:
         )
     if kernel is not None and kernel.ndim == 4 and kernel.shape[2] != kernel.shape[3]:
         return f"its patches have {kernel.shape[2]} x {kernel.shape[3]} pixels; the detectors' ViT has square patches"
+    rows, columns = (network.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    if rows is not None and columns is not None and rows.ndim == columns.ndim == 2:
+        if len(rows) == 2 * columns.shape[1]:
+            return f"it holds a ViT with gated MLPs (SwiGLU: blocks.0.mlp.fc1 gives twice what fc2 takes); {_PLAIN}"
     act = loaded.card.get("hidden_act", "gelu")
     if dialect == "transformers" and act != "gelu":
         return f"it holds a ViT with activation {str(act)[:20]!a} (see its config.json); the detectors' ViT has GELU"

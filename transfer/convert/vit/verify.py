@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -68,9 +68,9 @@ def compare(source: VitSource, backbone: nn.Module, settings: dict[str, Any]) ->
     Raises:
         UserError: the source network's features overflow float32, or do not depend on the image.
     """
-    network, net = build_vit(source), backbone.net
+    network, net = build_vit(source), cast(Any, backbone.net)
     grid, sizes = source.shape.grid, (source.shape.patch_size, settings["MODEL.VIT.PATCH_SIZE"])
-    differences = {}
+    differences: dict[str, float] = {}
     for side, count in ((grid, 2), (other_grid(grid), 1)):
         own_size = side == grid
         if not own_size:
@@ -171,12 +171,12 @@ def _config(settings: dict[str, Any], grid: int) -> CfgNode:
 
 
 def _wrong_tensors(backbone: nn.Module, expected: Tensors) -> list[str]:
-    loaded = backbone.net.state_dict()
+    loaded = cast(nn.Module, backbone.net).state_dict()
     return [name for name, tensor in expected.items() if not torch.equal(loaded[name], tensor)]
 
 
 @contextmanager
-def _in_float64(network: nn.Module) -> Iterator[list[torch.Tensor]]:
+def _in_float64(network: Any) -> Iterator[list[torch.Tensor]]:
     """Let a ViT compute in float64, of which only one block at a time takes memory, and collect its blocks' outputs.
 
     The weights are the same tensors again afterwards.
