@@ -72,7 +72,7 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
         network = build_network(found).eval()
     what = f"{found.kind}, {found.branch or 'top'}: {found.why}"
     shape = found.shape if isinstance(found, VitSource) else found.architecture
-    digest = _digest(network, found.input)
+    digest = _digest(network, found.input, shape if isinstance(shape, Shape) else None)
     return Backbone(network, shape, found.input, what, file_digest=found.digest, digest=digest)
 
 
@@ -106,8 +106,10 @@ def describe_architecture(shape: Architecture | Shape) -> str:
     return name if shape.width == 1 else f"{name} w{shape.width:g}x"
 
 
-def _digest(net: ResNet | ViT, settings: Input) -> str:
+def _digest(net: ResNet | ViT, settings: Input, shape: Shape | None = None) -> str:
     digest = hashlib.sha256(repr(settings).encode())
+    if shape:  # no tensor shows the number of heads
+        digest.update(repr(shape).encode())
     for name, tensor in net.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

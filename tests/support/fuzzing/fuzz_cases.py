@@ -34,8 +34,9 @@ Leaf = tuple[Any, Any]  # a dict and the key of a tensor in it
 
 @dataclass
 class Case:
-    """One input. `expected` holds torchvision's names, or timm's for ViTs; None: whatever the file's own numbers are, or
-    nothing.
+    """One input.
+
+    `expected` holds torchvision's names, or timm's for ViTs; None: whatever the file's own numbers are, or nothing.
     """
 
     layout: str

@@ -41,6 +41,7 @@ _INSIDE = {
         "with a ResNet; the detectors' ViT has one convolution: give a plain ViT's checkpoint"
     ),
 }
+_MLP = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
 # Names that look like parts of a ViT. If one has no place in it, the network is of another kind.
 TRUNK_LIKE = re.compile(
     r"(blocks|encoder\.layers?|layers|patch_embed|norm|norm_pre|ln|ln_pre|pre_layrnorm|embeddings\.patch_embeddings)\b"
@@ -78,10 +79,11 @@ def of_network(loaded: Loaded, network: Tensors, dialect: str) -> str:
         )
     if kernel is not None and kernel.ndim == 4 and kernel.shape[2] != kernel.shape[3]:
         return f"its patches have {kernel.shape[2]} x {kernel.shape[3]} pixels; the detectors' ViT has square patches"
-    rows, columns = (network.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
-    if rows is not None and columns is not None and rows.ndim == columns.ndim == 2:
-        if len(rows) == 2 * columns.shape[1]:
-            return f"it holds a ViT with gated MLPs (SwiGLU: blocks.0.mlp.fc1 gives twice what fc2 takes); {_PLAIN}"
+    sizes = [tuple(network[name].shape) for name in _MLP if name in network]
+    if len(sizes) == 2 and len(sizes[0]) == len(sizes[1]) == 2 and sizes[0][0] == 2 * sizes[1][1]:
+        return (
+            f"it holds a ViT with gated MLPs (SwiGLU: blocks.0.mlp.fc1 gives twice what fc2 takes); {_PLAIN}"
+        )
     act = loaded.card.get("hidden_act", "gelu")
     if dialect == "transformers" and act != "gelu":
         return f"it holds a ViT with activation {str(act)[:20]!a} (see its config.json); the detectors' ViT has GELU"
