@@ -25,12 +25,15 @@ from pretrain.train.checkpoints import LAST, Progress, numbered
 from pretrain.train.schedule import learning_rate
 
 # Settings that give the stored weights, queue or iteration number their meaning.
-_FIXED = ("MODEL", "MOCO", "INPUT", "DATA.ENDINGS", "SOLVER.IMS_PER_BATCH", "SEED")
+_FIXED = ("MODEL", "MOCO", "INPUT", "DATA.ENDINGS", "SOLVER.IMS_PER_BATCH", "SOLVER.OPTIMIZER", "SEED")
 # Settings that change the result. Resuming with other values is allowed: a longer run, a smaller learning rate.
-_RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
+_RESULT = (
+    "SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE", "SOLVER.CHUNK",
+)  # fmt: skip
 _KEPT = ("SOLVER.KEEP_LAST", "SOLVER.CHECKPOINT_PERIOD")
 _RESULT_OF_SCHEDULE = {
     "cosine": ("SOLVER.MAX_EPOCH",),
+    "warmup_cosine": ("SOLVER.MAX_EPOCH", "SOLVER.WARMUP_EPOCHS"),
     "step": ("SOLVER.STEPS",),
     "exponential": ("SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD"),
 }
@@ -107,7 +110,7 @@ def restore(
     if not _note_changes(before, cfg):
         done = max(iteration - 1, 0)  # the optimizer was saved with the rate of the last step
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(cfg.SOLVER, done // per_epoch, done)
+            group["lr"] = learning_rate(cfg.SOLVER, done, per_epoch)
         stored.note_settings(optimizer)
     return Progress(iteration, per_epoch, images, amp[:200], files.digest)
 
