@@ -62,7 +62,7 @@ def recompute_blocks(encoder: nn.Module) -> None:
     for name in names:
         for block in encoder.get_submodule(name).children():
             contexts = functools.partial(_contexts, block)
-            block.forward = functools.partial(  # type: ignore[method-assign]
+            block.forward = functools.partial(
                 checkpoint, block.forward, use_reentrant=False, context_fn=contexts
             )
 

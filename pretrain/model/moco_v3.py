@@ -68,13 +68,20 @@ class MoCoV3(Mechanism):
         torch._foreach_lerp_(slow, fast, 1 - self.momentum)
 
     def queries(self, projected: torch.Tensor) -> torch.Tensor:
-        """Return the queries of the base encoder's output, (N, dim) -> (N, dim), scaled to unit length."""
-        return F.normalize(self.predictor(projected).float(), dim=1)
+        """Return the queries from the outputs of the base encoder, (N, dim) -> (N, dim), scaled to unit length."""
+        return _unit(self.predictor(projected))
 
-    @torch.no_grad()
-    def keys(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the keys of the total batch, (N, 3, H, W) -> (B, dim), of unit length. Every process must call it."""
-        return distributed.all_gather_interleaved(F.normalize(self.momentum_encoder(images).float(), dim=1))
+    def keys(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return the keys of the total batch from this process's outputs of the momentum encoder.
+
+        (N, dim) -> (B, dim), of unit length. Every process must call this.
+        """
+        return distributed.all_gather_interleaved(_unit(projected))
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Scale (N, dim) to unit length, in float32 or more."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
 def mlp(widths: Sequence[int], norm_layer: Callable[..., nn.Module], *, last_norm: bool) -> nn.Sequential:

@@ -65,7 +65,7 @@ class LARS(torch.optim.Optimizer):
             if self.found_inf is not None:  # decided on the device, which the CPU need not wait for
                 good = self.found_inf == 0
                 updates = [torch.where(good, update, 0.0) for update in updates]
-                rate, momentum = torch.where(good, rate, 0.0), torch.where(good, momentum, 1.0)
+                rate, momentum = rate * good.double(), momentum ** good.double()  # or 0 and 1
             torch._foreach_mul_(velocities, momentum)
             torch._foreach_add_(velocities, updates)
             torch._foreach_sub_(parameters, torch._foreach_mul(velocities, rate))

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pretrain.common import distributed
 from pretrain.model.moco_v3 import MoCoV3
@@ -54,42 +55,49 @@ def backward(
         scaler: scales the loss, if it is enabled.
         chunk: number of images that a ViT encodes at a time; 0: all.
     """
-    with precision():
-        keys = [model.keys(view) for view in images]
+    keys = [model.keys(_projected(model.momentum_encoder, view, precision, chunk)) for view in images]
     own = torch.arange(len(images[0]), device=keys[0].device)
     places = own * distributed.world_size() + distributed.rank()
     results = []
     for view, others in zip(images, reversed(keys), strict=True):
-        features = _features(model, view, precision, chunk) if chunk else None
+        encoder = model.base_encoder
+        features = _features(encoder, view, precision, chunk).requires_grad_() if chunk else None
         with precision():
-            projected = model.base_encoder(view) if features is None else _encoder(model).head(features)
+            projected = encoder(view) if features is None else cast(ViT, encoder).head(features)
             queries = model.queries(projected)
         cosines = queries @ others.T
         loss = 2 * model.temperature * F.cross_entropy(cosines / model.temperature, places)
         scaler.scale(loss).backward()
         if features is not None:
-            _through_the_encoder(model, view, features, precision, chunk)
+            _through_the_encoder(encoder, view, features, precision, chunk)
         results.append(Compared(loss.detach(), queries.detach(), cosines.detach(), places))
     return results
 
 
-def _features(model: MoCoV3, images: torch.Tensor, precision: Precision, chunk: int) -> torch.Tensor:
-    """Return the features of all images, (N, width), as a leaf that collects their gradient."""
-    with torch.no_grad(), precision():
-        features = torch.cat([_encoder(model).feature(part) for part in images.split(chunk)])
-    return features.requires_grad_()
+@torch.no_grad()
+def _projected(encoder: nn.Module, images: torch.Tensor, precision: Precision, chunk: int) -> torch.Tensor:
+    """Return the projector's output for all images, (N, dim), without gradient."""
+    if not chunk:
+        with precision():
+            return encoder(images)
+    features = _features(encoder, images, precision, chunk)
+    with precision():
+        return cast(ViT, encoder).head(features)
+
+
+@torch.no_grad()
+def _features(encoder: nn.Module, images: torch.Tensor, precision: Precision, chunk: int) -> torch.Tensor:
+    """Return a ViT's features of all images, (N, width), without gradient."""
+    with precision():
+        return torch.cat([cast(ViT, encoder).feature(part) for part in images.split(chunk)])
 
 
 def _through_the_encoder(
-    model: MoCoV3, images: torch.Tensor, features: torch.Tensor, precision: Precision, chunk: int
+    encoder: nn.Module, images: torch.Tensor, features: torch.Tensor, precision: Precision, chunk: int
 ) -> None:
     """Pass the gradient of all features on to the encoder's parameters, chunk by chunk."""
     assert features.grad is not None
     for part, gradient in zip(images.split(chunk), features.grad.split(chunk), strict=True):
         with precision():
-            output = _encoder(model).feature(part)
+            output = cast(ViT, encoder).feature(part)
         output.backward(gradient)
-
-
-def _encoder(model: MoCoV3) -> ViT:
-    return cast(ViT, model.base_encoder)

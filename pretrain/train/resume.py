@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.common.configs import equal, get
+from pretrain.common.configs import equal, flatten, get
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, label
 from pretrain.common.run_folder import changes, in_use, note_processes, other_settings
@@ -174,7 +174,7 @@ def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
     for key in _FIXED:
         value = get(cfg, key)
         if isinstance(value, dict):
-            yield from ((f"{key}.{name}", value[name]) for name in value)
+            yield from ((f"{key}.{name}", inner) for name, inner in flatten(value).items())
         else:
             yield key, value
 

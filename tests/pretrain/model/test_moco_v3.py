@@ -38,11 +38,11 @@ def test_two_images_by_hand() -> None:
         model.momentum_encoder.weight.copy_(4 * torch.eye(2))
     model.before_step()
     assert torch.equal(model.momentum_encoder.weight, (0.75 * 4 + 0.25 * 2) * torch.eye(2).double())
-    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
-    second = torch.tensor([[0.6, 0.8], [0.8, -0.6]]).double()
+    first = torch.eye(2, dtype=torch.float64)
+    second = torch.tensor([[0.6, 0.8], [0.8, -0.6]], dtype=torch.float64)
     one, two = symmetric.backward(model, (first, second), precision=contextlib.nullcontext, scaler=OFF)
     # Cosines of q1 with k2, and of q2 with k1: the positives have 0.6 and -0.6, the negatives 0.8 and 0.8.
-    cosines = torch.tensor([[0.6, 0.8], [0.8, -0.6]]).double()
+    cosines = torch.tensor([[0.6, 0.8], [0.8, -0.6]], dtype=torch.float64)
     torch.testing.assert_close(one.cosines, cosines)
     torch.testing.assert_close(two.cosines, cosines)
     # -log(e^(p/T) / (e^(p/T) + e^(n/T))) = log(1 + e^((n - p) / T)); 2 T = 1; the mean over two images
