@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from pretrain import __version__
 from pretrain.common import distributed
-from pretrain.common.configs import digest_text
+from pretrain.common.configs import digest_text, get
 
 # These keys say where a run reads, computes and writes, and how it is monitored. They do not change its numbers.
 IRRELEVANT = (
@@ -24,22 +24,31 @@ IRRELEVANT = (
 )  # fmt: skip
 # Keys that are younger than the digest, which must not change for them. A run has replaced SOLVER.EPOCHS by MAX_ITER.
 YOUNGER = ("SOLVER.SAVE_MINUTES", "SOLVER.EPOCHS")
+# Sections that are younger too. The digest has those that a run uses (`unused`).
+YOUNGER_SECTIONS = ("MODEL.VIT", "INPUT.LSJ")
 
 
 def config_digest(cfg: CfgNode) -> str:
     """Return the SHA-256 of the settings that the numbers depend on. It is the same on every machine."""
     copy = cfg.clone()
     copy.defrost()
-    for key in (*IRRELEVANT, *YOUNGER):
+    left_out = (*YOUNGER, *unused(cfg))
+    for key in (*IRRELEVANT, *left_out):
         *parents, leaf = key.split(".")
         node = copy
         for parent in parents:
             node = node[parent]
-        if key in YOUNGER:
+        if key in left_out:
             node.pop(leaf, None)
         else:
             node[leaf] = type(node[leaf])()
     return hashlib.sha256(digest_text(copy).encode()).hexdigest()
+
+
+def unused(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the sections of `YOUNGER_SECTIONS` that a run does not use."""
+    uses = {"MODEL.VIT": "vit" in cfg.MODEL.BACKBONE.NAME, "INPUT.LSJ": get(cfg, "INPUT.LSJ.ENABLED", False)}
+    return tuple(section for section in YOUNGER_SECTIONS if not uses[section])
 
 
 def environment(device: str, *, detector: bool = True) -> dict[str, Any]:

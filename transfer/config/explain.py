@@ -99,7 +99,7 @@ def _reason(key: str, value: Any, cfg: CfgNode, recipe: Recipe | None) -> str:
 
 
 def _nearest_base(cfg: CfgNode) -> str:
-    if "fpn" in cfg.MODEL.BACKBONE.NAME:
+    if "fpn" in cfg.MODEL.BACKBONE.NAME or "vit" in cfg.MODEL.BACKBONE.NAME:
         return "Base-RCNN-FPN.yaml"
     if "GeneralizedRCNN" not in cfg.MODEL.META_ARCHITECTURE:
         return ""

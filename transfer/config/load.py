@@ -20,6 +20,7 @@ from pretrain.common.files import read_json
 from transfer import d2_compat
 from transfer.config import length
 from transfer.config.keys import add_keys
+from transfer.config.vit import check_vit
 
 _CHOICES = {
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
@@ -172,7 +173,10 @@ def _check(cfg: CfgNode) -> None:
         raise UserError("TEST.AUG.ENABLED True: not supported here; leave it at False")
     _check_data(cfg)
     _check_evaluation(cfg)
-    _check_resnet(cfg)
+    if "vit" in cfg.MODEL.BACKBONE.NAME:
+        check_vit(cfg)
+    else:
+        _check_resnet(cfg)
     _check_compiled(cfg)
     last_step = max(cfg.SOLVER.STEPS, default=0)
     if cfg.SOLVER.EPOCHS:
@@ -193,13 +197,14 @@ def _check_data(cfg: CfgNode) -> None:
         raise UserError(f"DATASETS.FRACTION {cfg.DATASETS.FRACTION}: give a number above 0 and up to 1")
     if cfg.DATASETS.SHOTS < 0:
         raise UserError(f"DATASETS.SHOTS {cfg.DATASETS.SHOTS}: give 0 (all objects) or more")
-    crop = cfg.INPUT.SCALE_CROP
-    if crop.ENABLED and crop.SIZE < 1:
-        raise UserError(f"INPUT.SCALE_CROP.SIZE {crop.SIZE}: give the crop's side in pixels")
-    if crop.ENABLED and not (len(crop.SCALES) == 2 and 0 < crop.SCALES[0] <= crop.SCALES[1]):
-        raise UserError(
-            f"INPUT.SCALE_CROP.SCALES {tuple(crop.SCALES)}: give the smallest and the largest scale, such as (0.5, 2.0)"
-        )
+    for name in ("SCALE_CROP", "LSJ"):
+        crop = cfg.INPUT[name]
+        if crop.ENABLED and crop.SIZE < 1:
+            raise UserError(f"INPUT.{name}.SIZE {crop.SIZE}: give the crop's side in pixels")
+        if crop.ENABLED and not (len(crop.SCALES) == 2 and 0 < crop.SCALES[0] <= crop.SCALES[1]):
+            raise UserError(
+                f"INPUT.{name}.SCALES {tuple(crop.SCALES)}: give the smallest and the largest scale, such as (0.5, 2.0)"
+            )
 
 
 def _check_evaluation(cfg: CfgNode) -> None:

@@ -20,14 +20,20 @@ def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[Record], Record]:
     """Return the function that turns a record in detectron2's format into an input of its models.
 
     detectron2's `DatasetMapper` handles boxes, masks, keypoints and labels per pixel; in training,
-    `INPUT.SCALE_CROP` replaces its resizing. All randomness comes from numpy's global generator. The returned
-    function can be pickled, and raises `UserError` if a file is not what the record says.
+    `INPUT.SCALE_CROP` or `INPUT.LSJ` replaces its resizing. All randomness comes from numpy's global generator. The
+    returned function can be pickled, and raises `UserError` if a file is not what the record says.
     """
     options: dict[str, Any] = {}
-    if is_train and cfg.INPUT.SCALE_CROP.ENABLED:
-        if cfg.INPUT.CROP.ENABLED:
-            raise UserError("INPUT.CROP and INPUT.SCALE_CROP are both enabled: set one of them to False")
+    enabled = [name for name in ("CROP", "SCALE_CROP", "LSJ") if cfg.INPUT[name].ENABLED]
+    if is_train and len(enabled) > 1:
+        raise UserError(
+            f"INPUT.{enabled[0]} and INPUT.{enabled[1]} are both enabled: set one of them to False"
+        )
+    if is_train and enabled == ["SCALE_CROP"]:
         options["augmentations"] = _scale_crop_flip(cfg)
+    if is_train and enabled == ["LSJ"]:
+        options["augmentations"] = large_scale_jitter(cfg)
+        options["recompute_boxes"] = cfg.MODEL.MASK_ON  # a box of a cropped object is no longer tight
     mapper = DatasetMapper(cfg, is_train, **options)
     head = cfg.MODEL.SEM_SEG_HEAD
     return partial(_map, mapper, classes=head.NUM_CLASSES, ignored=head.IGNORE_VALUE)
@@ -74,10 +80,30 @@ def _scale_crop_flip(cfg: CfgNode) -> list[T.Augmentation]:
     scale_crop = ScaleCrop(
         low, high, cfg.INPUT.SCALE_CROP.SIZE, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     )
+    return [scale_crop, *_flip(cfg)]
+
+
+def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
     if flip == "none":
-        return [scale_crop]
-    return [scale_crop, T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+        return []
+    return [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+
+
+def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return a flip, a random scale and a random crop: large-scale jitter (Ghiasi et al. 2021), in ViTDet's form.
+
+    The image is scaled so that it just fits into the square of that side times the scale, which is uniform in
+    `INPUT.LSJ.SCALES`. It is not padded here if it is smaller than the crop: the model pads all images of a batch with
+    the mean color, to squares if its backbone needs them. As in ViTDet, the crops lie along the diagonal (`ScaleCrop`).
+    """
+    jitter = cfg.INPUT.LSJ
+    low, high = jitter.SCALES
+    return [
+        *_flip(cfg),
+        T.ResizeScale(low, high, jitter.SIZE, jitter.SIZE),
+        T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), pad=False),
+    ]
 
 
 class ScaleCrop(T.Augmentation):

@@ -67,10 +67,10 @@ def say_parts(cfg: CfgNode, model: nn.Module) -> None:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Return `SOLVER.OPTIMIZER` (SGD or AdamW) for a model, with detectron2's rules for the parameter groups.
 
-    Both apply `SOLVER.WEIGHT_DECAY_NORM` to norm layers, scale the backbone's learning rates (`learning_rates.factors`)
-    and clip gradients according to `SOLVER.CLIP_GRADIENTS`.
+    Both apply `SOLVER.WEIGHT_DECAY_NORM` to norm layers and no decay to a transformer's positions, scale the backbone's
+    learning rates (`learning_rates.factor`) and clip gradients according to `SOLVER.CLIP_GRADIENTS`.
 
-    Raises `UserError` for rates of stages that the model does not have.
+    Raises `UserError` for rates of a backbone that is neither a ResNet nor a ViT.
     """
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
@@ -80,6 +80,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        overrides={"pos_embed": {"weight_decay": 0.0}},  # as in ViTDet; only transformers have it
     )
     groups = learning_rates.scale(groups, cfg, model)
     if solver.OPTIMIZER == "SGD":

@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.common.configs import equal
+from pretrain.common.configs import equal, get
 from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
@@ -20,8 +20,15 @@ from transfer.convert.preprocessing import BY_FILE, BY_FLAG, BY_NOBODY, FLAGS, K
 from transfer.convert.weights_file import for_detectron2, read_weights
 
 # The tensors of the ResNet in FPN and C4 models, without the norm that a C4 head adds after res5.
-_TRUNK = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")
+_RESNET = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")
+_VIT = re.compile(r"(backbone\.net\.)?(pos_embed$|patch_embed\.|blocks\.\d+\.)")
+_RELATIVE = (".rel_pos_h", ".rel_pos_w")  # of the detector, initialised with zeros
+_HINTS = {
+    _RESNET: "is MODEL.RESNETS.DEPTH right for these weights?",
+    _VIT: "are MODEL.VIT.DEPTH, WIDTH, PATCH_SIZE, PRETRAIN_SIZE and CLASS_POSITION right for these weights?",
+}
 _ASSUMED = ", assumed"
+_BACKBONE = "MODEL.BACKBONE.NAME"
 _COUNTER = "num_batches_tracked"
 _STATISTICS = ("running_mean", "running_var")
 
@@ -41,6 +48,12 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
             wrong[key] = (found, needed)
     if not wrong:
         return
+    if _BACKBONE in wrong:
+        found, needed = wrong[_BACKBONE]
+        raise UserError(
+            f"the configuration contradicts MODEL.WEIGHTS: {_BACKBONE} is {found} (needed: {needed}): take a config of "
+            "that backbone, such as transfer/coco_ViTB_SFP_25ep.yaml for a ViT"
+        )
     said = {key: _who_states(weights["record"], key) for key in wrong}
     faults = ", ".join(
         f"{key} is {found} (needed: {needed}{said[key]})" for key, (found, needed) in wrong.items()
@@ -77,14 +90,15 @@ def settings(name: str) -> list[str]:
 
 
 def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
-    """Check that the weights fill the whole ResNet of a detector, and that all their tensors are used.
+    """Check that the weights fill the whole ResNet or ViT of a detector, and that all their tensors are used.
 
     The ResNet is `backbone.bottom_up` in FPN models, and `backbone` with `roi_heads.res5` in C4 models. Running
     statistics may be missing only if the whole file has none: Caffe2 files whose batch norm is merged into weight
-    and bias (MSRA's R-50.pkl).
+    and bias (MSRA's R-50.pkl). The ViT is `backbone.net`; a file may lack the relative positions, which are the
+    detector's.
 
     Returns:
-        The number of the ResNet's tensors that the file fills.
+        The number of the backbone's tensors that the file fills.
     Raises:
         UserError: names the first tensor that would stay random, or that the model does not have.
     """
@@ -93,11 +107,18 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     has_statistics = any(name.endswith(_STATISTICS) for name in placed)
     merged = weights["author"] == "Caffe2" and not has_statistics
     exempt = (_COUNTER, *_STATISTICS) if merged else (_COUNTER,)
-    trunk = [name for name in state if _TRUNK.match(name) and not name.endswith(_COUNTER)]
+    pattern = _pattern(state)
+    trunk = [name for name in state if pattern.match(name) and not name.endswith(_COUNTER)]
     if not trunk:
-        raise UserError("MODEL.WEIGHTS: the model has no ResNet backbone to fill")
+        raise UserError("MODEL.WEIGHTS: the model has no ResNet or ViT backbone to fill")
     fitting = {name for name in trunk if name in placed and placed[name].shape == state[name].shape}
-    empty = [name for name in trunk if name not in fitting and not name.endswith(exempt)]
+    empty = [
+        name
+        for name in trunk
+        if name not in fitting
+        and not name.endswith(exempt)
+        and not (name.endswith(_RELATIVE) and name not in placed)
+    ]
     if empty and not has_statistics and all(name.endswith(_STATISTICS) for name in empty):
         raise UserError(
             f"MODEL.WEIGHTS has no running statistics ({empty[0]}): if its batch norms are merged into weight and "
@@ -106,25 +127,30 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     if empty:
         raise UserError(
             f"MODEL.WEIGHTS does not fill the backbone: {len(empty)} of {len(trunk)} tensors would stay "
-            f"random, first {empty[0]}; is MODEL.RESNETS.DEPTH right for these weights? Convert them with "
-            "tools/convert_to_d2.py and use the settings that it prints"
+            f"random, first {empty[0]}; {_HINTS[pattern]} Convert them with tools/convert_to_d2.py and use the "
+            "settings that it prints"
         )
     extra = [
-        name for name in placed if _TRUNK.match(name) and name not in state and not name.endswith(_COUNTER)
+        name for name in placed if pattern.match(name) and name not in state and not name.endswith(_COUNTER)
     ]
     if extra:
         raise UserError(
             f"MODEL.WEIGHTS: the model lacks {len(extra)} backbone tensors of the file, first {extra[0]}; "
-            "is MODEL.RESNETS.DEPTH right?"
+            f"{_HINTS[pattern]}"
         )
     return len(fitting)
+
+
+def _pattern(state: dict[str, torch.Tensor]) -> re.Pattern[str]:
+    """Return the pattern of the names of the backbone's tensors in a model with this state."""
+    return _VIT if any(_VIT.match(name) for name in state) else _RESNET
 
 
 def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
     """Initialise a detector from MODEL.WEIGHTS. Call this before wrapping the model for several processes.
 
     Returns:
-        `path`, `sha256`, `matched` (how many tensors of the ResNet were filled) and `record` (None for a file from
+        `path`, `sha256`, `matched` (how many tensors of the backbone were filled) and `record` (None for a file from
         another converter).
     Raises:
         UserError: the file does not exist, is unsafe or unreadable, needs another preprocessing than the
@@ -133,11 +159,13 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
     path = local_path(cfg.MODEL.WEIGHTS)
     weights = read_weights(path)
     if weights["preprocessing"] is None:
+        is_vit = _pattern(model.state_dict()) is _VIT
+        own = "MODEL.VIT.HEADS" if is_vit else "MODEL.RESNETS.STRIDE_IN_1X1"  # which no tensor shows
         say(
             f"note: {path.name} (by {weights['author']}) does not record the settings it needs; assumed: "
             f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, "
             f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
-            f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}; to have them checked, add a record: "
+            f"{own} {get(cfg, own)}; to have them checked, add a record: "
             f"python tools/convert_to_d2.py {path} {path.stem}_converted.pkl"
         )
     if weights["bare"]:
@@ -194,8 +222,9 @@ def _remedy(names: list[str], placed: dict[str, torch.Tensor], state: dict[str, 
             has, needs = len(placed[scores]) - 1, len(state[scores]) - 1
             return f"it has {has} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {needs}"
         return "is MODEL.ROI_HEADS.NUM_CLASSES the same as in the run that wrote it?"
-    if all(_TRUNK.match(name) for name in names):
-        return "is MODEL.RESNETS.DEPTH the same as in the run that wrote it?"
+    if all(_pattern(state).match(name) for name in names):
+        key = "MODEL.VIT" if _pattern(state) is _VIT else "MODEL.RESNETS.DEPTH"
+        return f"is {key} the same as in the run that wrote it?"
     for head, key in (("mask_head", "MODEL.MASK_ON"), ("keypoint_head", "MODEL.KEYPOINT_ON")):
         if all(head in name for name in names):
             return f"set {key} {names[0] in placed}, as in the run that wrote it"

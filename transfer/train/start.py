@@ -60,6 +60,9 @@ def network(cfg: CfgNode) -> str:
     if "GeneralizedRCNN" not in model.META_ARCHITECTURE:
         return f"{model.META_ARCHITECTURE}, {depth}"
     kind = "Mask R-CNN" if model.MASK_ON else "Keypoint R-CNN" if model.KEYPOINT_ON else "Faster R-CNN"
+    if "vit" in model.BACKBONE.NAME:
+        vit = model.VIT
+        return f"{kind}, ViT of {vit.DEPTH} blocks of width {vit.WIDTH}, simple feature pyramid"
     if "fpn" in model.BACKBONE.NAME:
         return f"{kind}, {depth}-FPN"
     return f"{kind}, {depth}-{'DC5' if model.RESNETS.RES5_DILATION == 2 else 'C4'}"

@@ -212,7 +212,7 @@ def _changes(path: Path, cfg: CfgNode) -> list[str]:
     except UserError:
         return []
     now = flatten(yaml.safe_load(cfg.dump()))
-    ignored = (*results.IRRELEVANT, *results.YOUNGER)
+    ignored = (*results.IRRELEVANT, *results.YOUNGER, *(f"{section}." for section in results.unused(cfg)))
     return changes(before, {key: now[key] for key in now if not key.startswith(ignored)})
 
 

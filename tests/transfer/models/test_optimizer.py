@@ -98,7 +98,7 @@ def test_without_the_keys_the_groups_are_detectron2s() -> None:
 
 
 def test_a_backbone_without_stages_is_named() -> None:
-    with pytest.raises(UserError, match=r"SOLVER\.LR_DECAY are for ResNets"):
+    with pytest.raises(UserError, match=r"SOLVER\.LR_DECAY are for ResNets and ViTs"):
         build.build_optimizer(_config("SOLVER.LR_DECAY", "0.9"), torch.nn.Linear(1, 1))
 
 

@@ -49,7 +49,8 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
     if found.get("DATASETS.TRAIN_JSON"):
         recipe = {key: value for key, value in recipe.items() if key not in own_coco.SETS}
     # An earlier version of this project wrote the settings without the younger keys.
-    recipe = {key: value for key, value in recipe.items() if key in found or key not in results.YOUNGER}
+    younger = (*results.YOUNGER, *(f"{section}." for section in results.YOUNGER_SECTIONS))
+    recipe = {key: value for key, value in recipe.items() if key in found or not key.startswith(younger)}
     if all(equal(found.get(key), value, tolerance=_ROUNDED) for key, value in _MSRA.items()):
         recipe = recipe | _MSRA
     other = [key for key, value in recipe.items() if not equal(found.get(key), value, tolerance=_ROUNDED)]

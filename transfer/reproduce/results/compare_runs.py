@@ -109,7 +109,9 @@ def _config(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
     for row in _unequal(a.settings, b.settings):
         key = row[0]
         title = next(title for title, starts in _CONFIG.items() if key.startswith(starts))
-        if key != "SEED":  # it is listed from results.json
+        # a run of an earlier version of this project, without the keys
+        before = ABSENT in row[1:] and key.startswith(results.YOUNGER_SECTIONS)
+        if key != "SEED" and not before:  # the seed is listed from results.json
             groups["bookkeeping" if key.startswith(_BOOKKEEPING) else title].append(row)
     return groups
 
