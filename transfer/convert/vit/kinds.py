@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.read_any import Loaded
 from transfer.convert.layouts import LAYOUTS, Layout
+from transfer.convert.preprocessing import MAX_CONFIG
 from transfer.convert.tensor_names import Tensors
 from transfer.convert.vit.architecture import FLOATS
 
@@ -61,8 +63,8 @@ def read_heads(
 ) -> tuple[int, str]:
     """Return the number of heads, which no tensor shows, and where it comes from.
 
-    It is stated by `--heads`, the record of a converted file, or a `config.json` next to the file; otherwise the kind
-    decides.
+    It is stated by `--heads`, the record of a converted file, the config in a file of this project's pre-training, or a
+    `config.json` next to the file; otherwise the kind decides.
 
     Raises:
         UserError: it cannot be known; the message names the flag.
@@ -73,6 +75,8 @@ def read_heads(
     recorded = settings.get("MODEL.VIT.HEADS") if isinstance(settings, dict) else None
     if isinstance(recorded, int) and _is_count(recorded):
         return recorded, "as its record states"
+    if (configured := _configured_heads(loaded)) is not None:
+        return configured, "as its config states"
     if _is_count(loaded.card.get("num_attention_heads")):
         return int(loaded.card["num_attention_heads"]), "as its config.json states"
     layout = KINDS.get(kind)
@@ -92,6 +96,18 @@ def read_heads(
             f"{FLAG} N"
         )
     return width // 64, f"assumed, one for each 64 channels (to change it: {FLAG})"
+
+
+def _configured_heads(loaded: Loaded) -> int | None:
+    """Return the heads that the config in a checkpoint of tools/pretrain.py states."""
+    text = loaded.other.get("config")
+    if not isinstance(text, str) or "iterations_per_epoch" not in loaded.other:
+        return None
+    try:
+        value = parse_yaml(text[:MAX_CONFIG])["MODEL"]["VIT"]["HEADS"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return value if isinstance(value, int) and _is_count(value) else None
 
 
 def _is_count(value: object) -> bool:

@@ -122,6 +122,17 @@ def test_the_number_of_heads_comes_from_the_kind_or_a_flag(tmp_path: Path) -> No
     assert "as --heads says" in read(tmp_path, odd, heads=3).heads_origin
 
 
+def test_files_of_our_own_pre_training_state_their_heads_and_input(tmp_path: Path) -> None:
+    config = "INPUT: {MEAN: [0.5, 0.5, 0.5], STD: [0.2, 0.2, 0.2]}\nMODEL: {ARCH: vit, VIT: {HEADS: 4}}\n"
+    state = under("module.base_encoder.", QUERY) | under("module.momentum_encoder.", KEY)
+    source = read(tmp_path, {"state_dict": state, "config": config, "iterations_per_epoch": 3, "epoch": 1})
+    assert (source.kind, source.shape.heads, source.heads_origin) == ("mocov3", 4, "as its config states")
+    assert source.input.mean == (127.5,) * 3 and source.input_origin == "as its config states"
+    for damaged in ("MODEL: [", "MODEL: {VIT: {HEADS: many}}"):
+        with pytest.raises(UserError, match="its `config` is damaged"):
+            read(tmp_path, {"state_dict": state, "config": damaged, "iterations_per_epoch": 3})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

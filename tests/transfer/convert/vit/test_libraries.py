@@ -1,5 +1,6 @@
 """ViTs built and saved by other libraries: the network that is read computes what the library's own computes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ def assert_computes(
     ours = [tokens.flatten(1, 2) for tokens in network.tokens(IMAGE)]
     assert len(ours) == len(blocks)
     for a, b in zip(ours, blocks, strict=True):
-        torch.testing.assert_close(a, b[:, b.shape[1] - a.shape[1] :], rtol=1e-9, atol=1e-9)
+        # The sum of a register and its position is rounded to float32.
+        torch.testing.assert_close(a, b[:, b.shape[1] - a.shape[1] :], rtol=1e-6, atol=1e-6)
     if feature is not None:
-        torch.testing.assert_close(network.feature(IMAGE), feature, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(network.feature(IMAGE), feature, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
@@ -97,18 +99,18 @@ def test_timm(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
         ("vit_giant_patch14_dinov2", "SwiGLU"),
         ("vit_base_patch16_clip_224", "a norm before its blocks"),
         ("vit_small_patch16_dinov3", "RoPE"),
-        ("eva02_tiny_patch14_224", "SwiGLU|RoPE|no place"),
+        ("eva02_tiny_patch14_224", "biases of queries and values only"),
         ("beit_base_patch16_224", "relative position biases"),
         ("swin_tiny_patch4_window7_224", "relative position biases"),
         ("cait_xxs24_224", "no place in a plain ViT"),
-        ("vit_relpos_small_patch16_224", "relative position"),
+        ("vit_relpos_small_patch16_224", "no place in a plain ViT"),
         ("vit_tiny_r_s16_p8_224", "not one convolution"),
     ],
 )
 def test_other_transformers_of_timm_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     with torch.device("meta"):  # initialising the weights would take longer than the rest of the test
-        network = library("timm").create_model(name, pretrained=False, depth=2) if "eva" in name else None
-        network = network or library("timm").create_model(name, pretrained=False)
+        options = {"depth": 2} if re.match("vit|eva|beit", name) else {}
+        network = library("timm").create_model(name, pretrained=False, **options)
     state = {key: torch.zeros(tensor.shape).half() for key, tensor in network.state_dict().items()}
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(UserError, match=reason):
