@@ -99,9 +99,9 @@ def _reason(key: str, value: Any, cfg: CfgNode, recipe: Recipe | None) -> str:
 
 
 def _nearest_base(cfg: CfgNode) -> str:
-    if "fpn" in cfg.MODEL.BACKBONE.NAME or "vit" in cfg.MODEL.BACKBONE.NAME:
+    if "fpn" in cfg.MODEL.BACKBONE.NAME:
         return "Base-RCNN-FPN.yaml"
-    if "GeneralizedRCNN" not in cfg.MODEL.META_ARCHITECTURE:
+    if "GeneralizedRCNN" not in cfg.MODEL.META_ARCHITECTURE or "vit" in cfg.MODEL.BACKBONE.NAME:
         return ""
     return "Base-RCNN-DilatedC5.yaml" if cfg.MODEL.RESNETS.RES5_DILATION == 2 else "Base-RCNN-C4.yaml"
 

@@ -1,12 +1,14 @@
-"""The experiments of the MoCo paper, value by value, each value with its source.
+"""The experiments of the MoCo paper, and of ViTDet, value by value, each value with its source.
 
-Data only, for tasks and schedules; the models are in `transfer.config.paper_models`. `transfer.config.explain` compares
+Data only, for tasks and schedules; the models are in `transfer.config.paper_models` and, with ViTs, in
+`transfer.config.paper_vit`. `transfer.config.explain` compares
 a configuration with it.
 """
 
 from dataclasses import dataclass
 
 from transfer.config.paper_models import A5, C4, DC5, FCN, FPN, OPEN, REPO, SEC42, Facts, stated
+from transfer.config.paper_vit import CUSTOM_VIT_S, VIT_B_25, VIT_B_100, VIT_S_25, VIT_T_640
 
 _A4 = "He et al. 2020, App. A.4"
 _LVIS = "detectron2 zoo, LVISv0.5 R50-FPN: the baseline that App. A.4 follows"
@@ -204,4 +206,9 @@ RECIPES = {
         _segmentation("cityscapes_fine_sem_seg", classes=19, crop=769, rate=0.01, end=90000),
     ),
     "custom_R50_FPN": Recipe("not in a table of the paper; model of Table 5(a)", _FPN_ZOO, FPN | _CUSTOM),
+    "coco_ViTB_SFP_100ep": Recipe("ViTDet (Li et al. 2022), Mask R-CNN with ViT-B", "", VIT_B_100),
+    "coco_ViTB_SFP_25ep": Recipe("not in a paper; a quarter of ViTDet's schedule", "", VIT_B_25),
+    "coco_ViTS_SFP_25ep": Recipe("not in a paper; ViTDet's detector with a ViT-S", "", VIT_S_25),
+    "coco_ViTT_SFP_640": Recipe("MAE-Lite (Wang et al. 2023), its table of ViT-T on COCO", "", VIT_T_640),
+    "custom_ViTS_SFP": Recipe("not in a paper; ViTDet's detector with a ViT-S", "", CUSTOM_VIT_S),
 }

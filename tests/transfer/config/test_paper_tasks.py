@@ -8,6 +8,8 @@ The tables here were written from the sources next to each value, not from our Y
 - D: detectron2's default (config/defaults.py), which R does not change
 - Z: detectron2's model zoo, the config named after it
 - O: OpenSelfSup, benchmarks/detection/configs
+- V: detectron2's main branch, configs/common/models/mask_rcnn_vitdet.py, projects/ViTDet and configs/common/optim.py
+- L: wangsr126/MAE-Lite, projects/eval_tools/det/mask_rcnn_vitdet_t_100ep.py
 - open: not stated by any source; our choice
 """
 
@@ -309,6 +311,110 @@ TABLE: dict[str, Table] = {
         "SOLVER.WARMUP_ITERS": 100,
     },
 }
+VIT: Table = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",  # V
+    "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone",  # V
+    "MODEL.BACKBONE.FREEZE_AT": 0,  # V
+    "MODEL.VIT.PATCH_SIZE": 16,  # V
+    "MODEL.VIT.WIDTH": 768,  # V
+    "MODEL.VIT.DEPTH": 12,  # V
+    "MODEL.VIT.HEADS": 12,  # V
+    "MODEL.VIT.MLP_RATIO": 4.0,  # V
+    "MODEL.VIT.NORM_EPS": 1e-6,  # V
+    "MODEL.VIT.PRETRAIN_SIZE": 224,  # V, default of its ViT
+    "MODEL.VIT.CLASS_POSITION": True,  # same
+    "MODEL.VIT.IMAGE_SIZE": 1024,  # V img_size and square_pad
+    "MODEL.VIT.WINDOW": 14,  # V
+    "MODEL.VIT.GLOBAL_BLOCKS": (2, 5, 8, 11),  # V: all blocks but those of window_block_indexes
+    "MODEL.VIT.REL_POS": True,  # V
+    "MODEL.VIT.DROP_PATH": 0.1,  # V
+    "MODEL.VIT.CHECKPOINT_BLOCKS": False,  # V, default of its ViT
+    "MODEL.FPN.OUT_CHANNELS": 256,  # V
+    "MODEL.FPN.NORM": "LN",  # V
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],  # V
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],  # V
+    "MODEL.RPN.CONV_DIMS": [-1, -1],  # V
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,  # V
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 256,  # V
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,  # V
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,  # V
+    "MODEL.ROI_BOX_HEAD.NORM": "LN",  # V
+    "MODEL.ROI_MASK_HEAD.NORM": "LN",  # V
+    "INPUT.FORMAT": "RGB",  # V
+    "INPUT.LSJ.ENABLED": True,  # V
+    "INPUT.LSJ.SCALES": (0.1, 2.0),  # V
+    "INPUT.LSJ.SIZE": 1024,  # V
+    "INPUT.RANDOM_FLIP": "horizontal",  # V
+    "INPUT.MIN_SIZE_TRAIN": (1024,),  # open
+    "INPUT.MAX_SIZE_TRAIN": 1024,  # open
+    "INPUT.MIN_SIZE_TEST": 1024,  # V
+    "INPUT.MAX_SIZE_TEST": 1024,  # V
+    "DATALOADER.ASPECT_RATIO_GROUPING": False,  # open
+    "SOLVER.OPTIMIZER": "AdamW",  # V
+    "SOLVER.IMS_PER_BATCH": 64,  # V
+    "SOLVER.BASE_LR": 1e-4,  # V
+    "SOLVER.WEIGHT_DECAY": 0.1,  # V
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,  # V
+    "SOLVER.LR_DECAY": 0.7,  # V
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # V
+    "SOLVER.GAMMA": 0.1,  # V
+    "SOLVER.WARMUP_ITERS": 250,  # V
+    "SOLVER.WARMUP_FACTOR": 0.001,  # V
+    "SOLVER.AMP.ENABLED": True,  # V
+    "SOLVER.AMP.DTYPE": "bfloat16",  # open; V has float16
+    "SOLVER.CLIP_GRADIENTS.ENABLED": False,  # D
+    "TEST.PRECISE_BN.ENABLED": False,  # D
+} | {
+    key: FPN[key]  # V is based on detectron2's Mask R-CNN with FPN
+    for key in (
+        "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.RPN.IN_FEATURES",
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+        "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.ROI_HEADS.NAME", "MODEL.ROI_HEADS.IN_FEATURES",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_BOX_HEAD.NAME", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+        "MODEL.ROI_MASK_HEAD.NAME", "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
+    )
+}  # fmt: skip
+VIT_COCO: Table = VIT | {
+    "MODEL.MASK_ON": True,  # V
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,  # V
+    "DATASETS.TRAIN": ("coco_2017_train",),  # V
+    "DATASETS.TEST": ("coco_2017_val",),  # V
+    "SOLVER.STEPS": (163889, 177546),  # V
+    "SOLVER.MAX_ITER": 184375,  # V
+}
+VIT_25: Table = VIT_COCO | {"SOLVER.STEPS": (40972, 44387), "SOLVER.MAX_ITER": 46094}  # open
+SIDE_640: Table = {
+    "MODEL.VIT.IMAGE_SIZE": 640,  # L
+    "INPUT.LSJ.SIZE": 640,  # L
+    "INPUT.MIN_SIZE_TEST": 640,  # L
+    "INPUT.MAX_SIZE_TEST": 640,  # L
+    "INPUT.MIN_SIZE_TRAIN": (640,),  # open
+    "INPUT.MAX_SIZE_TRAIN": 640,  # open
+}
+TABLE |= {
+    "coco_ViTB_SFP_100ep": VIT_COCO,
+    "coco_ViTB_SFP_25ep": VIT_25,
+    "coco_ViTS_SFP_25ep": VIT_25 | {"MODEL.VIT.WIDTH": 384},
+    "coco_ViTT_SFP_640": VIT_COCO
+    | SIDE_640
+    | {
+        "MODEL.VIT.WIDTH": 192,  # L, with the 12 heads of V
+        "MODEL.VIT.DROP_PATH": 0.0,  # L
+        "MODEL.VIT.CHECKPOINT_BLOCKS": True,  # L
+        "SOLVER.WEIGHT_DECAY": 0.05,  # L
+        "SOLVER.LR_DECAY": 1.0,  # L
+    },
+    "custom_ViTS_SFP": VIT
+    | SIDE_640
+    | {
+        "MODEL.VIT.WIDTH": 384,
+        "MODEL.MASK_ON": True,
+        "SOLVER.EPOCHS": 29.0,
+        "SOLVER.IMS_PER_BATCH": 16,
+    },
+}
+RESNETS = [name for name in TABLE if "ViT" not in name]
+VITS = [name for name in TABLE if "ViT" in name]
 # Settings of this project, and keys that identify a run; no paper has them.
 OURS = {"VERSION", "SEED", "OUTPUT_DIR", "MODEL.DEVICE", "MODEL.INIT"}
 
@@ -386,6 +492,13 @@ def test_rate_and_steps_are_in_proportion(name: str) -> None:
     cfg = load(name)
     length.follow_images(cfg, 1920)  # only a config without a length of its own
     solver = cfg.SOLVER
+    if "ViT" in name:
+        custom = name.startswith("custom")  # three quarters and eleven twelfths, as for VOC
+        shares = (
+            (3 / 4, 11 / 12) if custom else (24 / 27, 26 / 27)
+        )  # as in the authors' schedules of 9 x 12 epochs
+        assert tuple(solver.STEPS) == tuple(round(share * solver.MAX_ITER) for share in shares)
+        return
     if not name.startswith("semseg"):  # 0.02 for 16 images, and the linear rule
         assert Fraction(str(solver.BASE_LR)) / solver.IMS_PER_BATCH == Fraction(2, 100) / 16
     parts = [Fraction(step, solver.MAX_ITER) for step in solver.STEPS]
@@ -419,11 +532,12 @@ def test_published_numbers_are_the_same_in_config_and_documentation() -> None:
     for name, cells in numbers.items():
         text = (ROOT / f"configs/transfer/{name}.yaml").read_text(encoding="utf-8").replace("\n#", "")
         comment = " ".join(text.split())
-        for kind, cell in zip(("random", "supervised", "MoCo v1"), cells, strict=True):
+        moco = "MoCo v3" if "ViT" in name else "MoCo v1"
+        for kind, cell in zip(("random", "supervised", moco), cells, strict=True):
             assert cell.strip() == "-" or f"{kind} {cell.strip()}" in comment.replace("random init", "random")
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", RESNETS)
 def test_the_inits_differ_in_weights_alone(name: str) -> None:
     """Random, converted weights, and the paper's supervised row with the overrides of docs/recipes.md."""
     random = flat(load(name))
@@ -462,7 +576,22 @@ NORMS = {  # parts with BN
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
+# Parameters in millions: Dosovitskiy et al. 2021 (86 for ViT-B) and Touvron et al. 2021 (5 and 22 for DeiT-T and S),
+# with classifiers but without relative positions; 111 with ViTDet's pyramid and heads (Li et al. 2022).
+@pytest.mark.parametrize("name", VITS)
+def test_vit(name: str) -> None:
+    model = build(load(name))
+    assert not norms(model, BN) and all(p.requires_grad for p in model.parameters())
+    kind = name.split("_")[1]
+    millions = {"ViTB": 86, "ViTS": 22, "ViTT": 5}[kind]
+    found = sum(p.numel() for p in model.backbone.net.parameters()) / 1e6
+    assert found == pytest.approx(millions, abs=0.6)
+    if kind == "ViTB":
+        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(111, abs=0.5)
+    assert model.backbone.size_divisibility == load(name).MODEL.VIT.IMAGE_SIZE
+
+
+@pytest.mark.parametrize("name", RESNETS)
 def test_model(name: str) -> None:
     model = build(load(name))
     kind = next(part for part in name.split("_")[::-1] if part in NORMS)

@@ -55,12 +55,17 @@ def shorter(cfg: Any, share: float) -> tuple[str, ...]:
 def smoke_finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> tuple[str, ...]:
     """Return KEY, VALUE, ... for `tools/train_net.py`; only random weights need the width to be set."""
     crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
+    jitter = ("INPUT.LSJ.SIZE", "96") if cfg.INPUT.LSJ.ENABLED else ()
+    is_vit = "vit" in cfg.MODEL.BACKBONE.NAME
+    narrow = ("MODEL.VIT.WIDTH", "48") if is_vit else _NARROW
     batch = ("SOLVER.IMS_PER_BATCH", str(max(2, processes)))
     return (
         *_FINETUNE,
         *batch,
         *crop,
-        *(_NARROW if random else ()),
+        *jitter,
+        *(("MODEL.VIT.IMAGE_SIZE", "96") if is_vit else ()),
+        *(narrow if random else ()),
         *(("MODEL.DEVICE", "cpu") if cpu else ()),
     )
 
