@@ -5,7 +5,7 @@ import pytest
 from tests.support.fuzzing.fuzz import run
 from tests.support.fuzzing.fuzz_cases import BYTES, HARMLESS, LAYOUTS, STRUCTURE
 
-INPUTS = 560
+INPUTS = 740
 
 
 @pytest.mark.slow

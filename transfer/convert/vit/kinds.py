@@ -86,7 +86,7 @@ def read_heads(
     if kind in ("timm", "unknown", "solo") and width == 384 and _class_position_is_zero(network):
         raise UserError(
             f"{path}: its number of heads cannot be known: a width of 384 and a position of zeros for the class token "
-            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: add {FLAG} 12 or {FLAG} 6"
+            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: add {FLAG} 12 or {FLAG} 6 to the conversion"
         )
     if width in _LARGE:
         return _LARGE[width], f"assumed, as usual for width {width} (to change it: {FLAG})"

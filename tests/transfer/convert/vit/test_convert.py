@@ -5,16 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch.nn import functional
 
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import State
 from tests.support.vit.layouts import FILES, GRID, NOT_IN_DETECTORS, vit
+from transfer.config.load import load_config
+from transfer.convert.convert import config_block
 from transfer.convert.program.networks import convert_any, export_any
 from transfer.convert.program.report import describe, report
 from transfer.convert.vit.fold import resampled
 from transfer.convert.vit.recognise import read_vit
 from transfer.convert.weights_file import read_weights
+from transfer.models.init_weights import check_preprocessing, load_into
 
 QUERY, KEY = vit(1), vit(2)
 
@@ -94,6 +98,24 @@ def test_layer_scale_is_folded_and_a_missing_bias_filled(tmp_path: Path) -> None
         "zeros as biases of q, k and v, which the file does not have",
     ]
     assert max(written["record"]["proof"].values()) < 1e-5
+
+
+def test_the_file_initialises_a_detector_of_ours(tmp_path: Path) -> None:
+    state = vit(1, width=192, depth=6, hidden=768, grid=4)
+    written = convert_any(save(tmp_path, state), tmp_path / "a.pkl", verify=False)
+    cfg = load_config("transfer/demo_ViT_SFP.yaml", ["MODEL.WEIGHTS", str(tmp_path / "a.pkl")])
+    model = build_model(cfg)
+    assert load_into(model, cfg)["matched"] == 3 + 12 * 6
+    assert torch.equal(model.backbone.net.blocks[5].mlp.fc2.weight, state["blocks.5.mlp.fc2.weight"])
+    assert torch.equal(model.backbone.net.pos_embed, state["pos_embed"])
+    # The settings that are printed have the right types when they are pasted.
+    (tmp_path / "b.yaml").write_text(
+        "_BASE_: transfer/demo_ViT_SFP.yaml\n" + config_block(written["preprocessing"], tmp_path / "a.pkl")
+    )
+    check_preprocessing(load_config(str(tmp_path / "b.yaml"), []), read_weights(tmp_path / "a.pkl"))
+    cfg.merge_from_list(["MODEL.VIT.HEADS", 6])
+    with pytest.raises(UserError, match=r"MODEL\.VIT\.HEADS is 6 \(needed: 3\)"):
+        load_into(model, cfg)
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
