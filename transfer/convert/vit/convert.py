@@ -147,14 +147,14 @@ def changes(source: VitSource, patch_size: int = PATCH) -> list[str]:
 
 def _verify(source: VitSource, draft: Path, contents: dict[str, Any], *, input: Path) -> dict[str, float]:
     """Verify the draft, put the differences into the contents, and return them as measured."""
-    from transfer.convert.vit import verify  # imports detectron2, which --no-verify does not need
+    from transfer.convert.vit import notes, verify  # imports detectron2, which --no-verify does not need
 
     try:
         measured = verify.verify(source, draft)
-        notes = verify.notes(source, contents["preprocessing"]["MODEL.VIT.PATCH_SIZE"])
     except UserError as error:
         raise UserError(f"{input}: {error}") from error
     contents["record"]["proof"] = {name: max(ROUNDING, figure) for name, figure in measured.items()}
-    if notes:
-        contents["record"]["notes"] = {name: round(figure, 4) for name, figure in notes.items()}
+    found = notes.notes(source, contents["preprocessing"]["MODEL.VIT.PATCH_SIZE"])
+    # Two digits, so that the bytes of the file do not depend on the processor's rounding.
+    contents["record"]["notes"] = {name: float(f"{figure:.1e}") for name, figure in found.items()}
     return measured

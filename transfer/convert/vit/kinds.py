@@ -24,10 +24,13 @@ class Kind(Layout):
     Attributes:
         heads: width -> number of heads, where that is not the usual number.
         eps: of the norms, where the file's `config.json` does not state it.
+        interpolation: a key of `transfer.convert.vit.notes.INTERPOLATIONS`, if the project's code resizes the table of
+            positions in another way than the detectors' ViT.
     """
 
     heads: Mapping[int, int] = field(default_factory=dict)
     eps: float = 1e-6
+    interpolation: str = ""
 
 
 _STUDENT = r"student(\.backbone)?"
@@ -39,19 +42,20 @@ KINDS: dict[str, Layout] = {
     "mocov3": Kind(r"base_encoder", "the base encoder", over=r"momentum_encoder", heads={384: 12}),
     # With the encoder alone, MAE's files look like DeiT's, which makes no difference.
     "mae": Kind(r"(model)?", "the encoder", evidence=r"(^|\.)decoder_blocks\.\d", dialect="timm"),
-    "ibot": Kind(_TEACHER, "the teacher", over=_STUDENT, evidence=r"(^|\.)masked_embed$"),
+    "ibot": Kind(_TEACHER, "the teacher", over=_STUDENT, evidence=r"(^|\.)masked_embed$", interpolation="offset"),
     "dinov2": Kind(
-        r"(teacher(\.backbone)?|model)?", "the teacher", over=_STUDENT, evidence=r"(^|[^_])mask_token$", dialect="timm"
+        r"(teacher(\.backbone)?|model)?", "the teacher", over=_STUDENT, evidence=r"(^|[^_])mask_token$", dialect="timm",
+        interpolation="offset",
     ),
-    "dino": Kind(_TEACHER, "the teacher", over=_STUDENT),
+    "dino": Kind(_TEACHER, "the teacher", over=_STUDENT, interpolation="offset"),
     "solo": LAYOUTS["solo"],
     "lightly": LAYOUTS["lightly"],
     "detectron2": Kind(r"(model\.)?backbone\.net", "the backbone", dialect="timm"),
     "transformers": Kind(
         r"(?!(.*\.)?decoder$).*", "the encoder", over=r"(.*\.)?decoder", dialect="transformers", eps=1e-12
     ),
-    "torchvision": Kind(r"(model)?", dialect="torchvision"),
-    "timm": Kind(r"(model|network|backbone)?", dialect="timm"),
+    "torchvision": Kind(r"(model)?", dialect="torchvision", interpolation="corners"),
+    "timm": Kind(r"(model|network|backbone)?", dialect="timm", interpolation="antialias"),
 }  # fmt: skip
 # The larger networks of all families have 16 heads; smaller ones a head for each 64 channels.
 _LARGE = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -86,7 +90,7 @@ def read_heads(
     if kind in ("timm", "unknown", "solo") and width == 384 and _class_position_is_zero(network):
         raise UserError(
             f"{path}: its number of heads cannot be known: a width of 384 and a position of zeros for the class token "
-            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: add {FLAG} 12 or {FLAG} 6 to the conversion"
+            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: convert it with {FLAG} 12 or {FLAG} 6"
         )
     if width in _LARGE:
         return _LARGE[width], f"assumed, as usual for width {width} (to change it: {FLAG})"

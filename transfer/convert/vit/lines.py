@@ -7,6 +7,7 @@ from typing import Any
 from transfer.convert.vit.architecture import Shape
 from transfer.convert.vit.convert import FLAG, PATCH, changes
 from transfer.convert.vit.fold import LEFT_OUT
+from transfer.convert.vit.kinds import KINDS, Kind
 from transfer.convert.vit.recognise import VitSource
 
 
@@ -33,6 +34,7 @@ def network(record: Mapping[str, Any]) -> list[str]:
 def verified(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """Return lines about the verification of a converted file."""
     from transfer.convert.verify import TOLERANCE  # imports detectron2, which --no-verify does not need
+    from transfer.convert.vit.notes import CLASS_TOKEN, INTERPOLATIONS, PATCHES, POSITIONS
     from transfer.convert.vit.verify import RESIZED, other_grid
 
     blocks = {name: figure for name, figure in record["proof"].items() if name != RESIZED}
@@ -49,15 +51,22 @@ def verified(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str
     if own.layer_scale or patch_size != own.patch_size:
         lines.append("          (the products and resampled patches are rounded to float32: about 1e-7)")
     notes = record.get("notes", {})
-    if "class token" in notes:
+    if CLASS_TOKEN in notes:
         lines.append(
             "note      a detector does not feed the class token and registers; feeding them changes the source's last "
-            f"tokens by {notes['class token']:.2%} (root mean square)"
+            f"tokens by {notes[CLASS_TOKEN]:.2g} (root mean square, relative)"
         )
-    if "resampled patches" in notes:
+    if PATCHES in notes:
         lines.append(
             f"note      patches of {patch_size} pixels instead of {own.patch_size}, on one picture at {side} and "
-            f"{own.image_size} px, change the last tokens by {notes['resampled patches']:.1%} (root mean square)"
+            f"{own.image_size} px, change the last tokens by {notes[PATCHES]:.2g} (root mean square, relative)"
+        )
+    layout = KINDS.get(record["source"])
+    if POSITIONS in notes and isinstance(layout, Kind):
+        lines.append(
+            f"note      {record['source']}'s own code resizes positions {INTERPOLATIONS[layout.interpolation]}, the "
+            f"detectors' ViT without; that changes the last tokens at {other_grid(own.grid) * own.patch_size} px by "
+            f"{notes[POSITIONS]:.2g} (root mean square, relative)"
         )
     return lines
 

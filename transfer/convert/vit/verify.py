@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ import transfer.models.vit  # noqa: F401  registers the backbone
 from pretrain.common.errors import UserError
 from transfer.convert.tensor_names import Tensors
 from transfer.convert.verify import TOLERANCE, fill, preprocessed, relative, sample_images
-from transfer.convert.vit.fold import detector_tensors, resampled, resizing
+from transfer.convert.vit.fold import detector_tensors, resizing
 from transfer.convert.vit.recognise import VitSource, build_vit
 from transfer.convert.weights_file import read_weights
 
@@ -79,7 +78,7 @@ def compare(source: VitSource, backbone: nn.Module, settings: dict[str, Any]) ->
         images = sample_images(side * sizes[0], side * sizes[0])[:count]
         with torch.no_grad():
             with _in_float64(network):
-                expected = network.tokens(_source_batch(source, images), extra=False)
+                expected = network.tokens(source_batch(source, images), extra=False)
             with _in_float64(net) as actual:
                 net(_resized_patches(_detector_batch(settings, images), *sizes))
         if own_size:
@@ -95,42 +94,6 @@ def compare(source: VitSource, backbone: nn.Module, settings: dict[str, Any]) ->
 def other_grid(grid: int) -> int:
     """Return the rows, and columns, of patches at the other size: 28 for the usual 14, which are 448 pixels."""
     return 2 * grid if grid <= 14 else 28 if grid > 28 else grid + grid // 2
-
-
-def notes(source: VitSource, patch_size: int) -> dict[str, float]:
-    """Measure what the conversion leaves out or changes by design, in float32, on one picture of the source's size.
-
-    Returns:
-        What is left out or changed -> the root mean square of the difference of the last block's tokens, relative to
-        their own, between the source network as it is and without the class token and registers, or with resampled
-        patches.
-    """
-    shape = source.shape
-    network = build_vit(source)
-    batch = _source_batch(source, sample_images(shape.image_size, shape.image_size)[:1]).float()
-    found = {}
-    with torch.no_grad():
-        plain = network.tokens(batch, extra=False)[-1]
-        if shape.class_token or shape.registers:
-            found["class token"] = _rms(network.tokens(batch)[-1], plain)
-        if patch_size != shape.patch_size:
-            kernel = "patch_embed.proj.weight"
-            tensors = source.backbone | {kernel: resampled(source.backbone[kernel], patch_size)}
-            other = build_vit(replace(source, shape=replace(shape, patch_size=patch_size), backbone=tensors))
-            side = shape.grid * patch_size
-            larger = _source_batch(source, sample_images(side, side)[:1]).float()
-            smaller = functional.interpolate(
-                larger, size=(shape.image_size, shape.image_size), mode="bilinear", antialias=True
-            )
-            expected, actual = (
-                net.tokens(images, extra=False)[-1] for net, images in ((network, smaller), (other, larger))
-            )
-            found["resampled patches"] = _rms(expected, actual)
-    return found
-
-
-def _rms(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    return float((expected - actual).norm() / expected.norm())
 
 
 def load_vit(path: Path, *, grid: int) -> tuple[Backbone, dict[str, Any]]:
@@ -231,7 +194,7 @@ def _difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return relative(expected.permute(0, 3, 1, 2), actual.permute(0, 3, 1, 2))  # (N, C, h, w)
 
 
-def _source_batch(source: VitSource, images: numpy.ndarray) -> torch.Tensor:
+def source_batch(source: VitSource, images: numpy.ndarray) -> torch.Tensor:
     """Return (N, 3, H, W), float64, for (N, H, W, 3) uint8 RGB images, normalised as the source expects."""
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).double()
     if source.input.format == "BGR":

@@ -16,6 +16,7 @@ from transfer.convert.convert import config_block
 from transfer.convert.program.networks import convert_any, export_any
 from transfer.convert.program.report import describe, report
 from transfer.convert.vit.fold import resampled
+from transfer.convert.vit.notes import PATCHES, resized_positions
 from transfer.convert.vit.recognise import read_vit
 from transfer.convert.weights_file import read_weights
 from transfer.models.init_weights import check_preprocessing, load_into
@@ -156,6 +157,25 @@ def test_inspect_says_what_would_happen(tmp_path: Path) -> None:
     assert "stride" not in text
 
 
+def test_how_much_another_interpolation_changes_is_printed(tmp_path: Path) -> None:
+    written = convert_any(save(tmp_path, FILES["vit: dino full"][1](QUERY, KEY)), tmp_path / "a.pkl")
+    assert 0 < written["record"]["notes"]["positions"] < 0.5
+    text = "\n".join(report(written, tmp_path / "a.pkl"))
+    assert "dino's own code resizes positions with an offset of 0.1" in text
+
+
+def test_positions_are_resized_as_dinos_code_and_timm_do(tmp_path: Path) -> None:
+    source = read_vit(save(tmp_path, QUERY))
+    table = QUERY["pos_embed"][:, 1:].transpose(1, 2).reshape(1, 64, GRID, GRID)
+    for how, expected in (
+        ("offset", functional.interpolate(table, scale_factor=6.1 / GRID, mode="bicubic")),
+        ("antialias", functional.interpolate(table, size=6, mode="bicubic", antialias=True)),
+    ):
+        found = resized_positions(source, 6, how)
+        assert torch.equal(found[:, :1], QUERY["pos_embed"][:, :1])
+        torch.testing.assert_close(found[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
 @pytest.mark.parametrize(("old", "new"), [(14, 16), (8, 16)])
 def test_resampled_patches_give_for_resized_patches_what_the_old_ones_give(old: int, new: int) -> None:
     kernel, patches = torch.randn(5, 3, old, old), torch.randn(7, 3, old, old)
@@ -176,7 +196,7 @@ def test_small_patches_are_resampled_only_on_request(tmp_path: Path) -> None:
     assert written["preprocessing"]["MODEL.VIT.PATCH_SIZE"] == 16
     assert written["preprocessing"]["MODEL.VIT.PRETRAIN_SIZE"] == 16 * GRID
     assert 0 < max(written["record"]["proof"].values()) < 1e-5
-    assert 0 < written["record"]["notes"]["resampled patches"] < 1
+    assert 0 < written["record"]["notes"][PATCHES] < 1
     assert "patches of 16 pixels instead of 14" in "\n".join(report(written, tmp_path / "a.pkl"))
     with pytest.raises(UserError, match="resampling to smaller patches loses information"):
         convert_any(save(tmp_path, vit(1, patch=32)), tmp_path / "b.pkl", resample=16)
