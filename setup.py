@@ -105,6 +105,8 @@ setup(
         "transfer",
         "transfer.config",
         "transfer.convert",
+        "transfer.convert.program",
+        "transfer.convert.vit",
         "transfer.data",
         "transfer.data.coco",
         "transfer.compare",

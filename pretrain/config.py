@@ -10,8 +10,8 @@ from fvcore.common.config import CfgNode
 from pretrain.common.configs import default_output, find_config, get, merge
 from pretrain.common.errors import UserError
 from pretrain.data.folders import Endings
-from pretrain.data.views import PARTS, RECIPES
-from pretrain.model.encoders import architecture, projection_head
+from pretrain.data.views import PAIRS, PARTS
+from pretrain.model.encoders import ARCHITECTURES, architecture, projection_head
 
 
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
@@ -33,27 +33,34 @@ def defaults() -> CfgNode:
     return CfgNode(
         {
             "MODEL": {
-                "ARCH": "resnet50",  # resnet18|34|50|101|152, resnext50_32x8d, resnext101_32x8d
-                "WIDTH": 1.0,  # multiplies every channel count of the backbone
+                "ARCH": "resnet50",  # resnet18|34|50|101|152, resnext50_32x8d, resnext101_32x8d, vit (MoCo v3)
+                "WIDTH": 1.0,  # multiplies every channel count of a ResNet
                 "STEM_CHANNELS": 0,  # of the first convolution; 0: 64 x WIDTH
                 "DIM": 128,  # size of the query and key vectors
-                "HEAD": "mlp",  # linear (v1) | mlp (v2: hidden layer as wide as the feature, ReLU)
-                "NORM": "ShuffleBN",  # ShuffleBN | SyncBN | BN
+                "HEAD": "mlp",  # linear (v1) | mlp (v2: hidden layer as wide as the feature, ReLU); v3 has its own
+                "HIDDEN": 4096,  # width of the hidden layers in the projector and the predictor of MoCo v3
+                "VIT": {  # the shape of ARCH vit; the default is ViT-B/16
+                    "WIDTH": 768,
+                    "DEPTH": 12,  # number of blocks
+                    "HEADS": 12,
+                    "PATCH_SIZE": 16,  # pixels
+                },
+                "NORM": "ShuffleBN",  # ShuffleBN | SyncBN | BN; MoCo v3: SyncBN
                 "BN_GROUP_SIZE": 32,  # number of images normalised together; 256 / 8 GPUs in the paper
                 "COMPILE": False,  # whether to use torch.compile
             },
             "MOCO": {
-                "MECHANISM": "moco",  # moco | endtoend | memorybank (He et al. Figure 2)
+                "MECHANISM": "moco",  # moco | endtoend | memorybank (He et al. Figure 2) | mocov3 (no queue)
                 "K": 65536,  # number of keys in the queue, or of negatives drawn from the memory bank
-                "M": 0.999,  # momentum of the key encoder
+                "M": 0.999,  # momentum of the key encoder; in MoCo v3 it rises from here to 1
                 "T": 0.2,  # temperature; 0.07 in v1
                 "BANK_M": 0.5,  # momentum of the memory bank's features (Wu et al. 2018)
                 "SHUFFLE": True,  # set False only to show the leak that shuffling prevents (Figure A.1)
             },
             "INPUT": {
                 "SIZE": 224,  # pixels; views are square
-                "AUG": "v2",  # v1 | v2
-                "WITHOUT": [],  # parts of AUG to leave out: crop flip jitter gray blur
+                "AUG": "v2",  # v1 | v2 | v3
+                "WITHOUT": [],  # parts of AUG to leave out: crop flip jitter gray blur solarize
                 "VIEWS": "cpu",  # cpu | gpu: where to change colours and to blur
                 "MIN_SCALE": 0.2,  # smallest share of the image area that a crop may cover
                 "MEAN": [0.485, 0.456, 0.406],  # of RGB in [0, 1]
@@ -66,16 +73,19 @@ def defaults() -> CfgNode:
                 "MAX_BROKEN": 0.01,  # stop if more than this share of the images cannot be read
             },
             "SOLVER": {
-                "BASE_LR": 0.03,
+                "OPTIMIZER": "sgd",  # sgd | lars | adamw
+                "BASE_LR": 0.03,  # of this batch: it is not scaled by the batch size
                 "IMS_PER_BATCH": 256,  # total over all processes
-                "MOMENTUM": 0.9,
+                "MOMENTUM": 0.9,  # of SGD and LARS
                 "WEIGHT_DECAY": 1e-4,
-                "SCHEDULE": "cosine",  # cosine | step | exponential
+                "SCHEDULE": "cosine",  # cosine | step | exponential | warmup_cosine (per iteration)
+                "WARMUP_EPOCHS": 10.0,  # in which the rate of `warmup_cosine` rises from 0
                 "STEPS": [120, 160],  # epochs at which `step` multiplies the rate by 0.1
                 "GAMMA": 0.9,  # `exponential` multiplies the rate by this
                 "GAMMA_PERIOD": 62500,  # iterations between these multiplications
                 "MAX_EPOCH": 200,
                 "MAX_ITER": 0,  # stop after this many iterations; 0: only MAX_EPOCH counts
+                "CHUNK": 0,  # images that a process's ViT encodes at a time, to save memory; 0: all; same result
                 "AMP": "auto",  # auto (bf16 if the GPU has it, or if it is timed faster on a CPU) | bf16 | fp16 | off
                 "CHECKPOINT_PERIOD": 10,  # keep the checkpoint of every Nth epoch permanently
                 "KEEP_LAST": 3,  # also keep the checkpoints of the last N epochs; 0: keep all
@@ -114,17 +124,19 @@ def _forget_absent_labels(cfg: CfgNode, overrides: Sequence[str]) -> None:
 
 _CHOICES = {
     "MODEL.NORM": ("ShuffleBN", "SyncBN", "BN"),
-    "MOCO.MECHANISM": ("moco", "endtoend", "memorybank"),
-    "INPUT.AUG": tuple(RECIPES),
+    "MOCO.MECHANISM": ("moco", "endtoend", "memorybank", "mocov3"),
+    "INPUT.AUG": tuple(PAIRS),
     "INPUT.VIEWS": ("cpu", "gpu"),
-    "SOLVER.SCHEDULE": ("cosine", "step", "exponential"),
+    "SOLVER.OPTIMIZER": ("sgd", "lars", "adamw"),
+    "SOLVER.SCHEDULE": ("cosine", "step", "exponential", "warmup_cosine"),
     "SOLVER.AMP": ("auto", "bf16", "fp16", "off"),
     "SOLVER.SAVE_ERRORS": ("stop", "continue"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }
 
 _POSITIVE = (
-    "MODEL.DIM", "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
+    "MODEL.DIM", "MODEL.HIDDEN", "MODEL.VIT.WIDTH", "MODEL.VIT.DEPTH", "MODEL.VIT.HEADS", "MODEL.VIT.PATCH_SIZE",
+    "MODEL.BN_GROUP_SIZE", "MOCO.K", "MOCO.T", "INPUT.SIZE", "SOLVER.IMS_PER_BATCH",
     "SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD", "SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.LOG_PERIOD", "KNN.K", "KNN.T", "KNN.MAX_IMAGES",
 )  # fmt: skip
@@ -138,6 +150,8 @@ _RANGES: dict[str, tuple[float, float]] = {  # both ends included
     "SOLVER.BASE_LR": (0, float("inf")),
     "SOLVER.MOMENTUM": (0, 1),
     "SOLVER.WEIGHT_DECAY": (0, float("inf")),
+    "SOLVER.WARMUP_EPOCHS": (0, float("inf")),
+    "SOLVER.CHUNK": (0, float("inf")),
     "SOLVER.MAX_ITER": (0, float("inf")),
     "SOLVER.KEEP_LAST": (0, float("inf")),
     "SOLVER.SAVE_MINUTES": (0, float("inf")),
@@ -162,7 +176,7 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
             raise UserError(f"INPUT.WITHOUT {part}: choose from {' '.join(PARTS)}")
     Endings(cfg.DATA.ENDINGS)
     _check_pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
-    _check_width(cfg.MODEL.ARCH, cfg.MODEL.WIDTH)
+    _check_network(cfg)
     if cfg.MODEL.STEM_CHANNELS < 0:
         raise UserError(f"MODEL.STEM_CHANNELS {cfg.MODEL.STEM_CHANNELS}: give 0 (64 x MODEL.WIDTH) or more")
     projection_head(cfg.MODEL.HEAD, 1, 1)
@@ -171,6 +185,40 @@ def validate(cfg: CfgNode, *, processes: int = 1) -> None:
             "KNN.VAL needs KNN.TRAIN: set it to a folder of class folders, in which neighbours are searched"
         )
     _check_batch(cfg, processes)
+
+
+def _check_network(cfg: CfgNode) -> None:
+    model, v3 = cfg.MODEL, cfg.MOCO.MECHANISM == "mocov3"
+    if model.ARCH not in (*ARCHITECTURES, "vit"):
+        raise UserError(
+            f"MODEL.ARCH {model.ARCH}: unknown architecture; choose one of {', '.join(ARCHITECTURES)}, vit"
+        )
+    if v3 and model.NORM != "SyncBN":
+        raise UserError(f"MODEL.NORM {model.NORM}: MoCo v3 (MOCO.MECHANISM mocov3) needs MODEL.NORM SyncBN")
+    if cfg.SOLVER.CHUNK and model.ARCH != "vit":
+        raise UserError(
+            f"SOLVER.CHUNK {cfg.SOLVER.CHUNK}: a ResNet normalises over the whole batch, so chunks would change the "
+            "result: use SOLVER.CHUNK 0, or MODEL.ARCH vit"
+        )
+    if model.ARCH != "vit":
+        _check_width(model.ARCH, model.WIDTH)
+        return
+    if not v3:
+        raise UserError("MODEL.ARCH vit: only MoCo v3 trains a ViT: set MOCO.MECHANISM mocov3")
+    if cfg.SOLVER.CHUNK and model.COMPILE:
+        raise UserError("SOLVER.CHUNK does not work with MODEL.COMPILE: set one of them to 0 or False")
+    if model.WIDTH != 1 or model.STEM_CHANNELS:
+        raise UserError("MODEL.WIDTH and MODEL.STEM_CHANNELS are for ResNets: use MODEL.VIT.WIDTH for a ViT")
+    width, patch, size = model.VIT.WIDTH, model.VIT.PATCH_SIZE, cfg.INPUT.SIZE
+    if width % model.VIT.HEADS or width % 4:
+        raise UserError(
+            f"MODEL.VIT.WIDTH {width}: must be a multiple of MODEL.VIT.HEADS {model.VIT.HEADS} and of 4"
+        )
+    if size % patch:
+        raise UserError(
+            f"INPUT.SIZE {size}: must be a multiple of MODEL.VIT.PATCH_SIZE {patch}: use INPUT.SIZE "
+            f"{max(round(size / patch), 1) * patch}"
+        )
 
 
 def _check_width(name: str, width: float) -> None:

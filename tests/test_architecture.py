@@ -30,6 +30,8 @@ ARROWS = {
     "transfer.detector_files": "transfer.config transfer.data",
     "transfer.metrics": "transfer.data",
     "transfer.models": "transfer.convert",
+    "transfer.convert.vit": "transfer.convert transfer.models",
+    "transfer.convert.program": "transfer.convert transfer.convert.vit",
     "transfer.visualize": (
         "transfer.config transfer.data transfer.detector_files transfer.models pretrain.config pretrain.data"
     ),
@@ -84,7 +86,7 @@ ARROWS = {
 # What everything in transfer/ may use of pre-training.
 SHARED = (
     "pretrain.__version__ pretrain.installed pretrain.common pretrain.tensor_files pretrain.model.encoders "
-    "pretrain.model.norm pretrain.model.precision pretrain.data.decode pretrain.data.folders"
+    "pretrain.model.norm pretrain.model.precision pretrain.model.vit pretrain.data.decode pretrain.data.folders"
 )
 MOST_MODULES = 12  # in a folder
 SOURCES = [

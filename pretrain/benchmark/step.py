@@ -18,7 +18,7 @@ from torch import nn
 from pretrain.benchmark.fake_photos import fake_photo, to_jpeg
 from pretrain.common.console import say
 from pretrain.data.loader import make_train_loader
-from pretrain.train import loop
+from pretrain.train import loop, start_notes
 from pretrain.train.setup import Run, set_up
 
 # "other": the loss, the logged metrics, running statistics, and converting bytes to pixels.
@@ -79,13 +79,23 @@ class Watch:
 class TimedEncoder(nn.Module):
     """An encoder whose passes are timed. The backward pass before it reaches the encoder counts for the queue."""
 
-    def __init__(self, encoder: nn.Module, watch: Watch, phase: str) -> None:
+    def __init__(self, encoder: Any, watch: Watch, phase: str) -> None:
         super().__init__()
         self.encoder, self.watch, self.phase = encoder, watch, phase
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._timed(self.encoder, images)
+
+    def feature(self, images: torch.Tensor) -> torch.Tensor:
+        return self._timed(self.encoder.feature, images)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.encoder.head
+
+    def _timed(self, network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         with self.watch.on(self.phase):
-            output = self.encoder(images)
+            output = network(images)
         if output.requires_grad:
             output.register_hook(lambda _: self.watch.switch("backward"))
         return output
@@ -130,11 +140,17 @@ def _write_pictures(folder: Path, batch: int) -> str:
 def _measure(training: Run) -> list[dict[str, float]]:
     """Return the seconds of each phase, for each step of a whole run."""
     watch, model, optimizer = Watch(training.device), training.model, training.optimizer
-    for name, phase in (("encoder_q", "forward q"), ("encoder_k", "forward k")):
+    encoders = {
+        "encoder_q": "forward q", "base_encoder": "forward q", "predictor": "forward q",
+        "encoder_k": "forward k", "momentum_encoder": "forward k",
+    }  # fmt: skip
+    for name, phase in encoders.items():
         if hasattr(model, name):
             setattr(model, name, TimedEncoder(getattr(model, name), watch, phase))
     methods = {"before_step": "EMA", "keys": "queue", "logits": "queue", "after_step": "queue"}
     for name, phase in methods.items():
+        if not hasattr(model, name):  # MoCo v3 has neither logits nor anything to do after a step
+            continue
         setattr(model, name, watch.timed(phase, getattr(model, name)))
     for name in ("step", "zero_grad"):
         setattr(optimizer, name, watch.timed("optimizer", getattr(optimizer, name)))
@@ -172,9 +188,10 @@ def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
     inside = sum(medians[phase] for phase in ENCODERS)
     on_gpu, threads = device.type == "cuda", torch.get_num_threads()
     machine = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {threads} thread(s)"
+    queue = "" if cfg.MOCO.MECHANISM in ("endtoend", "mocov3") else f" K {cfg.MOCO.K},"
     return [
         f"{machine}, torch {torch.__version__}, precision: {training.progress.amp}",
-        f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, {cfg.MOCO.MECHANISM}, K {cfg.MOCO.K}, {cfg.MODEL.NORM}, "
+        f"{start_notes.network(cfg)}, {cfg.MOCO.MECHANISM},{queue} {cfg.MODEL.NORM}, "
         f"batch {cfg.SOLVER.IMS_PER_BATCH} at {cfg.INPUT.SIZE} pixels; medians of {len(report['data'])} steps:",
         *(f"  {name:<10}{1000 * medians[name]:10.2f} ms {medians[name] / whole:8.2%}" for name in PHASES[1:]),
         f"  {'step':<10}{1000 * whole:10.2f} ms, {cfg.SOLVER.IMS_PER_BATCH / whole:.1f} images/s",

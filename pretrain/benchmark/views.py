@@ -25,11 +25,23 @@ from pretrain.common.errors import UserError, label
 from pretrain.data import pixel_ops
 from pretrain.data.decode import ImageFile
 from pretrain.data.folders import find_images
-from pretrain.data.views import MAX_SIGMA, MIN_SIGMA, RECIPES, Recipe, crop, draw, recolour, two_views
+from pretrain.data.views import (
+    MAX_SIGMA,
+    MIN_SIGMA,
+    PAIRS,
+    Recipe,
+    crop,
+    draw,
+    pair_without,
+    recolour,
+    two_views,
+)
 
 Pipeline = Callable[[bytes], object]
+Pair = tuple[Recipe, Recipe]  # of the two views
 PICTURES = 32  # in each block
 _BLUR_SIZE = 13  # pixels, the width of our kernel at MAX_SIGMA
+_BRIGHT = 128  # values from here up are inverted by solarizing
 _NAMES = {
     "ours": "ours",
     "ours_gpu": "ours, INPUT.VIEWS gpu (without colours and blur)",
@@ -50,7 +62,7 @@ def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[st
         folder: of images, which are converted to JPEGs of 500 x 375; empty: synthetic pictures.
         rounds: number of measured blocks of each pipeline; one more is run first as a warm-up.
     Returns:
-        For v1 and v2, the pairs per second of each pipeline in each round.
+        For each of `pretrain.data.views.PAIRS`, the pairs per second of each pipeline in each round.
     """
     files = jpegs_of(folder) if folder else [to_jpeg(fake_photo(n)) for n in range(PICTURES)]
     threads = cv2.getNumThreads(), torch.get_num_threads()
@@ -65,9 +77,10 @@ def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[st
         say(
             "torchvision's pipelines return normalised float32 tensors; ours return bytes for the training step"
         )
-        for name, recipe in RECIPES.items():
-            speeds[name] = interleave(_pipelines(recipe, cfg), files, rounds=rounds)
-            for line in [*_table(name, speeds[name]), _stage_line(stages(files, recipe, cfg, rounds=rounds))]:
+        for name in PAIRS:
+            pair = pair_without(name, ())
+            speeds[name] = interleave(_pipelines(pair, cfg), files, rounds=rounds)
+            for line in [*_table(name, speeds[name]), _stage_line(stages(files, pair, cfg, rounds=rounds))]:
                 say(line)
     finally:
         cv2.setNumThreads(threads[0])
@@ -75,19 +88,19 @@ def run(cfg: CfgNode, *, folder: str = "", rounds: int = 5) -> dict[str, dict[st
     return speeds
 
 
-def _pipelines(recipe: Recipe, cfg: CfgNode) -> dict[str, Pipeline]:
+def _pipelines(pair: Pair, cfg: CfgNode) -> dict[str, Pipeline]:
     def ours(*, geometry_only: bool) -> Pipeline:
         numbers = count()
         return lambda data: two_views(
-            data, recipe, size=cfg.INPUT.SIZE, min_scale=cfg.INPUT.MIN_SCALE,
+            data, pair, size=cfg.INPUT.SIZE, min_scale=cfg.INPUT.MIN_SCALE,
             counters=(cfg.SEED, 0, next(numbers)), geometry_only=geometry_only,
         )  # fmt: skip
 
     return {
         "ours": ours(geometry_only=False),
         "ours_gpu": ours(geometry_only=True),
-        "pillow": pillow(recipe, cfg),
-        "tensors": tensors(recipe, cfg),
+        "pillow": pillow(pair, cfg),
+        "tensors": tensors(pair, cfg),
         "decode": lambda data: ImageFile(data).decode(),
     }
 
@@ -107,7 +120,7 @@ def interleave(pipelines: dict[str, Pipeline], files: list[bytes], *, rounds: in
     return speeds
 
 
-def stages(files: list[bytes], recipe: Recipe, cfg: CfgNode, *, rounds: int) -> dict[str, float]:
+def stages(files: list[bytes], pair: Pair, cfg: CfgNode, *, rounds: int) -> dict[str, float]:
     """Return the mean microseconds that each stage of `views.two_views` takes for a pair."""
     laps = _Laps()
     for number, data in enumerate(files * rounds):
@@ -116,17 +129,20 @@ def stages(files: list[bytes], recipe: Recipe, cfg: CfgNode, *, rounds: int) -> 
         laps.end("header")
         pixels = file.decode()
         laps.end("decode")
-        for n in range(2):
+        for n, recipe in enumerate(pair):
             chance = rng.quick("view", cfg.SEED, 0, number, n)
             view = draw(chance, recipe, width=file.width, height=file.height, min_scale=cfg.INPUT.MIN_SCALE)
             laps.end("draw")
             cut = crop(pixels, view, size=cfg.INPUT.SIZE)
             laps.end("crop, resize, flip")
-            recolour(cut, view._replace(sigma=0.0), recipe)
+            recolour(cut, view._replace(sigma=0.0, solarize=False), recipe)
             laps.end("colours")
             if view.sigma:
                 pixel_ops.blur(cut, view.sigma)
             laps.end("blur")
+            if view.solarize:
+                pixel_ops.solarize(cut)
+                laps.end("solarize")
     return {stage: 1e6 * seconds / (rounds * len(files)) for stage, seconds in laps.spent.items()}
 
 
@@ -188,50 +204,59 @@ class _PillowBlur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(MIN_SIGMA, MAX_SIGMA)))
 
 
-def pillow(recipe: Recipe, cfg: CfgNode) -> Pipeline:
+def pillow(pair: Pair, cfg: CfgNode) -> Pipeline:
     """Return torchvision's v1 transforms, on `PIL.Image`, as a pipeline: bytes -> two normalised tensors."""
-    transform = v1.Compose(
-        [
-            v1.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0)),
-            *_in_order(
-                recipe,
-                v1.RandomApply([v1.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
-                v1.RandomGrayscale(recipe.gray_probability),
-            ),
-            v1.RandomApply([_PillowBlur()], p=recipe.blur_probability),
-            v1.RandomHorizontalFlip(recipe.flip_probability),
-            v1.ToTensor(),
-            v1.Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD),
-        ]
-    )
+    transforms = [
+        v1.Compose(
+            [
+                v1.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0)),
+                *_in_order(
+                    recipe,
+                    v1.RandomApply([v1.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
+                    v1.RandomGrayscale(recipe.gray_probability),
+                ),
+                v1.RandomApply([_PillowBlur()], p=recipe.blur_probability),
+                v1.RandomSolarize(_BRIGHT, p=recipe.solarize_probability or 0.0),
+                v1.RandomHorizontalFlip(recipe.flip_probability),
+                v1.ToTensor(),
+                v1.Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD),
+            ]
+        )
+        for recipe in pair
+    ]
 
     def views(data: bytes) -> object:
         image = Image.open(io.BytesIO(data)).convert("RGB")
-        return transform(image), transform(image)
+        return tuple(transform(image) for transform in transforms)
 
     return views
 
 
-def tensors(recipe: Recipe, cfg: CfgNode) -> Pipeline:
+def tensors(pair: Pair, cfg: CfgNode) -> Pipeline:
     """Return torchvision's v2 transforms, on uint8 tensors, as a pipeline: bytes -> two normalised tensors."""
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0), antialias=True),
-            *_in_order(
-                recipe,
-                v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
-                v2.RandomGrayscale(recipe.gray_probability),
-            ),
-            v2.RandomApply([v2.GaussianBlur(_BLUR_SIZE, (MIN_SIGMA, MAX_SIGMA))], p=recipe.blur_probability),
-            v2.RandomHorizontalFlip(recipe.flip_probability),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD),
-        ]
-    )
+    blur = v2.GaussianBlur(_BLUR_SIZE, (MIN_SIGMA, MAX_SIGMA))
+    transforms = [
+        v2.Compose(
+            [
+                v2.RandomResizedCrop(cfg.INPUT.SIZE, scale=(cfg.INPUT.MIN_SCALE, 1.0), antialias=True),
+                *_in_order(
+                    recipe,
+                    v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
+                    v2.RandomGrayscale(recipe.gray_probability),
+                ),
+                v2.RandomApply([blur], p=recipe.blur_probability),
+                v2.RandomSolarize(_BRIGHT, p=recipe.solarize_probability or 0.0),
+                v2.RandomHorizontalFlip(recipe.flip_probability),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD),
+            ]
+        )
+        for recipe in pair
+    ]
 
     def views(data: bytes) -> object:
         image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        return transform(image), transform(image)
+        return tuple(transform(image) for transform in transforms)
 
     return views
 

@@ -58,7 +58,7 @@ class ViewPairs(Dataset[Sample]):
 
     def __init__(self, files: Images, cfg: CfgNode) -> None:
         self.files = files
-        self.recipe = views.recipe_without(cfg.INPUT.AUG, cfg.INPUT.WITHOUT)
+        self.recipes = views.pair_without(cfg.INPUT.AUG, cfg.INPUT.WITHOUT)
         self.geometry_only = cfg.INPUT.VIEWS == "gpu"
         self.size, self.min_scale, self.seed = cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE, cfg.SEED
 
@@ -71,7 +71,7 @@ class ViewPairs(Dataset[Sample]):
         for index in attempts(wanted, len(self.files)):
             try:
                 query, key, choices = views.two_views(
-                    self.files.read(index), self.recipe, size=self.size, min_scale=self.min_scale,
+                    self.files.read(index), self.recipes, size=self.size, min_scale=self.min_scale,
                     counters=(self.seed, epoch, index), geometry_only=self.geometry_only,
                 )  # fmt: skip
                 return Sample(query, key, choices, index, broken)

@@ -1,4 +1,4 @@
-"""The second half of the views, colours and blur, on whole batches and any device (INPUT.VIEWS gpu).
+"""The second half of the views, colours, blur and solarizing, on whole batches and any device (INPUT.VIEWS gpu).
 
 The loader's workers decode, crop, resize and flip, and send the remaining operations with each view
 (`pretrain.data.views.pack`). These are applied here in float32 to all views at once, without branching on a value, so
@@ -19,7 +19,7 @@ _REACH = int(BLUR_REACH * MAX_SIGMA)  # radius of the widest blur, pixels
 
 @torch.no_grad()
 def finish(images: torch.Tensor, choices: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Apply the colour changes and the blur.
+    """Apply the colour changes, the blur and the solarizing.
 
     Args:
         images: (N, S, S, 3) uint8 of `pretrain.data.views.two_views(..., geometry_only=True)`.
@@ -43,7 +43,12 @@ def finish(images: torch.Tensor, choices: torch.Tensor, recipe: Recipe) -> torch
     pixels = pixels.unflatten(2, (size, size))
     if recipe.blur_probability:
         pixels = _blur(pixels, sigma)
-    return pixels.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+    pixels = pixels.round_().clamp_(0, 255)
+    if recipe.solarize_probability:
+        pixels = torch.where(
+            choices[:, 10, None, None, None] > 0, torch.minimum(pixels, 255 - pixels), pixels
+        )
+    return pixels.byte().permute(0, 2, 3, 1).contiguous()
 
 
 def _jitter(pixels: torch.Tensor, operations: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Operations of the views on (H, W, 3) uint8 RGB: torchvision's ColorJitter, RandomGrayscale, blur and crop.
+"""Operations of the views on (H, W, 3) uint8 RGB: torchvision's ColorJitter, RandomGrayscale, blur, solarize, crop.
 
 Each function equals torchvision's up to rounding to bytes. Pillow, which torchvision calls for `PIL.Image`, truncates
 instead of rounding, so its values are half a level lower after each operation.
@@ -17,6 +17,7 @@ OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 GRAY = ("saturation", 0.0)  # removes the colours
 BLUR_REACH = 3.0  # standard deviations at which the Gaussian is cut off
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, ITU-R 601
+_SOLARIZED = np.minimum(np.arange(256), 255 - np.arange(256)).astype(np.uint8)
 
 
 def adjust(pixels: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
@@ -78,6 +79,11 @@ def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     reach = math.ceil(BLUR_REACH * sigma)
     kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
     return cv2.sepFilter2D(pixels, -1, kernel, kernel)  # takes half the time of cv2.GaussianBlur
+
+
+def solarize(pixels: np.ndarray) -> np.ndarray:
+    """Invert the values from 128 up, in each channel."""
+    return cv2.LUT(pixels, _SOLARIZED)
 
 
 def resized_crop(

@@ -73,10 +73,10 @@ def _column(pairs: ViewPairs, files: Images, wanted: int) -> np.ndarray:
         image = ImageFile(files.read(sample.image))
         drawn = [
             views.draw(
-                rng.quick("view", pairs.seed, 0, sample.image, number), pairs.recipe,
+                rng.quick("view", pairs.seed, 0, sample.image, number), recipe,
                 width=image.width, height=image.height, min_scale=pairs.min_scale,
             )
-            for number in range(2)
+            for number, recipe in enumerate(pairs.recipes)
         ]  # fmt: skip
         thumbnail, captions = _thumbnail(image, drawn, side), [_caption(view) for view in drawn]
         about = [f"image {sample.image}, {image.width} x {image.height}"]
@@ -112,7 +112,8 @@ def _caption(view: View) -> list[str]:
         f"{name[:3]} {factor:{'+' if name == 'hue' else ''}.2f}" for name, factor in view.jitter
     )
     rest = [f"blur {view.sigma:.1f}"] if view.sigma else []
-    rest = (["gray"] if view.gray else []) + rest + (["flipped"] if view.flip else [])
+    rest = (["gray"] if view.gray else []) + rest + (["solarized"] if view.solarize else [])
+    rest += ["flipped"] if view.flip else []
     return [
         f"{width} x {height} at ({left}, {top})",
         colours or "no jitter",

@@ -1,8 +1,9 @@
-"""What the three contrastive mechanisms share (He et al. 2020, Figure 2): queries, keys and the logits of InfoNCE.
+"""What the contrastive mechanisms share: of all, what the training loop needs; of MoCo v1's and v2's, a step.
 
-The mechanisms differ in where keys and negatives come from, in which encoders have gradients, and in what is updated
-after a step. `pretrain.train.step` runs a step: `before_step`, `keys`, `encode_queries` and `logits`, the optimizer's
-step on `trained()`, then `after_step`.
+Those three (He et al. 2020, Figure 2) are a `Contrast`: queries, keys and the logits of InfoNCE. They differ in where
+keys and negatives come from, in which encoders have gradients, and in what is updated after a step.
+`pretrain.train.step` runs a step: `before_step`, `keys`, `encode_queries` and `logits`, the optimizer's step on
+`trained()`, then `after_step`.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,47 @@ class Keys(NamedTuple):
     encoded: torch.Tensor | None = None
 
 
-class Contrast(nn.Module):
+class Path(NamedTuple):
+    """The way of one view through a model.
+
+    Attributes:
+        view: 0 for the first (query) view, 1 for the second (key) view.
+        networks: names of the children that it goes through, one after the other.
+    """
+
+    view: int
+    networks: tuple[str, ...]
+
+
+class Mechanism(nn.Module):
+    """Base of all mechanisms, here and in `pretrain.model.moco_v3`.
+
+    Args:
+        temperature: divides the cosines (tau).
+    """
+
+    def __init__(self, *, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    @property
+    def query_encoder(self) -> nn.Module:
+        """The encoder that is trained and monitored."""
+        raise NotImplementedError
+
+    def paths(self) -> list[Path]:
+        """Return the ways of a step's views through the networks, in the order of the computation."""
+        raise NotImplementedError
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimizer updates."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def before_step(self) -> None:
+        """Do what has to happen before the keys are made."""
+
+
+class Contrast(Mechanism):
     """Base of `MoCo`, `EndToEnd` and `MemoryBank`: a query encoder and a temperature.
 
     Args:
@@ -58,16 +99,17 @@ class Contrast(nn.Module):
     """
 
     def __init__(self, make_encoder: Callable[[], nn.Module], *, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature=temperature)
         self.encoder_q = make_encoder()
 
-    def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that the optimizer updates."""
-        return [p for p in self.parameters() if p.requires_grad]
+    @property
+    def query_encoder(self) -> nn.Module:
+        """The encoder that is trained and monitored."""
+        return self.encoder_q
 
-    def before_step(self) -> None:
-        """Do what has to happen before the keys are made."""
+    def paths(self) -> list[Path]:
+        """Return the query view's way, then that of the key view if there is a key encoder."""
+        return [Path(view, (name,)) for view, (name, _) in enumerate(self.named_children())]
 
     def keys(self, inputs: KeyInputs) -> Keys:
         """Return the keys of a step. Every process must call this."""

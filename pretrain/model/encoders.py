@@ -91,6 +91,7 @@ class ResNet(resnet.ResNet):
         architecture: which ResNet.
         head: replaces the classifier `fc`: (N, feature_channels) -> (N, any size). None: the identity.
         norm_layer: makes a normalisation layer from its number of channels.
+        zero_init_residual: whether each block starts as the identity, its last norm scaling by 0 (MoCo v3).
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class ResNet(resnet.ResNet):
         *,
         head: nn.Module | None = None,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        zero_init_residual: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         stem = architecture.stem_channels
@@ -112,6 +114,10 @@ class ResNet(resnet.ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # nn.BatchNorm2d initialises itself
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules() if zero_init_residual else ():
+            if isinstance(module, resnet.Bottleneck | resnet.BasicBlock):
+                last = module.bn3 if isinstance(module, resnet.Bottleneck) else module.bn2
+                nn.init.zeros_(last.weight)
         self.fc = nn.Identity() if head is None else head
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -128,6 +134,10 @@ class ResNet(resnet.ResNet):
             x = getattr(self, f"layer{stage}")(x)
             maps[f"res{stage + 1}"] = x
         return maps
+
+    def feature(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the pooled feature, (N, 3, H, W) -> (N, feature_channels), in float32."""
+        return self.features(images)["res5"].float().mean((2, 3))
 
 
 def _stage(architecture: Architecture, stage: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:

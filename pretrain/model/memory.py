@@ -1,14 +1,14 @@
 """Fitting a training step into the memory of a machine without a GPU, with unchanged results.
 
 ShuffleBN's groups can be processed one after another (`pretrain.model.norm.parts`). Batch norm over the whole batch
-needs all images at once: there, residual blocks are recomputed in the backward pass instead of being stored.
+needs all images at once: there, the blocks are recomputed in the backward pass instead of being stored. MoCo v3's
+chunks (SOLVER.CHUNK) are in `pretrain.model.symmetric`.
 """
 
 import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -18,21 +18,23 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.model import norm
-from pretrain.model.contrast import Contrast
-from pretrain.model.encoders import ResNet
+from pretrain.model.contrast import Mechanism
 from pretrain.model.mechanisms import EndToEnd
+from pretrain.model.vit import ViT
 
 _SHARE = 0.6  # share of the machine's memory that activations may take
 
 
-def fit(cfg: CfgNode, model: Contrast, device: torch.device) -> None:
+def fit(cfg: CfgNode, model: Mechanism, device: torch.device) -> None:
     """Make the trained encoders recompute their blocks if a step would not fit on this CPU otherwise; print a note."""
     if device.type != "cpu":
         return
-    query, images = cast(ResNet, model.encoder_q), cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
+    # MoCo v3 too stores one view at a time, in chunks if SOLVER.CHUNK is set.
+    query, images = model.query_encoder, cfg.SOLVER.IMS_PER_BATCH // norm.parts(cfg, device)
+    images = min(images, cfg.SOLVER.CHUNK * distributed.world_size() or images)
     encoders = [query]
     if isinstance(model, EndToEnd):  # its keys have gradients too, and are kept until all queries are done
-        encoders.append(cast(ResNet, model.encoder_k))
+        encoders.append(model.encoder_k)
         images += cfg.SOLVER.IMS_PER_BATCH
     needed = images * activation_bytes(query, cfg.INPUT.SIZE)
     memory = machine_bytes()
@@ -54,10 +56,11 @@ def machine_bytes() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def recompute_blocks(encoder: ResNet) -> None:
-    """Make `encoder`, in place, store only the inputs of its residual blocks for the backward pass."""
-    for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
-        for block in stage:
+def recompute_blocks(encoder: nn.Module) -> None:
+    """Make `encoder`, in place, store only the inputs of its blocks for the backward pass."""
+    names = ["blocks"] if isinstance(encoder, ViT) else [f"layer{stage}" for stage in (1, 2, 3, 4)]
+    for name in names:
+        for block in encoder.get_submodule(name).children():
             contexts = functools.partial(_contexts, block)
             block.forward = functools.partial(
                 checkpoint, block.forward, use_reentrant=False, context_fn=contexts
@@ -81,7 +84,7 @@ def _buffers_unchanged(block: nn.Module) -> Iterator[None]:
             buffer.detach().copy_(old)
 
 
-def activation_bytes(encoder: ResNet, size: int) -> int:
+def activation_bytes(encoder: nn.Module, size: int) -> int:
     """Return the bytes that a forward pass stores for the backward pass, per image of `size` x `size` pixels."""
     parameters = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
     kept: dict[int, int] = {}

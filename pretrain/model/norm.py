@@ -5,6 +5,7 @@ number of processes. Image i of the total batch belongs to group i mod (number o
 the processes like cards (`pretrain.common.distributed`), the same holds inside each process.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,21 +18,22 @@ from torch import nn
 from pretrain.common import distributed
 
 
-def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[[int], nn.Module]:
+def norm_layer(cfg: CfgNode, device: torch.device) -> Callable[..., nn.Module]:
     """Return a function that makes the layer of MODEL.NORM and MODEL.BN_GROUP_SIZE from its number of channels.
 
-    Every process must call this at the same point, because it may create process groups.
+    It takes the options of `nn.BatchNorm2d` too, such as `affine`. Every process must call this at the same point,
+    because it may create process groups.
     """
     kind, size, processes = cfg.MODEL.NORM, cfg.MODEL.BN_GROUP_SIZE, distributed.world_size()
     local = cfg.SOLVER.IMS_PER_BATCH // processes
     if kind == "BN":
         return nn.BatchNorm2d
     if kind == "ShuffleBN" and size <= local:
-        return lambda channels: GroupBatchNorm2d(channels, group_size=size)
+        return functools.partial(GroupBatchNorm2d, group_size=size)
     members = None if kind == "SyncBN" else _process_group(size // local)
     if processes > 1 and device.type == "cuda":
-        return lambda channels: nn.SyncBatchNorm(channels, process_group=members)
-    return lambda channels: SyncBatchNorm(channels, process_group=members)
+        return functools.partial(nn.SyncBatchNorm, process_group=members)
+    return functools.partial(SyncBatchNorm, process_group=members)
 
 
 def groups_of(cfg: CfgNode) -> int:
@@ -72,8 +74,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     code keeps those of the first GPU, which are the same in expectation but noisier.
     """
 
-    def __init__(self, channels: int, *, group_size: int) -> None:
-        super().__init__(channels)
+    def __init__(self, channels: int, *, group_size: int, **options: Any) -> None:
+        super().__init__(channels, **options)
         self.group_size = group_size
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -127,7 +129,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
         self.process_group = process_group
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise (N, C, H, W)."""
+        """Normalise (N, C, H, W), or (N, C)."""
+        if input.dim() == 2:
+            return self.forward(input[:, :, None, None]).flatten(1)
         alone = distributed.world_size() == 1 or td.get_world_size(self.process_group) == 1
         if alone or not (self.training or self.running_mean is None):
             return super().forward(input)

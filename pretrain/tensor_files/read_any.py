@@ -31,8 +31,9 @@ MAX_HEADER = 16 << 20  # bytes of a safetensors header; a ResNet's has 40,000
 MAX_CARD = 1 << 20
 # A Caffe model's first field: its name, layers of the old or the new format, or its inputs
 _CAFFE = (b"\x0a", b"\x12", b"\xa2\x06", b"\x1a", b"\x22", b"\x42")
-# Properties of a ResNet that its tensors do not show, as named by timm (the first) and transformers
-CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act")
+# Properties of a ResNet and of a ViT that their tensors do not show, as named by timm (the first) and transformers
+CARD = ("architecture", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act", "model_type",
+        "num_attention_heads", "layer_norm_eps")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Loaded:
         kind: the top level's type, for messages.
         opaque: names of the classes in the file that were not loaded.
         card: from the `config.json` next to a safetensors or .bin file: the entries of `CARD` that it has, and `mean`
-            and `std` (of RGB in [0, 1]).
+            and `std` (of RGB in [0, 1]), for which a `preprocessor_config.json` is read, too.
         parts: the files of a checkpoint in several files; otherwise the file.
     """
 
@@ -154,23 +155,33 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """Return what is used of the `config.json` next to the file, where timm and the Hugging Face Hub put it."""
+    """Return what is used of the `config.json` next to the file, where timm and the Hugging Face Hub put it.
+
+    transformers states mean and std in another file.
+    """
     if path.suffix not in (".safetensors", ".bin"):
         return {}
-    try:
-        with opened(path.parent / "config.json") as file:
-            content = json.loads(file.read(MAX_CARD))
-    except (UserError, OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    card = {key: content[key] for key in CARD if isinstance(content.get(key), str | bool)}
+    content = _json(path.parent / "config.json")
+    card = {key: content[key] for key in CARD if isinstance(content.get(key), str | bool | int | float)}
     with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError, OverflowError):
         pixels = content.get("pretrained_cfg", content)
+        if "mean" not in pixels:
+            images = _json(path.parent / "preprocessor_config.json")
+            pixels = {key: images[f"image_{key}"] for key in ("mean", "std")}
         found = {key: [float(v) for v in pixels[key]] for key in ("mean", "std")}
         if all(len(v) == 3 and all(map(math.isfinite, v)) for v in found.values()) and min(found["std"]) > 0:
             card |= found
     return card
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file, or nothing if it is missing, unreadable or not a dict."""
+    try:
+        with opened(path) as file:
+            content = json.loads(file.read(MAX_CARD))
+    except (UserError, OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def named_tensors(path: Path, contents: Any) -> dict[str, torch.Tensor]:

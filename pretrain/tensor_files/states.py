@@ -163,9 +163,10 @@ class Stored:
                 **({"step": torch.zeros(())} if adam else {}),
             }
             values = self.tensors(f"optimizer, parameter {index}", found[index], shapes, finite=finite)
-            if adam and not (1 <= (steps := float(values["step"])) <= iteration and steps.is_integer()):
+            least = 1 if self.contents.get("scaler") is None else 0
+            if adam and not (least <= (steps := float(values["step"])) <= iteration and steps.is_integer()):
                 raise self.damaged(
-                    f"its `step` of parameter {index} is {steps:g}, not between 1 and {iteration}"
+                    f"its `step` of parameter {index} is {steps:g}, not between {least} and {iteration}"
                 )
             # The fused step reads weight and momentum in memory order, and a GPU's weights are channels-last.
             laid_out = {name: torch.empty_like(parameter).copy_(values[name]) for name in names}

@@ -105,15 +105,23 @@ def young_steps(cfg: CfgNode, *, per_epoch: int) -> int:
 
 def negatives(cfg: CfgNode, *, images: int) -> int:
     """Return the mean number of negatives of a query: a memory bank may draw the query's own image."""
-    if cfg.MOCO.MECHANISM == "endtoend":
+    if cfg.MOCO.MECHANISM in ("endtoend", "mocov3"):
         return int(cfg.SOLVER.IMS_PER_BATCH) - 1
     own = cfg.MOCO.K / images if cfg.MOCO.MECHANISM == "memorybank" else 0
     return round(cfg.MOCO.K - own)
 
 
 def chance_loss(cfg: CfgNode, *, images: int) -> float:
-    """Return the InfoNCE loss of equal logits, ln(negatives + 1): that of a constant feature, and close to chance."""
-    return math.log(negatives(cfg, images=images) + 1)
+    """Return the loss of equal logits: that of a constant feature, and close to chance.
+
+    InfoNCE is ln(negatives + 1) then; MoCo v3 adds it up for both views and multiplies it by 2 T.
+    """
+    return chance_factor(cfg) * math.log(negatives(cfg, images=images) + 1)
+
+
+def chance_factor(cfg: CfgNode) -> float:
+    """Return by what the loss of a step exceeds the mean InfoNCE of its queries: 4 T in MoCo v3."""
+    return 4 * cfg.MOCO.T if cfg.MOCO.MECHANISM == "mocov3" else 1.0
 
 
 def _easy_advice(cfg: CfgNode) -> str:
@@ -122,6 +130,8 @@ def _easy_advice(cfg: CfgNode) -> str:
             "Batch norm gives away which key belongs to the query (Figure A.1): set MODEL.NORM ShuffleBN and "
             "MOCO.SHUFFLE True"
         )
+    if cfg.MOCO.MECHANISM == "mocov3":
+        return "The batch may be too easy to tell apart: use a larger batch"
     norm = (
         "a larger batch, or MODEL.NORM ShuffleBN" if cfg.MODEL.NORM == "SyncBN"
         else "another MODEL.BN_GROUP_SIZE"

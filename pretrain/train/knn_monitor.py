@@ -17,6 +17,7 @@ from pretrain.data.folders import Endings, class_folders
 from pretrain.data.loader import make_loader
 from pretrain.data.on_device import Pixels
 from pretrain.model.encoders import ResNet
+from pretrain.model.vit import ViT
 
 _BATCH = 64
 
@@ -44,7 +45,7 @@ class Measured(NamedTuple):
 
 
 class Probe:
-    """Weighted kNN on the pooled feature of the query encoder, without the head (Wu et al. 2018).
+    """Weighted kNN on the query encoder's pooled feature, or class token, without the head (Wu et al. 2018).
 
     The classes of the K nearest neighbours by cosine vote with weights exp(cosine / T). Without KNN.VAL each image
     of the bank (`bank_folder`) is classified by all the others.
@@ -70,7 +71,7 @@ class Probe:
         return 100 * max(labels.count(name) for name in set(labels)) / len(labels)
 
     @torch.no_grad()
-    def measure(self, encoder: ResNet, *, bf16: bool) -> Measured:
+    def measure(self, encoder: ResNet | ViT, *, bf16: bool) -> Measured:
         """Return kNN accuracy, and RankMe of the bank. Collective; it leaves the encoder in training mode."""
         encoder.eval()
         bank, labels = self._features(encoder, self.train, bf16)
@@ -85,7 +86,7 @@ class Probe:
         return Measured(accuracy, rankme(bank), min(bank.shape))
 
     def _features(
-        self, encoder: ResNet, images: SpreadImages, bf16: bool
+        self, encoder: ResNet | ViT, images: SpreadImages, bf16: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features (N, C) and class numbers (N,) of the readable images. Each process does its share."""
         processes, count = distributed.world_size(), len(images.files)
@@ -96,8 +97,7 @@ class Probe:
         features, readable = [], []
         for batch, good in Counted(loader, "kNN"):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                maps = encoder.features(self.pixels(batch.to(self.device)))["res5"]
-            features.append(maps.float().mean((2, 3)))
+                features.append(encoder.feature(self.pixels(batch.to(self.device))).float())
             readable.append(good.to(self.device, torch.int64))
         total = distributed.all_gather_interleaved(torch.cat(features))[:count]
         good = distributed.all_gather_interleaved(torch.cat(readable))[:count]

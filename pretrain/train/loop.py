@@ -16,13 +16,15 @@ from pretrain.common.run_folder import held
 from pretrain.common.signals import Signals
 from pretrain.data import on_device
 from pretrain.data.loader import Batch, make_train_loader
-from pretrain.data.views import recipe_without
+from pretrain.data.views import pair_without
 from pretrain.model import moco, norm
 from pretrain.model.encoders import ResNet
+from pretrain.model.moco_v3 import MoCoV3
+from pretrain.model.vit import ViT
 from pretrain.train import checkpoints
 from pretrain.train.alarms import Alarms
 from pretrain.train.log import Log
-from pretrain.train.schedule import learning_rate
+from pretrain.train.schedule import key_momentum, learning_rate
 from pretrain.train.session import LAPTOP, Session, not_finite
 from pretrain.train.setup import Run, set_up
 from pretrain.train.step import NonFiniteLoss, train_step
@@ -91,36 +93,47 @@ def _train(run: Run, log: Log) -> None:
 def to_device(batch: Batch, run: Run) -> tuple[Views, torch.Tensor]:
     """Return query and key views, (N, H, W, 3) uint8 each, and the image numbers (N,), on the run's device."""
     query, key, choices, images = (part.to(run.device, non_blocking=True) for part in batch[:4])
-    recipe = recipe_without(run.cfg.INPUT.AUG, run.cfg.INPUT.WITHOUT)
-    query, key = (on_device.finish(half, choices[:, n], recipe) for n, half in enumerate((query, key)))
+    recipes = pair_without(run.cfg.INPUT.AUG, run.cfg.INPUT.WITHOUT)
+    query, key = (on_device.finish(half, choices[:, n], recipes[n]) for n, half in enumerate((query, key)))
     return (query, key), images
 
 
 def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.Tensor:
-    """Take one training step at the learning rate of `iteration`; return METRICS. Raises `UserError`."""
-    cfg = run.cfg
-    rate = learning_rate(cfg.SOLVER, iteration // run.progress.per_epoch, iteration)
+    """Take one training step at the learning rate and momentum of `iteration`; return METRICS. Raises `UserError`."""
+    cfg, per_epoch = run.cfg, run.progress.per_epoch
+    rate = learning_rate(cfg.SOLVER, iteration, per_epoch)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
+    if isinstance(run.model, MoCoV3):
+        run.model.momentum = key_momentum(cfg, iteration, per_epoch)
     try:
         with compiler_in_one_line():
             return train_step(
                 run.model, run.optimizer, views, pixels=run.pixels, images=images, iteration=iteration,
                 order=moco.key_order(cfg, iteration), bf16=run.bf16, scaler=run.scaler,
-                parts=norm.parts(cfg, run.device),
+                parts=norm.parts(cfg, run.device), chunk=cfg.SOLVER.CHUNK,
             )  # fmt: skip
     except NonFiniteLoss:
         raise not_finite(run, views, iteration + 1) from None
     except torch.cuda.OutOfMemoryError:
         raise UserError(
-            f"the GPU does not have enough memory for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: use fewer "
-            "images, and a MODEL.BN_GROUP_SIZE that divides them, or more GPUs"
+            f"the GPU does not have enough memory for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: "
+            f"{_less_memory(cfg, len(images))}"
         ) from None
+
+
+def _less_memory(cfg: CfgNode, local: int) -> str:
+    """Return advice for a GPU whose memory `local` images do not fit in."""
+    if cfg.MODEL.ARCH == "vit":
+        return f"set SOLVER.CHUNK {max((cfg.SOLVER.CHUNK or local) // 2, 1)} (same result), or use more GPUs"
+    if cfg.MODEL.NORM == "ShuffleBN":
+        return "use fewer images, and a MODEL.BN_GROUP_SIZE that divides them, or more GPUs"
+    return "use fewer images or more GPUs"
 
 
 def _measure_knn(run: Run, log: Log) -> None:
     assert run.probe
-    found = run.probe.measure(cast(ResNet, run.model.encoder_q), bf16=run.bf16)
+    found = run.probe.measure(cast(ResNet | ViT, run.model.query_encoder), bf16=run.bf16)
     place = {"epoch": run.progress.epoch, "iteration": run.progress.iteration}
     log.write({"knn": found.accuracy, "rankme": found.rank, **place})
     say(

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.model.contrast import Contrast
+from pretrain.model.contrast import Mechanism
 
 
 @torch.no_grad()
 def first_bad_layer(
-    model: Contrast,
+    model: Mechanism,
     views: tuple[torch.Tensor, torch.Tensor],
     *,
     pixels: Callable[[torch.Tensor], torch.Tensor],
@@ -19,8 +19,9 @@ def first_bad_layer(
 ) -> str:
     """Run a step's images through the encoders again and return the first weight or output that is not finite.
 
-    The search follows the computation: images, query encoder, key encoder, then queue or bank. Keys are not
-    shuffled. Running statistics are restored. Every process must call this; all get the same answer.
+    The search follows the computation: images, query encoder, key encoder, then queue or bank; with MoCo v3, both
+    views through either encoder. Keys are not shuffled. Running statistics are restored. Every process must call this;
+    all get the same answer.
 
     Args:
         views: the query and key images of the step.
@@ -37,28 +38,42 @@ def first_bad_layer(
         names.append(name)
         bad.append(~torch.isfinite(tensor).all())
 
-    for (encoder_name, encoder), images in zip(model.named_children(), views, strict=False):
-        inputs = pixels(images)
-        note(f"the images of {encoder_name}", inputs)
-        hooks = [
-            module.register_forward_hook(_checker(f"{encoder_name}.{name}", note))
-            for name, module in encoder.named_modules()
-            if not list(module.children())
-        ]
-        buffers = [buffer.clone() for buffer in encoder.buffers()]
-        try:
-            with torch.autocast(inputs.device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
-                encoder.forward(inputs)  # not `encoder(...)`: a compiled one would skip the hooks
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for buffer, before in zip(encoder.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+    for path in model.paths():
+        x = pixels(views[path.view])
+        note(f"the images of {path.networks[0]}", x)
+        for name in path.networks:
+            x = _run(model.get_submodule(name), name, x, note, amp)
     for name, buffer in model.named_buffers(recurse=False):
         note(name, buffer)
     found = torch.stack(bad).float()
     distributed.mean_over_processes([found])
     return names[int(found.gt(0).int().argmax())] if found.gt(0).any() else ""
+
+
+def _run(
+    network: nn.Module,
+    network_name: str,
+    inputs: torch.Tensor,
+    note: Callable[[str, torch.Tensor], None],
+    amp: torch.dtype | None,
+) -> torch.Tensor:
+    """Return a network's output; note its weights and the outputs of its layers on the way."""
+    for part, tensor in network.named_parameters(network_name, recurse=False):
+        note(part, tensor)
+    hooks = [
+        module.register_forward_hook(_checker(f"{network_name}.{name}", note))
+        for name, module in network.named_modules()
+        if not list(module.children())
+    ]
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.autocast(inputs.device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
+            return network.forward(inputs)  # not `network(...)`: a compiled one would skip the hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
 
 def _checker(name: str, note: Callable[[str, torch.Tensor], None]) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain.common import distributed
-from pretrain.common.configs import equal, get
+from pretrain.common.configs import equal, flatten, get
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, label
 from pretrain.common.run_folder import changes, in_use, note_processes, other_settings
@@ -25,12 +25,15 @@ from pretrain.train.checkpoints import LAST, Progress, numbered
 from pretrain.train.schedule import learning_rate
 
 # Settings that give the stored weights, queue or iteration number their meaning.
-_FIXED = ("MODEL", "MOCO", "INPUT", "DATA.ENDINGS", "SOLVER.IMS_PER_BATCH", "SEED")
+_FIXED = ("MODEL", "MOCO", "INPUT", "DATA.ENDINGS", "SOLVER.IMS_PER_BATCH", "SOLVER.OPTIMIZER", "SEED")
 # Settings that change the result. Resuming with other values is allowed: a longer run, a smaller learning rate.
-_RESULT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE")
+_RESULT = (
+    "SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SOLVER.AMP", "SOLVER.SCHEDULE", "SOLVER.CHUNK",
+)  # fmt: skip
 _KEPT = ("SOLVER.KEEP_LAST", "SOLVER.CHECKPOINT_PERIOD")
 _RESULT_OF_SCHEDULE = {
     "cosine": ("SOLVER.MAX_EPOCH",),
+    "warmup_cosine": ("SOLVER.MAX_EPOCH", "SOLVER.WARMUP_EPOCHS"),
     "step": ("SOLVER.STEPS",),
     "exponential": ("SOLVER.GAMMA", "SOLVER.GAMMA_PERIOD"),
 }
@@ -107,7 +110,7 @@ def restore(
     if not _note_changes(before, cfg):
         done = max(iteration - 1, 0)  # the optimizer was saved with the rate of the last step
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(cfg.SOLVER, done // per_epoch, done)
+            group["lr"] = learning_rate(cfg.SOLVER, done, per_epoch)
         stored.note_settings(optimizer)
     return Progress(iteration, per_epoch, images, amp[:200], files.digest)
 
@@ -171,7 +174,7 @@ def _settings(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
     for key in _FIXED:
         value = get(cfg, key)
         if isinstance(value, dict):
-            yield from ((f"{key}.{name}", value[name]) for name in value)
+            yield from ((f"{key}.{name}", inner) for name, inner in flatten(value).items())
         else:
             yield key, value
 

@@ -17,7 +17,7 @@ from pretrain.data.folders import Endings, Images
 from pretrain.data.loader import iterations_per_epoch
 from pretrain.data.on_device import Pixels
 from pretrain.model import build, memory, precision
-from pretrain.model.contrast import Contrast
+from pretrain.model.contrast import Mechanism
 from pretrain.tensor_files.states import Stored
 from pretrain.train import resume as restoring
 from pretrain.train import start_notes
@@ -33,7 +33,7 @@ class Run:
     device: torch.device
     files: Images
     pixels: Pixels
-    model: Contrast
+    model: Mechanism
     optimizer: torch.optim.Optimizer
     progress: Progress
     scaler: torch.amp.GradScaler | None

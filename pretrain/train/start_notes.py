@@ -30,13 +30,18 @@ def say_start(
         f"{images} images, {per_epoch} iterations of {batch} per epoch, {total} in all; {processes} process(es), "
         f"{device.type}; results in {cfg.OUTPUT_DIR}"
     )
-    say(
-        f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}, views of {cfg.INPUT.SIZE} pixels, {cfg.MODEL.NORM}{groups}; "
-        f"bf16: {amp}"
-    )
+    say(f"{network(cfg)}, views of {cfg.INPUT.SIZE} pixels, {cfg.MODEL.NORM}{groups}; bf16: {amp}")
     say(_about_chance(cfg, images))
     for note in [*_unused_gpus(device), *_faster_precision(cfg, device), *_notes(cfg, images)]:
         say(f"note: {note}")
+
+
+def network(cfg: CfgNode) -> str:
+    """Return the encoder in a few words."""
+    if cfg.MODEL.ARCH != "vit":
+        return f"{cfg.MODEL.ARCH} x {cfg.MODEL.WIDTH:g}"
+    shape = cfg.MODEL.VIT
+    return f"vit of width {shape.WIDTH}, {shape.DEPTH} blocks, {shape.HEADS} heads, patches of {shape.PATCH_SIZE}"
 
 
 def say_knn(cfg: CfgNode) -> None:
@@ -80,9 +85,8 @@ def _about_chance(cfg: CfgNode, images: int) -> str:
         "memorybank": "; the loss is higher in the first epoch, while the bank still holds noise",
     }.get(cfg.MOCO.MECHANISM, "")
     count, chance = alarms.negatives(cfg, images=images), alarms.chance_loss(cfg, images=images)
-    return (
-        f"a loss near ln({count} + 1) = {chance:.2f} is chance: the model cannot tell the keys apart{young}"
-    )
+    factor = f"4 x {cfg.MOCO.T:g} x " if cfg.MOCO.MECHANISM == "mocov3" else ""
+    return f"a loss near {factor}ln({count} + 1) = {chance:.2f} is chance: the model cannot tell the keys apart{young}"
 
 
 def unreached_steps(steps: Sequence[int], epochs: int) -> list[str]:
@@ -101,13 +105,26 @@ def _as_shipped(cfg: CfgNode) -> bool:
     return any(all(get(cfg, key) == get(other, key) for key in keys) for other in shipped)
 
 
+def _paper_rate(cfg: CfgNode) -> float:
+    """Return the papers' learning rate for a batch of 256 (MoCo v3: LARS 0.6 for 100 epochs, 0.3 for more)."""
+    if cfg.SOLVER.OPTIMIZER == "lars":
+        return 0.6 if cfg.SOLVER.MAX_EPOCH <= 100 else 0.3
+    return 1.5e-4 if cfg.SOLVER.OPTIMIZER == "adamw" else 0.03
+
+
 def _notes(cfg: CfgNode, images: int) -> list[str]:
     notes = []
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
-    scaled = 0.03 * batch / 256  # the ratio of every recipe in the papers, also 0.12 at 1024
+    base = _paper_rate(cfg)
+    scaled = base * batch / 256  # the ratio of every recipe in the papers, also 0.12 at 1024
     if not scaled / 2 < rate < scaled * 2 and not _as_shipped(cfg):
         notes.append(
-            f"SOLVER.BASE_LR {rate:g} for a batch of {batch}: the paper's 0.03 for 256 corresponds to {scaled:.4g}"
+            f"SOLVER.BASE_LR {rate:g} for a batch of {batch}: the paper's {base:g} for 256 corresponds to {scaled:.4g}"
+        )
+    if cfg.SOLVER.SCHEDULE == "warmup_cosine" and cfg.SOLVER.WARMUP_EPOCHS >= cfg.SOLVER.MAX_EPOCH:
+        notes.append(
+            f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS:g} is the whole run (SOLVER.MAX_EPOCH "
+            f"{cfg.SOLVER.MAX_EPOCH}): the learning rate never falls; scale both alike"
         )
     notes += unreached_steps(cfg.SOLVER.STEPS if cfg.SOLVER.SCHEDULE == "step" else [], cfg.SOLVER.MAX_EPOCH)
     usable = 2 ** (max(images // 2, 1).bit_length() - 1)

@@ -9,12 +9,14 @@ from torch import nn
 
 from pretrain.common import distributed
 from pretrain.data.on_device import Pixels
-from pretrain.model import moco
-from pretrain.model.contrast import Contrast, KeyInputs, Keys
+from pretrain.model import moco, symmetric
+from pretrain.model.contrast import Contrast, KeyInputs, Keys, Mechanism
+from pretrain.model.moco_v3 import MoCoV3
+from pretrain.model.symmetric import Compared, Precision
 
 # What a step reports, as means over the total batch. `in_batch_accuracy`: whether the positive is nearer than the other
 # keys of the same batch, which are as recent as the query; a young queue holds noise or old keys. `feature_std`: see
-# `spread`.
+# `spread`. With MoCo v3 there are no other keys, and each image counts twice, once for each view as a query.
 METRICS = ("loss", "accuracy", "in_batch_accuracy", "positive_cosine", "negative_cosine", "feature_std")
 
 
@@ -23,7 +25,7 @@ class NonFiniteLoss(Exception):
 
 
 def train_step(
-    model: Contrast,
+    model: Mechanism,
     optimizer: torch.optim.Optimizer,
     views: tuple[torch.Tensor, torch.Tensor],
     *,
@@ -34,8 +36,9 @@ def train_step(
     bf16: bool = False,
     scaler: torch.amp.GradScaler | None = None,
     parts: int = 1,
+    chunk: int = 0,
 ) -> torch.Tensor:
-    """Take one step of Algorithm 1 of the paper and return METRICS.
+    """Take one step of Algorithm 1 of MoCo's or MoCo v3's paper and return METRICS.
 
     They are means over this process's images; loss and feature_std are over the total batch.
 
@@ -49,28 +52,66 @@ def train_step(
             whose gradients overflow leaves the weights unchanged.
         parts: number of pieces whose gradients are summed. Image j is in piece j mod `parts`. Each piece must
             hold whole batch-norm groups, which makes the sum exact. Only queries are split, keys are not.
+        chunk: number of images that MoCo v3's ViT encodes at a time, with the same result; 0: all.
     Raises:
-        NonFiniteLoss: on a CPU, before the optimizer's step and before the queue or bank changes; MoCo's key
-            encoder, running statistics and gradients have changed by then. On a GPU the check would make every
+        NonFiniteLoss: on a CPU, before the optimizer's step and before the queue or bank changes; the key
+            encoder of MoCo, running statistics and gradients have changed by then. On a GPU the check would make every
             step wait: there such a loss leaves the weights unchanged, and the caller checks losses when it logs.
     """
-    query_views, key_views = views
+    device = views[0].device
     amp = torch.float16 if scaler else torch.bfloat16 if bf16 else None
-    precision = partial(torch.autocast, query_views.device.type, dtype=amp, enabled=amp is not None)
-    scaler = scaler or torch.amp.GradScaler(query_views.device.type, enabled=False)
-    order = None if order is None else moco.on_device(order, query_views.device)
+    precision = partial(torch.autocast, device.type, dtype=amp, enabled=amp is not None)
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     model.before_step()
-    with precision():
-        keys = model.keys(KeyInputs(key_views, pixels, order, images, iteration))
     optimizer.zero_grad()
-    metrics = torch.zeros(len(METRICS), device=query_views.device)
+    keys: Keys | None = None
+    if isinstance(model, MoCoV3):
+        inputs = (pixels(views[0]), pixels(views[1]))
+        compared = symmetric.backward(model, inputs, precision=precision, scaler=scaler, chunk=chunk)
+        metrics, seen = _measure_symmetric(compared)
+    else:
+        assert isinstance(model, Contrast)
+        order = None if order is None else moco.on_device(order, device)
+        with precision():
+            keys = model.keys(KeyInputs(views[1], pixels, order, images, iteration))
+        metrics, seen = _backward(
+            model, views[0], keys, pixels=pixels, precision=precision, scaler=scaler, parts=parts
+        )
+        _backward_through_keys(keys, order)
+    moments = torch.stack([seen.mean(0), seen.square().mean(0)])
+    _mean_over_processes(model, metrics[:1], moments)
+    metrics[-1] = spread(moments)
+    if device.type == "cpu" and not math.isfinite(metrics[0]):
+        raise NonFiniteLoss
+    if device.type != "cpu" and not scaler.is_enabled():
+        _leave_weights_after(metrics[0], optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    if keys is not None:
+        assert isinstance(model, Contrast)
+        model.after_step(keys, seen, images)
+    return metrics
+
+
+def _backward(
+    model: Contrast,
+    views: torch.Tensor,
+    keys: Keys,
+    *,
+    pixels: Pixels,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    parts: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the gradient of InfoNCE over this process's images; return METRICS and the queries, (N, dim), without it."""
+    metrics = torch.zeros(len(METRICS), device=views.device)
     statistics = _RunningStatistics(model.encoder_q, parts)
     seen = torch.empty_like(distributed.local_part(keys.positive))  # the queries of all parts
     for part in range(parts):
         rows = torch.arange(part, len(seen), parts, device=seen.device)
         places = rows * distributed.world_size() + distributed.rank()  # of these images in the total batch
         with precision():
-            queries = model.encode_queries(pixels(query_views[rows]))
+            queries = model.encode_queries(pixels(views[rows]))
         logits = model.logits(queries, keys, places)
         loss = F.cross_entropy(logits, torch.zeros_like(rows)) * (len(rows) / len(seen))
         scaler.scale(loss).backward()
@@ -78,18 +119,7 @@ def train_step(
         seen[rows] = queries.detach()
         metrics += _measure(queries, logits * model.temperature, keys, places) / len(seen)
         metrics[0] += loss.detach()
-    _backward_through_keys(keys, order)
-    moments = torch.stack([seen.mean(0), seen.square().mean(0)])
-    _mean_over_processes(model, metrics[:1], moments)
-    metrics[-1] = spread(moments)
-    if metrics.device.type == "cpu" and not math.isfinite(metrics[0]):
-        raise NonFiniteLoss
-    if metrics.device.type != "cpu" and not scaler.is_enabled():
-        _leave_weights_after(metrics[0], optimizer)
-    scaler.step(optimizer)
-    scaler.update()
-    model.after_step(keys, seen, images)
-    return metrics
+    return metrics, seen
 
 
 def _leave_weights_after(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -120,7 +150,7 @@ def spread(moments: torch.Tensor) -> torch.Tensor:
     return (square - mean.square()).clamp(min=0).sqrt().mean() * math.sqrt(len(mean))
 
 
-def _mean_over_processes(model: Contrast, *others: torch.Tensor) -> None:
+def _mean_over_processes(model: Mechanism, *others: torch.Tensor) -> None:
     """Average gradients, running statistics and `others`, so that every process holds the same."""
     if distributed.world_size() > 1:
         gradients = [p.grad for p in model.trained() if p.grad is not None]
@@ -143,6 +173,19 @@ def _measure(queries: torch.Tensor, cosines: torch.Tensor, keys: Keys, places: t
             cosines.new_zeros(()),
         ]
     )
+
+
+def _measure_symmetric(compared: list[Compared]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return METRICS of a step of MoCo v3, feature_std left at 0, and the queries of both views, (2N, dim)."""
+    loss = torch.stack([one.loss for one in compared]).sum()
+    cosines, places = (
+        torch.cat(parts) for parts in zip(*((c.cosines, c.places) for c in compared), strict=True)
+    )
+    positive = cosines.gather(1, places[:, None])[:, 0]
+    found = (cosines.argmax(1) == places).to(cosines.dtype).mean()
+    negative = (cosines.sum(1) - positive).mean() / (cosines.shape[1] - 1)
+    metrics = [loss, found, found, positive.mean(), negative, torch.zeros_like(loss)]
+    return torch.stack(metrics), torch.cat([one.queries for one in compared])
 
 
 class _RunningStatistics:

@@ -59,6 +59,10 @@ def test_overrides_take_the_type_of_the_default() -> None:
     assert config.load("pretrain/demo_R18.yaml", ["DATA.TRAIN", "['a','b']"]).DATA.TRAIN == ["a", "b"]
 
 
+V3 = ["MOCO.MECHANISM", "mocov3", "MODEL.NORM", "SyncBN"]
+V3_VIT = [*V3, "MODEL.ARCH", "vit"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -69,6 +73,26 @@ def test_overrides_take_the_type_of_the_default() -> None:
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR: 'fast' is not of type float"),
         (["MODEL.ARCH", "resnet51"], "resnet50"),
         (["MODEL.HEAD", "big"], "MODEL.HEAD big: choose linear"),
+        (["MODEL.ARCH", "vit"], "MODEL.ARCH vit: only MoCo v3 trains a ViT: set MOCO.MECHANISM mocov3"),
+        (
+            ["MOCO.MECHANISM", "mocov3"],
+            "MODEL.NORM ShuffleBN: MoCo v3 (MOCO.MECHANISM mocov3) needs MODEL.NORM SyncBN",
+        ),
+        ([*V3, "SOLVER.CHUNK", "8"], "SOLVER.CHUNK 8: a ResNet normalises over the whole batch"),
+        (
+            [*V3_VIT, "SOLVER.CHUNK", "8", "MODEL.COMPILE", "True"],
+            "SOLVER.CHUNK does not work with MODEL.COMPILE",
+        ),
+        ([*V3_VIT, "MODEL.WIDTH", "2"], "MODEL.WIDTH and MODEL.STEM_CHANNELS are for ResNets"),
+        (
+            [*V3_VIT, "MODEL.VIT.HEADS", "5"],
+            "MODEL.VIT.WIDTH 768: must be a multiple of MODEL.VIT.HEADS 5 and of 4",
+        ),
+        (
+            [*V3_VIT, "MODEL.VIT.PATCH_SIZE", "14", "INPUT.SIZE", "100"],
+            "must be a multiple of MODEL.VIT.PATCH_SIZE 14: use INPUT.SIZE 98",
+        ),
+        (["SOLVER.OPTIMIZER", "adam"], "SOLVER.OPTIMIZER adam: choose sgd or lars or adamw"),
         (["MODEL.NORM", "GN"], "MODEL.NORM GN: choose ShuffleBN or SyncBN or BN"),
         (["MOCO.M", "2"], "MOCO.M 2.0: must be between 0 and 1"),
         (["MOCO.T", "0"], "MOCO.T 0.0: must be positive"),

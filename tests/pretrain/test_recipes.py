@@ -8,7 +8,7 @@ import torchvision
 
 from pretrain import config
 from pretrain.data.on_device import Pixels
-from pretrain.model import build, moco
+from pretrain.model import build, moco, norm
 from pretrain.train.step import METRICS, train_step
 from tests.support.scripts import ROOT
 
@@ -59,7 +59,34 @@ TABLE = {
     "moco_v2_table1_c_R50": {**V1, **HEAD, **VIEWS},
     "moco_v2_table1_d_R50": V2,
 }  # fmt: skip
-DEMOS = {"laptop_R18", "demo_R18", "demo_R50w50", "demo_mechanism"}
+DEMOS = {"laptop_R18", "demo_R18", "demo_R50w50", "demo_mechanism", "demo_ViT"}
+# Chen, Xie and He 2021 (MoCo v3), Sec. 4 and 5, and CONFIG.md of the authors' code. Their rates are for 256 images.
+V3 = {
+    "MODEL.DIM": 256, "MODEL.HIDDEN": 4096, "MODEL.NORM": "SyncBN", "MODEL.COMPILE": False,
+    "MOCO.MECHANISM": "mocov3", "MOCO.M": 0.99, "INPUT.SIZE": 224, "INPUT.AUG": "v3", "INPUT.WITHOUT": [],
+    "INPUT.MEAN": [0.485, 0.456, 0.406], "INPUT.STD": [0.229, 0.224, 0.225],
+    "SOLVER.IMS_PER_BATCH": 4096, "SOLVER.SCHEDULE": "warmup_cosine", "SOLVER.MAX_ITER": 0, "SOLVER.CHUNK": 0,
+    "SOLVER.AMP": "fp16",
+}  # fmt: skip
+V3_RESNET = {
+    **V3, "MODEL.ARCH": "resnet50", "MODEL.WIDTH": 1.0, "MOCO.T": 1.0, "INPUT.MIN_SCALE": 0.2,
+    "SOLVER.OPTIMIZER": "lars", "SOLVER.MOMENTUM": 0.9, "SOLVER.WARMUP_EPOCHS": 10, "SOLVER.WEIGHT_DECAY": 1e-6,
+}  # fmt: skip
+V3_VIT = {
+    **V3, "MODEL.ARCH": "vit", "MODEL.VIT.DEPTH": 12, "MODEL.VIT.HEADS": 12, "MODEL.VIT.PATCH_SIZE": 16,
+    "MOCO.T": 0.2, "INPUT.MIN_SCALE": 0.08, "SOLVER.OPTIMIZER": "adamw", "SOLVER.BASE_LR": 1.5e-4 * 4096 / 256,
+    "SOLVER.WEIGHT_DECAY": 0.1, "SOLVER.WARMUP_EPOCHS": 40, "SOLVER.MAX_EPOCH": 300,
+}  # fmt: skip
+TABLE |= {
+    "moco_v3_R50_100ep": {**V3_RESNET, "SOLVER.BASE_LR": 0.6 * 4096 / 256, "SOLVER.MAX_EPOCH": 100},
+    "moco_v3_R50_300ep": {**V3_RESNET, "SOLVER.BASE_LR": 0.3 * 4096 / 256, "SOLVER.MAX_EPOCH": 300},
+    "moco_v3_R50_1000ep": {
+        **V3_RESNET, "SOLVER.BASE_LR": 0.3 * 4096 / 256, "SOLVER.MAX_EPOCH": 1000, "SOLVER.WEIGHT_DECAY": 1.5e-6,
+        "MOCO.M": 0.996,
+    },
+    "moco_v3_ViTS": {**V3_VIT, "MODEL.VIT.WIDTH": 384},  # 12 heads, unlike DeiT-S
+    "moco_v3_ViTB": {**V3_VIT, "MODEL.VIT.WIDTH": 768},
+}  # fmt: skip
 
 
 def get(cfg: object, key: str) -> object:
@@ -85,7 +112,7 @@ def test_settings_are_the_papers(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_first_comment_names_paper_number_and_hours(name: str) -> None:
     comment = re.match(r"(#.*\n)+", (FOLDER / f"{name}.yaml").read_text())[0].replace("\n# ", " ")
-    assert re.search(r"(He|Chen) et al\. 2020|moco_v1_R50|MoCo v1", comment)
+    assert re.search(r"(He|Chen) et al\. 202[01]|moco_v1_R50|MoCo v1", comment)
     assert re.search(r"\d\d\.\d %|AP \d\d\.\d|[Nn]o published number", comment)
     assert re.search(r"hours|minutes|days", comment)
     published = {  # He et al. Table 1, Figure 3; Chen et al. Table 1
@@ -93,16 +120,32 @@ def test_first_comment_names_paper_number_and_hours(name: str) -> None:
         "endtoend_R50": "57.3", "memorybank_R50": "58.0", "moco_v2_table1_a_R50": "66.2",
         "moco_v2_table1_b_R50": "63.4", "moco_v2_table1_c_R50": "67.3", "moco_v2_table1_d_R50": "67.5",
         "moco_v2_R50": "67.5", "moco_v2_R50_200ep": "67.5", "moco_v2_R50_800ep": "71.1", "ig1b_style_R50": "57.2",
+        # CONFIG.md of MoCo v3
+        "moco_v3_R50_100ep": "68.9", "moco_v3_R50_300ep": "72.8", "moco_v3_R50_1000ep": "74.6",
+        "moco_v3_ViTS": "73.2", "moco_v3_ViTB": "76.7",
     }  # fmt: skip
     assert published.get(name, "") in comment
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_takes_a_step(name: str) -> None:
-    """The width is small and images are few, but mechanism, head, normalisation and optimizer are the recipe's."""
-    width = config.load(f"pretrain/{name}.yaml").MODEL.WIDTH
-    small = ["SOLVER.IMS_PER_BATCH", "4", "MODEL.BN_GROUP_SIZE", "2", "MOCO.K", "16"]
-    cfg = config.load(f"pretrain/{name}.yaml", [*small, "MODEL.WIDTH", str(width / 8)])
+    """The network is small and images are few, but mechanism, head, normalisation and optimizer are the recipe's."""
+    cfg = config.load(f"pretrain/{name}.yaml")
+    small = ["SOLVER.IMS_PER_BATCH", "4", "MODEL.BN_GROUP_SIZE", "2", "MOCO.K", "16", "MODEL.HIDDEN", "32"]
+    if cfg.MODEL.ARCH == "vit":
+        small += [
+            "MODEL.VIT.WIDTH",
+            "48",
+            "MODEL.VIT.DEPTH",
+            "2",
+            "MODEL.VIT.PATCH_SIZE",
+            "16",
+            "INPUT.SIZE",
+            "64",
+        ]
+    else:
+        small += ["MODEL.WIDTH", str(cfg.MODEL.WIDTH / 8)]
+    cfg = config.load(f"pretrain/{name}.yaml", small)
     model, optimizer, _ = build.build(cfg, CPU, images=12, decide=False)
     views = tuple(torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8) for _ in range(2))
     before = [p.detach().clone() for p in model.trained()]
@@ -111,7 +154,9 @@ def test_takes_a_step(name: str) -> None:
         order=moco.key_order(cfg, 0),
     )  # fmt: skip
     assert torch.isfinite(metrics).all() and len(metrics) == len(METRICS)
-    assert not any(torch.equal(a, b) for a, b in zip(before, model.trained(), strict=True))
+    for old, new in zip(before, model.trained(), strict=True):
+        # Blocks that start as the identity (MoCo v3) have no gradient inside in the first step.
+        assert not torch.equal(old, new) or not new.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +165,7 @@ def test_takes_a_step(name: str) -> None:
 def test_size_is_torchvisions_plus_the_head(name: str, head: int) -> None:
     cfg = config.load(f"pretrain/{name}.yaml")
     with torch.device("meta"):
-        encoder = build.encoder_maker(cfg, CPU)()
+        encoder = build.encoder_maker(cfg, norm.norm_layer(cfg, CPU))()
         reference = torchvision.models.resnet50()
     backbone = sum(p.numel() for key, p in reference.named_parameters() if not key.startswith("fc."))
     assert sum(p.numel() for p in encoder.parameters()) == backbone + head
@@ -143,7 +188,8 @@ def test_sizes_of_table_1(name: str, printed: int | None, backbone: float, with_
     alone has 1.05 M: 376.4.
     """
     with torch.device("meta"):
-        encoder = build.encoder_maker(config.load(f"pretrain/{name}.yaml"), CPU)()
+        cfg = config.load(f"pretrain/{name}.yaml")
+        encoder = build.encoder_maker(cfg, norm.norm_layer(cfg, CPU))()
     assert encoder.fc.out_features == 128
     layer = sum(p.numel() for p in encoder.fc.parameters()) / 1e6
     total = sum(p.numel() for p in encoder.parameters()) / 1e6

@@ -3,19 +3,23 @@
 from pathlib import Path
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from pretrain import config
 from pretrain.common import distributed
 from pretrain.data.on_device import Pixels
-from pretrain.model import build, moco
-from pretrain.model.contrast import Contrast
+from pretrain.model import build, moco, norm
+from pretrain.model.contrast import Contrast, Mechanism
 from pretrain.model.encoders import ResNet
 from pretrain.model.mechanisms import EndToEnd, MemoryBank
 from pretrain.model.moco import MoCo
+from pretrain.model.moco_v3 import MoCoV3
 from pretrain.train.step import train_step
 
 KINDS = ("moco", "endtoend", "memorybank")
+V3_KINDS = ("mocov3", "mocov3_vit")
+CPU = torch.device("cpu")
 PIXELS = Pixels([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 DIM, BANK = 16, 30
 
@@ -31,7 +35,41 @@ def encoder(batch: int = 8, group_size: int = 4, width: float = 0.125, dim: int 
          "MODEL.BN_GROUP_SIZE", str(group_size), "SOLVER.IMS_PER_BATCH", str(batch)],
         processes=distributed.world_size(),
     )  # fmt: skip
-    return build.encoder_maker(cfg, torch.device("cpu"))()
+    return build.encoder_maker(cfg, norm.norm_layer(cfg, CPU))()
+
+
+def v3_config(kind: str, *more: str) -> CfgNode:
+    """A ResNet-18 of an eighth of its width, or a ViT of two blocks, with heads of 32 channels."""
+    small = [
+        "MODEL.DIM",
+        str(DIM),
+        "MODEL.HIDDEN",
+        "32",
+        "INPUT.SIZE",
+        "64",
+        "SOLVER.IMS_PER_BATCH",
+        "8",
+        *more,
+    ]
+    if kind == "mocov3":
+        return config.load(
+            "pretrain/moco_v3_R50_100ep.yaml", ["MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", *small]
+        )
+    shape = ["MODEL.VIT.WIDTH", "24", "MODEL.VIT.DEPTH", "2", "MODEL.VIT.HEADS", "3"]
+    return config.load("pretrain/moco_v3_ViTB.yaml", [*shape, *small])
+
+
+def v3_model(kind: str, *more: str) -> MoCoV3:
+    """The same weights at every call, the momentum encoder's and all scales different from their start."""
+    torch.manual_seed(0)
+    cfg = v3_config(kind, *more)
+    layer = norm.norm_layer(cfg, CPU)
+    model = build.mechanism(cfg, build.encoder_maker(cfg, layer), layer, images=BANK)
+    assert isinstance(model, MoCoV3)
+    model.temperature = 0.2
+    for p in model.parameters():
+        p.data.add_(0.01 * torch.randn(p.shape))
+    return model
 
 
 def resnet_model(kind: str = "moco") -> Contrast:
@@ -57,12 +95,17 @@ def random_numbers(images: int, seed: int = 0) -> torch.Tensor:
     return torch.randperm(BANK, generator=torch.Generator().manual_seed(seed))[:images]
 
 
-def sgd(model: Contrast, rate: float = 0.1) -> torch.optim.SGD:
+def any_model(kind: str) -> Mechanism:
+    """A model of one of KINDS or V3_KINDS."""
+    return v3_model(kind) if kind in V3_KINDS else resnet_model(kind)
+
+
+def sgd(model: Mechanism, rate: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.trained(), lr=rate, momentum=0.9)
 
 
 def step(
-    model: Contrast, optimizer: torch.optim.Optimizer, iteration: int = 0, images: int = 8, **options: object
+    model: Mechanism, optimizer: torch.optim.Optimizer, iteration: int = 0, images: int = 8, **options: object
 ) -> torch.Tensor:
     """A step on this process's share of `images` random views that depend on the iteration alone."""
     query, key = (distributed.local_part(views) for views in random_views(images, iteration))
@@ -83,8 +126,8 @@ def steps_of_every_kind(folder: str) -> None:
     distributed.init_from_env(torch.device("cpu"))
     torch.set_num_threads(1)
     orders = [moco.permutation(8, groups=2, seed=0, step=iteration) for iteration in range(4)]
-    for kind in KINDS:
-        model = resnet_model(kind)
+    for kind in (*KINDS, *V3_KINDS):
+        model = any_model(kind)
         optimizer = sgd(model, 0.0001)
         metrics, gradients = [], []
         for iteration, order in enumerate(orders):

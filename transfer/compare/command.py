@@ -16,6 +16,7 @@ from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
 from transfer.config.length import EPOCHS
 from transfer.config.load import read_config
+from transfer.convert.vit.convert import BACKBONE
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
 from transfer.reproduce.plan import plan, released
@@ -31,13 +32,15 @@ def run(args: argparse.Namespace) -> int:
         UserError: a mistake in the flags, in the data, or in a checkpoint; nothing has been trained then.
     """
     args.output = args.output.absolute()
-    epochs = read_config(args.config, args.overrides).SOLVER.EPOCHS or EPOCHS
+    own = read_config(args.config, args.overrides)
+    epochs = own.SOLVER.EPOCHS or EPOCHS
     # The length that follows is given to the runs as SOLVER.MAX_ITER.
     args.overrides = [*budget.without(args.overrides, ("SOLVER.EPOCHS",))]
     rows = inits(args.init, released.read())
     places = _places(args)
     frozen = ("MODEL.BACKBONE.FREEZE_AT", "5") if args.frozen else ()
     shape = network(rows)
+    _check_backbone(own.MODEL.BACKBONE.NAME, shape, args)
     _check_shape(shape, args.overrides)
     overrides = (*places, *shape, *args.overrides, *frozen)
     cfg = budget.load(args.config, overrides)
@@ -106,6 +109,20 @@ def _execute(
     return command.execute(
         table, cells, options, command.executor(args), runs=args.output / "runs", folder=folder, answer=answer
     )
+
+
+def _check_backbone(backbone: str, shape: Sequence[str], args: argparse.Namespace) -> None:
+    """Raise `UserError` for ViTs with a ResNet's config and the reverse, and for a frozen ViT."""
+    vits, wanted = "MODEL.VIT.DEPTH" in shape, backbone == BACKBONE
+    if shape and vits != wanted:
+        held, needed = ("ViTs", "with") if vits else ("ResNets", "without")
+        raise UserError(
+            f"--config {args.config}: the checkpoints hold {held}: give one {needed} MODEL.BACKBONE.NAME {BACKBONE}"
+        )
+    if vits and args.frozen:
+        raise UserError(
+            "--frozen: MODEL.BACKBONE.FREEZE_AT freezes only the stages of a ResNet: leave it out"
+        )
 
 
 def _check_shape(shape: Sequence[str], given: Sequence[str]) -> None:

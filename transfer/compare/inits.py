@@ -7,11 +7,14 @@ from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError, label
 from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import preprocessing
-from transfer.convert.recognise import read_source
+from transfer.convert.program.networks import read_any
+from transfer.convert.vit.convert import settings as vit_settings
+from transfer.convert.vit.recognise import VitSource
 from transfer.reproduce.plan.released import RESNET50, Registry, Released
 from transfer.reproduce.plan.tables import Init
 
 RANDOM = "random"
+_OF_VIT = ("MODEL.BACKBONE.", "MODEL.VIT.")  # what all ViTs of a comparison must have in common
 
 
 def inits(texts: Sequence[str], released: Registry) -> list[Init]:
@@ -58,24 +61,30 @@ def network(rows: Sequence[Init]) -> tuple[str, ...]:
     """Return KEY, VALUE, ...: the network of the checkpoints, which random weights then have, too.
 
     That of a released network is known before it is downloaded. Empty if there is no checkpoint; the config then
-    decides. Raises `UserError` for a file that is not a ResNet's, and for networks of different shapes: their
-    difference would not be one of the initialisation.
+    decides. Raises `UserError` for a file that holds neither a ResNet nor a ViT, and for networks of different shapes:
+    their difference would not be one of the initialisation.
     """
     found: dict[str, str] = {}
-    settings: dict[str, int] = {}
+    settings: dict[str, object] = {}
     for row in rows:
         if isinstance(row.file, Released):
-            found[row.name], settings = row.file.shape, row.file.network
+            found[row.name] = row.file.shape
+            settings = {f"MODEL.RESNETS.{key}": value for key, value in row.file.network.items()}
         if not isinstance(row.file, Path):
             continue
         try:
-            shape = read_source(row.file).architecture
+            source = read_any(row.file)
         except UserError as error:
             raise UserError(f"--init {row.name}: {error}") from None
-        found[row.name] = described(recorded(shape))
-        known = preprocessing(shape)
-        settings = {key: known[f"MODEL.RESNETS.{key}"] for key in RESNET50}
+        if isinstance(source, VitSource):
+            known = vit_settings(source)
+            settings = {key: value for key, value in known.items() if key.startswith(_OF_VIT)}
+            found[row.name] = f"ViT ({', '.join(f'{key} {value}' for key, value in settings.items())})"
+            continue
+        found[row.name] = described(recorded(source.architecture))
+        known = preprocessing(source.architecture)
+        settings = {f"MODEL.RESNETS.{key}": known[f"MODEL.RESNETS.{key}"] for key in RESNET50}
     if len(set(found.values())) > 1:
         shown = "; ".join(f"{name} is a {shape}" for name, shape in found.items())
         raise UserError(f"--init: the networks must have one shape to be compared: {shown}")
-    return tuple(part for key, value in settings.items() for part in (f"MODEL.RESNETS.{key}", str(value)))
+    return tuple(part for key, value in settings.items() for part in (key, str(value)))

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pretrain import __version__
 from pretrain.common.errors import UserError
 from pretrain.common.run_folder import held_file
 from pretrain.model.encoders import Architecture
+from pretrain.tensor_files.read_any import Loaded
 from transfer.convert.architecture import recorded
 from transfer.convert.extra_heads import settings as kept_settings
 from transfer.convert.preprocessing import IMAGENET, Input
@@ -24,6 +26,7 @@ AUTHOR = "moco-detection-transfer"
 # Differences below this are float64 rounding, which depends on the processor. The file records this number instead, so
 # that its bytes and its digest are the same on every machine.
 ROUNDING = 1e-9
+_EXPONENT = re.compile(r"-?\d+e[-+]?\d+")
 
 
 def convert(
@@ -37,8 +40,9 @@ def convert(
     overwrite: bool = False,
     given: Mapping[str, Any] | None = None,
     merged_norm: bool = False,
+    loaded: Loaded | None = None,
 ) -> dict[str, Any]:
-    """Write a checkpoint's backbone as a detectron2 weights file, and verify it before it gets its name.
+    """Write a checkpoint's ResNet as a detectron2 weights file, and verify it before it gets its name.
 
     The same input gives the same bytes. `num_batches_tracked` is left out: BN layers with a momentum do not use it,
     FrozenBN does not have it, and PyTorch fills it in without a warning.
@@ -52,7 +56,7 @@ def convert(
         keep: `fpn`, `box_head`: parts outside the backbone that are also written, bit for bit but not verified.
         verify: compare the file with its source by `transfer.convert.verify` (needs detectron2).
         overwrite: replace any file at `output`; by default, only a file written by this converter is replaced.
-        given, merged_norm: as in `read_source`.
+        given, merged_norm, loaded: as in `read_source`.
     Returns:
         The contents of the file except `model`; `record["proof"]` has the differences as measured.
     Raises:
@@ -62,25 +66,52 @@ def convert(
     check_output(input, output, overwrite=overwrite)
     with held_file(output):
         found = read_source(
-            input, source=source, branch=branch, keep=keep, given=given, merged_norm=merged_norm
+            input,
+            source=source,
+            branch=branch,
+            keep=keep,
+            given=given,
+            merged_norm=merged_norm,
+            loaded=loaded,
         )
         contents = _contents(found, input)
-        measured = None
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-                draft = Path(folder) / "draft.pkl"
-                write_weights(draft, contents)
-                if verify:
-                    measured = _verify(found, draft, contents, input=input)
-                draft = draft.with_suffix(f".{form}")
-                write_weights(draft, contents)  # now with the measured differences
-                _check_written(draft, contents)
-                os.replace(draft, output)
-        except OSError as error:
-            raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+        def prove(draft: Path) -> dict[str, float]:
+            return _verify(found, draft, contents, input=input)
+
+        measured = write_verified(output, form, contents, prove if verify else None)
     contents["record"]["proof"] = measured
     return {key: value for key, value in contents.items() if key != "model"}
+
+
+def write_verified(
+    output: Path, form: str, contents: dict[str, Any], prove: Callable[[Path], dict[str, float]] | None
+) -> dict[str, float] | None:
+    """Write a weights file, which gets its name only when it is complete and verified.
+
+    Args:
+        form: one of `FORMATS`.
+        prove: verifies a draft of the file, puts what it measures into `contents`, and returns it; None: do not verify.
+    Returns:
+        What `prove` returns.
+    Raises:
+        UserError: the file cannot be written, or the verification failed. Then nothing is written.
+    """
+    measured = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            draft = Path(folder) / "draft.pkl"
+            write_weights(draft, contents)
+            if prove:
+                measured = prove(draft)
+            draft = draft.with_suffix(f".{form}")
+            write_weights(draft, contents)  # now with the measured differences
+            _check_written(draft, contents)
+            os.replace(draft, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+    return measured
 
 
 def _contents(source: Source, path: Path) -> dict[str, Any]:
@@ -194,4 +225,5 @@ def _yaml_lines(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, indent + "  ")
         else:
-            yield f"{indent}{key}: {json.dumps(value)}"  # JSON is YAML on one line
+            text = json.dumps(value)  # JSON is YAML on one line, except that YAML's floats have a point
+            yield f"{indent}{key}: {text.replace('e', '.0e') if _EXPONENT.fullmatch(text) else text}"

@@ -10,6 +10,7 @@ import torch
 from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES, Architecture
 from pretrain.tensor_files.checkpoint import save
+from pretrain.tensor_files.read_any import Loaded
 from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import check_output
 from transfer.convert.preprocessing import IMAGENET
@@ -27,8 +28,9 @@ def export(
     overwrite: bool = False,
     given: Mapping[str, Any] | None = None,
     merged_norm: bool = False,
+    loaded: Loaded | None = None,
 ) -> list[str]:
-    """Write the backbone of `input` under the names that `to` uses, bit for bit.
+    """Write the ResNet of `input` under the names that `to` uses, bit for bit.
 
     torchvision and timm use the same names; timm's hub files are `.safetensors`. `moco` writes a query encoder without
     a head, in the layout of the public MoCo files.
@@ -38,19 +40,17 @@ def export(
         output: `*.pth`, `*.pth.tar` or, except for moco, `*.safetensors`.
         to: one of `transfer.convert.TARGETS`.
         overwrite: replace any file at `output`; by default, only a file written by `convert` is replaced.
-        given, merged_norm: as in `read_source`.
+        given, merged_norm, loaded: as in `read_source`.
     Returns:
         Lines that describe what was written and how to load it.
     Raises:
         UserError: the input cannot be read, torchvision cannot build its network, or the output is refused.
     """
-    check_output(input, output, overwrite=overwrite)
+    check_export(input, output, to=to, overwrite=overwrite)
     safe = output.suffix == ".safetensors"
-    if (not safe and output.suffix not in (".pth", ".tar", ".pt")) or (safe and to == "moco"):
-        raise UserError(
-            f"{output}: name the output *.pth{'' if to == 'moco' else ' or *.safetensors'} for --to {to}"
-        )
-    found = read_source(input, source=source, branch=branch, given=given, merged_norm=merged_norm)
+    found = read_source(
+        input, source=source, branch=branch, given=given, merged_norm=merged_norm, loaded=loaded
+    )
     if found.input.stride_in_1x1:
         raise UserError(
             f"{input}: its bottlenecks have the stride in the 1x1 convolution, as in MSRA's networks; {to} does not "
@@ -62,6 +62,16 @@ def export(
     else:
         save(output, _contents(found, to, arch))
     return [*_summary(found, output, arch), *_advice(found, output, to=to, arch=arch)]
+
+
+def check_export(input: Path, output: Path, *, to: str, overwrite: bool) -> None:
+    """Raise `UserError` for an output that is refused, or whose name does not have an ending for `to`."""
+    check_output(input, output, overwrite=overwrite)
+    safe = output.suffix == ".safetensors"
+    if (not safe and output.suffix not in (".pth", ".tar", ".pt")) or (safe and to == "moco"):
+        raise UserError(
+            f"{output}: name the output *.pth{'' if to == 'moco' else ' or *.safetensors'} for --to {to}"
+        )
 
 
 def _contents(found: Source, to: str, arch: str) -> dict[str, Any]:

@@ -62,6 +62,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 < value <= 1 << 16
 
 
+def _is_between(value: Any, lowest: float, highest: float) -> bool:
+    return type(value) in (int, float) and lowest < value < highest
+
+
 def _are_statistics(value: Any, *, positive: bool = False) -> bool:
     try:
         return max(map(abs, three_numbers(value, positive=positive))) <= 1e6
@@ -80,6 +84,15 @@ _RECORD: dict[str, Callable[[Any], bool]] = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": _is_count,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": _is_count,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _is_count,
+    "MODEL.BACKBONE.NAME": lambda value: value == "build_vit_sfp_backbone",
+    "MODEL.VIT.PATCH_SIZE": _is_count,
+    "MODEL.VIT.WIDTH": _is_count,
+    "MODEL.VIT.DEPTH": _is_count,
+    "MODEL.VIT.HEADS": _is_count,
+    "MODEL.VIT.MLP_RATIO": lambda value: _is_between(value, 0, 1 << 16),
+    "MODEL.VIT.NORM_EPS": lambda value: _is_between(value, 0, 1),
+    "MODEL.VIT.PRETRAIN_SIZE": _is_count,
+    "MODEL.VIT.CLASS_POSITION": lambda value: isinstance(value, bool),
     "MODEL.FPN.OUT_CHANNELS": _is_count,
     "MODEL.ROI_BOX_HEAD.NUM_CONV": _is_count,
     "MODEL.ROI_BOX_HEAD.CONV_DIM": _is_count,
@@ -135,7 +148,7 @@ def read_input(
     kind: str,
     dialect: str,
     loaded: Loaded,
-    architecture: Architecture,
+    architecture: Architecture | None,
     *,
     default: Input,
     given: Mapping[str, Any] | None = None,
@@ -143,6 +156,7 @@ def read_input(
     """Return what flags or the file state (our record, pixel statistics, timm's card), else the layout's `default`.
 
     Args:
+        architecture: of a ResNet, which matters to some layouts; None for another network.
         given: fields of `Input` that the user states with flags; they replace the file's.
     Raises:
         UserError: the file's record is damaged, or it holds several pixel statistics that differ.
@@ -171,7 +185,7 @@ def read_input(
 
 
 def _stated(
-    path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture, default: Input
+    path: Path, kind: str, dialect: str, loaded: Loaded, architecture: Architecture | None, default: Input
 ) -> Found:
     settings = loaded.other.get("preprocessing")
     if isinstance(settings, dict) and any(str(key).startswith(("INPUT.", "MODEL.")) for key in settings):
@@ -183,14 +197,14 @@ def _stated(
     text = loaded.other.get("config")
     if isinstance(text, str) and "iterations_per_epoch" in loaded.other:
         return Found(_configured(path, text), "as its config states")  # written by tools/pretrain.py
-    if kind == "caffe2":
+    if architecture and kind == "caffe2":
         return Found(_zoo(architecture), _ASSUMED, tuple(FLAGS))
     zoo = kind == "detectron2"
-    if zoo and (found := _of_detector(path, loaded, architecture)):
+    if architecture and zoo and (found := _of_detector(path, loaded, architecture)):
         return found
     if found := _of_buffers(path, loaded, architecture):
         return found
-    if zoo and loaded.other.get("__author__") == "Detectron2 Model Zoo":
+    if architecture and zoo and loaded.other.get("__author__") == "Detectron2 Model Zoo":
         return Found(_zoo(architecture), "as in detectron2's model zoo")
     input, origin, assumed = default, _ASSUMED, tuple(FLAGS)
     if dialect == "caffe" and (strides := _first_strides(loaded)) in ((2, 1), (1, 2)):
@@ -203,7 +217,7 @@ def _stated(
         input, origin = replace(input, mean=mean, std=std), "as its config.json states"
         assumed = ("format", "stride_in_1x1")
     in_first = loaded.card.get("downsample_in_bottleneck") is True
-    if dialect == "transformers" and architecture.bottleneck and in_first:
+    if dialect == "transformers" and architecture and architecture.bottleneck and in_first:
         input = replace(input, stride_in_1x1=True)
         assumed = tuple(name for name in assumed if name != "stride_in_1x1")
     return Found(input, origin, assumed)
@@ -234,7 +248,7 @@ def _of_detector(path: Path, loaded: Loaded, architecture: Architecture) -> Foun
     return Found(replace(zoo, std=statistics[1]), origin, ("stride_in_1x1",))
 
 
-def _of_buffers(path: Path, loaded: Loaded, architecture: Architecture) -> Found | None:
+def _of_buffers(path: Path, loaded: Loaded, architecture: Architecture | None) -> Found | None:
     """Return the input that a file's pixel statistics state, and its OpenMMLab config for what no tensor shows.
 
     OpenMMLab's `data_preprocessor` has mean and std in the order in which the network gets the channels, after any
@@ -257,12 +271,13 @@ def _of_buffers(path: Path, loaded: Loaded, architecture: Architecture) -> Found
         why = f"{order} as its config states"
     # `style='caffe'` stands for networks like MSRA's, whose std is 1.
     styles = set(re.findall(r"\bstyle['\"]?\s*[=:]\s*['\"](caffe|pytorch)['\"]", config))
-    msra = architecture.bottleneck and architecture.groups == 1 and order == "BGR" and set(std) == {1.0}
+    bottleneck = architecture is not None and architecture.bottleneck
+    msra = bottleneck and getattr(architecture, "groups", 0) == 1 and order == "BGR" and set(std) == {1.0}
     stride = styles == {"caffe"} if len(styles) == 1 else msra
     if msra and len(styles) != 1:
         why += "; the stride as in MSRA's networks, which have this std"
     known = {"stride_in_1x1": styles, "format": turned or mean[0] != mean[2]}
-    input = Input(order, mean, std, stride and architecture.bottleneck)
+    input = Input(order, mean, std, stride and bottleneck)
     origin = f"as its {where} state{'s' if where == 'config' else ''}; {why}"
     return Found(input, origin, tuple(name for name, evidence in known.items() if not evidence))
 
@@ -354,7 +369,7 @@ def _recorded(path: Path, settings: Mapping[str, Any]) -> Input:
         mean, std = (
             three_numbers(settings[f"MODEL.PIXEL_{part}"], positive=part == "STD") for part in ("MEAN", "STD")
         )
-        stride = settings["MODEL.RESNETS.STRIDE_IN_1X1"]
+        stride = False if "MODEL.VIT.DEPTH" in settings else settings["MODEL.RESNETS.STRIDE_IN_1X1"]
         if not isinstance(stride, bool):
             raise ValueError("MODEL.RESNETS.STRIDE_IN_1X1")
         return Input(settings["INPUT.FORMAT"], mean, std, stride)
@@ -370,8 +385,12 @@ def three_numbers(values: Any, *, positive: bool) -> tuple[float, ...]:
     return found
 
 
-def describe_input(settings: Input) -> str:
-    """Return `RGB, mean ..., std ...; stride in the 3x3 convolution`, for pixels in 0..255."""
+def describe_input(settings: Input, *, resnet: bool = True) -> str:
+    """Return `RGB, mean ..., std ...; stride in the 3x3 convolution`, for pixels in 0..255.
+
+    Only a ResNet has such a stride.
+    """
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (settings.mean, settings.std))
     kernel = "1x1" if settings.stride_in_1x1 else "3x3"
-    return f"{settings.format}, mean {mean}, std {std}; stride in the {kernel} convolution"
+    stride = f"; stride in the {kernel} convolution" if resnet else ""
+    return f"{settings.format}, mean {mean}, std {std}{stride}"

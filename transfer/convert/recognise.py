@@ -1,9 +1,8 @@
 """Recognise a checkpoint by its structure and extract its ResNet, accounting for every tensor in the file."""
 
 import re
-import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pretrain.tensor_files.read_any import Loaded
 from pretrain.tensor_files.shards import combined_digest, read_checkpoint
 from transfer.convert import refusals
 from transfer.convert.architecture import checked, read_architecture
+from transfer.convert.choose import choose, matches
 from transfer.convert.extra_heads import kept
 from transfer.convert.layouts import LAYOUTS, Layout
 from transfer.convert.preprocessing import FAIR, IMAGENET, MSRA, Input, describe_input, read_input
@@ -25,8 +25,6 @@ from transfer.convert.tensor_names import (
     Tensors,
     clean,
     find_candidates,
-    places,
-    same,
     translated,
     unwrapped,
 )
@@ -82,8 +80,9 @@ def read_source(
     keep: tuple[str, ...] = (),
     given: Mapping[str, Any] | None = None,
     merged_norm: bool = False,
+    loaded: Loaded | None = None,
 ) -> Source:
-    """Read a checkpoint and extract its backbone.
+    """Read a checkpoint and extract its ResNet.
 
     Args:
         path: a file by `torch.save` or safetensors, a pickle of numpy arrays such as detectron2's, or a `.caffemodel`;
@@ -93,20 +92,21 @@ def read_source(
         keep: parts outside the backbone to keep, from `transfer.convert.extra_heads.PARTS`.
         given: fields of `Input` that replace what the file states or its layout implies.
         merged_norm: batch norms without running statistics are merged into scale and shift, as in Caffe2's files.
+        loaded: the contents of the file, if it has been read already.
     Raises:
         UserError: the file is unreadable or unsafe, holds no ResNet that detectron2 can build, or holds several and
             no rule chooses one.
     """
     if source != "auto" and source not in LAYOUTS:
         raise UserError(f"--source {source}: choose auto, {', '.join(LAYOUTS)}")
-    loaded = read_checkpoint(path)
+    loaded = loaded or read_checkpoint(path)
     tensors = unwrapped(path, loaded.tensors)
     candidates = find_candidates(tensors)
     if len(candidates) > MAX_NETWORKS:
         raise UserError(f"{path}: it holds {len(candidates)} ResNets: damaged or hostile")
     if not candidates:
         raise UserError(f"{path}: {refusals.no_resnet(loaded)}")
-    kind, chosen, why = _choose(path, tensors, candidates, source=source, branch=branch)
+    kind, chosen, why = choose(path, tensors, candidates, source=source, branch=branch)
     network, dropped = _account(path, tensors, chosen, LAYOUTS.get(kind))
     network = _merged_norm(network, merged=merged_norm or chosen.dialect.name == "caffe2")
     if chosen.dialect.name == "caffe":
@@ -132,98 +132,20 @@ def read_source(
             origin = f"as --source {source} implies"
     return Source(
         kind=kind,
-        branch=re.sub(r"^state_dict(\.|$)", "", chosen.prefix).rstrip("."),
+        branch=printed_branch(chosen),
         why=why,
         passed_over=tuple(str(c) for c in candidates if c is not chosen),
         architecture=architecture,
         backbone=backbone,
         dropped=dropped,
         opaque=loaded.opaque,
-        epoch=_epoch(loaded),
+        epoch=stated_epoch(loaded),
         digest=combined_digest(loaded.parts),
         input=found.input,
         input_origin=origin,
         origins=found.by_key(),
         kept=kept(tensors, chosen, keep),
     )
-
-
-def _choose(
-    path: Path, tensors: Tensors, candidates: list[Candidate], *, source: str, branch: str
-) -> tuple[str, Candidate, str]:
-    """Return the kind, the network, and what that network is."""
-    pool = _named(path, candidates, branch) if branch else candidates
-    for kind in LAYOUTS if source == "auto" else (source,):
-        layout = LAYOUTS[kind]
-        if source == "auto" and not (layout.guess and _evident(layout, tensors)):
-            continue
-        # With --branch, the file is of this kind if any of its networks matches; the wanted one is given.
-        if branch:
-            if any(_matches(layout, layout.wanted, c) for c in candidates):
-                return kind, pool[0], "as --branch says"
-            continue
-        wanted = [c for c in candidates if _matches(layout, layout.wanted, c)]
-        if not wanted:
-            continue
-        others = [c for c in candidates if c not in wanted and not _matches(layout, layout.over, c)]
-        choices = [wanted[0], *(c for c in (*wanted[1:], *others) if not same(tensors, wanted[0], c))]
-        if len(choices) > 1:
-            raise UserError(
-                f"{path}: ambiguous: it holds {kind} networks at {places(choices)}; choose one with --branch, "
-                f"such as --branch {_quoted(choices[0])}"
-            )
-        return kind, wanted[0], layout.why if len(candidates) > 1 else "the only network"
-    if branch:
-        return "unknown", pool[0], "as --branch says"
-    distinct = [candidates[0], *(c for c in candidates[1:] if not same(tensors, candidates[0], c))]
-    if source == "auto" and len(distinct) == 1:
-        if kind := _passed_over(candidates[0]):
-            raise UserError(
-                f"{path}: its only ResNet, at {candidates[0]}, is not the one to take from {kind} files: give the "
-                f"whole file, or take this one with --branch {_quoted(candidates[0])}"
-            )
-        return "unknown", candidates[0], "the only network"
-    wanted_text = f"--source {source}" if source != "auto" else "a known layout"
-    raise UserError(
-        f"{path}: ambiguous: its ResNets, at {places(candidates)}, are not where {wanted_text} has them; "
-        f"choose one with --branch, such as --branch {_quoted(candidates[0])}"
-    )
-
-
-def _quoted(candidate: Candidate) -> str:
-    return shlex.quote(candidate.branch or str(candidate))
-
-
-def _named(path: Path, candidates: list[Candidate], branch: str) -> list[Candidate]:
-    """Return the one network that `--branch` names, by its whole branch, its last parts or any part of it."""
-    wanted = clean(branch)
-    exact = [c for c in candidates if c.branch == wanted or str(c) == branch]
-    matching = exact or [c for c in candidates if f".{c.branch}".endswith(f".{wanted}")]
-    matching = matching or [c for c in candidates if wanted in c.branch.split(".")]
-    if len(matching) != 1:
-        raise UserError(
-            f"{path}: --branch {branch}: it must name one of the file's networks, which are at {places(candidates)}"
-        )
-    return matching
-
-
-def _matches(layout: Layout, pattern: str, candidate: Candidate) -> bool:
-    if layout.dialect and candidate.dialect.name != layout.dialect:
-        return False
-    return bool(re.fullmatch(pattern, candidate.branch)) if pattern or not layout.over else False
-
-
-def _passed_over(candidate: Candidate) -> str:
-    """Return the kind of file in which a network with this name is never the one to take, or an empty string."""
-    if candidate.branch == "backbone":  # not taken only if lightly's `query_backbone` is there too
-        return ""
-    return next((k for k, v in LAYOUTS.items() if v.over and _matches(v, v.over, candidate)), "")
-
-
-def _evident(layout: Layout, names: Iterable[str]) -> bool:
-    if not layout.evidence:
-        return True
-    return any(re.search(layout.evidence, name if layout.as_written else clean(name)) for name in names)
 
 
 def _account(
@@ -234,7 +156,7 @@ def _account(
     dropped: Counter[str] = Counter()
     own_stages = {name.split(".")[0] for name in translated(tensors, chosen)}
     # Stages outside the branch belong to the layout's network, not to another one taken with --branch.
-    outside = layout.elsewhere if layout and _matches(layout, layout.wanted, chosen) else {}
+    outside = layout.elsewhere if layout and matches(layout, layout.wanted, chosen) else {}
     elsewhere = {stage: place for stage, place in outside.items() if stage not in own_stages}
     root = chosen.branch.partition("backbone")[0]  # such a stage must be under the same root
     elsewhere = {stage: f"{root}{place}" for stage, place in elsewhere.items()}
@@ -251,7 +173,7 @@ def _account(
         if named:
             network[named] = tensor
         else:
-            dropped[_group(clean(rest) if inside else clean(name))] += 1
+            dropped[group_of(clean(rest) if inside else clean(name))] += 1
     return network, dict(dropped)
 
 
@@ -265,7 +187,8 @@ def _moved(name: str, chosen: Candidate, elsewhere: Mapping[str, str]) -> str | 
     return None
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
+    """Return the group of a dropped tensor, such as `fc`, from its name without wrappers."""
     first, _, rest = name.partition(".")
     return f"{first}.{rest.partition('.')[0]}" if first in ("model", "stem") and "." in rest else first
 
@@ -296,7 +219,13 @@ def _folded_biases(network: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return folded
 
 
-def _epoch(loaded: Loaded) -> int | None:
+def printed_branch(chosen: Candidate) -> str:
+    """Return the prefix of a network as it is printed and recorded, such as `module.encoder_q`."""
+    return re.sub(r"^state_dict(\.|$)", "", chosen.prefix).rstrip(".")
+
+
+def stated_epoch(loaded: Loaded) -> int | None:
+    """Return the epoch that a file states, if it does."""
     epoch = loaded.other.get("epoch")
     return epoch if type(epoch) is int and 0 <= epoch < 1 << 31 else None
 

@@ -35,7 +35,7 @@ _FAMILIES = {  # in this order: special families before those whose parts they b
     r"(^|\.)conv_stem\.weight$": "an EfficientNet or MobileNet",
     r"(^|\.)features\.(\d+\.(0\.)?weight$|conv0\.|denseblock)": "a VGG, AlexNet, DenseNet or MobileNet",
 }
-_ONLY = "the detectors here take only ResNets, ResNeXts and wide ResNets"
+_ONLY = "the detectors here take ResNets, ResNeXts, wide ResNets and plain ViTs"
 
 
 def no_resnet(loaded: Loaded) -> str:

@@ -1,7 +1,7 @@
 """The dialects in which projects name a ResNet's tensors, and their translation to torchvision's names."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ DIALECTS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A ResNet in a file, given by its prefix."""
+    """A network in a file, given by its prefix."""
 
     prefix: str
     dialect: Dialect
@@ -239,11 +239,11 @@ def _without_module(name: str) -> str:
     return name
 
 
-def find_candidates(tensors: Mapping[str, Any]) -> list[Candidate]:
-    """Return every ResNet in a file, in the file's order."""
+def find_candidates(tensors: Mapping[str, Any], dialects: Sequence[Dialect] = DIALECTS) -> list[Candidate]:
+    """Return every network in a file that has names of these dialects, in the file's order."""
     found = {}
     for name in tensors:
-        for dialect in DIALECTS:
+        for dialect in dialects:
             if match := dialect.anchor.fullmatch(name):
                 found[match[1] or "", dialect.name] = Candidate(match[1] or "", dialect)
     return list(found.values())

@@ -31,7 +31,7 @@ Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 Features = list[dict[str, torch.Tensor]]  # with running statistics, then with the batch's
 
 
-class _Checkpointer(DetectionCheckpointer):
+class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, which also remembers the names that it could not place."""
 
     unplaced: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ def compare_c4(source: Source, path: Path) -> dict[str, float]:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    unplaced = [name for name in _fill(model, path) if _TRUNK.search(name)]
+    unplaced = [name for name in fill(model, path) if _TRUNK.search(name)]
     if unplaced:
         raise UserError(f"{path}: a C4 detector lacks {len(unplaced)} tensors, first {unplaced[0]}")
 
@@ -111,7 +111,7 @@ def compare_c4(source: Source, path: Path) -> dict[str, float]:
         return {**maps, "res5": model.roi_heads.res5(maps["res4"])}
 
     images = sample_images()
-    actual = _both_modes(model.double(), forward, _preprocessed(model, settings, images))
+    actual = _both_modes(model.double(), forward, preprocessed(model, settings, images))
     return _differences(_source_features(source, images), actual)
 
 
@@ -154,7 +154,7 @@ def _check_alive(features: Features) -> None:
 
 def _differences(expected: Features, actual: Features) -> dict[str, float]:
     pairs = list(zip(expected, actual, strict=True))
-    return {level: max(_relative(a[level], b[level]) for a, b in pairs) for level in LEVELS}
+    return {level: max(relative(a[level], b[level]) for a, b in pairs) for level in LEVELS}
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -168,7 +168,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     cfg, settings = _config(path)
     cfg.MODEL.RESNETS.OUT_FEATURES = list(LEVELS)
     backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    unplaced = [name for name in _fill(backbone, path) if not _KEPT.match(name)]
+    unplaced = [name for name in fill(backbone, path) if not _KEPT.match(name)]
     if unplaced:
         raise UserError(
             f"{path}: detectron2 finds {len(unplaced)} tensors missing, unexpected or mis-shaped, "
@@ -192,12 +192,12 @@ def _config(path: Path) -> tuple[CfgNode, dict[str, Any]]:
     return cfg, settings
 
 
-def _fill(module: nn.Module, path: Path) -> tuple[str, ...]:
+def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
     """Fill a module by detectron2's own matching and return the names that it could not place.
 
     `read_weights` reads the file, because detectron2 would run code in a pickle.
     """
-    checkpointer = _Checkpointer(module)
+    checkpointer = Checkpointer(module)
     checkpointer.logger = logging.getLogger(f"{__name__}.quiet")
     checkpointer.logger.setLevel(logging.CRITICAL)  # the caller reports the names
     checkpointer._load_model(for_detectron2(read_weights(path)))
@@ -237,10 +237,10 @@ def _detectron2_features(path: Path, images: numpy.ndarray) -> Features:
         pixel_mean=settings["MODEL.PIXEL_MEAN"],
         pixel_std=settings["MODEL.PIXEL_STD"],
     )
-    return _both_modes(backbone.double(), backbone, _preprocessed(model, settings, images))
+    return _both_modes(backbone.double(), backbone, preprocessed(model, settings, images))
 
 
-def _preprocessed(model: GeneralizedRCNN, settings: dict[str, Any], images: numpy.ndarray) -> torch.Tensor:
+def preprocessed(model: GeneralizedRCNN, settings: dict[str, Any], images: numpy.ndarray) -> torch.Tensor:
     """Apply detectron2's own `preprocess_image`; the sides are multiples of 32, so nothing is padded."""
     if settings["INPUT.FORMAT"] == "BGR":
         images = images[..., ::-1].copy()
@@ -265,7 +265,7 @@ def _both_modes(network: nn.Module, forward: Forward, batch: torch.Tensor) -> Fe
     return [evaluated, forward(batch)]
 
 
-def _relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
+def relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
     """Return the largest relative difference of a channel of two (N, C, H, W); infinite for different shapes."""
     if expected.shape != actual.shape:
         return float("inf")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from transfer.convert import FORMATS
 from transfer.convert.preprocessing import check_record
 from transfer.convert.tensor_names import has_detectron2_names, has_resnet
 
+# A ViT's tensors that no detector has, and those of transformers' and torchvision's ViTs.
+_OF_VIT = re.compile(
+    r"(^|\.)((cls|class)_token|embeddings\.patch_embeddings\.projection\.weight|conv_proj\.weight)$"
+)
 MAX_TENSORS = 10_000  # detectron2 compares each name with each other; its largest detectors have about 2,000
 
 
@@ -39,7 +44,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     if is_sharded(path):
         raise UserError(first)
     contents, form, _ = read_contents(path)
-    if has_resnet(named_tensors(path, contents)):
+    names = named_tensors(path, contents)
+    if has_resnet(names) or any(map(_OF_VIT.search, names)):
         raise UserError(first)
     if not isinstance(contents, dict):
         raise UserError(f"{path}: it holds a {type(contents).__name__}, not a dict of weights")

@@ -15,7 +15,7 @@ from pretrain.common import distributed
 from pretrain.common.configs import flatten
 from pretrain.common.console import say
 from pretrain.common.files import write_json
-from pretrain.model.encoders import Architecture, architecture
+from pretrain.model.encoders import architecture
 from transfer.linear.config import IRRELEVANT, defaults
 from transfer.results import environment
 
@@ -148,7 +148,7 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def published(shape: Architecture, *, classes: int, train: int, val: int) -> Published:
+def published(shape: Any, *, classes: int, train: int, val: int) -> Published:
     """Return method, top-1 in percent and source of each published number; none for another network or other data."""
     if (classes, train, val) != (CLASSES, TRAIN_IMAGES, VAL_IMAGES):
         return []

@@ -1,7 +1,8 @@
 """Linear classification of frozen features: the protocol of He et al. 2020, Sec. 4.1.
 
 Weights are frozen, batch norm uses its running statistics, and a linear classifier with softmax is trained on the
-global average of `res5`. Accuracy is measured on the central crop of the validation images, after the last epoch.
+global average of `res5`, or on the class token of a ViT (Chen et al. 2021). Accuracy is measured on the central crop of
+the validation images, after the last epoch.
 """
 
 import time
@@ -24,8 +25,8 @@ from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
 from pretrain.data.class_folders import LabelledImages
 from pretrain.data.loader import iterations_per_epoch
+from pretrain.model.encoders import ResNet
 from pretrain.tensor_files.states import Stored
-from transfer.convert.architecture import recorded
 from transfer.convert.preprocessing import describe_input
 from transfer.linear import backbone, features, loop, results, state
 from transfer.linear.backbone import Backbone, Extractor
@@ -101,7 +102,9 @@ def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
     network = backbone.load(weights, cfg, source=source, branch=branch)
     _check_same_inputs(train.digest, val.digest, network.digest, device=device)
     say(f"weights: {weights}: {backbone.describe_architecture(network.architecture)}, {network.what}")
-    say(f"input: {describe_input(network.input)}; {cfg.INPUT.SIZE} pixels")
+    say(
+        f"input: {describe_input(network.input, resnet=isinstance(network.network, ResNet))}; {cfg.INPUT.SIZE} pixels"
+    )
     say(
         f"data: {len(train)} training images of {len(train.classes)} classes, {len(val)} test images; "
         f"{distributed.world_size()} process(es) on {device.type}"
@@ -254,7 +257,7 @@ def _record(probe: Probe, measured: dict[str, Any], unreadable: int, seconds: fl
         "sha256": network.file_digest or None,
         "features_sha256": network.digest,
         "network": network.what,
-        "architecture": recorded(network.architecture),
+        "architecture": backbone.record_architecture(network.architecture),
         "input": asdict(network.input),
     }
     images = {

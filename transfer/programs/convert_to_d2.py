@@ -1,4 +1,4 @@
-"""Any self-supervised ResNet as detectron2 weights, verified to compute the same.
+"""Any self-supervised ResNet or ViT as detectron2 weights, verified to compute the same.
 
 python tools/convert_to_d2.py output/moco_v2_R50/checkpoint_0199.pth.tar moco_v2_R50.pkl
 python tools/convert_to_d2.py dino_resnet50_full.pth student.pkl --branch student
@@ -45,6 +45,13 @@ def main() -> None:
         action="store_true",
         help="batch norm without statistics is merged into weight and bias",
     )
+    add("--heads", type=int, metavar="N", help="of a ViT's attention, if they cannot be known")
+    add(
+        "--resample-patch",
+        type=int,
+        choices=(16,),
+        help="resample a ViT's smaller patches, as DINOv2's of 14 pixels",
+    )
     add("--verify", action=switch, default=True, help="compare the written file with the source network")
     add("--record", type=Path, metavar="FILE.json", help="also write settings and origin as JSON")
     add("--output-dir", type=Path, metavar="DIR", help="convert every FILE into DIR")
@@ -56,7 +63,7 @@ def main() -> None:
     if len(args.files) == 2 and not (args.output_dir or args.inspect or os.path.lexists(args.files[0])):
         raise UserError(f"{label(args.files[0])}: no such file")
     # Imported only now: it loads PyTorch, which --help does not need.
-    from transfer.convert import command
+    from transfer.convert.program import command
 
     command.run(args)
 

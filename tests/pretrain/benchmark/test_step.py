@@ -39,10 +39,14 @@ def test_every_moment_belongs_to_one_phase(monkeypatch: pytest.MonkeyPatch) -> N
     assert watch.read() == {phase: 5 if phase == "other" else 0 for phase in PHASES}
 
 
-@pytest.mark.parametrize("mechanism", ["moco", "endtoend", "memorybank"])
+VIT = ["MODEL.NORM", "SyncBN", "MODEL.ARCH", "vit", "MODEL.WIDTH", "1", "MODEL.VIT.WIDTH", "24", "MODEL.VIT.DEPTH", "2",
+       "MODEL.VIT.HEADS", "3", "MODEL.HIDDEN", "32", "SOLVER.CHUNK", "3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("mechanism", ["moco", "endtoend", "memorybank", "mocov3"])
 def test_every_mechanism(mechanism: str, capsys: pytest.CaptureFixture[str]) -> None:
-    backward = torch.Tensor.backward
-    cfg = config.load("pretrain/moco_v2_R50.yaml", [*TINY, "MOCO.MECHANISM", mechanism])
+    backward, more = torch.Tensor.backward, VIT if mechanism == "mocov3" else []
+    cfg = config.load("pretrain/moco_v2_R50.yaml", [*TINY, "MOCO.MECHANISM", mechanism, *more])
     report = step.run(cfg, iterations=2)
     assert torch.Tensor.backward is backward
     assert report.keys() == set(PHASES) and all(len(times) == 2 for times in report.values())

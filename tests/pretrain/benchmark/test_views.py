@@ -12,7 +12,7 @@ from pretrain import config
 from pretrain.benchmark import views
 from pretrain.benchmark.fake_photos import fake_photo, to_jpeg
 from pretrain.common.errors import UserError
-from pretrain.data.views import RECIPES, recipe_without
+from pretrain.data.views import pair_without
 from tests.support.scripts import run_script
 
 
@@ -29,13 +29,13 @@ def test_torchvisions_pipelines_end_in_normalised_tensors(make: object) -> None:
     cfg = config.defaults()
     cfg.INPUT.SIZE, cfg.INPUT.MIN_SCALE = 32, 1.0
     data = to_jpeg(Image.new("RGB", (32, 32), (200, 100, 50)))
-    plain = recipe_without("v2", ["flip", "jitter", "gray", "blur"])
+    plain = pair_without("v3", ["flip", "jitter", "gray", "blur", "solarize"])
     wanted = tv.normalize(
         tv.to_tensor(Image.new("RGB", (32, 32), (200, 100, 50))), cfg.INPUT.MEAN, cfg.INPUT.STD
     )
     for view in make(plain, cfg)(data):  # type: ignore[operator]
         assert view.shape == (3, 32, 32) and torch.allclose(view, wanted, atol=0.1)
-    assert make(RECIPES["v1"], cfg)(data)[0].shape == (3, 32, 32)  # type: ignore[operator]
+    assert make(pair_without("v1", ()), cfg)(data)[0].shape == (3, 32, 32)  # type: ignore[operator]
 
 
 def test_made_pictures_are_as_photographs_are() -> None:
@@ -54,7 +54,10 @@ def test_command_prints_both_tables(tmp_path: object) -> None:
         "tools/benchmark.py", "views", "--images", f"{tmp_path}", "--rounds", "1", "INPUT.SIZE", "64"
     )
     assert done.returncode == 0, done.stderr
-    assert "v1 views" in done.stdout and "v2 views" in done.stdout and "torchvision v1 on PIL" in done.stdout
+    assert (
+        all(f"{name} views" in done.stdout for name in ("v1", "v2", "v3"))
+        and "torchvision v1 on PIL" in done.stdout
+    )
     refused = run_script("tools/benchmark.py", "views", "--rounds", "0")
     assert refused.returncode and refused.stderr.splitlines() == ["error: --rounds: give 1 or more"]
 

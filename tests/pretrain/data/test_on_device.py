@@ -83,6 +83,16 @@ def test_blur_and_gray_are_torchvisions() -> None:
     close(list(done), exact, mean=0.3, p99=1)
 
 
+def test_solarizing_is_torchvisions() -> None:
+    """After the blur; in a batch with views that are not solarized."""
+    pixels = crops(2, 64)
+    views = [NOTHING._replace(solarize=number % 2 == 0) for number in range(len(pixels))]
+    for crop, view, done in zip(pixels, views, finished(pixels, views, "v3_second"), strict=True):
+        image = torch.from_numpy(crop).permute(2, 0, 1)
+        exact = tv.solarize(image, 128) if view.solarize else image
+        assert np.array_equal(done, exact.permute(1, 2, 0).numpy())
+
+
 def test_a_view_does_not_depend_on_its_batch() -> None:
     pixels = crops(2, 32)
     views = [

@@ -19,7 +19,17 @@ from pretrain.common import rng
 from pretrain.common.errors import UserError
 from pretrain.data import pixel_ops, views
 from pretrain.data.pixel_ops import resized_crop
-from pretrain.data.views import PARTS, RECIPES, Recipe, View, draw, recipe_without, recolour, two_views
+from pretrain.data.views import (
+    PARTS,
+    RECIPES,
+    Recipe,
+    View,
+    draw,
+    pair_without,
+    recipe_without,
+    recolour,
+    two_views,
+)
 from tests.support.photographs import NAMES, NOTHING, close, crops, floats, levels, photograph, photographs
 
 DRAWS = 3000
@@ -37,18 +47,28 @@ def near(share: float, wanted: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "jittered", "blurred", "hue"), [("v1", 1.0, 0.0, 0.4), ("v2", 0.8, 0.5, 0.1)]
+    ("recipe", "jittered", "blurred", "saturation", "hue", "solarized"),
+    [
+        ("v1", 1.0, 0.0, 0.4, 0.4, 0.0),
+        ("v2", 0.8, 0.5, 0.4, 0.1, 0.0),
+        ("v3_first", 0.8, 1.0, 0.2, 0.1, 0.0),
+        ("v3_second", 0.8, 0.1, 0.2, 0.1, 0.2),
+    ],
 )
-def test_parameters_follow_the_recipe(recipe: str, jittered: float, blurred: float, hue: float) -> None:
+def test_parameters_follow_the_recipe(
+    recipe: str, jittered: float, blurred: float, saturation: float, hue: float, solarized: float
+) -> None:
     chosen = drawn(RECIPES[recipe])
     assert near(np.mean([bool(v.jitter) for v in chosen]), jittered)
     assert near(np.mean([v.sigma > 0 for v in chosen]), blurred)
     assert near(np.mean([v.gray for v in chosen]), 0.2)
     assert near(np.mean([v.flip for v in chosen]), 0.5)
+    assert near(np.mean([v.solarize for v in chosen]), solarized)
     sigmas = [v.sigma for v in chosen if v.sigma]
     if sigmas:
         assert 0.1 <= min(sigmas) < 0.15 and 1.95 < max(sigmas) <= 2.0 and abs(np.mean(sigmas) - 1.05) < 0.06
-    limits = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.6, 1.4), "hue": (-hue, hue)}
+    limits = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "hue": (-hue, hue),
+              "saturation": (1 - saturation, 1 + saturation)}  # fmt: skip
     for name, (low, high) in limits.items():
         factors = [dict(v.jitter)[name] for v in chosen if v.jitter]
         margin = (high - low) / 100
@@ -113,7 +133,7 @@ def test_crops_are_distributed_as_torchvisions(width: int, height: int, min_scal
 def test_a_part_left_out_leaves_the_others_as_they_are(name: str, part: str) -> None:
     everything = drawn(RECIPES[name])[:200]
     reduced = drawn(recipe_without(name, [part]))[:200]
-    none = {"crop": (50, 0, 300, 300), "flip": False, "jitter": (), "gray": False, "blur": 0.0}[part]
+    none = {"crop": (50, 0, 300, 300), "jitter": (), "blur": 0.0}.get(part, False)
     field = {"crop": "box", "blur": "sigma"}.get(part, part)
     assert reduced == [view._replace(**{field: none}) for view in everything]
 
@@ -121,8 +141,8 @@ def test_a_part_left_out_leaves_the_others_as_they_are(name: str, part: str) -> 
 def test_without_crop_the_view_is_resize_and_centre_crop() -> None:
     picture, file = photograph("coffee").resize((600, 400)), io.BytesIO()
     picture.save(file, "PNG")
-    recipe = recipe_without("v2", PARTS)
-    query, key, _ = two_views(file.getvalue(), recipe, size=96, min_scale=0.2, counters=(0, 0, 0))
+    pair = pair_without("v3", PARTS)
+    query, key, _ = two_views(file.getvalue(), pair, size=96, min_scale=0.2, counters=(0, 0, 0))
     theirs = np.asarray(tv.center_crop(tv.resize(picture, 96), [96, 96]))
     assert np.array_equal(query, key)
     close([query[2:-2, 2:-2]], [theirs[2:-2, 2:-2]], p99=1)  # at the border torchvision reads beyond the crop
@@ -187,6 +207,12 @@ def test_blur_is_gaussian(sigma: float) -> None:
     close(ours, blurred, p99=5)  # MoCo v2's authors use this approximation by three box filters
 
 
+def test_solarize_is_torchvisions() -> None:
+    for crop in crops():
+        pillow = np.asarray(tv.solarize(Image.fromarray(crop), 128))
+        assert np.array_equal(pixel_ops.solarize(crop), pillow) and not np.array_equal(crop, pillow)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_whole_views_are_torchvisions(name: str) -> None:
     """Same choices, same order. Pillow truncates instead of rounding after each operation: up to two levels less."""
@@ -213,6 +239,8 @@ def by_torchvision(image: torch.Tensor, view: View, recipe: Recipe, *, size: int
         image = adjust(image, factor)
     if view.sigma:
         image = tv.gaussian_blur(image, [13, 13], [view.sigma] * 2)
+    if view.solarize:
+        image = tv.solarize(image, 128 / 255 if isinstance(image, torch.Tensor) else 128)
     return tv.hflip(image) if view.flip else image
 
 
@@ -254,7 +282,7 @@ def test_views_depend_on_their_counters_only() -> None:
 
     def pair(*counters: int) -> tuple[np.ndarray, np.ndarray]:
         query, key, rest = two_views(
-            file.getvalue(), RECIPES["v2"], size=32, min_scale=0.2, counters=counters  # type: ignore[arg-type]
+            file.getvalue(), pair_without("v2", ()), size=32, min_scale=0.2, counters=counters  # type: ignore[arg-type]
         )  # fmt: skip
         assert rest.shape == (2, 0)
         return query, key

@@ -17,6 +17,7 @@ from tests.support.contrast_models import (
     DIM,
     KINDS,
     PIXELS,
+    V3_KINDS,
     random_numbers,
     random_views,
     resnet_model,
@@ -209,7 +210,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     alone.start()
     alone.join()
     distributed.spawn(steps_of_every_kind, 2, (str(tmp_path),))
-    for kind in KINDS:
+    for kind in (*KINDS, *V3_KINDS):
         one, first, second = (torch.load(tmp_path / f"{kind}_{name}.pt") for name in ("1_0", "2_0", "2_1"))
         for name, value in first["state"].items():  # any process could write the checkpoint
             assert torch.equal(value, second["state"][name]), (kind, name)

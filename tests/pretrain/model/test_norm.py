@@ -68,7 +68,7 @@ def test_encoder_normalises_every_kth_image_together(channels_last: bool) -> Non
         "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "SOLVER.IMS_PER_BATCH", "6", "MODEL.BN_GROUP_SIZE", "3",
     ])  # fmt: skip
     torch.manual_seed(0)
-    encoder = build.encoder_maker(cfg, torch.device("cpu"))()
+    encoder = build.encoder_maker(cfg, norm.norm_layer(cfg, torch.device("cpu")))()
     images = torch.randn(6, 3, 32, 32)
     if channels_last:
         images = images.to(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ import torch
 
 from pretrain import config
 from pretrain.common.errors import UserError
-from pretrain.model import build, precision
+from pretrain.model import build, norm, precision
 
 CPU = torch.device("cpu")
 
@@ -16,7 +16,11 @@ def test_probe_takes_any_group_size(size: str) -> None:
     tiny += ["SOLVER.IMS_PER_BATCH", "768"]  # divisible by every size
     cfg = config.load("pretrain/moco_v2_R50.yaml", tiny)
     decision = precision.decide(
-        "auto", build.encoder_maker(cfg, CPU), size=32, group_size=cfg.MODEL.BN_GROUP_SIZE, device=CPU
+        "auto",
+        build.encoder_maker(cfg, norm.norm_layer(cfg, CPU)),
+        size=32,
+        group_size=cfg.MODEL.BN_GROUP_SIZE,
+        device=CPU,
     )
     assert decision.startswith(("bf16 (", "off ("))
 

@@ -54,6 +54,7 @@ def test_one_easy_line_is_no_leak() -> None:
         (["MODEL.NORM", "SyncBN"], "a larger batch, or MODEL.NORM ShuffleBN"),
         (["MOCO.M", 0.5], "a MOCO.M above 0.5"),
         (["MOCO.MECHANISM", "endtoend"], "use a larger batch"),
+        (["MOCO.MECHANISM", "mocov3", "MODEL.NORM", "SyncBN"], "use a larger batch"),
     ],
 )
 def test_a_leak_comes_with_advice_that_fits_the_settings(overrides: list[Any], advice: str) -> None:
@@ -110,13 +111,20 @@ def test_a_run_of_any_length_is_told_that_it_stands_still(per_epoch: int, total:
 
 @pytest.mark.parametrize(
     ("mechanism", "negatives", "young"),
-    [("moco", 256 * QUEUE, QUEUE), ("endtoend", 255, 0), ("memorybank", 256 * QUEUE - 0.64, EPOCH)],
+    [
+        ("moco", 256 * QUEUE, QUEUE),
+        ("endtoend", 255, 0),
+        ("memorybank", 256 * QUEUE - 0.64, EPOCH),
+        ("mocov3", 255, 0),
+    ],
 )
 def test_chance_is_the_loss_of_equal_logits(mechanism: str, negatives: float, young: int) -> None:
     """A memory bank's 16384 draws among 25600 images hit the query's own 0.64 times in the mean."""
     watch = _alarms("MOCO.MECHANISM", mechanism)
     logits = torch.zeros(1, 1 + round(negatives))
-    assert watch.chance == pytest.approx(F.cross_entropy(logits, torch.tensor([0])).item(), rel=1e-5)
+    # MoCo v3 adds the losses of both views and multiplies by twice the temperature, here 0.2.
+    factor = 0.8 if mechanism == "mocov3" else 1
+    assert watch.chance == pytest.approx(factor * F.cross_entropy(logits, torch.tensor([0])).item(), rel=1e-5)
     assert watch.young == young
 
 

@@ -16,9 +16,10 @@ from torch import nn
 from pretrain import config
 from pretrain.common.configs import set_key
 from pretrain.common.errors import UserError
-from pretrain.data.class_folders import SpreadImages
+from pretrain.data.class_folders import CentreCrops, SpreadImages
 from pretrain.data.on_device import Pixels
 from pretrain.model.encoders import ResNet, architecture
+from pretrain.model.vit import ViT
 from pretrain.train.knn_monitor import Probe, bank_folder, knn, rankme
 from pretrain.train.loop import train
 
@@ -131,6 +132,29 @@ def test_the_limit_keeps_the_smallest_class(image_folder: Callable[..., Path], t
     shutil.rmtree(train / "m")
     with pytest.raises(UserError, match=r"class m is not in KNN\.TRAIN"):
         Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD), device=torch.device("cpu"))
+
+
+def test_a_vit_is_measured_on_its_class_token(image_folder: Callable[..., Path]) -> None:
+    """In evaluation mode, without the head, and back in training mode afterwards."""
+    cfg = config.defaults()
+    cfg.merge_from_list(["KNN.TRAIN", str(image_folder(6, classes=("a", "b"))), "INPUT.SIZE", 32])
+    cfg.DATA.NUM_WORKERS = 0
+    pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD)
+    vit = ViT(width=24, depth=1, heads=2, image_size=32, head=nn.Linear(24, 5))
+    probe = Probe(cfg, pixels, device=torch.device("cpu"))
+    found = probe.measure(vit, bf16=False)
+    dataset = CentreCrops(probe.train.files, size=32)
+    views = torch.stack([torch.as_tensor(dataset[n][0]) for n in range(12)])
+    with torch.no_grad():
+        features = vit.norm(vit_blocks(vit, pixels(views)))[:, 0]
+    assert found.rank == pytest.approx(rankme(features), rel=1e-3) and found.largest == 12
+    assert vit.training
+
+
+def vit_blocks(vit: ViT, images: torch.Tensor) -> torch.Tensor:
+    """The tokens before the final norm, class token first."""
+    x = vit.patch_embed(images).flatten(2).transpose(1, 2)
+    return nn.Sequential(*vit.blocks)(torch.cat([vit.cls_token.expand(len(x), -1, -1), x], 1) + vit.pos_embed)
 
 
 def _coloured_pictures(folder: Path, *, classes: int = 6, each: int = 48) -> None:

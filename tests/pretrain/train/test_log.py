@@ -166,6 +166,21 @@ IMAGENET = 1_281_167
             "ln(1023 + 1) = 6.93",
         ),
         (["MOCO.MECHANISM", "memorybank"], "ln(65536 + 1) = 11.09"),
+        (
+            [
+                "MOCO.MECHANISM",
+                "mocov3",
+                "MODEL.NORM",
+                "SyncBN",
+                "SOLVER.IMS_PER_BATCH",
+                4096,
+                "SOLVER.OPTIMIZER",
+                "adamw",
+                "SOLVER.BASE_LR",
+                0.0024,
+            ],
+            "4 x 0.2 x ln(4095 + 1) = 6.65",
+        ),
         (["SOLVER.IMS_PER_BATCH", 1024, "SOLVER.BASE_LR", 0.12], "ln(65536 + 1) = 11.09"),  # Instagram-1B's
         (["SOLVER.IMS_PER_BATCH", 250], "ln(65536 + 1) = 11.09"),  # 65536 is not a multiple of it
     ],
@@ -204,6 +219,25 @@ def test_the_papers_settings_give_no_note(
             r"SOLVER.STEPS \[120, 160\]: epoch 160 is not reached in SOLVER.MAX_EPOCH 160",
         ),
         (IMAGENET, ["MODEL.NORM", "BN"], "MODEL.NORM BN: batch norm leaks"),
+        (
+            IMAGENET,
+            [
+                "MOCO.MECHANISM",
+                "mocov3",
+                "MODEL.NORM",
+                "SyncBN",
+                "SOLVER.OPTIMIZER",
+                "lars",
+                "SOLVER.BASE_LR",
+                9.6,
+            ],
+            "BASE_LR 9.6 for a batch of 256: the paper's 0.3 for 256 corresponds to 0.3",
+        ),
+        (
+            IMAGENET,
+            ["SOLVER.SCHEDULE", "warmup_cosine", "SOLVER.MAX_EPOCH", 10],
+            "SOLVER.WARMUP_EPOCHS 10 is the whole run",
+        ),
     ],
 )
 def test_what_will_not_give_the_papers_numbers_is_noted(

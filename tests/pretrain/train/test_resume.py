@@ -33,6 +33,11 @@ Contents = dict[str, Any]
 EVERY_STEP = ["INPUT.SIZE", "32", "SOLVER.IMS_PER_BATCH", "16", "MODEL.BN_GROUP_SIZE", "8", "SOLVER.SAVE_MINUTES",
               "1e-6", "LOG.TENSORBOARD", "False"]  # fmt: skip
 
+V3 = ["MOCO.MECHANISM", "mocov3", "MODEL.NORM", "SyncBN", "MODEL.HIDDEN", "32", "INPUT.AUG", "v3", "SOLVER.SCHEDULE",
+      "warmup_cosine", "SOLVER.WARMUP_EPOCHS", "0.5"]  # fmt: skip
+VIT = ["MODEL.ARCH", "vit", "MODEL.WIDTH", "1", "MODEL.VIT.WIDTH", "24", "MODEL.VIT.DEPTH", "2", "MODEL.VIT.HEADS",
+       "3"]  # fmt: skip
+
 
 class Killed(Exception):
     pass
@@ -90,8 +95,10 @@ def test_killed_again_and_again(tmp_path: Path, processes: int, kills: int) -> N
         ["MOCO.MECHANISM", "endtoend"],
         ["SOLVER.AMP", "fp16"],
         ["SOLVER.SCHEDULE", "exponential", "SOLVER.GAMMA_PERIOD", "2", "DATA.NUM_WORKERS", "1"],
+        [*V3, "SOLVER.OPTIMIZER", "lars"],
+        [*V3, *VIT, "SOLVER.OPTIMIZER", "adamw", "SOLVER.CHUNK", "5"],
     ],
-    ids=["memorybank", "endtoend", "fp16", "exponential"],
+    ids=["memorybank", "endtoend", "fp16", "exponential", "mocov3", "mocov3 ViT"],
 )
 def test_every_kind_of_state_is_taken_up(image_folder: MakeFolder, tmp_path: Path, more: list[str]) -> None:
     """Three iterations an epoch; killed in the middle of the second, one step after the last save."""

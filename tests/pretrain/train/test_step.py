@@ -8,11 +8,14 @@ from pretrain import config
 from pretrain.model import build, memory, moco
 from pretrain.model.contrast import Contrast
 from pretrain.model.moco import MoCo
+from pretrain.model.moco_v3 import MoCoV3
 from pretrain.train.nonfinite import first_bad_layer
 from pretrain.train.step import METRICS, NonFiniteLoss, _leave_weights_after, train_step
 from tests.support.contrast_models import (
     KINDS,
     PIXELS,
+    V3_KINDS,
+    any_model,
     random_numbers,
     random_views,
     resnet_model,
@@ -48,11 +51,11 @@ def test_pieces_change_nothing(kind: str) -> None:
         assert (a.grad - b.grad).norm() <= 0.02 * a.grad.norm() + 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *V3_KINDS])
 def test_recomputed_blocks_change_nothing(kind: str) -> None:
     """Same gradients and running statistics with blocks that are computed twice."""
-    plain, frugal = resnet_model(kind), resnet_model(kind)
-    for encoder in frugal.children():
+    plain, frugal = any_model(kind), any_model(kind)
+    for encoder in [frugal.query_encoder] if kind in V3_KINDS else frugal.children():
         memory.recompute_blocks(encoder)
     for model in (plain, frugal):
         optimizer = sgd(model, 0.01)
@@ -85,12 +88,17 @@ def test_what_a_step_keeps_is_fitted_to_the_memory(
     assert ("blocks are computed twice" in capsys.readouterr().out) == bool(frugal)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *V3_KINDS])
 def test_stops_before_the_optimizer_when_the_loss_is_not_finite(kind: str) -> None:
-    model = resnet_model(kind)
+    model = any_model(kind)
     optimizer = sgd(model)
+    if isinstance(model, MoCoV3):
+        model.momentum = 1.0  # the momentum encoder stays as it is
     with torch.no_grad():  # what only the keys or only the queries meet
-        poisoned = {"moco": "queue", "endtoend": "encoder_k.fc.2.bias", "memorybank": "memory_bank"}[kind]
+        poisoned = {
+            "moco": "queue", "endtoend": "encoder_k.fc.2.bias", "memorybank": "memory_bank",
+            "mocov3": "momentum_encoder.fc.0.weight", "mocov3_vit": "predictor.0.weight",
+        }[kind]  # fmt: skip
         model.state_dict()[poisoned].view(-1)[:: 1 if kind == "memorybank" else 4] = torch.nan
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" not in name}
     with pytest.raises(NonFiniteLoss):
@@ -164,8 +172,8 @@ def test_float16_keeps_to_float32_and_skips_overflows() -> None:
 
 
 def test_bfloat16_runs_the_encoders_alone() -> None:
-    for kind in KINDS:
-        full, half = resnet_model(kind), resnet_model(kind)
+    for kind in (*KINDS, *V3_KINDS):
+        full, half = any_model(kind), any_model(kind)
         losses = [step(full, sgd(full))[0], step(half, sgd(half), bf16=True)[0]]
         torch.testing.assert_close(*losses, rtol=0.1, atol=0.1)
         assert losses[0] != losses[1]
@@ -187,10 +195,13 @@ def spoil(model: nn.Module, name: str, value: float) -> None:
         ("endtoend", "encoder_k.conv1.weight", torch.nan, "encoder_k.conv1.weight"),
         ("memorybank", "memory_bank", torch.inf, "memory_bank"),
         ("memorybank", "encoder_q.fc.0.weight", torch.nan, "encoder_q.fc.0.weight"),
+        ("mocov3", "predictor.3.weight", torch.nan, "predictor.3.weight"),
+        ("mocov3_vit", "base_encoder.cls_token", torch.nan, "base_encoder.cls_token"),
+        ("mocov3_vit", "momentum_encoder.head.6.weight", torch.inf, "momentum_encoder.head.6.weight"),
     ],
 )
 def test_the_first_bad_layer_is_named(kind: str, name: str, value: float, found: str) -> None:
-    model = resnet_model(kind)
+    model = any_model(kind)
     assert first_bad_layer(model, random_views(8), pixels=PIXELS) == ""
     spoil(model, name, value)
     if found.endswith("output)"):
@@ -238,8 +249,8 @@ def test_compiled_encoders_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_metrics_are_named_and_finite() -> None:
-    for kind in KINDS:
-        model = resnet_model(kind)
+    for kind in (*KINDS, *V3_KINDS):
+        model = any_model(kind)
         metrics = step(model, sgd(model))
         assert len(metrics) == len(METRICS) and torch.isfinite(metrics).all()
 

@@ -69,8 +69,8 @@ class Report:
 
 def check(case: Case, folder: Path, index: int) -> str:
     """`accepted` or `refused`; anything else is a finding."""
-    from transfer.convert.command import describe
-    from transfer.convert.recognise import read_source
+    from transfer.convert.program.networks import read_any
+    from transfer.convert.program.report import describe
     from transfer.convert.weights_file import read_weights
 
     path = folder / f"input{case.suffix}"
@@ -84,7 +84,7 @@ def check(case: Case, folder: Path, index: int) -> str:
         if problem not in ("accepted", "refused"):
             return f"read_weights: {problem}"
     found: list[Any] = []
-    outcome = _guarded(lambda: found.append(read_source(path)))
+    outcome = _guarded(lambda: found.append(read_any(path)))
     if outcome == "accepted":
         if wrong := case.differs(found[0].backbone):
             return f"wrong output: {wrong} (kind {found[0].kind}, branch {found[0].branch})"
@@ -96,11 +96,11 @@ def check(case: Case, folder: Path, index: int) -> str:
 
 
 def _converted(case: Case, path: Path, folder: Path) -> str:
-    from transfer.convert.convert import convert
+    from transfer.convert.program.networks import convert_any
     from transfer.convert.weights_file import read_weights
 
     output = folder / "output.pkl"
-    outcome = _guarded(lambda: convert(path, output, verify=False))
+    outcome = _guarded(lambda: convert_any(path, output, verify=False))
     if outcome == "accepted":
         if wrong := case.differs_from_detectron2(read_weights(output)["model"]):
             return f"wrong file: {wrong}"
@@ -139,10 +139,10 @@ def _where(error: BaseException) -> str:
 
 
 def _message(path: Path) -> str:
-    from transfer.convert.recognise import read_source
+    from transfer.convert.program.networks import read_any
 
     try:
-        read_source(path)
+        read_any(path)
     except UserError as error:
         return str(error)[:300]
     return ""

@@ -23,6 +23,8 @@ from tests.support import layouts
 from tests.support.fuzzing import caffe
 from tests.support.fuzzing.grown import grown_pickle
 from tests.support.fuzzing.hostile import hostile_pickles
+from tests.support.vit.layouts import FILES as VITS
+from tests.support.vit.layouts import NOT_IN_DETECTORS, vit
 
 ZEROS = 1000  # of the damage to a file: as many tensors as there are, but only by zeros
 
@@ -32,7 +34,10 @@ Leaf = tuple[Any, Any]  # a dict and the key of a tensor in it
 
 @dataclass
 class Case:
-    """One input. `expected` holds torchvision's names; None: whatever the file's own numbers are, or nothing."""
+    """One input.
+
+    `expected` holds torchvision's names, or timm's for ViTs; None: whatever the file's own numbers are, or nothing.
+    """
 
     layout: str
     mutation: str
@@ -44,12 +49,16 @@ class Case:
 
     def differs(self, found: State) -> str:
         """What is wrong about an accepted network; empty: nothing."""
+        if self.layout in VITS:  # these may be missing
+            found = {name: tensor for name, tensor in found.items() if name not in NOT_IN_DETECTORS}
         problems = [_difference(found, state, self.damage) for state in self.expected]
         return "" if "" in problems else problems[0]
 
     def differs_from_detectron2(self, found: dict[str, Any]) -> str:
-        named = [layouts.detectron2_names(state) for state in self.expected]
-        states = [{name: torch.from_numpy(array) for name, array in state.items()} for state in named]
+        states = self.expected
+        if self.layout not in VITS:
+            named = [layouts.detectron2_names(state) for state in self.expected]
+            states = [{name: torch.from_numpy(array) for name, array in state.items()} for state in named]
         problems = [_difference(found, state, self.damage) for state in states]
         return "" if "" in problems else problems[0]
 
@@ -70,6 +79,8 @@ def _difference(found: State, expected: State, damage: int) -> str:
 
 @cache
 def networks(name: str) -> tuple[State, State]:
+    if name == "vit":
+        return vit(1), vit(2)
     width = 0.125 if name == "resnet18" else 0.0625
     return layouts.network(1, name, width), layouts.network(2, name, width)
 
@@ -98,12 +109,15 @@ def _caffe(q: State, _: State) -> Any:
 ARRAYS: dict[str, Callable[[State, State], Any]] = {
     "detectron2": _detectron2, "converted": _converted, "caffe2": _caffe2, "caffe": _caffe,
 }  # fmt: skip
-LAYOUTS = [*layouts.FILES, *ARRAYS, *ARRAYS]  # these have one network and few wrappers
+FILES = layouts.FILES | VITS
+LAYOUTS = [*FILES, *ARRAYS, *ARRAYS]  # these have one network and few wrappers
 
 
 def expected(layout: str, query: State) -> State:
     """What a reader must find, from the query network as it was saved."""
     plain = {n: t.float() for n, t in query.items() if not n.endswith("num_batches_tracked")}
+    if layout in VITS:
+        return {name: tensor for name, tensor in plain.items() if name not in NOT_IN_DETECTORS}
     if layout == "caffe2":  # merged: statistics that change nothing
         plain |= {n: torch.zeros_like(t) for n, t in plain.items() if n.endswith("running_mean")}
         plain |= {n: torch.ones_like(t) - 1e-5 for n, t in plain.items() if n.endswith("running_var")}
@@ -111,7 +125,7 @@ def expected(layout: str, query: State) -> State:
 
 
 def build(layout: str, query: State, key: State) -> Any:
-    maker = ARRAYS.get(layout) or layouts.FILES[layout][1]
+    maker = ARRAYS.get(layout) or FILES[layout][1]
     return _copied(maker(query, key))
 
 
@@ -129,7 +143,7 @@ def make_case(seed: int, index: int, sentinel: Path, *, grown: bool = False) -> 
     """Input number `index`. `grown`: only grown pickles."""
     rng = random.Random(f"{seed} {index}")
     layout = LAYOUTS[index % len(LAYOUTS)]
-    network = "resnet50" if index % 25 == 0 else "resnet18"
+    network = "vit" if layout in VITS else "resnet50" if index % 25 == 0 else "resnet18"
     query, key = networks(network)
     part = rng.random()
     if grown:

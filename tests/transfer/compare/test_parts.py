@@ -10,6 +10,7 @@ from PIL import Image
 
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import plain_file, small_network
+from tests.support.vit.layouts import vit
 from transfer.compare import answer, data, schedule
 from transfer.compare.arguments import parse
 from transfer.compare.inits import inits, network
@@ -175,6 +176,25 @@ def test_random_weights_have_the_network_of_the_users_files(tmp_path: Path) -> N
     (tmp_path / "text.pth").write_text("no network")
     with pytest.raises(UserError, match="--init mine: "):
         network(inits([f"mine={tmp_path / 'text.pth'}"], Registry()))
+
+
+def test_vits_give_their_settings_and_do_not_mix_with_resnets(tmp_path: Path) -> None:
+    files = {
+        "a": plain_file(tmp_path / "a.pth", vit(1)),
+        "b": plain_file(tmp_path / "b.pth", vit(2)),
+        "deep": plain_file(tmp_path / "deep.pth", vit(1, depth=3)),
+        "resnet": plain_file(tmp_path / "resnet.pth", small_network(width=0.125).state_dict()),
+    }
+    rows = inits([*(f"{name}={file}" for name, file in files.items()), "random"], Registry())
+    found = network([rows[0], rows[1], rows[4]])
+    assert dict(zip(found[::2], found[1::2], strict=True)) == {
+        "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone", "MODEL.VIT.PATCH_SIZE": "16", "MODEL.VIT.WIDTH": "64",
+        "MODEL.VIT.DEPTH": "2", "MODEL.VIT.HEADS": "1", "MODEL.VIT.MLP_RATIO": "1.5", "MODEL.VIT.NORM_EPS": "1e-06",
+        "MODEL.VIT.PRETRAIN_SIZE": "48", "MODEL.VIT.CLASS_POSITION": "True",
+    }  # fmt: skip
+    for mixed in (rows[:3], [rows[0], rows[3]]):
+        with pytest.raises(UserError, match="must have one shape"):
+            network(mixed)
 
 
 def test_a_released_network_of_another_shape_is_refused_and_otherwise_sets_that_of_random_weights(

@@ -16,9 +16,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import small_network, torchvision_network
 from tests.support.layouts import detectron2_names, network, sequential_names, under
-from transfer.convert.command import describe
 from transfer.convert.convert import convert
 from transfer.convert.preprocessing import MSRA
+from transfer.convert.program.report import describe
 from transfer.convert.recognise import read_source
 from transfer.convert.tensor_names import unwrapped
 from transfer.convert.verify import load_backbone

@@ -19,8 +19,8 @@ from tests.support.fuzzing.caffe import (
     yahoo_names,
 )
 from tests.support.layouts import caffe2_names
-from transfer.convert.command import convert_one
 from transfer.convert.convert import convert
+from transfer.convert.program.command import convert_one
 from transfer.convert.recognise import build_network, read_source
 from transfer.convert.tensor_names import caffe_name
 

@@ -15,9 +15,9 @@ from pretrain.common.errors import UserError
 from tests.support.checkpoints import moco_file, plain_file, small_network, torchvision_network
 from tests.support.layouts import FILES, caffe2_names, detectron2_names, network
 from tests.support.scripts import run_script
-from transfer.convert.command import describe
 from transfer.convert.convert import convert
 from transfer.convert.export import export
+from transfer.convert.program.report import describe
 from transfer.convert.recognise import read_source
 from transfer.convert.weights_file import read_weights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretrain.common.errors import UserError, run_tool
 from pretrain.common.files import file_digest, write_bytes
-from transfer.convert.recognise import read_source
+from transfer.convert.program.networks import read_any
 from transfer.prepare.sets import download, open_nsfw
 
 _DRIVE = re.compile(r"https://drive\.google\.com/file/d/([\w-]+)/view")
@@ -45,7 +45,7 @@ def _fetched(url: str, path: Path, digest: str, kept: Path | None) -> str:
                 f"{url}: this is not the released file: its {kind} is {found}, but should begin with {wanted}"
             )
     try:
-        read_source(path)
+        read_any(path)
     except UserError as error:
         path.unlink()
         raise UserError(

@@ -15,7 +15,7 @@ from pretrain.common.configs import find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.config.load import load_config
-from transfer.convert.recognise import read_source
+from transfer.convert.program.networks import read_any
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
@@ -181,7 +181,7 @@ def _recognised(name: str, path: Path) -> str:
 
 @lru_cache
 def _source_digest(path: Path, _: int) -> str:
-    return read_source(path).digest
+    return read_any(path).digest
 
 
 def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:

@@ -3,29 +3,21 @@
 import argparse
 import glob
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import write_text
 from pretrain.common.run_folder import held_file, remove_leftovers
-from pretrain.tensor_files.read_any import Loaded
-from pretrain.tensor_files.shards import combined_digest, read_checkpoint
-from transfer.convert import export
-from transfer.convert.architecture import described, recorded
-from transfer.convert.convert import config_block, convert
-from transfer.convert.preprocessing import FLAGS, Input, describe_input, three_numbers
-from transfer.convert.recognise import Source, read_source
-from transfer.convert.tensor_names import clean, find_candidates, unwrapped
+from transfer.convert.preprocessing import FLAGS, three_numbers
+from transfer.convert.program.networks import convert_any, export_any
+from transfer.convert.program.report import describe, report
 
 _SCALES = {255: "the default of --scale", 1: "which --scale 1 says"}
-LISTED = 12  # groups of tensors that are listed; the others are only counted
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,8 +27,11 @@ def run(args: argparse.Namespace) -> None:
         UserError: flags that do not fit together, or a file that cannot be read, converted or written.
     """
     _refuse_idle_flags(args)
+    if args.heads is not None and args.heads < 1:
+        raise UserError(f"--heads {args.heads}: give a number above 0")
     choice = {
         "source": args.source, "branch": args.branch, "given": _given(args), "merged_norm": args.merged_norm,
+        "heads": args.heads, "resample": args.resample_patch,
     }  # fmt: skip
     keep = tuple(part for part in args.keep.split(",") if part)
     options = {**choice, "verify": args.verify, "keep": keep, "overwrite": args.overwrite}
@@ -51,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     source, output = map(Path, args.files)
     if args.to:
         with held_file(output):
-            lines = export.export(source, output, to=args.to, overwrite=args.overwrite, **choice)
+            lines = export_any(source, output, to=args.to, overwrite=args.overwrite, **choice)
         say("\n".join(lines))
         return
     convert_one(source, output, record=args.record, **options)
@@ -175,7 +170,7 @@ def convert_all(inputs: Sequence[Path], folder: Path, *, form: str, **options: A
     rows, failed = [], 0
     for path, output in zip(inputs, outputs, strict=True):
         try:
-            written = convert(path, output, **options)
+            written = convert_any(path, output, **options)
         except UserError as error:
             failed += 1
             rows.append((path.name, "FAILED", "", str(error).removeprefix(f"{path}: ")))
@@ -195,11 +190,11 @@ def convert_one(path: Path, output: Path, *, record: Path | None, **options: Any
     """Convert one file and print what was found, how it was verified, and the configuration to paste."""
     if record and record.suffix != ".json":
         raise UserError(f"--record {record}: the name must end in .json")
-    written = convert(path, output, **options)
+    written = convert_any(path, output, **options)
     if record:
         remove_leftovers(record.parent, lambda name: name == record.name)
         write_text(record, json.dumps(written, indent=2) + "\n")
-    for line in _report(written, output):
+    for line in report(written, output):
         say(line)
 
 
@@ -214,128 +209,3 @@ def _outputs(inputs: Sequence[Path], folder: Path, form: str) -> list[Path]:
         if names.count(name) > 1:
             raise UserError(f"{path}: two inputs would be written to {name}.{form}; convert them one by one")
     return [folder / f"{name}.{form}" for name in names]
-
-
-def _report(written: dict[str, Any], output: Path) -> list[str]:
-    record, settings = written["record"], written["preprocessing"]
-    fed = Input(
-        settings["INPUT.FORMAT"], settings["MODEL.PIXEL_MEAN"], settings["MODEL.PIXEL_STD"],
-        settings["MODEL.RESNETS.STRIDE_IN_1X1"],
-    )  # fmt: skip
-    lines = [
-        f"source    {record['source']} checkpoint, branch {record['branch'] or '(none)'}, epoch {record['epoch']}"
-    ]
-    if record["passed_over"]:
-        lines.append(f"          {record['why']}; passed over: {', '.join(record['passed_over'])} (--branch)")
-    lines += [
-        f"network   {described(record['architecture'])}",
-        f"input     {describe_input(fed)}",
-        f"          {record['input']}",
-        "dropped   " + (", ".join(f"{group} ({n})" for group, n in record["dropped"].items()) or "nothing"),
-    ]
-    if record["kept"]:
-        lines.append(f"kept      {len(record['kept'])} tensors: {record['kept'][0]} ... {record['kept'][-1]}")
-    if record["opaque"]:
-        lines.append("not read  " + ", ".join(record["opaque"]))
-    if record["proof"]:
-        from transfer.convert.verify import TOLERANCE  # imports detectron2, which --no-verify does not need
-
-        lines.append(
-            "verified  the source network and detectron2's backbone differ by at most "
-            f"(relative; limit {TOLERANCE:.0e}):"
-        )
-        lines.append("          " + ", ".join(f"{level} {v:.1e}" for level, v in record["proof"].items()))
-    else:
-        lines.append("verified  no (--no-verify)")
-    if pooling := record.get("pooling"):
-        lines += [
-            "pooling   Caffe pools the stem without padding, detectron2 with one pixel, and so sees the image shifted",
-            "          by two pixels. This alone changes the features by (root mean square, relative):",
-            "          " + ", ".join(f"{level} {figure:.0%}" for level, figure in pooling.items()),
-        ]
-    if output.suffix == ".safetensors":
-        lines.append("note      detectron2 itself reads .pkl and .pth; tools/train_net.py reads this one too")
-    return [*lines, f"wrote     {output}; its configuration:", "", config_block(settings, output)]
-
-
-def describe(path: Path, **choice: Any) -> list[str]:
-    """Return lines about any file that can be read safely. If it cannot be converted, the last one gives the reason.
-
-    Args:
-        choice: options of `read_source`.
-    Raises:
-        UserError: the file cannot be read.
-    """
-    loaded = read_checkpoint(path)
-    total = sum(tensor.numel() for tensor in loaded.tensors.values())
-    size = sum(part.stat().st_size for part in loaded.parts) / 1e6
-    parts = f" in {len(loaded.parts)} parts" if len(loaded.parts) > 1 else ""
-    lines = [
-        f"file      {path}, {loaded.format}{parts}, {size:.1f} MB, "
-        f"sha256 {combined_digest(loaded.parts)[:16]}...",
-        f"holds     {len(loaded.tensors)} tensors, {total / 1e6:.2f} M numbers; top level: "
-        + (", ".join(loaded.keys[:8]) + (", ..." if len(loaded.keys) > 8 else "") or loaded.kind),
-    ]
-    if loaded.opaque:
-        lines.append("not read  " + ", ".join(loaded.opaque))
-    lines += [
-        f"network   {c} ({c.dialect.name}'s names)" for c in find_candidates(unwrapped(path, loaded.tensors))
-    ]
-    try:
-        found = read_source(path, **choice)
-    except UserError as error:
-        return [
-            *lines,
-            *_groups(loaded),
-            f"verdict   cannot be converted: {str(error).removeprefix(f'{path}: ')}",
-        ]
-    return [*lines, *_about(found), *_heads(loaded, found), *_record(loaded)]
-
-
-def _about(found: Source) -> list[str]:
-    net = found.architecture
-    what = "bottleneck" if net.bottleneck else "basic"
-    lines = [
-        f"taken     {found.branch or 'the top'}: {found.why}; layout {found.kind}, epoch {found.epoch}",
-        f"depth     {described(recorded(net))}; {what} blocks {net.blocks}",
-        f"input     {describe_input(found.input)}",
-        f"          {found.input_origin}",
-        "dropped   " + (", ".join(f"{name} ({count})" for name, count in found.dropped.items()) or "nothing"),
-    ]
-    if found.passed_over:
-        lines.append("passed    " + ", ".join(found.passed_over) + " (take one with --branch)")
-    return lines
-
-
-def _heads(loaded: Loaded, found: Source) -> list[str]:
-    """Describe the dropped matrices, in order: the layers of projection heads and classifiers."""
-    shapes = defaultdict(list)
-    for name, tensor in loaded.tensors.items():
-        tokens = clean(name).split(".")
-        group = next((token for token in tokens if token in found.dropped), None)
-        if group and isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tokens[-1] == "weight":
-            shapes[group].append(f"{tensor.shape[1]} -> {tensor.shape[0]}")
-    return [f"head      {group}: {', '.join(layers[:6])}" for group, layers in shapes.items()]
-
-
-def _record(loaded: Loaded) -> list[str]:
-    record = loaded.other.get("record")
-    if not isinstance(record, dict):
-        return []
-    proof = record.get("proof")
-    # The record is only printed, never trusted.
-    figures = [
-        f"{label(level, 20)} {value:.0e}"
-        for level, value in (proof.items() if isinstance(proof, dict) else ())
-        if isinstance(value, float)
-    ]
-    source, branch = (label(record.get(key), 80) for key in ("source", "branch"))
-    return [f"record    from {source}, branch {branch}; verified: {', '.join(figures[:8]) or 'no'}"]
-
-
-def _groups(loaded: Loaded) -> list[str]:
-    counts: dict[str, int] = defaultdict(int)
-    for name in loaded.tensors:
-        counts[".".join(clean(name).split(".")[:2])] += 1
-    lines = [f"group     {group} ({count})" for group, count in list(counts.items())[:LISTED]]
-    return [*lines, f"group     and {len(counts) - LISTED} more"] if len(counts) > LISTED else lines
