@@ -193,7 +193,9 @@ def demo(tmp_path: Path):
         chosen_pictures(folder / "pictures", list(rows))
         what = {"size": size, "data": str(tmp_path / "data"), "seeds": list(range(len(random)))}
         left_out = {} if supervised else {"supervised": "pip found no <network>"}
-        (folder / "demo.json").write_text(json.dumps(what | {"rows": list(rows), "left_out": left_out, "backbone": "ResNet"}))
+        (folder / "demo.json").write_text(
+            json.dumps(what | {"rows": list(rows), "left_out": left_out, "backbone": "ResNet"})
+        )
         data_set(tmp_path / "data", source)
         return folder
 
