@@ -39,6 +39,8 @@ def sentence(logs: Logs, task: str = "bbox") -> str:
     if not baseline:
         return ""
     last, goal = baseline[-1]
+    if goal == 0:
+        return f"Random initialisation had 0 {TASKS[task]} AP after {last:.0f} iterations: nothing to compare with."
     parts = []
     for key in logs:
         if key != BASELINE:
