@@ -292,3 +292,25 @@ def test_views_depend_on_their_counters_only() -> None:
     assert not np.array_equal(first[0], first[1])
     assert all(not np.array_equal(first[0], pair(*other)[0]) for other in [(0, 2, 3), (1, 0, 3), (1, 2, 0)])
     assert first[0].shape == (32, 32, 3) and first[0].dtype == np.uint8
+
+
+def test_the_views_of_v3_have_a_recipe_each() -> None:
+    """Of 40 images: the first view is always blurred and never solarized, the second sometimes both."""
+    file = io.BytesIO()
+    photograph(NAMES[0]).resize((64, 48)).save(file, "PNG")
+    packed = np.stack(
+        [
+            two_views(
+                file.getvalue(),
+                pair_without("v3", ()),
+                size=8,
+                min_scale=0.2,
+                counters=(0, 0, n),
+                geometry_only=True,
+            )[2]
+            for n in range(40)
+        ]
+    )  # (40, 2, PACKED)
+    sigma, solarized = packed[..., 9], packed[..., 10]
+    assert (sigma[:, 0] > 0).all() and 0 < (sigma[:, 1] > 0).sum() < 15
+    assert not solarized[:, 0].any() and 0 < solarized[:, 1].sum() < 20
