@@ -104,7 +104,9 @@ def test_layer_scale_is_folded_and_a_missing_bias_filled(tmp_path: Path) -> None
 def test_the_file_initialises_a_detector_of_ours(tmp_path: Path) -> None:
     state = vit(1, width=192, depth=6, hidden=768, grid=4)
     written = convert_any(save(tmp_path, state), tmp_path / "a.pkl", verify=False)
-    cfg = load_config("transfer/demo_ViT_SFP.yaml", ["MODEL.WEIGHTS", str(tmp_path / "a.pkl")])
+    cfg = load_config(
+        "transfer/demo_ViT_SFP.yaml", ["MODEL.WEIGHTS", str(tmp_path / "a.pkl"), "MODEL.DEVICE", "cpu"]
+    )
     model = build_model(cfg)
     assert load_into(model, cfg)["matched"] == 3 + 12 * 6
     assert torch.equal(model.backbone.net.blocks[5].mlp.fc2.weight, state["blocks.5.mlp.fc2.weight"])
