@@ -116,12 +116,8 @@ def chance_loss(cfg: CfgNode, *, images: int) -> float:
 
     InfoNCE is ln(negatives + 1) then; MoCo v3 adds it up for both views and multiplies it by 2 T.
     """
-    return chance_factor(cfg) * math.log(negatives(cfg, images=images) + 1)
-
-
-def chance_factor(cfg: CfgNode) -> float:
-    """Return by what the loss of a step exceeds the mean InfoNCE of its queries: 4 T in MoCo v3."""
-    return 4 * cfg.MOCO.T if cfg.MOCO.MECHANISM == "mocov3" else 1.0
+    factor = 4 * cfg.MOCO.T if cfg.MOCO.MECHANISM == "mocov3" else 1.0
+    return factor * math.log(negatives(cfg, images=images) + 1)
 
 
 def _easy_advice(cfg: CfgNode) -> str:

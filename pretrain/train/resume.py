@@ -157,6 +157,8 @@ def _compare_settings(before: dict[str, Any], cfg: CfgNode) -> None:
 def _note_changes(before: dict[str, Any], cfg: CfgNode) -> bool:
     """Print a note for each change, and return whether there is one that the result depends on."""
     result = (*_RESULT, *_RESULT_OF_SCHEDULE[cfg.SOLVER.SCHEDULE])
+    if cfg.MOCO.MECHANISM == "mocov3" and "SOLVER.MAX_EPOCH" not in result:  # its momentum rises until then
+        result += ("SOLVER.MAX_EPOCH",)
     different = [
         (key, was, now)
         for key in (*result, *_KEPT)
