@@ -33,7 +33,8 @@ def build_mapper(cfg: CfgNode, *, is_train: bool) -> Callable[[Record], Record]:
         options["augmentations"] = _scale_crop_flip(cfg)
     if is_train and enabled == ["LSJ"]:
         options["augmentations"] = large_scale_jitter(cfg)
-        options["recompute_boxes"] = cfg.MODEL.MASK_ON  # a box of a cropped object is no longer tight
+        # The box of a cropped object is no longer tight. detectron2 fails at this for images without objects.
+        options["recompute_boxes"] = cfg.MODEL.MASK_ON and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     mapper = DatasetMapper(cfg, is_train, **options)
     head = cfg.MODEL.SEM_SEG_HEAD
     return partial(_map, mapper, classes=head.NUM_CLASSES, ignored=head.IGNORE_VALUE)

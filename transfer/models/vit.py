@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from transfer.models.feature_pyramid import SimpleFeaturePyramid
 from transfer.models.registering import register
 
 Size = tuple[int, int]  # rows, columns
@@ -261,8 +260,11 @@ def join_windows(windows: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 @register(BACKBONE_REGISTRY)
-def build_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
+def build_vit_sfp_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Build a ViT with a simple feature pyramid from MODEL.VIT and MODEL.FPN; MODEL.BACKBONE.NAME selects it."""
+    # not at the top: whichever module of both is imported first, detectron2 imports this one (d2_import_hook)
+    from transfer.models.feature_pyramid import SimpleFeaturePyramid
+
     vit = cfg.MODEL.VIT
     net = ViT(
         width=vit.WIDTH,

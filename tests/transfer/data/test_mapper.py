@@ -236,3 +236,72 @@ def test_a_mask_that_would_crash_a_worker_names_its_image(tmp_path: Path, mask: 
     with pytest.raises(UserError, match="do not fit: an annotation has") as error:
         build_mapper(cfg, is_train=True)(record)
     assert str(error.value).startswith(f"{record['file_name']}: ") and type(error.value) is UserError
+
+
+def _jittered(folder: Path, scales: tuple[float, float], flip: str = "none", **more: object) -> Any:
+    """A mapper with large-scale jitter to 64 pixels, and a record of 100 x 50 with a box and a triangle."""
+    cfg = default_config()
+    cfg.INPUT.LSJ = CfgNode({"ENABLED": True, "SCALES": scales, "SIZE": 64})
+    cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON = flip, True
+    cfg.merge_from_list([item for pair in more.items() for item in pair])
+    record = {k: v for k, v in _record(folder, 100, 50).items() if k != "sem_seg_file_name"}
+    shapes = {"rectangle": [10, 10, 30, 10, 30, 20, 10, 20], "triangle": [40, 0, 90, 0, 90, 50]}
+    record["annotations"] = [
+        {"bbox": [min(s[::2]), min(s[1::2]), max(s[::2]), max(s[1::2])], "bbox_mode": BoxMode.XYXY_ABS,
+         "category_id": n, "iscrowd": 0, "segmentation": [s]} for n, s in enumerate(shapes.values())
+    ]  # fmt: skip
+    return build_mapper(cfg, is_train=True), record
+
+
+def test_large_scale_jitter_by_hand(tmp_path: Path) -> None:
+    """At scale 1, 100 x 50 becomes 64 x 32, without padding; at scale 4, 64 x 64 remain of 256 x 128."""
+    mapper, record = _jittered(tmp_path, (1.0, 1.0))
+    found = mapper(record)
+    assert found["image"].shape == (3, 32, 64)
+    expected = torch.tensor([[6.4, 6.4, 19.2, 12.8], [25.6, 0, 57.6, 32]])
+    assert torch.allclose(found["instances"].gt_boxes.tensor, expected, atol=1e-4)
+    mapper, record = _jittered(tmp_path, (4.0, 4.0))
+    seen = 0
+    for seed in range(12):
+        np.random.seed(seed)
+        found = mapper(record)
+        np.random.seed(seed)
+        np.random.uniform(4, 4)  # the scale; then one number for both offsets
+        share = np.random.uniform(0, 1)
+        x0, y0 = round(192 * share), round(64 * share)
+        assert found["image"].shape == (3, 64, 64)
+        boxes = []
+        for box in ([25.6, 25.6, 76.8, 51.2], [102.4, 0, 230.4, 128]):
+            left, top = max(box[0] - x0, 0), max(box[1] - y0, 0)
+            right, bottom = min(box[2] - x0, 64), min(box[3] - y0, 64)
+            if (
+                box[2] > 200 and right > 0
+            ):  # the triangle's slope is y = x - 102.4 before the crop: above it is the object
+                bottom = min(bottom, right + x0 - 102.4 - y0)  # deepest at the right edge
+                left = max(left, 102.4 + y0 + top - x0)  # widest at the upper edge
+            if right - left > 1e-3 and bottom - top > 1e-3:
+                boxes.append([left, top, right, bottom])
+        assert torch.allclose(
+            found["instances"].gt_boxes.tensor, torch.tensor(boxes).reshape(-1, 4), atol=1e-3
+        )
+        seen += len(boxes)
+    assert seen > 8
+
+
+def test_large_scale_jitter_flips_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    mapper, record = _jittered(tmp_path, (1.0, 1.0), "horizontal")
+    lefts = set()
+    for seed in range(12):
+        np.random.seed(seed)
+        lefts.add(round(mapper(record)["instances"].gt_boxes.tensor[0, 0].item(), 3))
+    assert lefts == {6.4, 44.8}  # or 64 - 19.2
+    mapper, record = _jittered(tmp_path, (0.1, 2.0), "horizontal")
+    images = []
+    for seed in (1, 1, 2):
+        np.random.seed(seed)
+        images.append(pickle.loads(pickle.dumps(mapper))(record)["image"])
+    assert images[0].equal(images[1]) and images[0].shape != images[2].shape
+    sizes = [mapper(record)["image"].shape[1:] for _ in range(60)]
+    assert min(w for _, w in sizes) < 16 and max(w for _, w in sizes) == 64
+    with pytest.raises(UserError, match=r"INPUT\.CROP and INPUT\.LSJ are both enabled"):
+        _jittered(tmp_path, (0.1, 2.0), **{"INPUT.CROP.ENABLED": True})

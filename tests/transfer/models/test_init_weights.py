@@ -373,3 +373,79 @@ def test_a_detector_of_another_kind_is_refused(converted: Path, tmp_path: Path) 
     assert statistics in fault({n: t for n, t in state.items() if n != statistics})
     with pytest.raises(UserError, match="lacks"):
         load_detector(model, converted)  # only a backbone
+
+
+VIT = {
+    "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone",
+    "MODEL.VIT.WIDTH": 24, "MODEL.VIT.DEPTH": 2, "MODEL.VIT.HEADS": 3, "MODEL.VIT.PRETRAIN_SIZE": 64,
+    "MODEL.VIT.IMAGE_SIZE": 64, "MODEL.VIT.GLOBAL_BLOCKS": (1,), "MODEL.FPN.NORM": "LN",
+    "MODEL.ROI_BOX_HEAD.NORM": "LN", "MODEL.ROI_BOX_HEAD.NUM_CONV": 1, "MODEL.ROI_BOX_HEAD.CONV_DIM": 8,
+}  # fmt: skip
+
+
+def vit_file(path: Path, cfg: CfgNode, *, without: str = "") -> tuple[Path, dict[str, torch.Tensor]]:
+    """Write what the converter writes of a ViT: unprefixed names, no relative positions."""
+    torch.manual_seed(1)
+    state = build_model(cfg).backbone.net.state_dict()
+    model = {
+        n: torch.randn_like(t)
+        for n, t in state.items()
+        if ".rel_pos_" not in n and not (without and without in n)
+    }
+    contents = {
+        "model": {n: t.numpy() for n, t in model.items()},
+        "__author__": "x",
+        "matching_heuristics": True,
+    }
+    path.write_bytes(pickle.dumps(contents))
+    return path, model
+
+
+def test_a_vit_is_filled_except_for_relative_positions(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "vit.pkl", FPN | VIT)
+    _, tensors = vit_file(tmp_path / "vit.pkl", cfg)
+    model = build_model(cfg)
+    assert load_into(model, cfg)["matched"] == len(tensors) == 3 + 2 * 12
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        assert torch.equal(state[f"backbone.net.{name}"], tensor)
+    assert all(t.abs().sum() == 0 for name, t in state.items() if ".rel_pos_" in name)
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.bias", "blocks.1.attn.qkv.weight"])
+def test_a_vit_that_is_not_filled_is_refused(tmp_path: Path, name: str) -> None:
+    cfg = config(tmp_path / "vit.pkl", FPN | VIT)
+    path, _ = vit_file(tmp_path / "vit.pkl", cfg, without=name)
+    with pytest.raises(
+        UserError, match=rf"1 of 31 tensors would stay random, first backbone\.net\.{name}; are MODEL"
+    ):
+        check_filled(build_model(cfg), read_weights(path))
+
+
+def test_a_vit_of_another_shape_is_refused(tmp_path: Path, converted: Path) -> None:
+    cfg = config(tmp_path / "vit.pkl", FPN | VIT)
+    path, _ = vit_file(tmp_path / "vit.pkl", cfg)
+    weights = read_weights(path)
+    for changes, words in (
+        (
+            {"MODEL.VIT.PRETRAIN_SIZE": 96},
+            r"first backbone\.net\.pos_embed; are MODEL\.VIT\.DEPTH.*PRETRAIN_SIZE",
+        ),
+        ({"MODEL.VIT.DEPTH": 1, "MODEL.VIT.GLOBAL_BLOCKS": (0,)}, "lacks 12 backbone tensors of the file"),
+        ({"MODEL.VIT.DEPTH": 3}, "12 of 45 tensors would stay random"),
+    ):
+        other = build_model(config(path, FPN | VIT | changes))
+        with pytest.raises(UserError, match=words):
+            check_filled(other, weights)
+    with pytest.raises(UserError, match=r"does not fill the backbone: 27 of 31 "):  # a ResNet's file
+        check_filled(build_model(cfg), read_weights(converted))
+
+
+def test_settings_of_a_vit_are_compared(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "vit.pkl", FPN | VIT)
+    needed = {"MODEL.VIT.HEADS": 6, "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone"}
+    with pytest.raises(UserError, match=r"MODEL\.VIT\.HEADS is 3 \(needed: 6\); add .*MODEL\.VIT\.HEADS 6"):
+        check_preprocessing(cfg, {"preprocessing": needed, "record": None})
+    resnet = config(tmp_path / "vit.pkl")
+    with pytest.raises(UserError, match="take a config of that backbone"):
+        check_preprocessing(resnet, {"preprocessing": needed, "record": None})

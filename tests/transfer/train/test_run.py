@@ -203,3 +203,29 @@ def test_mistakes_on_the_command_line(tiny, tmp_path: Path, arguments: list[str]
     for part in parts:
         assert part in done.stderr
     assert not output.exists()
+
+
+def test_a_vit_trains(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's ViT with two blocks and large-scale jitter: each weight moves, relative positions from zero."""
+    monkeypatch.setattr(run.evaluation, "evaluate", lambda cfg, model: {"custom_test": {"bbox": {"AP": 1.0}}})
+    vit = [
+        "MODEL.VIT.DEPTH",
+        "2",
+        "MODEL.VIT.GLOBAL_BLOCKS",
+        "(1,)",
+        "MODEL.VIT.WIDTH",
+        "48",
+        "MODEL.VIT.WINDOW",
+        "4",
+    ]
+    jitter = ["INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "96", "INPUT.LSJ.SCALES", "(0.8, 1.5)"]
+    sides = ["MODEL.VIT.IMAGE_SIZE", "96", "INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96"]
+    overrides = ["MODEL.INIT", "random", *tiny, *vit, *jitter, *sides, "OUTPUT_DIR", str(tmp_path / "a")]
+    cfg = load_config("transfer/demo_ViT_SFP.yaml", overrides)
+    torch.manual_seed(cfg.SEED)
+    before = build_model(cfg).state_dict()
+    run.run(cfg)
+    after = _model(tmp_path / "a")
+    net = [name for name in after if name.startswith("backbone.")]
+    assert len(net) > 40 and not [name for name in net if torch.equal(before[name], after[name])]
+    assert (tmp_path / "a" / "results.json").exists()
