@@ -66,7 +66,7 @@ def test_the_file_holds_the_network_and_what_it_needs(tmp_path: Path) -> None:
         record["proof"].keys() == {"block 0", "block 1", "resized"} and max(record["proof"].values()) < 1e-12
     )
     text = "\n".join(report(written, tmp_path / "a.pkl"))
-    for part in ("ViT, width 64, 2 blocks of 1 heads", "cls_token (1), norm (2)", "2 blocks at 48 px, with windows of",
+    for part in ("ViT, width 64, 2 blocks of 1 head", "cls_token (1), norm (2)", "2 blocks at 48 px, with windows of",
                  "all blocks global at 96 px", "feeding them changes the source's last tokens by", "PRETRAIN_SIZE: 48",
                  "model.backbone.net.update(patch_size=16, embed_dim=64"):  # fmt: skip
         assert part in text
@@ -151,7 +151,7 @@ def test_inspect_says_what_would_happen(tmp_path: Path) -> None:
     text = "\n".join(describe(save(tmp_path, FILES["vit: dino full"][1](QUERY, KEY))))
     for part in ("network   student.module.backbone (timm's names)",
                  "taken     teacher.backbone: the teacher; layout dino",
-                 "shape     ViT, width 64, 2 blocks of 1 heads, MLPs of 96, patches of 16 pixels, 3 x 3 positions",
+                 "shape     ViT, width 64, 2 blocks of 1 head, MLPs of 96, patches of 16 pixels, 3 x 3 positions",
                  "heads     1: assumed, one for each 64 channels (to change it: --heads)", "left out  cls_token",
                  "RGB, mean 123.675, 116.28, 103.53, std 58.395, 57.12, 57.375\n",
                  "--channel-order, --pixel-mean, --pixel-std)"):  # fmt: skip
