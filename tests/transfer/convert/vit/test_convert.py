@@ -1,5 +1,6 @@
 """Converted ViTs: what is in the file, the record, the way back to timm, and resampled patches."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transfer.convert.vit.notes import PATCHES, resized_positions
 from transfer.convert.vit.recognise import read_vit
 from transfer.convert.weights_file import read_weights
 from transfer.models.init_weights import check_preprocessing, load_into
+from transfer.programs import convert_to_d2
 
 QUERY, KEY = vit(1), vit(2)
 
@@ -134,6 +136,36 @@ def test_the_way_back_to_timm_is_bit_equal(tmp_path: Path, ending: str) -> None:
     assert_same(read_weights(tmp_path / "b.pkl")["model"], in_detectors(QUERY))
     with pytest.raises(UserError, match="with --to timm only, not --to moco"):
         export_any(path, tmp_path / "c.pth", to="moco", overwrite=False)
+
+
+def test_the_program_takes_vits_in_every_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path, vit(1, patch=14))
+    for words, expected in (
+        (
+            ["a.pth", "a.pkl", "--resample-patch", "16", "--record", "a.json"],
+            "verified  the source network without",
+        ),
+        (["--inspect", "a.pth", "a.pkl"], "patches   of 14 pixels"),
+        (["a.pth", "back.pth", "--to", "timm"], "load      timm.create_model("),
+        (["a.pth", "--output-dir", "all", "--resample-patch", "16", "--heads", "2"], "timm, the top"),
+    ):
+        monkeypatch.chdir(path.parent)
+        monkeypatch.setattr(sys, "argv", ["convert_to_d2.py", *words])
+        convert_to_d2.main()
+        assert expected in capsys.readouterr().out
+    for words, fault in (
+        (
+            ["a.pth", "b.pth", "--to", "timm", "--resample-patch", "16"],
+            "--resample-patch has no effect with --to",
+        ),
+        (["a.pth", "b.pkl", "--heads", "0"], "--heads 0: give a number above 0"),
+        (["a.pth", "b.pkl"], "add --resample-patch 16"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["convert_to_d2.py", *words])
+        with pytest.raises(UserError, match=fault):
+            convert_to_d2.main()
 
 
 def test_a_converted_file_keeps_its_settings(tmp_path: Path) -> None:
