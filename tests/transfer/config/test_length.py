@@ -97,3 +97,17 @@ def test_a_run_of_before_the_keys_is_not_another_recipe() -> None:
     assert changes(name, settings) == ()
     settings.SOLVER.BASE_LR = 0.5
     assert changes(name, settings) == ("SOLVER.BASE_LR is 0.5, in the recipe 0.02",)
+
+
+def test_sections_that_a_run_does_not_use_are_not_digested() -> None:
+    """MODEL.VIT and INPUT.LSJ are younger than many results; they count where the backbone is a ViT and LSJ is on."""
+    name = "transfer/coco_R50_FPN.yaml"
+    cfg, vit = load_config(name, RANDOM), load_config("transfer/coco_ViTT_SFP_640.yaml", RANDOM)
+    found, of_vit = results.config_digest(cfg), results.config_digest(vit)
+    cfg.MODEL.VIT.WIDTH = vit.MODEL.VIT.WIDTH = 48
+    assert results.config_digest(cfg) == found and results.config_digest(vit) != of_vit
+    vit.MODEL.VIT.WIDTH, vit.INPUT.LSJ.SIZE = 192, 320
+    assert results.config_digest(vit) != of_vit
+    del cfg.MODEL["VIT"], cfg.INPUT["LSJ"]
+    assert results.config_digest(cfg) == found
+    assert changes(name, cfg) == ()

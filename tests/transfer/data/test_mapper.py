@@ -245,7 +245,10 @@ def _jittered(folder: Path, scales: tuple[float, float], flip: str = "none", **m
     cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON = flip, True
     cfg.merge_from_list([item for pair in more.items() for item in pair])
     record = {k: v for k, v in _record(folder, 100, 50).items() if k != "sem_seg_file_name"}
-    shapes = {"rectangle": [10, 10, 30, 10, 30, 20, 10, 20], "triangle": [40, 0, 90, 0, 90, 50]}
+    shapes = {
+        "rectangle": [10.0, 10.0, 30.0, 10.0, 30.0, 20.0, 10.0, 20.0],
+        "triangle": [40.0, 0.0, 90.0, 0.0, 90.0, 50.0],
+    }
     record["annotations"] = [
         {"bbox": [min(s[::2]), min(s[1::2]), max(s[::2]), max(s[1::2])], "bbox_mode": BoxMode.XYXY_ABS,
          "category_id": n, "iscrowd": 0, "segmentation": [s]} for n, s in enumerate(shapes.values())
