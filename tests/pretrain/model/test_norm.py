@@ -11,7 +11,7 @@ from torch import nn
 from pretrain import config
 from pretrain.common import distributed
 from pretrain.common.errors import UserError
-from pretrain.config import validate
+from pretrain.config_checks import validate
 from pretrain.model import build, norm
 from pretrain.model.norm import GroupBatchNorm2d, SyncBatchNorm, convert_sync_batchnorm, in_groups
 

@@ -144,7 +144,7 @@ def test_a_vit_is_measured_on_its_class_token(image_folder: Callable[..., Path])
     probe = Probe(cfg, pixels, device=torch.device("cpu"))
     found = probe.measure(vit, bf16=False)
     dataset = CentreCrops(probe.train.files, size=32)
-    views = torch.stack([torch.as_tensor(dataset[n][0]) for n in range(12)])
+    views = torch.from_numpy(np.stack([dataset[n][0] for n in range(12)]))
     with torch.no_grad():
         features = vit.norm(vit_blocks(vit, pixels(views)))[:, 0]
     assert found.rank == pytest.approx(rankme(features), rel=1e-3) and found.largest == 12
