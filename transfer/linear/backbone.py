@@ -45,7 +45,9 @@ class Backbone:
     digest: str
 
 
-def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") -> Backbone:
+def load(
+    weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "", heads: int | None = None
+) -> Backbone:
     """Load `--weights`: a checkpoint file, from which no code is run, or `random` for an untrained MODEL.ARCH.
 
     Raises `UserError` for a file that the converter would refuse, for a fine-tuned detector, and for a ViT without the
@@ -57,7 +59,7 @@ def load(weights: str, cfg: CfgNode, *, source: str = "auto", branch: str = "") 
         net = ResNet(plain).eval()
         what = f"random {cfg.MODEL.ARCH}"
         return Backbone(net, plain, IMAGENET, what, file_digest="", digest=_digest(net, IMAGENET))
-    found = read_any(Path(weights), source=source, branch=branch)
+    found = read_any(Path(weights), source=source, branch=branch, heads=heads)
     part = next((name for name in found.dropped if name.split(".")[-1] in _DETECTOR), None)
     if part:
         raise UserError(

@@ -27,10 +27,11 @@ def main(about: str | None) -> None:
     from transfer.linear import rank, run
 
     distributed.init_from_env(distributed.pick_device(cfg.DEVICE))
+    choice = {"source": args.source, "branch": args.branch, "heads": args.heads}
     if args.rank:
-        rank.run(cfg, args.rank, source=args.source, branch=args.branch)
+        rank.run(cfg, args.rank, **choice)
     else:
-        run.run(cfg, args.weights, knn=args.knn, resume=args.resume, source=args.source, branch=args.branch)
+        run.run(cfg, args.weights, knn=args.knn, resume=args.resume, **choice)
     distributed.shutdown()  # not after an error: NCCL would wait for the other processes
 
 
@@ -58,6 +59,7 @@ def _parse(about: str | None) -> argparse.Namespace:
     command_line.add_resume(parser, "linear_last.pth")
     add("--source", default="auto", metavar="KIND", help="kind of checkpoint, as in tools/convert_to_d2.py")
     add("--branch", default="", help="which network to take if the file holds several")
+    add("--heads", type=int, metavar="N", help="of a ViT's attention, if they cannot be known")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     args = parser.parse_intermixed_args(command_line.mark_resume())
     _check(args)

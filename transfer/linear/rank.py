@@ -24,9 +24,7 @@ IMAGES = 25_600  # as many as in the paper
 FILE = "rankme.json"
 
 
-def run(
-    cfg: CfgNode, weights: Sequence[str], *, source: str = "auto", branch: str = ""
-) -> list[dict[str, Any]]:
+def run(cfg: CfgNode, weights: Sequence[str], **choice: Any) -> list[dict[str, Any]]:
     """Measure RankMe of each file on the images of DATA.TRAIN, print a ranking, and write it to OUTPUT_DIR. Collective.
 
     Returns:
@@ -41,10 +39,10 @@ def run(
         stack.enter_context(worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"))
         signals = stack.enter_context(Signals())
         for file in weights:
-            backbone.load(file, cfg, source=source, branch=branch)
+            backbone.load(file, cfg, **choice)
         images = SomeImages(cfg.DATA.TRAIN, key="DATA.TRAIN", limit=IMAGES)
         say(f"RankMe on {len(images.files)} images of {images.name}; more is better")
-        found = [_measure(cfg, file, images, signals, source=source, branch=branch) for file in weights]
+        found = [_measure(cfg, file, images, signals, **choice) for file in weights]
         found.sort(key=lambda each: -each["rankme"])
         if distributed.is_main():
             write_json(folder / FILE, {"images": images.name, "checkpoints": found})
@@ -52,10 +50,8 @@ def run(
     return found
 
 
-def _measure(
-    cfg: CfgNode, file: str, images: SomeImages, signals: Signals, *, source: str, branch: str
-) -> dict[str, Any]:
-    network = backbone.load(file, cfg, source=source, branch=branch)
+def _measure(cfg: CfgNode, file: str, images: SomeImages, signals: Signals, **choice: Any) -> dict[str, Any]:
+    network = backbone.load(file, cfg, **choice)
     extract = Extractor(network, distributed.pick_device(cfg.DEVICE))
     parts = [rows[good] for rows, good in features.compute(images, extract, cfg, signals)]
     values = torch.cat([torch.from_numpy(part) for part in parts])

@@ -67,22 +67,21 @@ def run(
     *,
     knn: bool = False,
     resume: bool | Path = False,
-    source: str = "auto",
-    branch: str = "",
+    **choice: Any,
 ) -> None:
     """Probe `weights` (a file, or `random`) and write the results to OUTPUT_DIR. Collective.
 
     Args:
         knn: measure weighted kNN accuracy instead of training a classifier.
         resume: continue from this file, or, if True, from the one in OUTPUT_DIR if there is one.
-        source, branch: as in `tools/convert_to_d2.py`.
+        choice: `source`, `branch` and `heads`, as in `backbone.load`.
     Raises:
         UserError: a mistake in the settings, the weights or the data.
         SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
     """
     with held(Path(cfg.OUTPUT_DIR)), worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):
         stored = None if knn else state.find(cfg, resume=resume)
-        probe = _set_up(cfg, weights, source=source, branch=branch)
+        probe = _set_up(cfg, weights, **choice)
         if distributed.is_main():
             state.remove_leftovers(probe.folder)
         extract = Extractor(probe.backbone, probe.device)
@@ -93,13 +92,13 @@ def run(
             _train(probe, extract, stored, signals)
 
 
-def _set_up(cfg: CfgNode, weights: str, *, source: str, branch: str) -> Probe:
+def _set_up(cfg: CfgNode, weights: str, **choice: Any) -> Probe:
     """Load weights and lists of images, check them and print a summary."""
     device = distributed.pick_device(cfg.DEVICE)
     train, val = (LabelledImages(cfg.DATA[part], key=f"DATA.{part}") for part in ("TRAIN", "VAL"))
     check_classes(train, val)
     check_separate(train, val)
-    network = backbone.load(weights, cfg, source=source, branch=branch)
+    network = backbone.load(weights, cfg, **choice)
     _check_same_inputs(train.digest, val.digest, network.digest, device=device)
     say(f"weights: {weights}: {backbone.describe_architecture(network.architecture)}, {network.what}")
     say(

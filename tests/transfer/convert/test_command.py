@@ -9,7 +9,7 @@ import torch
 
 from tests.support.checkpoints import plain_file, small_network
 from tests.support.scripts import run_script
-from transfer.convert import command
+from transfer.convert.program import command
 from transfer.convert.weights_file import read_weights
 
 SMALL = small_network().state_dict()

@@ -27,8 +27,6 @@ def run(args: argparse.Namespace) -> None:
         UserError: flags that do not fit together, or a file that cannot be read, converted or written.
     """
     _refuse_idle_flags(args)
-    if args.heads is not None and args.heads < 1:
-        raise UserError(f"--heads {args.heads}: give a number above 0")
     choice = {
         "source": args.source, "branch": args.branch, "given": _given(args), "merged_norm": args.merged_norm,
         "heads": args.heads, "resample": args.resample_patch,

@@ -54,8 +54,8 @@ def export_any(path: Path, output: Path, *, to: str, overwrite: bool, **choice: 
         raise UserError(
             f"{RESAMPLE} has no effect with --to, which writes the tensors as they are: leave it out"
         )
-    if holds_vit(path, loaded):
-        found = read_vit(path, loaded=loaded, **_options(path, choice, vit=True))
+    found = read_any(path, loaded, **choice)
+    if isinstance(found, VitSource):
         return export_vit(path, output, found, to=to)
     options = _options(path, choice, vit=False)
     return export(path, output, to=to, overwrite=overwrite, loaded=loaded, **options)

@@ -63,8 +63,9 @@ class Shape:
         return ratio if int(self.width * ratio) == self.hidden else math.nextafter(ratio, math.inf)
 
     def __str__(self) -> str:
+        heads = f"{self.heads} head{'s' if self.heads > 1 else ''}"
         return (
-            f"ViT, width {self.width}, {self.depth} blocks of {self.heads} heads, MLPs of {self.hidden}, patches of "
+            f"ViT, width {self.width}, {self.depth} blocks of {heads}, MLPs of {self.hidden}, patches of "
             f"{self.patch_size} pixels, {self.grid} x {self.grid} positions"
         )
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.checkpoint import save
 from transfer.convert.preprocessing import IMAGENET, describe_input
@@ -23,6 +25,8 @@ _NAMES = {
 def export_vit(input: Path, output: Path, found: VitSource, *, to: str) -> list[str]:
     """Write a ViT under timm's names, bit for bit: all of it that the file has, class token and final norm included.
 
+    Registers without positions get positions of zeros if the class token has one.
+
     Args:
         output: `*.pth` or `*.safetensors`, which the caller has checked.
         to: must be `timm`.
@@ -34,6 +38,11 @@ def export_vit(input: Path, output: Path, found: VitSource, *, to: str) -> list[
     if to != "timm":
         raise UserError(f"{input}: it holds a ViT, which can be exported with --to timm only, not --to {to}")
     tensors = dict(found.backbone)
+    if (
+        found.shape.registers and found.shape.class_position
+    ):  # timm gives positions to all of them, or to none
+        table, zeros = tensors["pos_embed"], torch.zeros(1, found.shape.registers, found.shape.width)
+        tensors["pos_embed"] = torch.cat([table[:, :1], zeros, table[:, 1:]], dim=1)
     if output.suffix == ".safetensors":
         write_safetensors(output, tensors, metadata={"format": "pt"})
     else:
@@ -74,7 +83,7 @@ def _load(shape: Shape, output: Path, *, complete: bool) -> str:
     if shape.registers or not shape.class_position:
         options["no_embed_class"] = not shape.class_position
     if not shape.class_token and not shape.class_position:
-        options |= {"class_token": False, "global_pool": "avg"}
+        options |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     if shape.layer_scale:
         options["init_values"] = 1.0
     if not shape.qkv_bias:

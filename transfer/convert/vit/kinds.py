@@ -74,6 +74,8 @@ def read_heads(
         UserError: it cannot be known; the message names the flag.
     """
     if given is not None:
+        if given < 1:
+            raise UserError(f"{FLAG} {given}: give a number above 0")
         return given, f"as {FLAG} says"
     settings = loaded.other.get("preprocessing")
     recorded = settings.get("MODEL.VIT.HEADS") if isinstance(settings, dict) else None
@@ -90,7 +92,7 @@ def read_heads(
     if kind in ("timm", "unknown", "solo") and width == 384 and _class_position_is_zero(network):
         raise UserError(
             f"{path}: its number of heads cannot be known: a width of 384 and a position of zeros for the class token "
-            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: convert it with {FLAG} 12 or {FLAG} 6"
+            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: add {FLAG} 12 or {FLAG} 6"
         )
     if width in _LARGE:
         return _LARGE[width], f"assumed, as usual for width {width} (to change it: {FLAG})"

@@ -1,5 +1,6 @@
 """Converted ViTs: what is in the file, the record, the way back to timm, and resampled patches."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transfer.convert.vit.notes import PATCHES, resized_positions
 from transfer.convert.vit.recognise import read_vit
 from transfer.convert.weights_file import read_weights
 from transfer.models.init_weights import check_preprocessing, load_into
+from transfer.programs import convert_to_d2
 
 QUERY, KEY = vit(1), vit(2)
 
@@ -66,7 +68,7 @@ def test_the_file_holds_the_network_and_what_it_needs(tmp_path: Path) -> None:
         record["proof"].keys() == {"block 0", "block 1", "resized"} and max(record["proof"].values()) < 1e-12
     )
     text = "\n".join(report(written, tmp_path / "a.pkl"))
-    for part in ("ViT, width 64, 2 blocks of 1 heads", "cls_token (1), norm (2)", "2 blocks at 48 px, with windows of",
+    for part in ("ViT, width 64, 2 blocks of 1 head", "cls_token (1), norm (2)", "2 blocks at 48 px, with windows of",
                  "all blocks global at 96 px", "feeding them changes the source's last tokens by", "PRETRAIN_SIZE: 48",
                  "model.backbone.net.update(patch_size=16, embed_dim=64"):  # fmt: skip
         assert part in text
@@ -104,7 +106,9 @@ def test_layer_scale_is_folded_and_a_missing_bias_filled(tmp_path: Path) -> None
 def test_the_file_initialises_a_detector_of_ours(tmp_path: Path) -> None:
     state = vit(1, width=192, depth=6, hidden=768, grid=4)
     written = convert_any(save(tmp_path, state), tmp_path / "a.pkl", verify=False)
-    cfg = load_config("transfer/demo_ViT_SFP.yaml", ["MODEL.WEIGHTS", str(tmp_path / "a.pkl")])
+    cfg = load_config(
+        "transfer/demo_ViT_SFP.yaml", ["MODEL.WEIGHTS", str(tmp_path / "a.pkl"), "MODEL.DEVICE", "cpu"]
+    )
     model = build_model(cfg)
     assert load_into(model, cfg)["matched"] == 3 + 12 * 6
     assert torch.equal(model.backbone.net.blocks[5].mlp.fc2.weight, state["blocks.5.mlp.fc2.weight"])
@@ -134,6 +138,36 @@ def test_the_way_back_to_timm_is_bit_equal(tmp_path: Path, ending: str) -> None:
         export_any(path, tmp_path / "c.pth", to="moco", overwrite=False)
 
 
+def test_the_program_takes_vits_in_every_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path, vit(1, patch=14))
+    for words, expected in (
+        (
+            ["a.pth", "a.pkl", "--resample-patch", "16", "--record", "a.json"],
+            "verified  the source network without",
+        ),
+        (["--inspect", "a.pth", "a.pkl"], "patches   of 14 pixels"),
+        (["a.pth", "back.pth", "--to", "timm"], "load      timm.create_model("),
+        (["a.pth", "--output-dir", "all", "--resample-patch", "16", "--heads", "2"], "timm, the top"),
+    ):
+        monkeypatch.chdir(path.parent)
+        monkeypatch.setattr(sys, "argv", ["convert_to_d2.py", *words])
+        convert_to_d2.main()
+        assert expected in capsys.readouterr().out
+    for words, fault in (
+        (
+            ["a.pth", "b.pth", "--to", "timm", "--resample-patch", "16"],
+            "--resample-patch has no effect with --to",
+        ),
+        (["a.pth", "b.pkl", "--heads", "0"], "--heads 0: give a number above 0"),
+        (["a.pth", "b.pkl"], "add --resample-patch 16"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["convert_to_d2.py", *words])
+        with pytest.raises(UserError, match=fault):
+            convert_to_d2.main()
+
+
 def test_a_converted_file_keeps_its_settings(tmp_path: Path) -> None:
     given = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
     first = convert_any(
@@ -149,7 +183,7 @@ def test_inspect_says_what_would_happen(tmp_path: Path) -> None:
     text = "\n".join(describe(save(tmp_path, FILES["vit: dino full"][1](QUERY, KEY))))
     for part in ("network   student.module.backbone (timm's names)",
                  "taken     teacher.backbone: the teacher; layout dino",
-                 "shape     ViT, width 64, 2 blocks of 1 heads, MLPs of 96, patches of 16 pixels, 3 x 3 positions",
+                 "shape     ViT, width 64, 2 blocks of 1 head, MLPs of 96, patches of 16 pixels, 3 x 3 positions",
                  "heads     1: assumed, one for each 64 channels (to change it: --heads)", "left out  cls_token",
                  "RGB, mean 123.675, 116.28, 103.53, std 58.395, 57.12, 57.375\n",
                  "--channel-order, --pixel-mean, --pixel-std)"):  # fmt: skip

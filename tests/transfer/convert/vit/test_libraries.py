@@ -11,7 +11,7 @@ from torchvision.models import VisionTransformer
 
 from pretrain.common.errors import UserError
 from tests.transfer.convert.test_libraries import library, save
-from transfer.convert.program.networks import convert_any, read_any
+from transfer.convert.program.networks import convert_any, export_any, read_any
 from transfer.convert.vit.recognise import VitSource, build_vit, read_vit
 
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
@@ -77,6 +77,7 @@ def test_torchvision(tmp_path: Path) -> None:
         ("deit_tiny_distilled_patch16_224", {}),
     ],
 )
+@torch.no_grad()
 def test_timm(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     sizes = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}
     network = randomise(
@@ -90,7 +91,19 @@ def test_timm(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     if "distilled" not in name:
         assert_computes(source, blocks, feature)
         assert source.dropped == {}
+        # The line that is printed for timm loads what was written.
+        load = export_any(path, tmp_path / "back.pth", to="timm", overwrite=False, heads=3)[-1]
+        again = eval(load.removeprefix("load").strip(), {"timm": library("timm")})
+        torch.testing.assert_close(again.double().eval()(IMAGE), feature, rtol=1e-6, atol=1e-6)
     convert_any(path, tmp_path / "a.pkl", heads=3)
+    load = export_any(tmp_path / "a.pkl", tmp_path / "kept.pth", to="timm", overwrite=False)[-1]
+    made, _, loaded = load.removeprefix("load").strip().partition(".load_state_dict")
+    assert loaded == f"(torch.load({str(tmp_path / 'kept.pth')!r}), strict=False)"
+    kept = eval(made, {"timm": library("timm")})
+    missing = kept.load_state_dict(torch.load(tmp_path / "kept.pth"), strict=False)
+    assert (
+        set(missing.missing_keys) <= {"cls_token", "norm.weight", "norm.bias"} and not missing.unexpected_keys
+    )
 
 
 @pytest.mark.parametrize(
