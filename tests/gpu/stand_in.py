@@ -102,17 +102,17 @@ class StandIn(TorchFunctionMode):
 
     def _look(self, func: Callable[..., Any], args: Any, tensors: list[torch.Tensor]) -> None:
         name = getattr(func, "__name__", str(func))
-        others = [
-            tensor for tensor in tensors if not isinstance(tensor, OnGpu) and (tensor.ndim or func in _STRICT)
-        ]
+        others = [t for t in tensors if not isinstance(t, OnGpu) and (t.ndim or func in _STRICT)]
+        if func in _INDEXING:  # takes places on the CPU, too, and copies them
+            places = [leaf for leaf in tree_leaves(args[1]) if torch.is_tensor(leaf)]
+            others = [t for t in others if not any(t is place for place in places)]
+            if any(not isinstance(t, OnGpu) or t.dtype in (torch.bool, torch.uint8) for t in places):
+                self._wait(func)
         if others and name != "__set__":
             raise AssertionError(f"{name}: tensors on cuda:0 and cpu: {[tuple(t.shape) for t in tensors]}")
         if func in _TO_NUMPY:
             raise AssertionError(f"{name}: a tensor on cuda:0 has no array")
-        by_mask = func in _INDEXING and any(
-            leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args[1]) if torch.is_tensor(leaf)
-        )
-        if func in _WAITS or by_mask or func is torch.Tensor.new_tensor:
+        if func in _WAITS or func is torch.Tensor.new_tensor:
             self._wait(func)
 
     def _wait(self, func: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ CONFIGS = {
     "memorybank": "pretrain/memorybank_R50.yaml",
 }  # fmt: skip
 SMALL = [
-    "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MODEL.BN_GROUP_SIZE", "8", "MOCO.K", "40",
+    "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MODEL.BN_GROUP_SIZE", "8", "MOCO.K", "48",
     "MOCO.M", "0.9", "INPUT.SIZE", "64", "SOLVER.IMS_PER_BATCH", str(IMAGES), "SOLVER.BASE_LR", "0.01",
 ]  # fmt: skip
 

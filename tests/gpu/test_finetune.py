@@ -23,6 +23,7 @@ pytestmark = GPU
 RUN = [
     "MODEL.INIT", "random", *detection_data.TINY, *detection_data.NARROW, "MODEL.DEVICE", "cuda",
     "DATALOADER.NUM_WORKERS", "2", "SOLVER.MAX_ITER", "10", "SOLVER.STEPS", "(8,)", "SOLVER.CHECKPOINT_PERIOD", "5",
+    "SOLVER.BASE_LR", "0.002",
 ]  # fmt: skip
 KINDS = {
     "FPN": ("coco_R50_FPN", [], {"bbox", "segm"}),

@@ -80,22 +80,26 @@ def test_numbers_are_the_cpus(gpu: StandIn, kind: str) -> None:
         assert distance(theirs.weights(), ours.weights()) < 1e-6
 
 
-@pytest.mark.parametrize("place", ["keys", "loss"])
-def test_a_tensor_of_another_device_is_found(
-    gpu: StandIn, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda logits: logits + torch.zeros(logits.shape[1]), "cuda:0 and cpu"),
+        (lambda logits: torch.stack([logits, torch.zeros(logits.shape)])[0], "cuda:0 and cpu"),
+        (lambda logits: logits[torch.arange(len(logits))], "__getitem__"),
+        (lambda logits: logits / logits.detach().abs().max().item(), "item"),
+        (lambda logits: logits + torch.tensor(1.0).to(logits.device), "copy to cuda"),
+        (lambda logits: logits + torch.tensor([1.0], device=logits.device), "tensor"),
+        (lambda logits: logits if logits.detach().isfinite().all() else logits * 0, "__bool__"),
+    ],
+)
+def test_a_fault_is_found(
+    gpu: StandIn, monkeypatch: pytest.MonkeyPatch, fault: Callable[[torch.Tensor], torch.Tensor], message: str
 ) -> None:
-    """The check checks: a forgotten `device`, and a look at the loss."""
+    """The check checks: a forgotten `device`, a copy, and a look at a value."""
     ours = trainee(settings("v2", *SMALLER), DEVICE)
     logits = ours.model.logits
-
-    def forgetful(queries: torch.Tensor, keys: Any, places: torch.Tensor) -> torch.Tensor:
-        if place == "loss":
-            assert queries.sum().item() > -1e9
-            return logits(queries, keys, places)
-        return logits(queries, keys, torch.arange(len(queries)))
-
-    monkeypatch.setattr(ours.model, "logits", forgetful)
-    with pytest.raises(AssertionError, match="cuda:0 and cpu" if place == "keys" else "item"):
+    monkeypatch.setattr(ours.model, "logits", lambda *arguments: fault(logits(*arguments)))
+    with pytest.raises(AssertionError, match=message):
         ours.step(watch=no_waits(gpu))
 
 

@@ -30,12 +30,9 @@ from transfer.train.step import grad_scaler, step
 from transfer.visualize import instances
 
 CPU = torch.device("cpu")
-NARROW = [
-    "MODEL.INIT", "random", "MODEL.DEVICE", "cuda", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
-]  # fmt: skip
+SMALL = ["MODEL.INIT", "random", "MODEL.DEVICE", "cuda", *detection_data.NARROW]
 FEW = [
-    *detection_data.NARROW_HEADS, "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_HEADS.NUM_CLASSES", "2",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
 ]  # fmt: skip
@@ -47,14 +44,14 @@ def gpu() -> Iterator[StandIn]:
         yield seen
 
 
-def _image(size: int = 64) -> dict[str, Any]:
+def _image(size: int) -> dict[str, Any]:
     image = torch.randint(0, 256, (3, size, size), generator=torch.Generator().manual_seed(0))
     return {"image": image.to(torch.uint8), "height": size, "width": size}
 
 
 def _labelled() -> dict[str, Any]:
-    label = torch.randint(0, 21, (64, 64), generator=torch.Generator().manual_seed(1))
-    return {**_image(), "sem_seg": label}
+    label = torch.randint(0, 21, (32, 32), generator=torch.Generator().manual_seed(1))
+    return {**_image(32), "sem_seg": label}
 
 
 def _objects() -> dict[str, Any]:
@@ -64,7 +61,7 @@ def _objects() -> dict[str, Any]:
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[0, 4:40, 4:30] = masks[1, 10:50, 20:60] = True
     found.gt_masks = BitMasks(masks)
-    return {**_image(), "instances": found}
+    return {**_image(64), "instances": found}
 
 
 def _trained(cfg: CfgNode, batch: list[dict[str, Any]], tmp_path: Any) -> nn.Module:
@@ -87,22 +84,21 @@ def test_segmentation(gpu: StandIn, precision: str, tmp_path: Any) -> None:
     more = [] if precision == "off" else ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", precision]
     cfg = load_config(
         "transfer/semseg_voc_R50.yaml",
-        [*NARROW, "MODEL.RESNETS.RES5_DILATION", "1", "MODEL.RESNETS.OUT_FEATURES", "['res4']",
-         "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res4']", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "8", "SOLVER.ACCUMULATE", "2",
-         "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", str(tmp_path), *more],
+        [*SMALL, "MODEL.SEM_SEG_HEAD.CONVS_DIM", "8", "SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "4",
+         "OUTPUT_DIR", str(tmp_path), *more],
     )  # fmt: skip
     model = _trained(cfg, [_labelled()] * 4, tmp_path)
     with torch.no_grad():
-        (found,) = model([_image()])
-    assert isinstance(found["sem_seg"], OnGpu) and found["sem_seg"].shape == (21, 64, 64)
+        (found,) = model([_image(32)])
+    assert isinstance(found["sem_seg"], OnGpu) and found["sem_seg"].shape == (21, 32, 32)
 
 
 def test_detection(gpu: StandIn, tmp_path: Any) -> None:
     """Proposals, sampling, losses and inference of detectron2, and what our code does with the results."""
-    cfg = load_config("transfer/coco_R50_FPN.yaml", [*NARROW, *FEW, "OUTPUT_DIR", str(tmp_path)])
+    cfg = load_config("transfer/coco_R50_FPN.yaml", [*SMALL, *FEW, "OUTPUT_DIR", str(tmp_path)])
     model = _trained(cfg, [_objects()] * 2, tmp_path)
     with torch.no_grad():
-        (found,) = model([_image()])
+        (found,) = model([_image(64)])
     assert isinstance(found["instances"].scores, OnGpu) and len(found["instances"]) > 0
     owner: Any = types.SimpleNamespace(names=["a", "b"])
     detections = Predictor._plain(owner, found["instances"])
