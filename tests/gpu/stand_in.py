@@ -183,6 +183,16 @@ def stand_in_gpu() -> Iterator[StandIn]:
         here = any(isinstance(leaf, OnGpu) for leaf in tree_leaves(lists))
         return {(DEVICE if here else device, dtype): value for (device, dtype), value in found.items()}
 
+    save = torch.save
+
+    def saved(contents: Any, *arguments: Any, **options: Any) -> None:
+        """Files of a GPU's tensors are read on any machine; those of the stand-in need to lose their class."""
+        save(
+            tree_map(lambda leaf: plain(leaf) if isinstance(leaf, OnGpu) else leaf, contents),
+            *arguments,
+            **options,
+        )
+
     nothing = lambda *_, **__: None  # noqa: E731
     names: dict[str, Any] = {
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
@@ -195,6 +205,7 @@ def stand_in_gpu() -> Iterator[StandIn]:
     with pytest.MonkeyPatch.context() as patch, StandIn() as seen:
         for name, value in names.items():
             patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch, "save", saved)
         patch.setattr(torch, "autocast", _Autocast)
         patch.setattr(torch.amp, "GradScaler", _GradScaler)
         patch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped))

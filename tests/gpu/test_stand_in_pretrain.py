@@ -24,6 +24,7 @@ from pretrain.train.nonfinite import first_bad_layer
 from tests.gpu.stand_in import DEVICE, OnGpu, StandIn, plain, stand_in_gpu
 from tests.gpu.steps import CONFIGS, Trainee, distance, in_float64, settings, trainee
 from tests.support.contrast_models import encoder, random_views
+from tests.support.pretrain_runs import log_lines, pretrain
 
 CPU = torch.device("cpu")
 SMALLER = ["INPUT.SIZE", "32", "MODEL.BN_GROUP_SIZE", "8"]
@@ -169,3 +170,22 @@ def test_what_is_saved_and_the_choice_of_precision(gpu: StandIn, tmp_path: Path)
         checkpoints._check_finite(tmp_path, ours.model, ours.optimizer, iteration=1)
     decision = precision.decide("auto", lambda: pytest.fail("timed"), size=8, group_size=4, device=DEVICE)
     assert decision.startswith("bf16")
+
+
+@pytest.mark.parametrize("kind", ["moco", "memorybank"])
+def test_a_run_that_is_resumed(
+    gpu: StandIn, image_folder: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    """The whole loop: the images of a loader, one of which is unreadable, the monitor, the log and the state."""
+    images = image_folder(8, classes=("a", "b"))
+    (images / "a" / "0000.jpg").write_bytes(b"no image")
+    given = [
+        "DEVICE", "cuda", "MOCO.MECHANISM", kind, "INPUT.SIZE", "32", "INPUT.VIEWS", "gpu", "SOLVER.IMS_PER_BATCH", "8",
+        "MODEL.BN_GROUP_SIZE", "4", "DATA.MAX_BROKEN", "0.5", "SOLVER.AMP", "fp16",
+    ]  # fmt: skip
+    pretrain(images, tmp_path / "run", *given, "SOLVER.MAX_EPOCH", "1")
+    state = pretrain(images, tmp_path / "run", *given, "SOLVER.MAX_EPOCH", "2", resume=True)
+    assert state["iteration"] == 4 and state["scaler"] is not None
+    lines = log_lines(tmp_path / "run")
+    assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert "0000.jpg" in (tmp_path / "run/broken_images.txt").read_text()
