@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
 from pretrain.train import loop
 from pretrain.train.checkpoints import LAST
-from tests.gpu.real import GPU, deterministic, little_memory
+from pretrain.train.setup import Run
+from tests.gpu.real import GPU, deterministic, little_memory, no_waiting
 from tests.gpu.steps import CONFIGS, SMALL, distance
 
 pytestmark = GPU
@@ -58,6 +60,26 @@ def test_a_run_of_twenty_iterations(
     assert found["iteration"] == 20 and found["amp"].startswith(amp if amp != "auto" else ("bf16", "off"))
     assert all(value.device.type == "cpu" for value in found["state_dict"].values())
     assert (found["scaler"] is not None) == (amp == "fp16")
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_nothing_waits_between_the_loader_and_the_log(
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str
+) -> None:
+    """Copies from pinned memory, views on the GPU, and the step, once cuDNN has chosen its algorithms."""
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            (own,) = (each for each in arguments if isinstance(each, Run))
+            with no_waiting() if own.progress.iteration >= 8 else nullcontext():
+                return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(loop, "to_device", watched(loop.to_device))
+    monkeypatch.setattr(loop, "step", watched(loop.step))
+    images = image_folder(32, size=(96, 80))
+    assert run("v2", images, tmp_path / "run", "SOLVER.AMP", amp, "INPUT.VIEWS", "gpu")["iteration"] == 20
 
 
 def test_a_resumed_run_is_the_undisturbed_one(
