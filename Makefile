@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 TRANSFER_TESTS = $$(grep -lE 'transfer|train_net|convert_to_d2' -r tests --include='test_*.py')
 
-.PHONY: help setup demo demo-vit demo-mechanism test test-d2-main test-libraries lint docs clean
+.PHONY: help setup demo demo-vit demo-mechanism test test-gpu test-d2-main test-libraries lint docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -43,6 +43,10 @@ demo-mechanism: $(READY) ## Plot the effect of shuffled batch norm and of the mo
 
 test: $(READY) ## Run all tests
 	$(PYTEST)
+
+test-gpu: $(READY) ## Run the tests that need a GPU, a few minutes on one
+	@$(PY) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "error: no GPU found")'
+	$(PY) -m pytest -m gpu --durations 15 tests/gpu
 
 test-d2-main: $(READY) ## Run the transfer tests on a checkout of detectron2's main branch (D2=FOLDER)
 	@test -f "$(D2)/detectron2/__init__.py" || \

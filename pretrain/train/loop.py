@@ -91,10 +91,18 @@ def _train(run: Run, log: Log) -> None:
 
 
 def to_device(batch: Batch, run: Run) -> tuple[Views, torch.Tensor]:
-    """Return query and key views, (N, H, W, 3) uint8 each, and the image numbers (N,), on the run's device."""
+    """Return query and key views, (N, H, W, 3) uint8 each, and the image numbers (N,), on the run's device.
+
+    Raises `UserError` if a GPU's memory does not suffice for INPUT.VIEWS gpu.
+    """
     query, key, choices, images = (part.to(run.device, non_blocking=True) for part in batch[:4])
     recipes = pair_without(run.cfg.INPUT.AUG, run.cfg.INPUT.WITHOUT)
-    query, key = (on_device.finish(half, choices[:, n], recipes[n]) for n, half in enumerate((query, key)))
+    try:
+        query, key = (
+            on_device.finish(half, choices[:, n], recipes[n]) for n, half in enumerate((query, key))
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise _too_little_memory(run.cfg, len(images)) from None
     return (query, key), images
 
 
@@ -116,10 +124,14 @@ def step(run: Run, views: Views, images: torch.Tensor, iteration: int) -> torch.
     except NonFiniteLoss:
         raise not_finite(run, views, iteration + 1) from None
     except torch.cuda.OutOfMemoryError:
-        raise UserError(
-            f"the GPU does not have enough memory for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: "
-            f"{_less_memory(cfg, len(images))}"
-        ) from None
+        raise _too_little_memory(cfg, len(images)) from None
+
+
+def _too_little_memory(cfg: CfgNode, local: int) -> UserError:
+    return UserError(
+        f"the GPU does not have enough memory for SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: "
+        f"{_less_memory(cfg, local)}"
+    )
 
 
 def _less_memory(cfg: CfgNode, local: int) -> str:

@@ -105,5 +105,7 @@ def _test(cfg: CfgNode, model: torch.nn.Module) -> float:
     for _, batch in zip(range(_WARM_UP + _TIMED), loader, strict=False):
         start = time.perf_counter()
         model(batch)
+        if cfg.MODEL.DEVICE == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[min(_WARM_UP, len(times) - 1) :])

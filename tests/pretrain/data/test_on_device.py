@@ -139,24 +139,3 @@ def test_the_loader_leaves_the_rest_to_the_device(tmp_path: Path, without: list[
         done = on_device.finish(getattr(left, name), left.choices[:, number], recipe)
         close([done.numpy()], [getattr(ours, name).numpy()])
         assert without or not torch.equal(getattr(left, name), getattr(ours, name))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_nothing_waits_for_the_gpu() -> None:
-    pixels = crops(2, 112)
-    views = [
-        draw(random.Random(n), RECIPES["v2"], width=112, height=112, min_scale=1.0)
-        for n in range(len(pixels))
-    ]
-    images = torch.from_numpy(np.stack(pixels)).cuda()
-    choices = torch.tensor([pack(view) for view in views]).cuda()
-    on_device.finish(images, choices, RECIPES["v2"])  # constants are copied at the first call
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        done = on_device.finish(images, choices, RECIPES["v2"])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    close(
-        list(done.cpu().numpy()), [recolour(*pair, RECIPES["v2"]) for pair in zip(pixels, views, strict=True)]
-    )

@@ -1,0 +1,111 @@
+"""Steps of pre-training with a small network, the same ones on any device."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from pretrain import config
+from pretrain.data.on_device import Pixels
+from pretrain.model import build, moco, norm, precision
+from pretrain.model.contrast import Contrast
+from pretrain.train.step import train_step
+from tests.support.contrast_models import BANK, random_numbers, random_views
+
+IMAGES = 16
+CONFIGS = {
+    "v1": "pretrain/moco_v1_R50.yaml", "v2": "pretrain/moco_v2_R50.yaml", "endtoend": "pretrain/endtoend_R50.yaml",
+    "memorybank": "pretrain/memorybank_R50.yaml",
+}  # fmt: skip
+SMALL = [
+    "MODEL.ARCH", "resnet18", "MODEL.WIDTH", "0.125", "MODEL.DIM", "16", "MODEL.BN_GROUP_SIZE", "8", "MOCO.K", "48",
+    "MOCO.M", "0.9", "INPUT.SIZE", "64", "SOLVER.IMS_PER_BATCH", str(IMAGES), "SOLVER.BASE_LR", "0.01",
+]  # fmt: skip
+
+Watch = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+def settings(kind: str, *more: str) -> CfgNode:
+    """The config of a kind of pre-training, for two groups of 8 images."""
+    return config.load(CONFIGS[kind], [*SMALL, *more])
+
+
+@dataclass
+class Trainee:
+    """A model with what its steps need; every step sees other images, which depend on its number alone."""
+
+    cfg: CfgNode
+    device: torch.device
+    model: Contrast
+    optimizer: torch.optim.Optimizer
+    pixels: Pixels
+    scaler: torch.amp.GradScaler | None
+    done: int = 0
+
+    def step(self, *, watch: Watch = contextlib.nullcontext) -> torch.Tensor:
+        """Take a step under `watch`, which does not see the images being copied; its METRICS."""
+        pair = random_views(IMAGES, self.done, size=self.cfg.INPUT.SIZE)
+        query, key = (views.to(self.device) for views in pair)
+        images, order = random_numbers(IMAGES, self.done).to(self.device), moco.key_order(self.cfg, self.done)
+        with watch():
+            metrics = train_step(
+                self.model, self.optimizer, (query, key), pixels=self.pixels, images=images, iteration=self.done,
+                order=order, bf16=self.cfg.SOLVER.AMP == "bf16", scaler=self.scaler,
+                parts=norm.parts(self.cfg, self.device),
+            )  # fmt: skip
+        self.done += 1
+        return metrics
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the whole state, on the CPU."""
+        return copied(self.model)
+
+
+def trainee(cfg: CfgNode, device: torch.device) -> Trainee:
+    """What `pretrain.train.setup` builds, without data; a scaler starts at a scale that does not overflow."""
+    precision.forbid_tf32()
+    model, optimizer, _ = build.build(cfg, device, images=BANK, decide=False)
+    last = precision.channels_last(cfg, device)
+    pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=last).to(device)
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8) if cfg.SOLVER.AMP == "fp16" else None
+    return Trainee(cfg, device, model, optimizer, pixels, scaler)
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Compute in float64, also what asks for float32: there rounding stays as small as it starts.
+
+    In float32 the order of sums comes to percents of the gradients after a few steps. What is no floating-point number
+    still becomes float32, as the optimizer needs it.
+    """
+    original = torch.Tensor.float
+
+    def double(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.is_floating_point() else original(tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a model on the CPU, in memory of its own."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference between two states, over their tensors."""
+    assert one.keys() == other.keys()
+    found = 0.0
+    for name, value in one.items():
+        difference = (value.double() - other[name].double()).norm()
+        found = max(found, float(difference / value.double().norm().clamp(min=1e-2)))
+    return found

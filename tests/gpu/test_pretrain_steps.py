@@ -1,0 +1,172 @@
+"""Steps of pre-training on a GPU: each mechanism, norm and precision, against the CPU, without waiting."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as td
+from torch import nn
+
+from pretrain.common import distributed
+from pretrain.model.norm import _SyncedNorm
+from tests.gpu.real import DEVICE, GPU, no_waiting
+from tests.gpu.steps import CONFIGS, Trainee, distance, in_float64, settings, trainee
+
+pytestmark = GPU
+CPU = torch.device("cpu")
+KINDS = list(CONFIGS)
+_WARM_UP = 4  # steps in which cuDNN tries its algorithms and constants are copied
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_steps_without_waiting_for_the_gpu(kind: str, amp: str) -> None:
+    own = trainee(settings(kind, "SOLVER.AMP", amp), DEVICE)
+    before = own.weights()
+    metrics = [own.step() for _ in range(_WARM_UP)]
+    metrics += [own.step(watch=no_waiting) for _ in range(20 - _WARM_UP)]
+    assert torch.isfinite(torch.stack(metrics)).all()
+    after = own.weights()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not [name for name in after if torch.equal(before[name], after[name])]
+    kinds = {value.dtype for value in after.values() if value.is_floating_point()}
+    assert kinds == {torch.float32}
+
+
+@pytest.mark.parametrize("norm", ["ShuffleBN", "SyncBN", "BN"])
+@pytest.mark.parametrize("kind", ["v2", "endtoend"])
+def test_every_norm(kind: str, norm: str) -> None:
+    own = trainee(settings(kind, "MODEL.NORM", norm, "SOLVER.AMP", "bf16"), DEVICE)
+    metrics = [own.step() for _ in range(_WARM_UP)]
+    metrics += [own.step(watch=no_waiting) for _ in range(2)]
+    assert torch.isfinite(torch.stack(metrics)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_five_float64_steps_equal_the_cpus(kind: str) -> None:
+    with in_float64():
+        cfg = settings(kind, "SOLVER.AMP", "off")
+        ours, theirs = trainee(cfg, DEVICE), trainee(cfg, CPU)
+        assert distance(ours.weights(), theirs.weights()) == 0  # the same at the start
+        for _ in range(5):
+            torch.testing.assert_close(ours.step().cpu(), theirs.step(), rtol=1e-7, atol=1e-7)
+        assert distance(theirs.weights(), ours.weights()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_five_float32_steps_equal_the_cpus(kind: str) -> None:
+    """Each from the CPU's state: rounding alone would grow to percents over five steps (see `in_float64`)."""
+    cfg = settings(kind, "SOLVER.AMP", "off", "SOLVER.BASE_LR", "0.001")
+    ours, theirs = trainee(cfg, DEVICE), trainee(cfg, CPU)
+    for _ in range(5):
+        ours.model.load_state_dict(theirs.model.state_dict())
+        for p, other in zip(ours.model.trained(), theirs.model.trained(), strict=True):
+            momentum = theirs.optimizer.state[other]["momentum_buffer"]
+            ours.optimizer.state[p]["momentum_buffer"].copy_(momentum)
+        found, expected = ours.step().cpu(), theirs.step()
+        assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-4, abs=1e-4)
+        state = ours.weights()
+        for name, value in theirs.weights().items():
+            torch.testing.assert_close(
+                state[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+def test_compiled_encoders_compute_the_same() -> None:
+    slow = ["SOLVER.AMP", "off", "SOLVER.BASE_LR", "0.001"]
+    plain, compiled = (
+        trainee(settings("v2", *slow, *more), DEVICE) for more in ([], ["MODEL.COMPILE", "True"])
+    )
+    for watch in (nullcontext, nullcontext, no_waiting):
+        ours, theirs = compiled.step(watch=watch)[0].item(), plain.step()[0].item()
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert distance(plain.weights(), compiled.weights()) < 1e-2
+
+
+def _poison(own: Trainee, kind: str) -> torch.Tensor:
+    """Make the loss of the next step a NaN, by what the queries are compared with; returns what was spoilt."""
+    name = {"endtoend": "encoder_k.fc.bias", "memorybank": "memory_bank"}.get(kind, "queue")
+    spoilt = own.model.state_dict()[name]
+    with torch.no_grad():
+        spoilt.fill_(torch.nan)
+    return spoilt
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_is_not_finite_leaves_the_weights(kind: str, steps: int, amp: str) -> None:
+    """Also in the first step, when there is no momentum yet. Nobody has looked at the loss by then."""
+    own = trainee(settings(kind, "SOLVER.AMP", amp), DEVICE)
+    for _ in range(steps):
+        own.step()
+    spoilt = _poison(own, kind)
+    weights = [p.detach().clone() for p in own.model.trained()]
+    momenta = [own.optimizer.state[p]["momentum_buffer"].clone() for p in own.model.trained()]
+    scale = own.scaler.get_scale() if own.scaler else 0.0
+    assert own.step(watch=no_waiting if steps else nullcontext)[0].isnan()
+    for p, before, momentum in zip(own.model.trained(), weights, momenta, strict=True):
+        torch.testing.assert_close(p.detach(), before, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(own.optimizer.state[p]["momentum_buffer"], momentum)
+    assert own.scaler is None or own.scaler.get_scale() == scale / 2
+    with torch.no_grad():
+        spoilt.normal_()
+    assert own.step()[0].isfinite()
+    moved = [not torch.equal(p, before) for p, before in zip(own.model.trained(), weights, strict=True)]
+    assert all(moved)
+
+
+@pytest.fixture
+def nccl(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = td.FileStore(str(tmp_path / "store"), 1)
+    td.init_process_group("nccl", store=store, rank=0, world_size=1)
+    yield
+    distributed.shutdown()
+
+
+def test_synchronised_norms_of_one_process_over_nccl(nccl: None) -> None:
+    """torch's own, which a GPU run uses, and the exchange of ours: both are plain batch norm here."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 4, 6, 6, generator=generator).to(DEVICE)
+    factor = torch.randn(8, 4, 6, 6, generator=generator).to(DEVICE)
+    plain, synced = nn.BatchNorm2d(4).to(DEVICE), nn.SyncBatchNorm(4).to(DEVICE)
+    results = []
+    for layer in (plain, synced):
+        given = x.clone().requires_grad_()
+        output = layer(given)
+        (output * factor).sum().backward()
+        results.append(
+            (output.detach(), given.grad, layer.weight.grad, layer.running_mean, layer.running_var)
+        )
+    torch.testing.assert_close(results[0], results[1])
+    given = x.clone().requires_grad_()
+    output, *_ = _SyncedNorm.apply(given, plain.weight.detach(), plain.bias.detach(), plain.eps, None)
+    (output * factor).sum().backward()
+    torch.testing.assert_close((output.detach(), given.grad), results[0][:2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_groups_of_a_run_over_nccl(nccl: None) -> None:
+    """Barriers of the GPU, flags between CPUs, and a group for SyncBN."""
+    td.barrier(device_ids=[torch.cuda.current_device()])
+    flags = torch.tensor([0, 1], dtype=torch.uint8)
+    td.all_reduce(flags, td.ReduceOp.MAX, group=distributed._cpu_group())
+    assert flags.tolist() == [0, 1]
+    members = td.new_group([0])
+    value = torch.ones(3, device=DEVICE)
+    td.all_reduce(value, group=members)
+    assert value.tolist() == [1, 1, 1]
+
+
+def test_channels_last_stays() -> None:
+    """Weights and momenta keep the format of the images; otherwise each step would reorder them."""
+    own = trainee(settings("v2", "SOLVER.AMP", "bf16"), DEVICE)
+    for _ in range(2):
+        own.step()
+    for name, p in own.model.named_parameters():
+        if p.ndim == 4 and p.requires_grad:
+            momentum = own.optimizer.state[p]["momentum_buffer"]
+            for value in (p, momentum):
+                assert value.is_contiguous(memory_format=torch.channels_last), name
