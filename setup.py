@@ -103,6 +103,7 @@ setup(
         "pretrain.tensor_files",
         "pretrain.train",
         "transfer",
+        "transfer.benchmark",
         "transfer.config",
         "transfer.convert",
         "transfer.convert.program",

@@ -19,7 +19,7 @@ ARROWS = {
     "pretrain.config_checks": "pretrain.common pretrain.data pretrain.model",
     "pretrain.config": "pretrain.common pretrain.config_checks",
     "pretrain.train": "pretrain.common pretrain.config pretrain.data pretrain.model pretrain.tensor_files",
-    "pretrain.benchmark": "pretrain.common pretrain.config pretrain.data pretrain.train",
+    "pretrain.benchmark": "pretrain.common pretrain.config pretrain.data pretrain.model pretrain.train",
     "transfer.d2_compat": "",
     "transfer.config": "transfer.d2_compat",
     "transfer.d2_import_hook": "transfer.config.keys",
@@ -40,6 +40,9 @@ ARROWS = {
     "transfer.train": (
         "transfer.config transfer.d2_compat transfer.data transfer.detector_files transfer.metrics transfer.models "
         "transfer.results transfer.visualize"
+    ),
+    "transfer.benchmark": (
+        "transfer.config transfer.metrics transfer.results transfer.train pretrain.benchmark"
     ),
     "transfer.report": "transfer.visualize",
     "transfer.prepare.sets": "transfer.data pretrain.data.tar_index",
@@ -78,6 +81,7 @@ ARROWS = {
     ),
     "transfer.install_detectron2": "",
     "transfer.programs": (
+        "transfer.benchmark "
         "transfer.compare transfer.config.keys transfer.convert transfer.demo transfer.linear transfer.predict "
         "transfer.prepare transfer.reproduce transfer.reproduce.results transfer.train transfer.visualize "
         "pretrain.benchmark "

@@ -24,7 +24,7 @@ from pretrain.train.setup import Run, set_up
 # "other": the loss, the logged metrics, running statistics, and converting bytes to pixels.
 ENCODERS = ("forward q", "forward k", "backward")
 PHASES = ("data", *ENCODERS, "views", "EMA", "queue", "optimizer", "other")
-_WARM_UP = 3  # steps
+WARM_UP = 3  # steps
 
 
 class Watch:
@@ -115,20 +115,20 @@ def run(cfg: CfgNode, *, folder: str = "", iterations: int = 10) -> dict[str, li
     cfg.defrost()
     with tempfile.TemporaryDirectory() as place:
         cfg.OUTPUT_DIR, cfg.KNN.TRAIN, cfg.KNN.VAL = f"{place}/run", "", ""
-        cfg.DATA.TRAIN = [folder or _write_pictures(Path(place) / "images", cfg.SOLVER.IMS_PER_BATCH)]
-        cfg.SOLVER.MAX_ITER = iterations + _WARM_UP
+        cfg.DATA.TRAIN = [folder or write_pictures(Path(place) / "images", cfg.SOLVER.IMS_PER_BATCH)]
+        cfg.SOLVER.MAX_ITER = iterations + WARM_UP
         cfg.SOLVER.MAX_EPOCH = max(cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_ITER)
         cfg.freeze()
         with contextlib.redirect_stdout(io.StringIO()):  # its notes are meant for real training runs
             training = set_up(cfg, resume=False)
-        steps = _measure(training)[_WARM_UP:]
+        steps = measure(training)[WARM_UP:]
     report = {phase: [step[phase] for step in steps] for phase in PHASES}
     for line in _lines(training, report):
         say(line)
     return report
 
 
-def _write_pictures(folder: Path, batch: int) -> str:
+def write_pictures(folder: Path, batch: int) -> str:
     """Write enough JPEGs for a batch, copies of a few pictures: the content does not matter. Return the folder."""
     folder.mkdir()
     jpegs = [to_jpeg(fake_photo(n)) for n in range(8)]
@@ -137,7 +137,7 @@ def _write_pictures(folder: Path, batch: int) -> str:
     return str(folder)
 
 
-def _measure(training: Run) -> list[dict[str, float]]:
+def measure(training: Run) -> list[dict[str, float]]:
     """Return the seconds of each phase, for each step of a whole run."""
     watch, model, optimizer = Watch(training.device), training.model, training.optimizer
     encoders = {
@@ -180,12 +180,22 @@ def _backward_counted(watch: Watch) -> Iterator[None]:
         torch.Tensor.backward = original  # type: ignore[method-assign]
 
 
+def medians_of(report: dict[str, list[float]]) -> dict[str, float]:
+    """Return the median seconds of each phase."""
+    return {phase: statistics.median(times) for phase, times in report.items()}
+
+
+def share_outside(medians: dict[str, float]) -> float:
+    """Return the share of a step, without the wait for data, that is not spent in the encoders."""
+    whole = sum(seconds for phase, seconds in medians.items() if phase != "data")
+    return 1 - sum(medians[phase] for phase in ENCODERS) / whole
+
+
 def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
     """Return the table. Shares exclude the wait for data, which other processes prepare at the same time."""
     cfg, device = training.cfg, training.device
-    medians = {phase: statistics.median(times) for phase, times in report.items()}
+    medians = medians_of(report)
     whole = sum(medians.values()) - medians["data"]
-    inside = sum(medians[phase] for phase in ENCODERS)
     on_gpu, threads = device.type == "cuda", torch.get_num_threads()
     machine = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {threads} thread(s)"
     queue = "" if cfg.MOCO.MECHANISM in ("endtoend", "mocov3") else f" K {cfg.MOCO.K},"
@@ -196,5 +206,5 @@ def _lines(training: Run, report: dict[str, list[float]]) -> list[str]:
         *(f"  {name:<10}{1000 * medians[name]:10.2f} ms {medians[name] / whole:8.2%}" for name in PHASES[1:]),
         f"  {'step':<10}{1000 * whole:10.2f} ms, {cfg.SOLVER.IMS_PER_BATCH / whole:.1f} images/s",
         f"  {PHASES[0]:<10}{1000 * medians[PHASES[0]]:10.2f} ms of waiting before the step",
-        f"everything but the encoders: {1 - inside / whole:.1%}",
+        f"everything but the encoders: {share_outside(medians):.1%}",
     ]

@@ -108,6 +108,10 @@ def init_from_env(device: torch.device) -> None:
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         store, own, processes = next(td.rendezvous("env://", timeout=_START))
+        if (
+            attempt := launcher.attempt()
+        ):  # torchrun keeps its store, which holds the keys of the processes before
+            store = td.PrefixStore(f"attempt {attempt}", store)
         _wait_for_all(store, own, processes, address)
         store.set_timeout(_PATIENCE)
         td.init_process_group(backend, store=store, rank=own, world_size=processes, timeout=_PATIENCE)

@@ -56,6 +56,44 @@ def refuse_several() -> None:
             )
 
 
+def check_restarts(resume: bool | Path) -> None:
+    """Raise `UserError` if torchrun may start this command again (`--max-restarts`), which would not continue the run.
+
+    When a process ends with an error, torchrun ends the others and starts the same command again. Only with `--resume`
+    it then continues from the last state. Without, the folder would hold a run; `--resume FROM` would go back to FROM.
+
+    On several machines it is refused too: they count restarts separately, and would not find each other again.
+
+    Args:
+        resume: of the command line: whether, or from which file.
+    """
+    restarts = _number("TORCHELASTIC_MAX_RESTARTS", 0)
+    if restarts < 1:
+        return
+    if _number("GROUP_WORLD_SIZE", 1) > 1:
+        raise UserError(
+            f"torchrun --max-restarts {restarts} on several machines is not supported: leave it out, and start the "
+            "same command again with --resume on each"
+        )
+    if resume is True:
+        return
+    if resume:
+        raise UserError(
+            f"--resume {resume}: torchrun --max-restarts {restarts} would go back to this file in each restart: leave "
+            "out --max-restarts, or copy the file to the name of the last state in a new OUTPUT_DIR and give --resume "
+            "alone"
+        )
+    raise UserError(
+        f"torchrun --max-restarts {restarts} starts this same command again if a process ends with an error: add "
+        "--resume, with which it continues from the last state (and a new run starts from scratch)"
+    )
+
+
+def attempt() -> int:
+    """Return how often torchrun has started this run again (`--max-restarts`)."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def _end_with_torchrun() -> None:
     """End this process when torchrun ends, which cannot end it if it is killed. Raises `UserError` if it already was.
 

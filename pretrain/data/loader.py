@@ -133,12 +133,17 @@ def iterations_per_epoch(images: int, cfg: CfgNode) -> int:
     return images // batch
 
 
+def usable_workers(cfg: CfgNode) -> int:
+    """Return DATA.NUM_WORKERS, or the number of this machine's CPU cores if that is smaller."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(int(cfg.DATA.NUM_WORKERS), cores)
+
+
 def make_loader(
     dataset: Dataset[Any], cfg: CfgNode, *, batches: Sampler[Any], device: torch.device, collate: Any
 ) -> DataLoader[Any]:
     """Return a DataLoader over ready-made batches, with at most as many workers as this machine has CPU cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cfg.DATA.NUM_WORKERS, cores)
+    workers = usable_workers(cfg)
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -118,6 +118,46 @@ def test_torchrun_passes_a_signal_on(image_folder: MakeFolder, tmp_path: Path) -
     assert equal(tmp_path / "whole", output)
 
 
+def test_torchrun_restarts_a_run_whose_process_died(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """`--max-restarts` with `--resume`: the run continues from its last state, and ends as an undisturbed one.
+
+    The process kills itself in the middle of an epoch, so that some steps are lost and repeated.
+    """
+    images, output, script = image_folder(100), tmp_path / "run", tmp_path / "once.py"
+    script.write_text(
+        f"""import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+    from pretrain.train import loop
+    step = loop.step
+    def dies(run, views, images, iteration):
+        if iteration == 8:  # an epoch has 6 iterations
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(run, views, images, iteration)
+    loop.step = dies
+sys.argv[0] = "tools/pretrain.py"
+runpy.run_module("transfer.programs.pretrain", run_name="__main__")
+"""
+    )
+    settings = [*SMALLER, "SOLVER.MAX_ITER", "14", "SOLVER.MAX_EPOCH", "3"]
+    launcher = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        str(script),
+        *CONFIG[1:],
+    ]
+    arguments = overrides(images, output, *settings)
+    out = finish(*launcher, "--resume", *arguments)
+    assert "--resume: no checkpoint in" in out and out.count("resuming from") == 1, out
+    assert ", iteration 6" in out and out.count("finished: ") == 1, out
+    two_processes(tmp_path / "whole", overrides(images, tmp_path / "whole", *settings))
+    assert equal(tmp_path / "whole", output)
+
+
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Images, and the end of a run in two processes of one machine."""

@@ -17,6 +17,8 @@ def main(about: str | None) -> None:
         UserError: a mistake in the flags, the config, the weights or the data.
     """
     args = _parse(about)
+    if not (args.rank or args.knn):
+        launcher.check_restarts(args.resume)
     from transfer.linear import config
 
     sweep = ["SWEEP", f"[{args.sweep}]"] if args.sweep else []

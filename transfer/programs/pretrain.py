@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys and their new values")
     args = parser.parse_intermixed_args(command_line.mark_resume())
     find_config(args.config)
+    launcher.check_restarts(args.resume)
     # Imported only now: they load PyTorch, which --help and a wrong name do not need.
     from pretrain import config
     from pretrain.common import distributed

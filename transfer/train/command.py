@@ -31,6 +31,8 @@ def main(about: str | None, arguments: list[str] | None = None) -> None:
     """
     args = _parse(about, arguments)
     find_config(args.config)  # a wrong name is reported before anything slow is imported
+    if not (args.eval_only or args.explain):
+        launcher.check_restarts(args.resume)
     started = launcher.join(srun=args.num_machines == 1)
     from transfer.config.load import check_processes, load_config
 

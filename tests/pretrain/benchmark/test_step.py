@@ -64,7 +64,7 @@ def test_the_steps_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(step, "set_up", lambda *a, **k: kept.append(set_up(*a, **k)) or kept[-1])
     cfg = config.load("pretrain/moco_v2_R50.yaml", TINY)
     step.run(cfg, iterations=2)
-    monkeypatch.setattr(step, "_measure", lambda run: _plain(run) or [dict.fromkeys(PHASES, 1.0)] * 9)
+    monkeypatch.setattr(step, "measure", lambda run: _plain(run) or [dict.fromkeys(PHASES, 1.0)] * 9)
     step.run(cfg, iterations=2)
     timed, plain = (run.model for run in kept)
     for mine, theirs in zip(timed.parameters(), plain.parameters(), strict=True):

@@ -1,6 +1,7 @@
 """What torchrun, srun and mpirun put into the environment becomes one process group, or one line of advice."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,24 @@ def test_a_tool_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) 
     for environment in ({}, {"WORLD_SIZE": "8"}, TASK | {"WORLD_SIZE": "1"}):
         monkeypatch.setattr(os, "environ", environment)
         launcher.refuse_several()
+
+
+def test_restarts_by_torchrun_need_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only then does the same command continue the run; `--resume FROM` would begin from there each time."""
+    monkeypatch.setattr(os, "environ", dict(TORCHRUN))
+    launcher.check_restarts(False)
+    os.environ["TORCHELASTIC_MAX_RESTARTS"] = "0"
+    launcher.check_restarts(False)
+    launcher.check_restarts(Path("old.pth"))
+    os.environ["TORCHELASTIC_MAX_RESTARTS"] = "3"
+    launcher.check_restarts(True)
+    with pytest.raises(UserError, match=r"torchrun --max-restarts 3 starts .*add --resume"):
+        launcher.check_restarts(False)
+    with pytest.raises(UserError, match=r"--resume old\.pth: torchrun --max-restarts 3 would go back"):
+        launcher.check_restarts(Path("old.pth"))
+    os.environ["GROUP_WORLD_SIZE"] = "2"
+    with pytest.raises(UserError, match="on several machines is not supported"):
+        launcher.check_restarts(True)
 
 
 def test_tasks_with_different_arguments_do_not_train_one_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pretrain.common.errors import UserError
 from tests.support.scripts import ROOT
 from transfer.linear import command as linear_command
+from transfer.programs import pretrain as pretrain_program
 from transfer.train import command
 
 
@@ -63,3 +64,21 @@ def test_a_test_writes_next_to_the_weights(tmp_path: Path, monkeypatch: pytest.M
     command.main("", [*given, str(weights), "OUTPUT_DIR", "there"])
     command.main("", [*given, str(tmp_path / "missing.pth")])  # an error of the run
     assert seen == [str(tmp_path), "there", "output/transfer/coco_R50_FPN"]
+
+
+def test_restarts_by_torchrun_need_resume_to_train_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the three tools that resume; a test of weights can simply be repeated."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    train = ["--config", "transfer/coco_R50_FPN.yaml"]
+    with pytest.raises(UserError, match=r"--max-restarts 3 .*add --resume"):
+        command.main("", train)
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):  # not refused before
+        command.main("", [*train, "--resume"])
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
+        command.main("", [*train, "--eval-only"])
+    monkeypatch.setattr(sys, "argv", ["linear_eval.py", "--weights", "random"])
+    with pytest.raises(UserError, match=r"--max-restarts 3 .*add --resume"):
+        linear_command.main("")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--config", "pretrain/moco_v2_R50.yaml"])
+    with pytest.raises(UserError, match=r"--max-restarts 3 .*add --resume"):
+        pretrain_program.main()
