@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from pretrain.benchmark.views import Pipeline, pillow
 from pretrain.common.distributed import world_size
 from pretrain.data.folders import Images
-from pretrain.data.views import recipe_without
-from pretrain.model import build
+from pretrain.data.views import pair_without
+from pretrain.model import build, norm
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -38,7 +38,7 @@ class PublishedLoop:
         own = cfg.clone()
         own.defrost()
         own.MODEL.NORM = "BN"
-        make = build.encoder_maker(own, device)
+        make = build.encoder_maker(own, norm.norm_layer(own, device))
         self.device, self.bf16, self.momentum, self.temperature = device, bf16, cfg.MOCO.M, cfg.MOCO.T
         self.query, self.key = make().to(device), make().to(device)
         self.key.load_state_dict(self.query.state_dict())
@@ -120,7 +120,7 @@ class _Pairs(Dataset[Pair]):
     @cached_property
     def pipeline(self) -> Pipeline:
         """In the worker: a function cannot be sent there by every start method."""
-        return pillow(recipe_without(self.cfg.INPUT.AUG, self.cfg.INPUT.WITHOUT), self.cfg)
+        return pillow(pair_without(self.cfg.INPUT.AUG, self.cfg.INPUT.WITHOUT), self.cfg)
 
     def __getitem__(self, index: int) -> Pair:
         return cast(Pair, self.pipeline(self.files.read(index)))
