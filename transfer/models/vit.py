@@ -228,7 +228,7 @@ def relative_positions(table: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def absolute_positions(table: torch.Tensor, size: Size, *, class_position: bool) -> torch.Tensor:
-    """Return the positions of a map, (1, h, w, width); they are interpolated (bicubic) if it is not of the table's size.
+    """Return the positions of a map, (1, h, w, width), interpolated (bicubic) if it is not of the size of the table.
 
     Args:
         table: (1, s * s, width), or (1, 1 + s * s, width) if it begins with the class token's position.
