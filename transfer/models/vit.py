@@ -228,9 +228,11 @@ def relative_positions(table: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def absolute_positions(table: torch.Tensor, size: Size, *, class_position: bool) -> torch.Tensor:
-    """Return the positions of a map, (1, h, w, width), from a table (1, s * s, width), with 1 + s * s if it begins
-    with the class token's. They are interpolated (bicubic) if the map is not s x s.
-    """  # fmt: skip
+    """Return the positions of a map, (1, h, w, width), interpolated (bicubic) if it is not of the size of the table.
+
+    Args:
+        table: (1, s * s, width), or (1, 1 + s * s, width) if it begins with the class token's position.
+    """
     table = table[:, int(class_position) :]
     side = math.isqrt(table.shape[1])
     square = table.unflatten(1, (side, side))
