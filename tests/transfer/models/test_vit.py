@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from pretrain.common.errors import UserError
-from tests.support import vit as tiny
+from tests.support.vit import tiny
 from transfer.config.load import load_config
 from transfer.models import build, vit
 
