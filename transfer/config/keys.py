@@ -52,7 +52,8 @@ def add_keys(cfg: Any) -> None:
     # Semantic segmentation: a random scale of the whole image, then a square crop, padded if the image is smaller.
     cfg.INPUT.SCALE_CROP = node({"ENABLED": False, "SCALES": (0.5, 2.0), "SIZE": 513})
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD (the paper) | AdamW (the demo: trains from scratch in minutes)
-    # Learning rates of the ResNet: a factor for all of it, and one more for every stage between a layer and the heads.
+    # Learning rates of the backbone: a factor for all of it, and one more for every stage (or block of a ViT) between a
+    # layer and the heads.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
     cfg.SOLVER.LR_DECAY = 1.0  # res5 once, res4 twice, ... the stem five times
     cfg.SOLVER.ACCUMULATE = 1  # parts into which each process divides its share of a batch

@@ -49,5 +49,6 @@ def add_to_detectron2(module: ModuleType) -> None:
         return layer
 
     for user in [module, *sys.modules.values()]:
-        if vars(user).get("get_norm") is plain:
+        # None stands for a module that must not be imported
+        if getattr(user, "__dict__", {}).get("get_norm") is plain:
             user.get_norm = get_norm  # type: ignore[attr-defined]

@@ -23,6 +23,9 @@ from transfer.convert.weights_file import for_detectron2, read_weights
 _RESNET = re.compile(r"(.*\.)?(stem\.conv\d\.|res[2-5]\.\d+\.)")
 _VIT = re.compile(r"(backbone\.net\.)?(pos_embed$|patch_embed\.|blocks\.\d+\.)")
 _RELATIVE = (".rel_pos_h", ".rel_pos_w")  # of the detector, initialised with zeros
+# names in files: a ViT's first, and those of ResNets in detectron2 or Caffe2
+_OF_VIT = re.compile(r"(^|\.)blocks\.0\.attn\.")
+_OF_RESNET = re.compile(r"(^|\.)res2[._]0[._]")
 _HINTS = {
     _RESNET: "is MODEL.RESNETS.DEPTH right for these weights?",
     _VIT: "are MODEL.VIT.DEPTH, WIDTH, PATCH_SIZE, PRETRAIN_SIZE and CLASS_POSITION right for these weights?",
@@ -48,12 +51,6 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
             wrong[key] = (found, needed)
     if not wrong:
         return
-    if _BACKBONE in wrong:
-        found, needed = wrong[_BACKBONE]
-        raise UserError(
-            f"the configuration contradicts MODEL.WEIGHTS: {_BACKBONE} is {found} (needed: {needed}): take a config of "
-            "that backbone, such as transfer/coco_ViTB_SFP_25ep.yaml for a ViT"
-        )
     said = {key: _who_states(weights["record"], key) for key in wrong}
     faults = ", ".join(
         f"{key} is {found} (needed: {needed}{said[key]})" for key, (found, needed) in wrong.items()
@@ -70,6 +67,22 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
     raise UserError(f"the configuration contradicts MODEL.WEIGHTS: {faults}; {remedy}")
 
 
+def check_kind(cfg: CfgNode, weights: dict[str, Any]) -> None:
+    """Raise `UserError` for the weights of a ResNet with a config of a ViT, and the reverse."""
+    name = cfg.MODEL.BACKBONE.NAME
+    is_vit = any(_OF_VIT.search(each) for each in weights["model"])
+    if is_vit and "vit" not in name:
+        held, example = "ViT", "transfer/coco_ViTB_SFP_25ep.yaml"
+    elif not is_vit and "vit" in name and any(_OF_RESNET.search(each) for each in weights["model"]):
+        held, example = "ResNet", "transfer/coco_R50_FPN.yaml"
+    else:
+        return
+    raise UserError(
+        f"the configuration contradicts MODEL.WEIGHTS, which is a {held}: {_BACKBONE} is {name}: take a config of a "
+        f"{held}, such as {example}, or other weights"
+    )
+
+
 def _who_states(record: dict[str, Any] | None, key: str) -> str:
     """Return whose word the recorded value of a setting is, as the end of a parenthesis; empty if that is unknown."""
     origins = (record or {}).get("origins")
@@ -82,11 +95,14 @@ def _who_states(record: dict[str, Any] | None, key: str) -> str:
 def settings(name: str) -> list[str]:
     """Return KEY VALUE pairs with the settings that the MODEL.WEIGHTS file records; none if it has no record.
 
+    MODEL.BACKBONE.NAME is not one of them: with a ViT's name alone, a ResNet's config would train a detector that is
+    neither. `check_kind` refuses such weights.
+
     Raises:
         UserError: as in `read_weights` and `local_path`.
     """
     needed = read_weights(local_path(name))["preprocessing"] or {}
-    return [part for key, value in needed.items() for part in (key, str(value))]
+    return [part for key, value in needed.items() if key != _BACKBONE for part in (key, str(value))]
 
 
 def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
@@ -127,8 +143,8 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     if empty:
         raise UserError(
             f"MODEL.WEIGHTS does not fill the backbone: {len(empty)} of {len(trunk)} tensors would stay "
-            f"random, first {empty[0]}; {_HINTS[pattern]} Convert them with tools/convert_to_d2.py and use the "
-            "settings that it prints"
+            f"random, first {empty[0]}; {_hint(pattern, empty[0])} Convert them with tools/convert_to_d2.py and use "
+            "the settings that it prints"
         )
     extra = [
         name for name in placed if pattern.match(name) and name not in state and not name.endswith(_COUNTER)
@@ -136,9 +152,16 @@ def check_filled(model: nn.Module, weights: dict[str, Any]) -> int:
     if extra:
         raise UserError(
             f"MODEL.WEIGHTS: the model lacks {len(extra)} backbone tensors of the file, first {extra[0]}; "
-            f"{_HINTS[pattern]}"
+            f"{_hint(pattern, extra[0])}"
         )
     return len(fitting)
+
+
+def _hint(pattern: re.Pattern[str], name: str) -> str:
+    """Return which keys may be wrong if this tensor of a backbone does not fit."""
+    if name.endswith(_RELATIVE):  # the file is a detector's
+        return "are MODEL.VIT.REL_POS, IMAGE_SIZE, WINDOW and GLOBAL_BLOCKS those of the run that wrote the file?"
+    return _HINTS[pattern]
 
 
 def _pattern(state: dict[str, torch.Tensor]) -> re.Pattern[str]:
@@ -153,11 +176,12 @@ def load_into(model: nn.Module, cfg: CfgNode) -> dict[str, Any]:
         `path`, `sha256`, `matched` (how many tensors of the backbone were filled) and `record` (None for a file from
         another converter).
     Raises:
-        UserError: the file does not exist, is unsafe or unreadable, needs another preprocessing than the
-            configuration's, or does not fill the backbone.
+        UserError: the file does not exist, is unsafe or unreadable, is of another kind of backbone, needs another
+            preprocessing than the configuration's, or does not fill the backbone.
     """
     path = local_path(cfg.MODEL.WEIGHTS)
     weights = read_weights(path)
+    check_kind(cfg, weights)
     if weights["preprocessing"] is None:
         is_vit = _pattern(model.state_dict()) is _VIT
         own = "MODEL.VIT.HEADS" if is_vit else "MODEL.RESNETS.STRIDE_IN_1X1"  # which no tensor shows

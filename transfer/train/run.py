@@ -148,10 +148,15 @@ def advice(cfg: CfgNode) -> Iterator[None]:
             yield
     except torch.cuda.OutOfMemoryError:
         share = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
+        smaller = "lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST)"
+        if "vit" in cfg.MODEL.BACKBONE.NAME:  # whose images are padded to squares of one size
+            smaller = (
+                "set MODEL.VIT.CHECKPOINT_BLOCKS True, lower MODEL.VIT.IMAGE_SIZE and the sizes of INPUT"
+            )
         raise UserError(
             f"the GPU has too little memory for {share} images in {cfg.SOLVER.ACCUMULATE} part(s): "
             f"raise SOLVER.ACCUMULATE to {_next_divisor(share, cfg.SOLVER.ACCUMULATE)} (the same batch, fewer "
-            "images at a time), set SOLVER.AMP.ENABLED True, or lower INPUT.MAX_SIZE_TRAIN (and MAX_SIZE_TEST); "
+            f"images at a time), set SOLVER.AMP.ENABLED True, or {smaller}; "
             "--scale N uses smaller batches"
         ) from None
 

@@ -62,14 +62,16 @@ def memory_note(cfg: CfgNode) -> str:
 
 def network(cfg: CfgNode) -> str:
     """Return the detector in a few words, such as `Mask R-CNN, R50-FPN`."""
-    model = cfg.MODEL
+    model, vit = cfg.MODEL, cfg.MODEL.VIT
     depth = f"R{model.RESNETS.DEPTH}"
+    is_vit = "vit" in model.BACKBONE.NAME
+    if is_vit:
+        depth = f"ViT of {vit.DEPTH} blocks of width {vit.WIDTH}, simple feature pyramid"
     if "GeneralizedRCNN" not in model.META_ARCHITECTURE:
         return f"{model.META_ARCHITECTURE}, {depth}"
     kind = "Mask R-CNN" if model.MASK_ON else "Keypoint R-CNN" if model.KEYPOINT_ON else "Faster R-CNN"
-    if "vit" in model.BACKBONE.NAME:
-        vit = model.VIT
-        return f"{kind}, ViT of {vit.DEPTH} blocks of width {vit.WIDTH}, simple feature pyramid"
+    if is_vit:
+        return f"{kind}, {depth}"
     if "fpn" in model.BACKBONE.NAME:
         return f"{kind}, {depth}-FPN"
     return f"{kind}, {depth}-{'DC5' if model.RESNETS.RES5_DILATION == 2 else 'C4'}"

@@ -19,7 +19,13 @@ from tests.support.layouts import detectron2_names
 from transfer.convert.convert import convert
 from transfer.convert.weights_file import read_weights
 from transfer.models import init_weights
-from transfer.models.init_weights import check_filled, check_preprocessing, load_detector, load_into
+from transfer.models.init_weights import (
+    check_filled,
+    check_kind,
+    check_preprocessing,
+    load_detector,
+    load_into,
+)
 
 NETWORK = small_network()
 SETTINGS = {
@@ -446,6 +452,34 @@ def test_settings_of_a_vit_are_compared(tmp_path: Path) -> None:
     needed = {"MODEL.VIT.HEADS": 6, "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone"}
     with pytest.raises(UserError, match=r"MODEL\.VIT\.HEADS is 3 \(needed: 6\); add .*MODEL\.VIT\.HEADS 6"):
         check_preprocessing(cfg, {"preprocessing": needed, "record": None})
-    resnet = config(tmp_path / "vit.pkl")
-    with pytest.raises(UserError, match="take a config of that backbone"):
-        check_preprocessing(resnet, {"preprocessing": needed, "record": None})
+
+
+def test_weights_of_the_other_kind_of_backbone_are_named_as_such(tmp_path: Path, converted: Path) -> None:
+    """With a record or without, also if the settings of the record are followed."""
+    resnet, vit = config(converted), config(tmp_path / "vit.pkl", FPN | VIT)
+    path, _ = vit_file(tmp_path / "vit.pkl", vit)
+    of_resnet, of_vit = read_weights(converted), read_weights(path)
+    caffe = {"model": {"conv1_w": 0, "res2_0_branch2a_w": 0}}
+    for weights in (of_resnet, caffe):
+        check_kind(resnet, weights)
+        with pytest.raises(
+            UserError, match=r"which is a ResNet: .*a config of a ResNet, such as transfer/coco_R50"
+        ):
+            check_kind(vit, weights)
+    check_kind(vit, of_vit)
+    with pytest.raises(UserError, match=r"which is a ViT: .*NAME is build_resnet_fpn_backbone: take"):
+        load_into(torch.nn.Module(), config(path))
+    contents = pickle.loads(path.read_bytes())
+    contents["preprocessing"] = {"MODEL.VIT.HEADS": 3, "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone"}
+    path.write_bytes(pickle.dumps(contents))
+    assert init_weights.settings(str(path)) == ["MODEL.VIT.HEADS", "3"]
+
+
+def test_relative_positions_of_a_detector_that_do_not_fit(tmp_path: Path) -> None:
+    cfg = config(tmp_path / "vit.pkl", FPN | VIT)
+    path, _ = vit_file(tmp_path / "vit.pkl", cfg)
+    contents = pickle.loads(path.read_bytes())
+    contents["model"]["blocks.1.attn.rel_pos_h"] = torch.zeros(5, 8).numpy()
+    path.write_bytes(pickle.dumps(contents))
+    with pytest.raises(UserError, match=r"first \S+rel_pos_h; are MODEL\.VIT\.REL_POS, IMAGE_SIZE, WINDOW"):
+        check_filled(build_model(cfg), read_weights(path))

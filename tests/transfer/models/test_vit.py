@@ -1,5 +1,8 @@
 """The ViT for detection against loops, closed forms, and numbers that detectron2's main branch gives too."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from pretrain.common.errors import UserError
-from tests.support import vit as tiny
+from tests.support.vit import tiny
 from transfer.config.load import load_config
-from transfer.models import build, vit
+from transfer.models import build, channel_norm, vit
 
 # Means and root mean squares; test_vit_parity.py compares detectron2's own backbone with the same numbers.
 FIXTURE = {
@@ -166,6 +169,17 @@ def test_layer_norm_over_channels() -> None:
     assert get_norm("", 6) is None and isinstance(get_norm("GN", 32), nn.GroupNorm)
 
 
+def test_the_norm_is_added_next_to_blocked_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sys.modules` has None for a module that must not be imported."""
+    monkeypatch.setitem(sys.modules, "a_blocked_module", None)
+    norms = {"BN": nn.BatchNorm2d}
+    old = ModuleType("old")
+    old.get_norm = lambda norm, channels: norms[norm](channels)
+    channel_norm.add_to_detectron2(old)
+    assert isinstance(old.get_norm("LN", 4), channel_norm.ChannelNorm)
+    assert isinstance(old.get_norm("BN", 4), nn.BatchNorm2d)
+
+
 @pytest.fixture(scope="module")
 def demo():
     cfg = load_config(DEMO, ["MODEL.INIT", "random", "MODEL.DEVICE", "cpu", "SOLVER.LR_DECAY", "0.7",
@@ -211,6 +225,13 @@ def test_every_parameter_has_the_rate_and_the_decay_of_its_kind(demo) -> None:
         ("MODEL.VIT.DEPTH", "0", "give 1 or more"),
         ("MODEL.BACKBONE.FREEZE_AT", "5", "only ResNets can be frozen"),
         ("INPUT.MAX_SIZE_TEST", "256", "MODEL.VIT.IMAGE_SIZE 192"),
+        ("MODEL.VIT.WIDTH", "3", "give 4 or more"),
+        ("MODEL.VIT.MLP_RATIO", "0", "above 0"),
+        ("MODEL.VIT.NORM_EPS", "-1e-6", "above 0"),
+        ("MODEL.VIT.PATCH_SIZE", "8", r"RPN\.IN_FEATURES .*the pyramid has p1, p2, p3, p4, p5"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", "['res4']", r"ROI_HEADS\.IN_FEATURES \['res4'\]"),
+        ("MODEL.ROI_HEADS.NAME", "Res5ROIHeadsExtraNorm", "base_rcnn_vit"),
+        ("MODEL.META_ARCHITECTURE", "RetinaNet", r"RETINANET\.IN_FEATURES"),
     ],
 )
 def test_impossible_values_are_refused(key: str, value: str, words: str) -> None:

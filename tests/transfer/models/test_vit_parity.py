@@ -12,7 +12,7 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from tests.support import vit as tiny
+from tests.support.vit import tiny
 from tests.transfer.models.test_vit import FIXTURE
 from transfer.config.load import load_config
 from transfer.models.learning_rates import factor, steps_below

@@ -126,6 +126,9 @@ def test_out_of_memory_names_three_keys(tmp_path: Path, monkeypatch: pytest.Monk
                  "--scale"):  # fmt: skip
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+    cfg.MODEL.BACKBONE.NAME = "build_vit_sfp_backbone"  # pads every image to a square of one size
+    with pytest.raises(UserError, match=r"CHECKPOINT_BLOCKS True, lower MODEL\.VIT\.IMAGE_SIZE"), advice(cfg):
+        fail(torch.zeros(1), [])
 
     data = detection_data.write_coco(tmp_path / "data", images=2)
     monkeypatch.setattr(build, "build_model", lambda cfg: Fake(fail))
