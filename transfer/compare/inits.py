@@ -8,12 +8,16 @@ from pretrain.common.errors import UserError, label
 from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import preprocessing
 from transfer.convert.program.networks import read_any
+from transfer.convert.vit.convert import FLAG as RESAMPLE
+from transfer.convert.vit.convert import PATCH
 from transfer.convert.vit.convert import settings as vit_settings
+from transfer.convert.vit.kinds import FLAG as HEADS
 from transfer.convert.vit.recognise import VitSource
 from transfer.reproduce.plan.released import RESNET50, Registry, Released
 from transfer.reproduce.plan.tables import Init
 
 RANDOM = "random"
+_CONVERT = ", a flag of tools/convert_to_d2.py: convert the file with it, and give the written one to --init"
 _OF_VIT = ("MODEL.BACKBONE.", "MODEL.VIT.")  # what all ViTs of a comparison must have in common
 
 
@@ -75,8 +79,14 @@ def network(rows: Sequence[Init]) -> tuple[str, ...]:
         try:
             source = read_any(row.file)
         except UserError as error:
-            raise UserError(f"--init {row.name}: {error}") from None
+            hint = _CONVERT if f"{HEADS} " in str(error) else ""
+            raise UserError(f"--init {row.name}: {error}{hint}") from None
         if isinstance(source, VitSource):
+            if source.shape.patch_size != PATCH:
+                raise UserError(
+                    f"--init {row.name}: {row.file}: its patches have {source.shape.patch_size} pixels, the detectors' "
+                    f"{PATCH}: smaller ones can be resampled with {RESAMPLE} {PATCH}{_CONVERT}"
+                )
             known = vit_settings(source)
             settings = {key: value for key, value in known.items() if key.startswith(_OF_VIT)}
             found[row.name] = f"ViT ({', '.join(f'{key} {value}' for key, value in settings.items())})"

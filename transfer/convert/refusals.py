@@ -26,7 +26,11 @@ _FAMILIES = {  # in this order: special families before those whose parts they b
     "(one of timm's ResNets with a different stem and blocks)",
     r"(^|\.)stages\.\d+\.\d+\.conv1\.gain$": "a normaliser-free ResNet",
     r"relative_position_bias_table": "a Swin transformer",
-    r"(^|\.)(cls_token|class_token|pos_embed)$|(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
+    r"(^|\.)transformer\.resblocks\.\d|(^|\.)vision_model\.(encoder|embeddings)\.": "CLIP's or SigLIP's transformer",
+    r"(^|\.)layer\.\d+\.attention\.[qkvo]_proj\.": "DINOv3's ViT, whose positions are rotary (RoPE),",
+    r"(^|\.)blocks\.\d+\.attn\.": "a vision transformer (ViT)",
+    r"(^|\.)(cls_token|class_token|pos_embed)$": "a vision transformer (ViT) whose blocks are not named as timm, "
+    "transformers or torchvision name theirs",
     r"(^|\.)downsample_layers\.\d|(^|\.)features\.\d+\.\d+\.layer_scale$|(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma$|grn\.|conv_dw\.|mlp\.grn\.)"
     r"|\.dwconv\.": "a ConvNeXt",
     r"(^|\.)stages\.0\.blocks\.0\.conv3\.weight$": "a pre-activation ResNet (v2)",

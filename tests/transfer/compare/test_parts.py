@@ -197,6 +197,16 @@ def test_vits_give_their_settings_and_do_not_mix_with_resnets(tmp_path: Path) ->
             network(mixed)
 
 
+def test_vits_that_need_a_flag_must_be_converted_first(tmp_path: Path) -> None:
+    dinov2 = plain_file(tmp_path / "a.pth", vit(1, patch=14))
+    narrow = plain_file(tmp_path / "b.pth", vit(1, width=48))
+    for file, flag in ((dinov2, "--resample-patch 16"), (narrow, "--heads N")):
+        with pytest.raises(
+            UserError, match=rf"{flag}, a flag of tools/convert_to_d2.py: convert the file with it"
+        ):
+            network(inits([f"mine={file}", "random"], Registry()))
+
+
 def test_a_released_network_of_another_shape_is_refused_and_otherwise_sets_that_of_random_weights(
     tmp_path: Path,
 ) -> None:

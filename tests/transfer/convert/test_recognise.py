@@ -221,7 +221,16 @@ def test_only_a_head_is_called_that(tmp_path: Path) -> None:
 
 def test_other_networks_and_objects_are_refused_with_their_keys(tmp_path: Path) -> None:
     vit = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(2, 2)}
-    assert "a vision transformer (ViT) (cls_token)" in refusal(plain_file(tmp_path / "a.pth", vit))
+    assert "a vision transformer (ViT) (blocks.0.attn" in refusal(plain_file(tmp_path / "a.pth", vit))
+    theirs = {"backbone.cls_token": torch.zeros(1), "backbone.layers.0.attn.qkv.weight": torch.zeros(2, 2)}
+    assert "blocks are not named as timm" in refusal(plain_file(tmp_path / "a.pth", theirs))
+    dinov3 = {
+        "embeddings.cls_token": torch.zeros(1),
+        "model.layer.0.attention.q_proj.weight": torch.zeros(2, 2),
+    }
+    assert "DINOv3's ViT" in refusal(plain_file(tmp_path / "a.pth", dinov3))
+    clip = {"visual.transformer.resblocks.0.attn.in_proj_weight": torch.zeros(2, 2)}
+    assert "CLIP's or SigLIP's" in refusal(plain_file(tmp_path / "a.pth", clip))
     torch.save(nn.Linear(2, 2), tmp_path / "b.pth")
     assert "state_dict()" in refusal(tmp_path / "b.pth")
 

@@ -69,7 +69,8 @@ def _options(path: Path, options: Mapping[str, Any], *, vit: bool) -> dict[str, 
         {"keep": "--keep", "merged_norm": "--merged-norm"} if vit else {"heads": HEADS, "resample": RESAMPLE}
     )
     for name, flag in others.items():
-        if options.get(name):
+        value = options.get(name)
+        if value or type(value) is int:  # `--heads 0`, too
             raise UserError(f"{path}: {flag} has no effect on {what}: leave it out")
     if vit and stride in (options.get("given") or {}):
         raise UserError(f"{path}: {FLAGS[stride]} has no effect on {what}: leave it out")

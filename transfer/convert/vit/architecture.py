@@ -15,6 +15,8 @@ from pretrain.model.vit import ViT
 from transfer.convert.tensor_names import Tensors
 
 MOST_BLOCKS = 200
+# Numbers in a block's attention over one image, which the verification holds: 16 heads at 64 x 64 positions
+MOST_ATTENTION = 16 * 64**4
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # A detector does without these, and some files have none of them.
 OPTIONAL = ("cls_token", "reg_token", "norm.weight", "norm.bias")
@@ -172,6 +174,11 @@ def checked(path: Path, network: Tensors, shape: Shape) -> Tensors:
             f"{path}: {shape.heads} heads do not divide the width of {shape.width}: give their number with --heads"
             if shape.width % shape.heads
             else f"{path}: a ViT of width {shape.width}, which is not a multiple of 4"
+        )
+    if shape.heads * shape.grid**4 > MOST_ATTENTION:
+        raise UserError(
+            f"{path}: {shape.heads} heads over {shape.grid} x {shape.grid} positions: more than the detectors' ViT is "
+            "converted for; the file is damaged or hostile, unless its images have more than 1,024 pixels a side"
         )
     shapes = expected(shape)
     missing = [name for name in shapes if name not in network and name not in OPTIONAL]

@@ -89,10 +89,14 @@ def read_heads(
     known = layout.heads if isinstance(layout, Kind) else {}
     if width in known:
         return known[width], f"as in all {kind} ViTs of width {width}"
-    if kind in ("timm", "unknown", "solo") and width == 384 and _class_position_is_zero(network):
+    if width in (192, 384) and _class_position_is_zero(network):
+        if kind == "solo":
+            return 12, "as in all of solo-learn's ViTs of this width with positions of sines and cosines"
+        usual = width // 64
         raise UserError(
-            f"{path}: its number of heads cannot be known: a width of 384 and a position of zeros for the class token "
-            f"fit both MoCo v3's ViT-S, which has 12 heads, and others with 6: add {FLAG} 12 or {FLAG} 6"
+            f"{path}: its number of heads cannot be known: a width of {width} and a position of zeros for the class "
+            f"token fit MoCo v3's, MAE-Lite's and solo-learn's ViTs, which have 12 heads, and others with {usual}: add "
+            f"{FLAG} 12 or {FLAG} {usual}"
         )
     if width in _LARGE:
         return _LARGE[width], f"assumed, as usual for width {width} (to change it: {FLAG})"

@@ -86,7 +86,7 @@ def read_vit(
         raise UserError(f"--source {source}: it holds a ViT; choose auto, {', '.join(KINDS)}")
     loaded = loaded or read_checkpoint(path)
     tensors = unwrapped(path, loaded.tensors)
-    if reason := refusals.of_file(tensors):
+    if reason := refusals.of_file(tensors) or refusals.of_name(path, loaded):
         raise UserError(f"{path}: {reason}")
     candidates = find_vits(tensors)
     if not candidates:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ _DINOV3 = r"(^|\.)storage_tokens$|\.attn\.qkv\.bias_mask$|(^|\.)rope_embed\.peri
 # Pattern of a tensor's name in the file -> why no file with it can be converted. The first one that matches counts.
 _FAMILIES = {
     _DINOV3: f"it holds DINOv3's ViT ({{name}}): {ROPE}",
-    r"(^|\.)(rope|rotary)\w*\.|\.rope\.": f"it holds a ViT with {{name}}: {ROPE}",
+    r"(^|\.)(rope|rotary)\w*\.|\.rope\.|(^|\.)freqs(_cis|_t_[xy])?$": f"it holds a ViT with {{name}}: {ROPE}",
     r"relative_position_bias|(^|\.)rel_pos_bias\.|relative_position_index": (
         f"it holds a transformer with relative position biases ({{name}}), as BEiT and Swin have; {_PLAIN}"
     ),
@@ -41,6 +42,9 @@ _INSIDE = {
         "with a ResNet; the detectors' ViT has one convolution: give a plain ViT's checkpoint"
     ),
 }
+# timm's names, and those of the files of "Rotary Position Embedding for Vision Transformer" (Heo et al. 2024)
+_ROTARY = re.compile(r"\b(vit\w*_rope|rope_(axial|mixed))(?![a-z])")
+_POST_NORM = re.compile(r"\bvit\w*_rpn(?![a-z])")
 _MLP = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
 # Names that look like parts of a ViT. If one has no place in it, the network is of another kind.
 TRUNK_LIKE = re.compile(
@@ -63,6 +67,29 @@ def _first(table: dict[str, str], names: list[str]) -> str:
     for pattern, reason in table.items():
         if name := next((name for name in names if re.search(pattern, name)), ""):
             return reason.format(name=name)
+    return ""
+
+
+def of_name(path: Path, loaded: Loaded) -> str:
+    """Return why the network is not the plain ViT that its tensors look like, or an empty string.
+
+    Rotary positions along the axes have no tensors, and timm's `rpn` networks have a plain ViT's, with the norms after
+    the branches. Only the file's `arch`, the `config.json` next to it or the file's name can show the difference.
+    """
+    for where, text in (
+        ("its `arch`", loaded.other.get("arch")),
+        ("its config.json", loaded.card.get("architecture")),
+        ("its name", path.name),
+    ):
+        if not isinstance(text, str):
+            continue
+        if found := _ROTARY.search(text):
+            return f"it holds a ViT with rotary positions ({where} contains {found[0][:60]}): {ROPE}"
+        if found := _POST_NORM.search(text):
+            return (
+                f"it holds a ViT with norms after its residual branches ({where} contains {found[0][:60]}), and the "
+                "detectors' ViT has them before: give a plain ViT's checkpoint"
+            )
     return ""
 
 

@@ -112,6 +112,18 @@ def test_the_number_of_heads_comes_from_the_kind_or_a_flag(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"number of heads cannot be known.*add --heads 12 or --heads 6"):
         read(tmp_path, alone)
     assert read(tmp_path, alone, heads=12).shape.heads == 12
+    # MAE-Lite's and solo-learn's networks have 12 heads at a width of 192, too, where DeiT's have 3.
+    tiny = vit(3, width=192, depth=1, hidden=8, grid=1, patch=1)
+    assert read(tmp_path, tiny).shape.heads == 3
+    tiny["pos_embed"][:, 0] = 0
+    decoder = {"decoder_blocks.0.norm1.weight": torch.ones(8), "mask_token": torch.zeros(1, 1, 8)}
+    for contents in (tiny, {"model": under("module.model.", tiny)}, {"model": tiny | decoder}):
+        with pytest.raises(UserError, match=r"a width of 192 .*MAE-Lite.*add --heads 12 or --heads 3"):
+            read(tmp_path, contents)
+    solo = read(
+        tmp_path, {"state_dict": under("backbone.", tiny) | {"classifier.weight": torch.ones(2, 192)}}
+    )
+    assert (solo.kind, solo.shape.heads) == ("solo", 12)
     huge = vit(3, width=1280, depth=1, hidden=8, grid=1, patch=1)
     assert read(tmp_path, huge).shape.heads == 16
     odd = vit(3, width=48)
@@ -139,6 +151,7 @@ def test_files_of_our_own_pre_training_state_their_heads_and_input(tmp_path: Pat
         ({"storage_tokens": torch.zeros(1, 4, WIDTH)}, r"DINOv3's ViT \(storage_tokens\).*rotary \(RoPE\)"),
         ({"blocks.0.attn.qkv.bias_mask": torch.zeros(192)}, r"DINOv3's ViT .*RoPE"),
         ({"rope.freqs": torch.zeros(4)}, r"rotary \(RoPE\)"),
+        ({"freqs": torch.zeros(2, 12, 32)}, r"a ViT with freqs: .*rotary \(RoPE\)"),
         ({"blocks.0.mlp.w12.weight": torch.zeros(4, WIDTH)}, r"gated MLPs \(SwiGLU, blocks\.0\.mlp\.w12\.weight\)"),
         ({"blocks.0.attn.relative_position_bias_table": torch.zeros(9, 1)}, "relative position biases"),
         ({"blocks.0.attn.q_norm.weight": torch.zeros(64)}, r"further norms"),
@@ -147,6 +160,7 @@ def test_files_of_our_own_pre_training_state_their_heads_and_input(tmp_path: Pat
         ({"patch_embed.proj.0.weight": torch.zeros(8, 3, 3, 3)}, "patch embedding is not one convolution"),
         ({"blocks.0.conv.weight": torch.zeros(3)}, r"blocks\.0\.conv\.weight has no place in a plain ViT"),
         ({"pos_embed": torch.zeros(1, 12, WIDTH)}, r"pos_embed has shape \(1, 12, 64\)"),
+        ({"pos_embed": torch.zeros(1, 1 + 200**2, WIDTH)}, "1 heads over 200 x 200 positions"),
         ({"pos_embed": None}, "without tensor pos_embed"),
         ({"patch_embed.proj.weight": None}, r"patch_embed\.proj\.weight of 4 dimensions"),
         ({"patch_embed.proj.weight": torch.zeros(WIDTH, 4, 16, 16)}, "takes 4 input channels"),
@@ -166,6 +180,30 @@ def test_other_transformers_and_damaged_ones_are_refused(tmp_path: Path, change:
         read(tmp_path, state)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "vit_base_patch16_rope_ape_224",
+            r"rotary positions \(its (name|`arch`) contains vit_base_patch16_rope\)",
+        ),
+        ("rope_axial_ape_deit_base_patch16_LS", "rotary positions"),
+        ("vit_base_patch16_rpn_224-sw-3b07e89d", "norms after its residual branches"),
+        ("vit_europe", ""),
+        ("vit_rpnet", ""),
+    ],
+)
+def test_networks_with_a_plain_vits_tensors_are_known_by_name(tmp_path: Path, name: str, reason: str) -> None:
+    torch.save(QUERY, tmp_path / f"{name}.pth")
+    torch.save({"arch": name, "state_dict": QUERY}, tmp_path / "a.pth")
+    for path in (tmp_path / f"{name}.pth", tmp_path / "a.pth"):
+        if not reason:
+            assert_is(read_vit(path), QUERY)
+            continue
+        with pytest.raises(UserError, match=reason):
+            read_vit(path)
+
+
 def test_flags_without_an_effect_are_refused(tmp_path: Path) -> None:
     torch.save(QUERY, tmp_path / "a.pth")
     torch.save(mlp("", "fc"), tmp_path / "b.pth")
@@ -177,5 +215,6 @@ def test_flags_without_an_effect_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=reason):
             read_any(tmp_path / "a.pth", **options)
-    with pytest.raises(UserError, match="--heads has no effect on a ResNet"):
-        read_any(tmp_path / "b.pth", heads=3)
+    for heads in (3, 0):
+        with pytest.raises(UserError, match="--heads has no effect on a ResNet"):
+            read_any(tmp_path / "b.pth", heads=heads)
