@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from pretrain import config as pretrain_config
-from pretrain.common.configs import find_config, merge, nearest
+from pretrain.common.configs import find_config, get, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.config.load import load_config
@@ -30,6 +30,9 @@ from transfer.results import config_digest
 # Settings that do not change what a pre-training run learns: where it reads its data, and how it logs and saves.
 _IRRELEVANT = ("OUTPUT_DIR", "DATA.TRAIN", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD",
                "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
+
+# Younger keys: at their defaults they are left out of a job's settings, so that runs finished before them stay valid.
+_YOUNGER = ("MODEL.HIDDEN", "MODEL.VIT", "SOLVER.OPTIMIZER", "SOLVER.WARMUP_EPOCHS", "SOLVER.CHUNK")
 
 _HERE = ("OUTPUT_DIR", "{folder}")
 
@@ -234,7 +237,8 @@ def _pretrain(init: Init, seed: int | None, options: Options) -> Job:
     overrides += places
     cfg = pretrain_config.load(init.pretrain, overrides)
     data = [names_digest(found.unlabelled, options.cache), *found.made_of]
-    settings = json.dumps([_without(cfg, _IRRELEVANT), data])
+    younger = [key for key in _YOUNGER if get(cfg, key) == get(pretrain_config.defaults(), key)]
+    settings = json.dumps([_without(cfg, (*_IRRELEVANT, *younger)), data])
     # --resume with another number of GPUs sees the same images; only the order of additions changes.
     tool = ("tools/pretrain.py", "--config", init.pretrain, "--other-processes")
     command = (*options.launcher, *tool, *overrides, *_HERE)

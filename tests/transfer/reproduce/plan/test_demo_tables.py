@@ -19,8 +19,8 @@ from transfer.reproduce.jobs import fetch, worker
 from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.page import figure
 from transfer.reproduce.page.table import conclusions
-from transfer.reproduce.plan.plan import Options, plan
-from transfer.reproduce.plan.tables import read
+from transfer.reproduce.plan.plan import Options, _pretrain, plan
+from transfer.reproduce.plan.tables import Init, read
 from transfer.reproduce.results import collect, text_tables
 
 BOOK = read()
@@ -51,6 +51,18 @@ def test_each_seed_has_its_own_pre_training_and_shares_it_between_the_columns(op
     # Both studies train the demo's own MoCo; it runs once.
     keys = {job.name: job.key for job in jobs_of("demo_augmentations", options)}
     assert all(keys[job.name] == job.key for job in jobs_of("demo_labels", options) if job.name in trained)
+
+
+def test_a_key_that_is_added_later_keeps_finished_pre_training_valid(options: Options) -> None:
+    trained = [job for job in jobs_of("demo_labels", options) if job.name.startswith("pretrain/")]
+    digest = hashlib.sha256(json.dumps(json.loads(trained[0].settings)[0]).encode()).hexdigest()
+    # Of the settings that runs of this study had in 2026, before there was MoCo v3.
+    assert digest == "13a8002e6cb0f147c5e38f6e23686d954a90d3c7203f7940eabeb200d6bf54b9"
+    v3 = Init("v3", "v3", pretrain="pretrain/moco_v3_ViTS.yaml")
+    shallow = replace(v3, overrides=("MODEL.VIT.DEPTH", "6"))
+    settings = [json.loads(_pretrain(init, 0, options).settings)[0] for init in (v3, shallow)]
+    assert [each["MODEL"]["VIT"]["DEPTH"] for each in settings] == [12, 6]
+    assert settings[0]["SOLVER"]["OPTIMIZER"] == "adamw"
 
 
 def test_every_seed_chooses_other_images_and_every_row_of_a_seed_the_same(options: Options) -> None:
