@@ -35,7 +35,7 @@ def report(written: dict[str, Any], output: Path) -> list[str]:
         settings.get("MODEL.RESNETS.STRIDE_IN_1X1", False),
     )  # fmt: skip
     lines = [
-        f"source    {record['source']} checkpoint, branch {record['branch'] or '(none)'}, epoch {record['epoch']}"
+        f"source    {_kind(record['source'])}, branch {record['branch'] or '(none)'}{_epoch(record['epoch'])}"
     ]
     if record["passed_over"]:
         lines.append(f"          {record['why']}; passed over: {', '.join(record['passed_over'])} (--branch)")
@@ -85,11 +85,12 @@ def describe(path: Path, **choice: Any) -> list[str]:
     total = sum(tensor.numel() for tensor in loaded.tensors.values())
     size = sum(part.stat().st_size for part in loaded.parts) / 1e6
     parts = f" in {len(loaded.parts)} parts" if len(loaded.parts) > 1 else ""
+    top = list(dict.fromkeys(key.partition(".")[0] for key in loaded.keys))
     lines = [
         f"file      {path}, {loaded.format}{parts}, {size:.1f} MB, "
         f"sha256 {combined_digest(loaded.parts)[:16]}...",
         f"holds     {len(loaded.tensors)} tensors, {total / 1e6:.2f} M numbers; top level: "
-        + (", ".join(loaded.keys[:8]) + (", ..." if len(loaded.keys) > 8 else "") or loaded.kind),
+        + (", ".join(top[:8]) + (", ..." if len(top) > 8 else "") or loaded.kind),
     ]
     if loaded.opaque:
         lines.append("not read  " + ", ".join(loaded.opaque))
@@ -110,7 +111,7 @@ def describe(path: Path, **choice: Any) -> list[str]:
 def _about(found: Source | VitSource) -> list[str]:
     resnet = isinstance(found, Source)
     lines = [
-        f"taken     {found.branch or 'the top'}: {found.why}; layout {found.kind}, epoch {found.epoch}",
+        f"taken     {found.branch or 'the top'}: {found.why}; {_kind(found.kind)}{_epoch(found.epoch)}",
         *(_depth(found) if isinstance(found, Source) else vit_lines.shape(found)),
         f"input     {describe_input(found.input, resnet=resnet)}",
         f"          {found.input_origin}",
@@ -119,6 +120,14 @@ def _about(found: Source | VitSource) -> list[str]:
     if found.passed_over:
         lines.append("passed    " + ", ".join(found.passed_over) + " (take one with --branch)")
     return lines
+
+
+def _kind(kind: str) -> str:
+    return "a checkpoint of no known project" if kind == "unknown" else f"{kind} checkpoint"
+
+
+def _epoch(epoch: object) -> str:
+    return "" if epoch is None else f", epoch {epoch}"
 
 
 def _depth(found: Source) -> list[str]:

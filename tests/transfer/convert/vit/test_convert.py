@@ -182,7 +182,7 @@ def test_a_converted_file_keeps_its_settings(tmp_path: Path) -> None:
 def test_inspect_says_what_would_happen(tmp_path: Path) -> None:
     text = "\n".join(describe(save(tmp_path, FILES["vit: dino full"][1](QUERY, KEY))))
     for part in ("network   student.module.backbone (timm's names)",
-                 "taken     teacher.backbone: the teacher; layout dino",
+                 "taken     teacher.backbone: the teacher; dino checkpoint",
                  "shape     ViT, width 64, 2 blocks of 1 head, MLPs of 96, patches of 16 pixels, 3 x 3 positions",
                  "heads     1: assumed, one for each 64 channels (to change it: --heads)", "left out  cls_token",
                  "RGB, mean 123.675, 116.28, 103.53, std 58.395, 57.12, 57.375\n",
