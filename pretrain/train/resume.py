@@ -166,7 +166,9 @@ def _note_changes(before: dict[str, Any], cfg: CfgNode) -> bool:
     ]
     for key, was, now in different:
         effect = (
-            "which numbered files are kept changes from now on" if key in _KEPT else "the result will differ"
+            "which numbered files are kept changes from now on"
+            if key in _KEPT
+            else f"the result will differ{' by rounding' if key == 'SOLVER.CHUNK' else ''}"
         )
         say(f"note: {key} was {label(was, 80)} and is {now}: {effect}")
     return any(key in result for key, _, _ in different)
