@@ -52,7 +52,8 @@ def check_preprocessing(cfg: CfgNode, weights: dict[str, Any]) -> None:
         found, needed = wrong[_BACKBONE]
         raise UserError(
             f"the configuration contradicts MODEL.WEIGHTS: {_BACKBONE} is {found} (needed: {needed}): take a config of "
-            "that backbone, for a ViT transfer/coco_ViTB_SFP_25ep.yaml or, for your own data, transfer/custom_ViTS_SFP.yaml"
+            "that backbone, for a ViT transfer/coco_ViTB_SFP_25ep.yaml or, for your own data, "
+            "transfer/custom_ViTS_SFP.yaml"
         )
     said = {key: _who_states(weights["record"], key) for key in wrong}
     faults = ", ".join(
