@@ -214,8 +214,8 @@ class Pace:
         )
         if device == "cpu" and rest * each > _DAY:
             say(
-                f"note: more than a day on this CPU: --config {smaller} takes minutes to an hour for a few hundred "
-                "images (docs/own_data.md)"
+                f"note: more than a day on this CPU: on two idle cores, --config {smaller} takes minutes to an hour "
+                "for a few hundred images (docs/own_data.md)"
             )
 
 
