@@ -72,14 +72,15 @@ def check_kind(cfg: CfgNode, weights: dict[str, Any]) -> None:
     name = cfg.MODEL.BACKBONE.NAME
     is_vit = any(_OF_VIT.search(each) for each in weights["model"])
     if is_vit and "vit" not in name:
-        held, example = "ViT", "transfer/coco_ViTB_SFP_25ep.yaml"
+        held, examples = "ViT", ("coco_ViTB_SFP_25ep", "custom_ViTS_SFP")
     elif not is_vit and "vit" in name and any(_OF_RESNET.search(each) for each in weights["model"]):
-        held, example = "ResNet", "transfer/coco_R50_FPN.yaml"
+        held, examples = "ResNet", ("coco_R50_FPN", "custom_R50_FPN")
     else:
         return
     raise UserError(
         f"the configuration contradicts MODEL.WEIGHTS, which is a {held}: {_BACKBONE} is {name}: take a config of a "
-        f"{held}, such as {example}, or other weights"
+        f"{held}, such as transfer/{examples[0]}.yaml or, for your own data, transfer/{examples[1]}.yaml, or other "
+        "weights"
     )
 
 
