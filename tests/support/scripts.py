@@ -112,9 +112,9 @@ def _in_environment(
 
 def _run(command: list[str], environment: dict[str, str], files: list[str], forks: bool) -> None:
     os.setsid()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which is ignored if the tests run in the background
+    # Both are ignored if the tests run in the background, SIGHUP under nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Loader workers start as they do in a fresh interpreter, not as this process did.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.chdir(ROOT)

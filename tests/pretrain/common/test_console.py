@@ -178,15 +178,16 @@ def test_a_pipe_that_nobody_reads_stops_a_run_which_saves(monkeypatch: pytest.Mo
 
 
 def test_nohup_is_respected() -> None:
-    assert signal.SIGHUP in stopping()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in stopping() and signal.SIGTERM in stopping()
         with Signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not signals.requested
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in stopping()
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.requested
     finally:
         signal.signal(signal.SIGHUP, before)
-    with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert signals.requested
