@@ -131,7 +131,7 @@ def resnet50() -> tuple[int, list[int]]:
     """Trained weights and the channels of the batch-norm layers of MoCo v2's encoder, which is not filled here."""
     cfg = config.load("pretrain/moco_v2_R50.yaml", ["DEVICE", "cpu"])
     with torch.device("meta"):
-        encoder = build.encoder_maker(cfg, torch.device("cpu"))()
+        encoder = build.encoder_maker(cfg, norm.norm_layer(cfg, torch.device("cpu")))()
     return sum(weight.numel() for weight in encoder.parameters()), [
         layer.num_features for layer in batch_norms(encoder)
     ]

@@ -724,7 +724,7 @@ def test_wrong_weights(task: Task, tmp_path: Path) -> None:
     detector["rpn.head.conv.weight"] = torch.zeros(4, 4)
     cases = [
         (partial, "without tensor layer4.1.bn2.weight"),
-        (vit, "vision transformer"),
+        (vit, "tensor blocks.0.norm1.weight is missing"),
         ({"fc.weight": torch.zeros(2, 2)}, "only a head"),
         (detector, "holds a complete detector"),
         ({"model": faster, "iteration": 3}, r"holds a complete detector \(.*proposal_generator\)"),
