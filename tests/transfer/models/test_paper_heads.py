@@ -110,7 +110,8 @@ def test_builds_at_full_width_and_trains_every_layer(name: str) -> None:
 def test_vits_of_full_width_train_every_weight(name: str) -> None:
     cfg = _load(name, *FEWER)
     cfg.defrost()
-    cfg.MODEL.VIT.IMAGE_SIZE = 128  # pads less; the data's sizes, which are checked with it, take no part here
+    # Pads less than the configs do. The data's sizes, which are checked with it, take no part here.
+    cfg.MODEL.VIT.IMAGE_SIZE = 128
     torch.manual_seed(0)
     model = build_model(cfg)
     losses = _losses(model, cfg)
