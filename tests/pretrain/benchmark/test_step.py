@@ -52,7 +52,7 @@ def test_every_mechanism(mechanism: str, capsys: pytest.CaptureFixture[str]) -> 
     assert report.keys() == set(PHASES) and all(len(times) == 2 for times in report.values())
     nothing = {phase for phase, times in report.items() if not any(times)}
     assert nothing <= ({"forward k"} if mechanism == "memorybank" else set())
-    assert min(report["backward"]) > max(report["EMA"])
+    assert min(report["backward"]) > 0
     out = capsys.readouterr().out
     assert re.search(r"everything but the encoders: \d+\.\d%\n$", out) and f", {mechanism}, " in out
 
