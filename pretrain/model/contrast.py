@@ -6,6 +6,7 @@ keys and negatives come from, in which encoders have gradients, and in what is u
 `trained()`, then `after_step`.
 """
 
+import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class Path(NamedTuple):
     networks: tuple[str, ...]
 
 
-class Mechanism(nn.Module):
+class Mechanism(nn.Module, abc.ABC):
     """Base of all mechanisms, here and in `pretrain.model.moco_v3`.
 
     Args:
@@ -74,13 +75,13 @@ class Mechanism(nn.Module):
         self.temperature = temperature
 
     @property
+    @abc.abstractmethod
     def query_encoder(self) -> nn.Module:
         """The encoder that is trained and monitored."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def paths(self) -> list[Path]:
         """Return the ways of a step's views through the networks, in the order of the computation."""
-        raise NotImplementedError
 
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizer updates."""
@@ -111,9 +112,9 @@ class Contrast(Mechanism):
         """Return the query view's way, then that of the key view if there is a key encoder."""
         return [Path(view, (name,)) for view, (name, _) in enumerate(self.named_children())]
 
+    @abc.abstractmethod
     def keys(self, inputs: KeyInputs) -> Keys:
         """Return the keys of a step. Every process must call this."""
-        raise NotImplementedError
 
     def encode_queries(self, images: torch.Tensor) -> torch.Tensor:
         """Return the queries, (N, 3, H, W) -> (N, dim), scaled to unit length."""

@@ -1,4 +1,4 @@
-"""The terminal of a training run is closed: the state is saved, as after SIGTERM; under nohup the run goes on."""
+"""The terminal of a training run is closed: the state is saved, as after SIGTERM; under nohup the run continues."""
 
 import fcntl
 import json
@@ -98,7 +98,7 @@ def test_finetuning_is_saved_and_resumed(finetuning: Command, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_under_nohup_a_run_goes_on_without_its_terminal(pretraining: Command, tmp_path: Path) -> None:
+def test_under_nohup_a_run_continues_without_its_terminal(pretraining: Command, tmp_path: Path) -> None:
     (tmp_path / "nohup.py").write_text(NOHUP)
     command = [str(tmp_path / "nohup.py"), *pretraining("SOLVER.MAX_ITER", "9")]
     assert hang_up(command, tmp_path / "run")[0] == 0

@@ -39,16 +39,20 @@ def lengths(
     images: int,
     number: int,
     *,
+    at_once: int,
     epochs: float,
 ) -> list[Schedule]:
-    """Return the schedule of each share of the labels, each of which has `number` runs, and say what they cost."""
+    """Return the schedule of each share of the labels, each of which has `number` runs, and say what they cost.
+
+    Args:
+        at_once: of `runs_at_once`. A resumed comparison keeps the number that its schedule was made for.
+    """
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, args.num_gpus
     if batch % processes:
         raise UserError(
             f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} (the total) cannot be divided among them"
         )
-    at_once = runs_at_once(args, cfg, number * len(args.fractions))
-    spent = _spent(args, overrides, batch // processes, at_once)
+    spent, at_once = _spent(args, overrides, batch // processes, at_once)
     found = [schedule.usual(images, share, batch, epochs=epochs) for share in args.fractions]
     rule = f"{epochs:g} epochs, at least {USUAL} iterations"
     if "SOLVER.MAX_ITER" in overrides:
@@ -78,27 +82,27 @@ def lengths(
     return found
 
 
-def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int, at_once: int) -> Cost:
-    """Return the timing of an earlier call for the same runs, or measure it.
+def _spent(args: argparse.Namespace, overrides: Sequence[str], share: int, at_once: int) -> tuple[Cost, int]:
+    """Return the timing of an earlier call for the same runs, or measure it, and how many of them share the time.
 
-    Times differ from call to call. With them, `--hours` would choose another schedule, and a resumed comparison would
-    start all over.
+    Times differ from call to call, and `--jobs` may. With them, `--hours` would choose another schedule, and a resumed
+    comparison would start all over.
     """
     file = args.output / "timing.json"
     cfg = load(args.config, [*overrides, "SOLVER.IMS_PER_BATCH", str(share)])
     cfg.MODEL.DEVICE = distributed.pick_device(cfg.MODEL.DEVICE).type
-    together = at_once if cfg.MODEL.DEVICE == "cpu" and not args.slurm else 1
-    made_for = [args.config, *overrides, share, together]
+    made_for = [args.config, *overrides, share]
     stored = read_json(file)
-    if stored.get("made_for") == made_for:
-        return Cost(**stored["cost"])
+    if stored.get("made_for") == made_for and "at_once" in stored:
+        return Cost(**stored["cost"]), stored["at_once"]
     say("timing a few iterations of the detector and a few test images")
     if note := memory_note(cfg):  # before the timing, which could be ended for lack of it
         say(note)
+    together = at_once if cfg.MODEL.DEVICE == "cpu" and not args.slurm else 1
     found = cost.measure(cfg, at_once=together, threads=max(1, (os.cpu_count() or 1) // together))
     args.output.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"made_for": made_for, "cost": asdict(found)})
-    return found
+    write_json(file, {"made_for": made_for, "cost": asdict(found), "at_once": at_once})
+    return found, at_once
 
 
 def runs_at_once(args: argparse.Namespace, cfg: CfgNode, number: int) -> int:

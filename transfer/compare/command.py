@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     data.refuse_leaks(*(Path(place) for place in places[1::2]))
     images = catalog.counts(cfg.DATASETS.TRAIN[0])[0]
     number = budget.runs(args, len(rows))
-    lengths = budget.lengths(args, cfg, overrides, images, number, epochs=epochs)
+    at_once = budget.runs_at_once(args, cfg, number * len(args.fractions))
+    lengths = budget.lengths(args, cfg, overrides, images, number, at_once=at_once, epochs=epochs)
     if not args.slurm:
-        args.jobs = budget.runs_at_once(args, cfg, number * len(lengths))
+        args.jobs = at_once
     table = _table(args, cfg, rows, overrides, lengths)
     options = Options(
         seeds=tuple(range(args.seeds)), processes=args.num_gpus, launcher=command.launcher("", args.num_gpus),

@@ -14,7 +14,7 @@ from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES, Architecture, ResNet
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_architecture(path: Path, network: dict[str, torch.Tensor]) -> Architecture:
@@ -133,10 +133,10 @@ def checked(
                 f"{path}: tensor {name} has shape {tuple(tensor.shape)}, not {tuple(shape)} as in {what}: "
                 "is it another kind of ResNet?"
             )
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {_not_finite(network, expected, name)}")
+            raise UserError(f"{path}: {not_finite(network, expected, name)}")
         if name.endswith("running_var") and (tensor < 0).any():
             raise UserError(f"{path}: tensor {name} holds negative variances: the file is damaged")
         if tensor.dtype == torch.float64 and not torch.isfinite(tensor.to(torch.float32)).all():
@@ -154,7 +154,8 @@ def checked(
     return {name: network[name].detach().to(torch.float32).contiguous() for name in expected}
 
 
-def _not_finite(network: dict[str, torch.Tensor], expected: dict[str, torch.Size], name: str) -> str:
+def not_finite(network: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], name: str) -> str:
+    """Return what is wrong with a tensor that holds NaN or infinity, among all that are expected."""
     tensor = network[name]
     count = int((~torch.isfinite(tensor)).sum())
     others = sum(not bool(torch.isfinite(network[n]).all()) for n in expected if n in network) - 1

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.model.vit import MLP, PatchEmbedding
 from transfer.models.registering import register
 
 Size = tuple[int, int]  # rows, columns
@@ -93,7 +94,7 @@ class ViT(Backbone):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map images (N, 3, H, W) to `last_feat`: (N, width, H / patch_size, W / patch_size)."""
-        x = self.patch_embed(images)
+        x = self.patch_embed(images).permute(0, 2, 3, 1)
         x = x + absolute_positions(
             self.pos_embed, (x.shape[1], x.shape[2]), class_position=self.class_position
         )
@@ -101,19 +102,6 @@ class ViT(Backbone):
             again = self.checkpoint_blocks and self.training
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return {"last_feat": x.permute(0, 3, 1, 2)}
-
-
-class PatchEmbedding(nn.Module):
-    """A linear map of each `size` x `size` patch: (N, 3, H, W) -> (N, H / size, W / size, width)."""
-
-    def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, size, stride=size)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Embed the patches."""
-        embedded: torch.Tensor = self.proj(images)
-        return embedded.permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
@@ -200,20 +188,6 @@ class Attention(nn.Module):
         vertical = torch.einsum("nthwc,hkc->nthwk", q, relative_positions(self.rel_pos_h, q.shape[2]))
         horizontal = torch.einsum("nthwc,wkc->nthwk", q, relative_positions(self.rel_pos_w, q.shape[3]))
         return (vertical[..., :, None] + horizontal[..., None, :]).flatten(4, 5).flatten(2, 3)
-
-
-class MLP(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (..., width) for (..., width)."""
-        changed: torch.Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return changed
 
 
 def relative_positions(table: torch.Tensor, side: int) -> torch.Tensor:

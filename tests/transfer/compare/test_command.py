@@ -90,6 +90,7 @@ def test_the_same_command_resumes_the_same_runs_although_times_differ(
     more = ["--hours", "1", *TINY]
     first, again = ({job.key for job in planned([*words, *more], monkeypatch)} for _ in range(2))
     assert first == again and len(first) == 7  # three seeds of both, and a conversion
+    assert {job.key for job in planned([*words, *more, "--jobs", "3"], monkeypatch)} == first
     other = planned([*words, *more, "SEED", "1"], monkeypatch)
     assert not {job.key for job in other if "finetune" in job.name} & first
 

@@ -12,12 +12,12 @@ import torch
 
 from pretrain.common.errors import UserError
 from pretrain.model.vit import ViT
+from transfer.convert.architecture import FLOATS, not_finite
 from transfer.convert.tensor_names import Tensors
 
 MOST_BLOCKS = 200
 # Numbers in a block's attention over one image, which the verification holds: 16 heads at 64 x 64 positions
 MOST_ATTENTION = 16 * 64**4
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # A detector does without these, and some files have none of them.
 OPTIONAL = ("cls_token", "reg_token", "norm.weight", "norm.bias")
 
@@ -195,6 +195,8 @@ def checked(path: Path, network: Tensors, shape: Shape) -> Tensors:
     held = {name: size for name, size in shapes.items() if name in network}
     for name, size in held.items():
         _check(path, name, network[name], size)
+        if not torch.isfinite(network[name]).all():
+            raise UserError(f"{path}: {not_finite(network, held, name)}")
     matrices = [name for name, size in held.items() if len(size) in (2, 4)]
     zero = [name for name in matrices if not network[name].any()]
     if "patch_embed.proj.weight" in zero or len(zero) * 2 > len(matrices):
@@ -213,12 +215,6 @@ def _check(path: Path, name: str, tensor: torch.Tensor, size: torch.Size) -> Non
         )
     if tensor.dtype not in FLOATS:
         raise UserError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        raise UserError(
-            f"{path}: tensor {name} holds NaN or infinity ({int((~finite).sum())} of {tensor.numel()} numbers): the "
-            "training run diverged; use an earlier checkpoint"
-        )
     if tensor.dtype == torch.float64 and not torch.isfinite(tensor.to(torch.float32)).all():
         raise UserError(
             f"{path}: tensor {name} holds numbers beyond float32's range: the training run diverged"

@@ -11,10 +11,10 @@ from pathlib import Path
 from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.read_any import Loaded
+from transfer.convert.architecture import FLOATS
 from transfer.convert.layouts import LAYOUTS, Layout
 from transfer.convert.preprocessing import MAX_CONFIG
 from transfer.convert.tensor_names import Tensors
-from transfer.convert.vit.architecture import FLOATS
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from pretrain.common.errors import UserError
 from pretrain.model.vit import ViT
 from pretrain.tensor_files.read_any import Loaded
 from pretrain.tensor_files.shards import combined_digest, read_checkpoint
+from transfer.convert.architecture import FLOATS
 from transfer.convert.choose import choose
 from transfer.convert.preprocessing import FLAGS, IMAGENET, KEYS, Input, read_input
 from transfer.convert.recognise import MAX_NETWORKS, group_of, printed_branch, stated_epoch
 from transfer.convert.tensor_names import Candidate, Tensors, clean, find_candidates, unwrapped
 from transfer.convert.vit import refusals
-from transfer.convert.vit.architecture import FLOATS, Shape, checked, empty_network, read_shape
+from transfer.convert.vit.architecture import Shape, checked, empty_network, read_shape
 from transfer.convert.vit.kinds import KINDS, read_eps, read_heads
 from transfer.convert.vit.names import find_vits, fused
 
