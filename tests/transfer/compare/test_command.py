@@ -73,8 +73,9 @@ def test_a_dry_run_plans_and_starts_nothing(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["SOLVER.MAX_ITER", "4", *TINY]
-    assert planned([*words, "--dry-run", *given], monkeypatch) == []
+    assert planned([*words, "--jobs", "2", "--dry-run", *given], monkeypatch) == []  # timed in two processes
     printed = capsys.readouterr().out
+    assert "2 run(s) at a time" in printed
     assert "SOLVER.MAX_ITER, as given" in printed
     assert "from scratch" not in printed  # that is said of the model that is timed
     with pytest.raises(UserError, match=r"--hours 0\.001: even 100 iterations"):
