@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import importlib.util
+import logging
 import multiprocessing
 import os
 import sys
@@ -171,6 +172,10 @@ def _apply() -> None:
     warnings.filterwarnings(
         "ignore", message="This DataLoader will create"
     )  # recipes have workers for 8 GPUs
+    # The ROI pooler of main asks torch.fx whether it is traced; newer versions answer with advice for developers.
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(
+        lambda record: not record.getMessage().startswith("is_fx_tracing will return true")
+    )
 
 
 def _fix_release_06() -> None:

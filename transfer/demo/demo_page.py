@@ -11,7 +11,6 @@ from pretrain.data.views_sheet import columns
 from transfer.convert.verify import TOLERANCE
 from transfer.demo import comparison, savings
 from transfer.demo.comparison import BASELINE, ROWS
-from transfer.demo.networks import NETWORKS, RESNET
 from transfer.demo.noise import MEASURED, Noise
 from transfer.prepare.demo.build import FALLBACK
 from transfer.prepare.demo.demo_set import HONEST
@@ -85,10 +84,11 @@ def summary(folder: Path) -> list[str]:
 
 
 def _noise(demo: dict[str, Any]) -> Noise | None:
-    """Return the noise of a demo of one seed, if it was measured for its size and its photographs."""
+    """Return the noise of a demo of one seed, if it was measured for its network, size and photographs."""
     state = read_json(Path(demo["data"]) / "demo.json")
-    measured = demo["backbone"] == NETWORKS[RESNET].backbone and state.get("source") != FALLBACK
-    return MEASURED.get(demo["size"]) if measured and len(demo["seeds"]) == 1 else None
+    if len(demo["seeds"]) > 1 or state.get("source") == FALLBACK:
+        return None
+    return MEASURED.get((demo["backbone"], demo["size"]))
 
 
 def _read(

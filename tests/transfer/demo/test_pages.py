@@ -18,6 +18,7 @@ from PIL import Image
 from pretrain.common.errors import UserError
 from tests.support import browser
 from transfer.demo import comparison, demo_page, mechanism_page, run, savings
+from transfer.demo.networks import NETWORKS
 from transfer.demo.noise import Noise
 from transfer.intervals import mean_interval, paired_difference
 from transfer.prepare.demo.build import FALLBACK
@@ -234,7 +235,7 @@ def test_numbers_are_those_of_the_results(demo):
 def test_a_single_seed_is_shown_with_the_noise_of_a_seed(demo, monkeypatch):
     """Of 30 and 4 AP with a spread of 2 AP of their difference: 13 times that."""
     spread = Noise({"random": (2.0,) * 6}, {"supervised": (2.0,) * 6, "moco": (1.0,) * 6})
-    monkeypatch.setitem(demo_page.MEASURED, "standard", spread)
+    monkeypatch.setitem(demo_page.MEASURED, ("ResNet", "standard"), spread)
     folder = demo([(6.0, 6.0)], [(4.0, 6.0)], [(30.0, 9.0)])
     page = write(folder)
     assert page.row("random init")[0] == "4.00 (±2.0)" and page.row("MoCo")[0] == "6.00"
@@ -246,6 +247,14 @@ def test_a_single_seed_is_shown_with_the_noise_of_a_seed(demo, monkeypatch):
     state = folder.parent / "data/demo.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"source": FALLBACK}))
     assert "(±" not in "\n".join(demo_page.summary(folder))  # measured on other pictures
+
+
+def test_each_network_has_its_own_noise():
+    """For every row that it can have, and every difference to random initialisation."""
+    for network in NETWORKS.values():
+        noise = demo_page.MEASURED[network.backbone, "standard"]
+        trained = {network.moco, *(["supervised"] if network.supervised else [])}
+        assert set(noise.rows) == {"random", *trained} and set(noise.differences) == trained
 
 
 def test_a_row_that_is_left_out_is_named_with_its_reason(demo):
