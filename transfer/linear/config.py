@@ -22,7 +22,7 @@ IRRELEVANT = (
     "DATA.TRAIN", "DATA.VAL", "DATA.NUM_WORKERS", "DATA.MAX_BROKEN", "KNN.K", "KNN.T", "OUTPUT_DIR", "DEVICE",
 )  # fmt: skip
 # Younger keys: at their defaults they are left out of digests, so that runs made before them stay valid.
-YOUNGER = ("MODEL.VIT",)
+YOUNGER = ("MODEL.VIT", "SOLVER.SCHEDULE")
 
 
 def defaults() -> CfgNode:
@@ -48,7 +48,8 @@ def defaults() -> CfgNode:
                 "BASE_LR": 30.0,
                 "IMS_PER_BATCH": 256,  # total over all processes
                 "MAX_EPOCH": 100,
-                "STEPS": [60, 80],  # epochs at which the learning rate is multiplied by 0.1
+                "SCHEDULE": "step",  # step | cosine (MoCo v3: from BASE_LR to 0, in each epoch)
+                "STEPS": [60, 80],  # epochs at which `step` multiplies the learning rate by 0.1
                 "MOMENTUM": 0.9,
                 "WEIGHT_DECAY": 0.0,
             },
@@ -113,6 +114,8 @@ def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
         raise UserError(f"SWEEP {cfg.SWEEP}: must be positive numbers, as in --sweep 10,30,100")
     if len(set(cfg.SWEEP)) < len(cfg.SWEEP):
         raise UserError(f"SWEEP {cfg.SWEEP}: lists a learning rate twice; list each rate once")
+    if cfg.SOLVER.SCHEDULE not in ("step", "cosine"):
+        raise UserError(f"SOLVER.SCHEDULE {cfg.SOLVER.SCHEDULE}: choose step or cosine")
     if cfg.DEVICE not in ("auto", "cpu", "cuda"):
         raise UserError(f"DEVICE {cfg.DEVICE}: choose auto, cpu or cuda")
     if cfg.SOLVER.IMS_PER_BATCH % processes:

@@ -250,7 +250,7 @@ def _pretrain(init: Init, seed: int | None, options: Options) -> Job:
     name = _recipe_name(init) + ("" if seed is None else f"_seed{seed}")
     return Job(
         f"pretrain/{name}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        missing=found.missing, changes=pretraining_changes(cfg),
+        missing=found.missing, changes=pretraining_changes(cfg, pretrain_config.load(init.pretrain)),
     )  # fmt: skip
 
 

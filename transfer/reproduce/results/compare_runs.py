@@ -110,7 +110,7 @@ def _config(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
         key = row[0]
         title = next(title for title, starts in _CONFIG.items() if key.startswith(starts))
         # a run of an earlier version of this project, without the keys
-        before = ABSENT in row[1:] and key.startswith(results.YOUNGER_SECTIONS)
+        before = ABSENT in row[1:] and key.startswith((*results.YOUNGER_SECTIONS, *config.YOUNGER))
         if key != "SEED" and not before:  # the seed is listed from results.json
             groups["bookkeeping" if key.startswith(_BOOKKEEPING) else title].append(row)
     return groups
