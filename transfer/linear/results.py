@@ -32,8 +32,8 @@ _PUBLISHED: tuple[tuple[str, float, str, float, str], ...] = (  # architecture, 
     ("resnet50", 4, "MoCo v1, 200 epochs", 68.6, _V1),
 )
 _PROTOCOL = (
-    "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.SCHEDULE", "SOLVER.STEPS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY",
-    "CACHE",
+    "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.SCHEDULE", "SOLVER.STEPS", "SOLVER.MOMENTUM",
+    "SOLVER.WEIGHT_DECAY", "CACHE",
 )  # fmt: skip
 _HARDWARE = ("machine", "gpu", "processes", "threads")
 

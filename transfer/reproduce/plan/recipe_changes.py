@@ -68,7 +68,9 @@ def pretraining_changes(cfg: CfgNode, recipe: CfgNode) -> tuple[str, ...]:
     """
     if recipe.MOCO.MECHANISM == "mocov3":
         own, published = cfg.SOLVER.AMP, recipe.SOLVER.AMP
-        return () if own == published else (f"SOLVER.AMP of pre-training is {own}, in the recipe {published}",)
+        return (
+            () if own == published else (f"SOLVER.AMP of pre-training is {own}, in the recipe {published}",)
+        )
     if cfg.SOLVER.AMP == "off":
         return ()
     return (f"SOLVER.AMP of pre-training is {cfg.SOLVER.AMP}, in the paper off (float32)",)
