@@ -23,7 +23,14 @@ ABSENT = "(absent)"
 
 # Groups of config keys, the likeliest reasons first: title -> prefixes of the keys.
 _CONFIG = {
-    "schedule": ("SOLVER.MAX_", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP", "SOLVER.LR_SCHEDULER"),
+    "schedule": (
+        "SOLVER.MAX_",
+        "SOLVER.SCHEDULE",
+        "SOLVER.STEPS",
+        "SOLVER.GAMMA",
+        "SOLVER.WARMUP",
+        "SOLVER.LR_SCHEDULER",
+    ),
     "learning rate": (
         "SOLVER.BASE_LR",
         "SOLVER.BIAS_LR",
