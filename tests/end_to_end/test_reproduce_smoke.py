@@ -130,3 +130,14 @@ def test_a_smoke_run_in_two_processes(output: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     (folder,) = (output / "smoke-runs").glob("finetune-voc_R50_C4_24k-random-seed5-*")
     assert json.loads((folder / "results.json").read_text())["hardware"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_smoke_run_of_moco_v3_with_a_vit(output: Path) -> None:
+    command = ["--table", "moco_v3", "--smoke", "--inits", "moco_v3_ViTS", "--output", str(output)]
+    result = run_script("tools/reproduce.py", *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder,) = (output / "smoke-runs").glob("linear-moco_v3_ViTS-seed0-*")
+    found = json.loads((folder / "results.json").read_text())
+    assert found["weights"]["architecture"]["width"] == 48 and found["weights"]["architecture"]["heads"] == 12
+    assert "mocov3" in found["weights"]["network"]

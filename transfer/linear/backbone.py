@@ -17,7 +17,7 @@ from transfer.convert.architecture import recorded
 from transfer.convert.preprocessing import IMAGENET, Input
 from transfer.convert.program.networks import read_any
 from transfer.convert.recognise import build_network
-from transfer.convert.vit.architecture import Shape
+from transfer.convert.vit.architecture import Shape, empty_network
 from transfer.convert.vit.recognise import VitSource, build_vit
 
 RANDOM = "random"
@@ -54,11 +54,7 @@ def load(
     final norm, as in a converted file, or for images that do not divide into its patches.
     """
     if weights == RANDOM:
-        plain = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
-        torch.manual_seed(cfg.SEED)
-        net = ResNet(plain).eval()
-        what = f"random {cfg.MODEL.ARCH}"
-        return Backbone(net, plain, IMAGENET, what, file_digest="", digest=_digest(net, IMAGENET))
+        return _random(cfg)
     found = read_any(Path(weights), source=source, branch=branch, heads=heads)
     part = next((name for name in found.dropped if name.split(".")[-1] in _DETECTOR), None)
     if part:
@@ -78,6 +74,22 @@ def load(
     return Backbone(network, shape, found.input, what, file_digest=found.digest, digest=digest)
 
 
+def _random(cfg: CfgNode) -> Backbone:
+    torch.manual_seed(cfg.SEED)
+    net: ResNet | ViT
+    shape: Architecture | Shape
+    if cfg.MODEL.ARCH == "vit":
+        vit, size = cfg.MODEL.VIT, cfg.INPUT.SIZE
+        _check_size(size, vit.PATCH_SIZE)
+        shape = Shape(vit.WIDTH, vit.DEPTH, vit.HEADS, vit.PATCH_SIZE, size // vit.PATCH_SIZE, 4 * vit.WIDTH)
+        net = empty_network(shape).eval()
+    else:
+        shape = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
+        net = ResNet(shape).eval()
+    digest = _digest(net, IMAGENET, shape if isinstance(shape, Shape) else None)
+    return Backbone(net, shape, IMAGENET, f"random {cfg.MODEL.ARCH}", file_digest="", digest=digest)
+
+
 def _check_vit(weights: str, found: VitSource, size: int) -> None:
     if "norm.weight" not in found.backbone or (
         found.shape.class_position and "cls_token" not in found.backbone
@@ -86,10 +98,14 @@ def _check_vit(weights: str, found: VitSource, size: int) -> None:
             f"{weights}: it holds a ViT without the class token or the final norm, as those converted for detectors: "
             "give the checkpoint that it was converted from"
         )
-    if size % found.shape.patch_size:
+    _check_size(size, found.shape.patch_size)
+
+
+def _check_size(size: int, patch: int) -> None:
+    if size % patch:
         raise UserError(
-            f"INPUT.SIZE {size}: not a multiple of the ViT's patches of {found.shape.patch_size} pixels: set it to "
-            f"{max(1, size // found.shape.patch_size) * found.shape.patch_size}"
+            f"INPUT.SIZE {size}: not a multiple of the ViT's patches of {patch} pixels: set it to "
+            f"{max(1, size // patch) * patch}"
         )
 
 

@@ -1,5 +1,6 @@
 """Linear classifiers on the same features, one for each learning rate of a sweep."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ class Classifiers:
         channels: C, the number of feature channels.
         classes: the number of classes.
         rates: the initial learning rates.
-        solver: MOMENTUM, WEIGHT_DECAY and STEPS.
+        solver: MOMENTUM, WEIGHT_DECAY, SCHEDULE, STEPS and MAX_EPOCH.
         seed: of the initial weights, which are the same for all layers.
     """
 
@@ -31,7 +32,7 @@ class Classifiers:
         device: torch.device,
     ) -> None:  # fmt: skip
         initial = rng.generator("classifier", seed).normal(0, INITIAL_STD, (classes, channels))
-        self.rates, self.steps = list(rates), list(solver.STEPS)
+        self.rates, self.solver = list(rates), solver
         self.device = device
         self.layers = [nn.Linear(channels, classes) for _ in rates]
         for layer in self.layers:
@@ -50,7 +51,9 @@ class Classifiers:
 
     def factor(self, epoch: int) -> float:
         """Return the factor on the initial learning rates in `epoch`, counted from 0."""
-        return 0.1 ** sum(epoch >= step for step in self.steps)
+        if self.solver.SCHEDULE == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.solver.MAX_EPOCH))
+        return 0.1 ** sum(epoch >= step for step in self.solver.STEPS)
 
     def set_rates(self, epoch: int) -> None:
         """Set the learning rates to those of `epoch`, counted from 0."""

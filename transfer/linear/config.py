@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from pretrain.common.configs import find_config, flatten, merge
+from pretrain.common.configs import find_config, flatten, get, merge
 from pretrain.common.errors import UserError
 from pretrain.common.files import missing_folder
 
 _POSITIVE = (
-    "MODEL.WIDTH", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
+    "MODEL.WIDTH", "MODEL.VIT.WIDTH", "MODEL.VIT.DEPTH", "MODEL.VIT.HEADS", "MODEL.VIT.PATCH_SIZE", "SOLVER.BASE_LR",
+    "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "KNN.K", "KNN.T",
 )  # fmt: skip
 _NOT_NEGATIVE = ("DATA.NUM_WORKERS", "MODEL.STEM_CHANNELS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
 FOLDERS = ("DATA.TRAIN", "DATA.VAL")
@@ -19,6 +21,8 @@ _SMALLEST = 32  # pixels: the stride of a ResNet
 IRRELEVANT = (
     "DATA.TRAIN", "DATA.VAL", "DATA.NUM_WORKERS", "DATA.MAX_BROKEN", "KNN.K", "KNN.T", "OUTPUT_DIR", "DEVICE",
 )  # fmt: skip
+# Younger keys: at their defaults they are left out of digests, so that runs made before them stay valid.
+YOUNGER = ("MODEL.VIT", "SOLVER.SCHEDULE")
 
 
 def defaults() -> CfgNode:
@@ -35,6 +39,7 @@ def defaults() -> CfgNode:
                 "ARCH": "resnet50",  # only for `--weights random`; otherwise read from the file
                 "WIDTH": 1.0,  # likewise
                 "STEM_CHANNELS": 0,  # likewise; 0: 64 x WIDTH
+                "VIT": {"WIDTH": 768, "DEPTH": 12, "HEADS": 12, "PATCH_SIZE": 16},  # likewise, of ARCH vit
             },
             "INPUT": {
                 "SIZE": 224,  # pixels of the square views; tests use the central 7/8 of the image
@@ -43,7 +48,8 @@ def defaults() -> CfgNode:
                 "BASE_LR": 30.0,
                 "IMS_PER_BATCH": 256,  # total over all processes
                 "MAX_EPOCH": 100,
-                "STEPS": [60, 80],  # epochs at which the learning rate is multiplied by 0.1
+                "SCHEDULE": "step",  # step | cosine (MoCo v3: from BASE_LR to 0, in each epoch)
+                "STEPS": [60, 80],  # epochs at which `step` multiplies the learning rate by 0.1
                 "MOMENTUM": 0.9,
                 "WEIGHT_DECAY": 0.0,
             },
@@ -80,6 +86,17 @@ def rates(cfg: CfgNode) -> list[float]:
     return [float(rate) for rate in cfg.SWEEP] or [cfg.SOLVER.BASE_LR]
 
 
+def of_numbers(cfg: CfgNode) -> dict[str, Any]:
+    """Return the settings that the numbers depend on, by dotted key, without the younger keys at their defaults."""
+    left_out = tuple(f"{key}." for key in (*IRRELEVANT, *unset(cfg)))
+    return {key: value for key, value in flatten(cfg).items() if not f"{key}.".startswith(left_out)}
+
+
+def unset(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the keys and sections of `YOUNGER` that have their defaults."""
+    return tuple(key for key in YOUNGER if get(cfg, key) == get(defaults(), key))
+
+
 def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
     values = flatten(cfg)
     for key in _POSITIVE:
@@ -88,6 +105,7 @@ def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
     for key in _NOT_NEGATIVE:
         if not 0 <= values[key] < float("inf"):
             raise UserError(f"{key} {values[key]}: must not be negative")
+    _check_vit(cfg)
     if cfg.INPUT.SIZE < _SMALLEST:
         raise UserError(f"INPUT.SIZE {cfg.INPUT.SIZE}: must be {_SMALLEST} or more")
     if not 0 <= cfg.DATA.MAX_BROKEN <= 1:
@@ -96,6 +114,8 @@ def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
         raise UserError(f"SWEEP {cfg.SWEEP}: must be positive numbers, as in --sweep 10,30,100")
     if len(set(cfg.SWEEP)) < len(cfg.SWEEP):
         raise UserError(f"SWEEP {cfg.SWEEP}: lists a learning rate twice; list each rate once")
+    if cfg.SOLVER.SCHEDULE not in ("step", "cosine"):
+        raise UserError(f"SOLVER.SCHEDULE {cfg.SOLVER.SCHEDULE}: choose step or cosine")
     if cfg.DEVICE not in ("auto", "cpu", "cuda"):
         raise UserError(f"DEVICE {cfg.DEVICE}: choose auto, cpu or cuda")
     if cfg.SOLVER.IMS_PER_BATCH % processes:
@@ -107,3 +127,11 @@ def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
     for key in folders:
         if not os.path.isdir(values[key]):
             raise UserError(missing_folder(key, values[key], "; give a folder of class folders"))
+
+
+def _check_vit(cfg: CfgNode) -> None:
+    shape = cfg.MODEL.VIT
+    if cfg.MODEL.ARCH == "vit" and (shape.WIDTH % 4 or shape.WIDTH % shape.HEADS):
+        raise UserError(
+            f"MODEL.VIT.WIDTH {shape.WIDTH}: must be a multiple of MODEL.VIT.HEADS {shape.HEADS} and of 4"
+        )

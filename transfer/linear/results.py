@@ -16,7 +16,7 @@ from pretrain.common.configs import flatten
 from pretrain.common.console import say
 from pretrain.common.files import write_json
 from pretrain.model.encoders import architecture
-from transfer.linear.config import IRRELEVANT, defaults
+from transfer.linear.config import defaults, of_numbers
 from transfer.results import environment
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet-1k
@@ -32,8 +32,8 @@ _PUBLISHED: tuple[tuple[str, float, str, float, str], ...] = (  # architecture, 
     ("resnet50", 4, "MoCo v1, 200 epochs", 68.6, _V1),
 )
 _PROTOCOL = (
-    "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.STEPS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY",
-    "CACHE",
+    "INPUT.SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_EPOCH", "SOLVER.SCHEDULE", "SOLVER.STEPS", "SOLVER.MOMENTUM",
+    "SOLVER.WEIGHT_DECAY", "CACHE",
 )  # fmt: skip
 _HARDWARE = ("machine", "gpu", "processes", "threads")
 
@@ -50,13 +50,12 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def provenance(cfg: CfgNode, device: torch.device, *, seconds: float) -> dict[str, Any]:
     """Return what the numbers depend on: seed, config, versions and hardware."""
-    settings = {key: value for key, value in flatten(cfg).items() if key not in IRRELEVANT}
     found = environment(device.type, detector=False)
     return {
         "seed": cfg.SEED,
         "seconds": round(seconds, 1),
         "config": yaml.safe_load(cfg.dump()),
-        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(json.dumps(of_numbers(cfg), sort_keys=True).encode()).hexdigest(),
         "versions": found["versions"],
         "hardware": {name: found["hardware"][name] for name in _HARDWARE},
     }

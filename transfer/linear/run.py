@@ -196,7 +196,7 @@ def _print_notes(cfg: CfgNode) -> None:
     if cfg.CACHE:
         say("CACHE True: training on fixed centre crops; the papers train on random crops")
     epochs, papers = cfg.SOLVER.MAX_EPOCH, defaults().SOLVER
-    late = [step for step in cfg.SOLVER.STEPS if step >= epochs]
+    late = [step for step in cfg.SOLVER.STEPS if step >= epochs and cfg.SOLVER.SCHEDULE == "step"]
     if late:
         scaled = [min(round(step * epochs / papers.MAX_EPOCH), epochs - 1) for step in papers.STEPS]
         say(

@@ -18,7 +18,7 @@ from pretrain.common.run_folder import changes, in_use, note_processes, other_se
 from pretrain.tensor_files import checkpoint, states
 from pretrain.tensor_files.states import Stored, is_finite
 from transfer.linear.classifiers import Classifiers
-from transfer.linear.config import IRRELEVANT
+from transfer.linear.config import IRRELEVANT, of_numbers
 
 LAST = "linear_last.pth"
 LINE = {"iteration", "epoch", "base_lr", "lr", "loss", "top1", "top5"}  # what a line of `metrics.json` holds
@@ -90,8 +90,10 @@ def remove_leftovers(folder: Path) -> None:
 
 def compare(stored: Stored, origin: dict[str, str], cfg: CfgNode) -> None:
     """Raise `UserError` if a run would be resumed with other settings, weights or images."""
-    before, now = flatten(stored.settings()), flatten(cfg)
-    if changed := changes(before, {key: now[key] for key in now if key not in IRRELEVANT}):
+    before, now, counted = flatten(stored.settings()), flatten(cfg), of_numbers(cfg)
+    # A key that the stored state has counts even at its default.
+    compared = {key: now[key] for key in now if key in counted or (key in before and key not in IRRELEVANT)}
+    if changed := changes(before, compared):
         raise other_settings(changed)
     digests = stored.digests("origin")
     for what, digest in origin.items():

@@ -277,6 +277,31 @@ def test_factors_of_the_papers_schedule() -> None:
     assert factors == pytest.approx([1.0] * 60 + [0.1] * 20 + [0.01] * 20)
 
 
+def test_factors_of_moco_v3s_schedule() -> None:
+    """Against PyTorch's scheduler, and the cosines of 0, 60, 90 and 120 degrees: at 0, 1/3, 1/2 and 2/3 of the run."""
+    cosine = solver(SCHEDULE="cosine", MAX_EPOCH=90)
+    classifiers = Classifiers(4, 3, rates=[1.0], solver=cosine, seed=0, device=CPU)
+    assert [classifiers.factor(epoch) for epoch in (0, 30, 45, 60)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 90)
+    for epoch in range(90):
+        assert classifiers.factor(epoch) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_protocol_of_moco_v3() -> None:
+    """The values of main_lincls.py and CONFIG.md in facebookresearch/moco-v3: rates are 0.1 and 3 for 256 images."""
+    for network, rate in (("R50", 0.1), ("ViT", 3)):
+        cfg = linear_config.load(f"linear/imagenet_moco_v3_{network}.yaml", folders=())
+        assert pytest.approx(rate) == 256 * cfg.SOLVER.BASE_LR / cfg.SOLVER.IMS_PER_BATCH
+        values = [
+            cfg.SOLVER[key] for key in ("IMS_PER_BATCH", "MAX_EPOCH", "SCHEDULE", "MOMENTUM", "WEIGHT_DECAY")
+        ]
+        assert values == [1024, 90, "cosine", 0.9, 0] and cfg.INPUT.SIZE == 224 and not cfg.CACHE
+        assert "SOLVER.SCHEDULE cosine (step)" in linear_results.differences(cfg)
+
+
 def test_separable_features_are_separated() -> None:
     torch.manual_seed(0)
     labels = torch.arange(60) % 6
@@ -644,7 +669,8 @@ def test_the_config_is_the_papers() -> None:
         (["SWEEP", "[1, -1]"], r"SWEEP \[1, -1\]: must be positive numbers"),
         (["SWEEP", "[1, 1.0]"], "lists a learning rate twice"),
         (["INPUT.SIZE", "16"], r"INPUT\.SIZE 16: must be 32 or more"),
-        (["SOLVER.SCHEDULE", "cosine"], r"unknown config key SOLVER\.SCHEDULE"),
+        (["SOLVER.SCHEDULE", "linear"], r"SOLVER\.SCHEDULE linear: choose step or cosine"),
+        (["SOLVER.GAMMA", "0.1"], r"unknown config key SOLVER\.GAMMA"),
     ],
 )
 def test_wrong_settings(task: Task, overrides: list[str], expected: str) -> None:

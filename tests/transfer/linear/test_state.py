@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from pretrain.common.configs import digest_text
 from pretrain.common.errors import UserError
 from pretrain.tensor_files import checkpoint
 from tests.support.fuzzing.hostile import ALIAS_BOMB, change
@@ -175,3 +177,31 @@ def test_a_state_of_another_folder(tmp_path: Path) -> None:
     assert linear_state.find(other, resume=True) is None
     state = resume(other, tmp_path / "one" / linear_state.LAST)
     assert state.iteration == 3 and json.dumps(state.history)
+
+
+def test_a_state_from_before_the_younger_keys(tmp_path: Path) -> None:
+    """It is resumed at their defaults only; a state that has one of them is not resumed at another value."""
+    cfg = configured(tmp_path, 0.1)
+    linear_state.save(train(new(cfg), 2), cfg)
+    path, old = tmp_path / linear_state.LAST, yaml.safe_load(digest_text(cfg))
+    del old["MODEL"]["VIT"], old["SOLVER"]["SCHEDULE"]
+    checkpoint.save(path, {**checkpoint.load(path), "config": yaml.safe_dump(old)})
+    assert resume(cfg).iteration == 2
+    other = cfg.clone()
+    other.SOLVER.SCHEDULE = "cosine"
+    with pytest.raises(UserError, match=r"SOLVER\.SCHEDULE is cosine and was None"):
+        resume(other)
+    linear_state.save(train(new(other), 2), other)
+    with pytest.raises(UserError, match=r"SOLVER\.SCHEDULE is step and was cosine"):
+        resume(cfg)
+
+
+def test_younger_keys_at_their_defaults_are_not_in_the_digest() -> None:
+    cfg = config.defaults()
+    keys = config.of_numbers(cfg)
+    assert "SOLVER.STEPS" in keys and "OUTPUT_DIR" not in keys
+    assert not any(key.startswith(("MODEL.VIT", "SOLVER.SCHEDULE")) for key in keys)
+    cfg.MODEL.VIT.DEPTH, cfg.SOLVER.SCHEDULE = 6, "cosine"
+    changed = config.of_numbers(cfg)
+    assert changed["MODEL.VIT.DEPTH"] == 6 and changed["MODEL.VIT.WIDTH"] == 768
+    assert changed["SOLVER.SCHEDULE"] == "cosine"

@@ -8,6 +8,7 @@ from torchvision.models import VisionTransformer
 from torchvision.transforms import v2
 
 from pretrain.common.errors import UserError
+from pretrain.model.vit import ViT
 from tests.support.checkpoints import plain_file
 from tests.support.layouts import mlp, under
 from tests.support.vit.layouts import vit
@@ -61,3 +62,25 @@ def test_what_cannot_be_probed_is_refused(tmp_path: Path) -> None:
     convert_any(path, tmp_path / "a.pkl", verify=False)
     with pytest.raises(UserError, match="without the class token or the final norm"):
         linear_backbone.load(str(tmp_path / "a.pkl"), settings())
+
+
+def test_random_weights_are_those_of_pre_training() -> None:
+    """As `ViT`, which pre-training uses, draws them."""
+    shape = ["MODEL.ARCH", "vit", "MODEL.VIT.WIDTH", "16", "MODEL.VIT.DEPTH", "2", "MODEL.VIT.HEADS", "2"]
+    cfg = linear_config.load("linear/demo.yaml", [*shape, "INPUT.SIZE", "32", "SEED", "3"], folders=())
+    backbone = linear_backbone.load("random", cfg)
+    torch.manual_seed(3)
+    theirs = ViT(width=16, depth=2, heads=2, patch_size=16, image_size=32).eval()
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    batch = v2.functional.to_dtype(images.permute(0, 3, 1, 2), torch.float32, scale=True)
+    batch = v2.functional.normalize(batch, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = theirs(batch)
+    torch.testing.assert_close(linear_backbone.Extractor(backbone, CPU)(images), expected)
+    cfg = linear_config.load("linear/demo.yaml", [*shape, "INPUT.SIZE", "40"], folders=())
+    with pytest.raises(UserError, match=r"INPUT\.SIZE 40: not a multiple .*: set it to 32"):
+        linear_backbone.load("random", cfg)
+    with pytest.raises(
+        UserError, match=r"MODEL\.VIT\.WIDTH 18: must be a multiple of MODEL\.VIT\.HEADS 2 and of 4"
+    ):
+        linear_config.load("linear/demo.yaml", [*shape, "MODEL.VIT.WIDTH", "18"], folders=())

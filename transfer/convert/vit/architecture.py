@@ -145,7 +145,7 @@ def expected(shape: Shape) -> dict[str, torch.Size]:
 
 
 def empty_network(shape: Shape) -> ViT:
-    """Return the network without its weights. Without a class token, the table has no entry for it either."""
+    """Return the network, newly initialised. Without a class token, the table has no entry for it either."""
     return ViT(
         width=shape.width,
         depth=shape.depth,

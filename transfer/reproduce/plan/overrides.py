@@ -25,6 +25,9 @@ _PRETRAIN = (
     "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "0.001", "SOLVER.AMP", "off", "SOLVER.LOG_PERIOD", "5", "MOCO.K", "32",
     "INPUT.SIZE", "32", "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
 )  # fmt: skip
+_VIT_WIDTH = (
+    "48"  # a multiple of 3, 6, 12 and 16 heads; depth and heads stay, as the detectors' blocks are listed
+)
 
 # Iterations of fine-tuning; epochs of pre-training and of the linear probe; iterations of pre-training.
 _COUNTS = ("MAX_ITER", "WARMUP_ITERS", "MAX_EPOCH", "GAMMA_PERIOD", "CHECKPOINT_PERIOD")
@@ -49,6 +52,10 @@ def shorter(cfg: Any, share: float) -> tuple[str, ...]:
     last = max(1, round((counts.get("MAX_ITER") or counts["MAX_EPOCH"]) * share))
     steps = [step for step in steps if step < last]
     pairs.append(("SOLVER.STEPS", str(type(solver.STEPS)(steps))))
+    if (
+        solver.get("SCHEDULE") == "warmup_cosine"
+    ):  # its part of all epochs stays the same, even if those are rounded
+        pairs.append(("SOLVER.WARMUP_EPOCHS", str(solver.WARMUP_EPOCHS * last / solver.MAX_EPOCH)))
     return tuple(part for pair in pairs for part in pair)
 
 
@@ -57,7 +64,7 @@ def smoke_finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> 
     crop = ("INPUT.SCALE_CROP.SIZE", "64") if cfg.INPUT.SCALE_CROP.ENABLED else ()
     jitter = ("INPUT.LSJ.SIZE", "96") if cfg.INPUT.LSJ.ENABLED else ()
     is_vit = "vit" in cfg.MODEL.BACKBONE.NAME
-    narrow = ("MODEL.VIT.WIDTH", "48") if is_vit else _NARROW
+    narrow = ("MODEL.VIT.WIDTH", _VIT_WIDTH) if is_vit else _NARROW
     batch = ("SOLVER.IMS_PER_BATCH", str(max(2, processes)))
     return (
         *_FINETUNE,
@@ -72,13 +79,15 @@ def smoke_finetune(cfg: CfgNode, *, random: bool, processes: int, cpu: bool) -> 
 
 def smoke_pretrain(cfg: CfgNode, *, processes: int, cpu: bool) -> tuple[str, ...]:
     """Return KEY, VALUE, ... for `tools/pretrain.py`."""
-    width = ("MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
+    is_vit = cfg.MODEL.ARCH == "vit"
+    narrow = ("MODEL.VIT.WIDTH", _VIT_WIDTH) if is_vit else ("MODEL.WIDTH", str(_WIDTH * cfg.MODEL.WIDTH))
+    is_v3 = cfg.MOCO.MECHANISM == "mocov3"
+    others = "MODEL.HIDDEN 64 SOLVER.WARMUP_EPOCHS 1" if is_v3 else "MODEL.BN_GROUP_SIZE 4"
     return (
         *_PRETRAIN,
         *_batch(processes),
-        "MODEL.BN_GROUP_SIZE",
-        "4",
-        *width,
+        *others.split(),
+        *narrow,
         *(("DEVICE", "cpu") if cpu else ()),
     )
 

@@ -16,6 +16,7 @@ from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.config.load import load_config
 from transfer.convert.program.networks import read_any
+from transfer.convert.vit.recognise import VitSource
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
@@ -140,10 +141,7 @@ def _cell(row: Row, column: Column, options: Options, *, sweep: tuple[str, tuple
     runs = {}
     for value in values:
         swept = (key, value) if value else ()
-        runs[value] = tuple(
-            make(name, _weights(row.init, seed, options), seed, column, swept, options)
-            for seed in options.seeds
-        )
+        runs[value] = tuple(make(name, row.init, seed, column, swept, options) for seed in options.seeds)
     return Cell(row, column, runs)
 
 
@@ -170,6 +168,13 @@ def _weights(init: Init, seed: int, options: Options) -> Job | None:
         return _convert(released.name, "{0}", "", _fetch(released, options))
     made = _pretrain(init, seed if init.each_seed else None, options)
     return _convert(made.name.removeprefix("pretrain/"), "{0}", "", made)
+
+
+def _is_vit(init: Init) -> bool:
+    """Return whether an init's weights are a ViT's. Of released files, only ResNets are probed."""
+    if isinstance(init.file, Path):
+        return isinstance(read_any(init.file.expanduser().resolve()), VitSource)
+    return bool(init.pretrain) and pretrain_config.load(init.pretrain, init.overrides).MODEL.ARCH == "vit"
 
 
 def _recognised(name: str, path: Path) -> str:
@@ -245,7 +250,7 @@ def _pretrain(init: Init, seed: int | None, options: Options) -> Job:
     name = _recipe_name(init) + ("" if seed is None else f"_seed{seed}")
     return Job(
         f"pretrain/{name}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        missing=found.missing, changes=pretraining_changes(cfg),
+        missing=found.missing, changes=pretraining_changes(cfg, pretrain_config.load(init.pretrain)),
     )  # fmt: skip
 
 
@@ -276,8 +281,9 @@ def _label(weights: Job | None) -> str:
 
 
 def _finetune(
-    name: str, weights: Job | None, seed: int, column: Column, swept: tuple[str, ...], options: Options
+    name: str, init: Init, seed: int, column: Column, swept: tuple[str, ...], options: Options
 ) -> Job:
+    weights = _weights(init, seed, options)
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
     overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = load_config(name, [*overrides, *swept, *start])
@@ -325,8 +331,9 @@ def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
 
 
 def _linear(
-    name: str, weights: Job | None, seed: int, column: Column, swept: tuple[str, ...], options: Options
+    name: str, init: Init, seed: int, column: Column, swept: tuple[str, ...], options: Options
 ) -> Job:
+    weights = _weights(init, seed, options)
     found = images(name, options.root)
     places = ("DATA.TRAIN", str(found.train), "DATA.VAL", str(found.val))
     overrides = (*column.overrides, "SEED", str(seed), *places)
@@ -341,12 +348,17 @@ def _linear(
     data = [names_digest(folder, options.cache) for folder in (found.train, found.val)] + list(found.made_of)
     knn = column.metrics == ("knn",)
     ignored = [key for key in config.IRRELEVANT if not (knn and key.startswith("KNN"))]
-    settings = json.dumps([_without(cfg, ignored), data])
-    start = ("--weights", "{0}" if weights else "random", *(("--knn",) if knn else ()))
+    settings = json.dumps([_without(cfg, (*ignored, *config.unset(cfg))), data])
+    source = "{0}" if weights else "random"
+    needs: tuple[Job, ...] = (weights,) if weights else ()
+    if weights and _is_vit(init):  # a converted ViT is without its class token, whose feature is probed
+        source, needs = weights.command[2], weights.needs
+        settings += weights.settings
+    start = ("--weights", source, *(("--knn",) if knn else ()))
     return Job(
         f"{'knn' if knn else 'linear'}/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
-        settings, "knn.json" if knn else "results.json", (weights,) if weights else (), resumable=not knn,
+        settings, "knn.json" if knn else "results.json", needs, resumable=not knn,
         missing=found.missing, changes=changes(name, cfg, column.overrides),
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
     if found.get("DATASETS.TRAIN_JSON"):
         recipe = {key: value for key, value in recipe.items() if key not in own_coco.SETS}
     # An earlier version of this project wrote the settings without the younger keys.
-    younger = (*results.YOUNGER, *(f"{section}." for section in results.YOUNGER_SECTIONS))
+    younger = (*results.YOUNGER, *config.YOUNGER, *(f"{section}." for section in results.YOUNGER_SECTIONS))
     recipe = {key: value for key, value in recipe.items() if key in found or not key.startswith(younger)}
     if all(equal(found.get(key), value, tolerance=_ROUNDED) for key, value in _MSRA.items()):
         recipe = recipe | _MSRA
@@ -57,8 +57,20 @@ def changes(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = (
     return tuple(f"{key} is {found.get(key)}, in the recipe {recipe[key]}" for key in other)
 
 
-def pretraining_changes(cfg: CfgNode) -> tuple[str, ...]:
-    """Return `KEY is A, in the paper B` if pre-training does not compute in the precision of the papers, float32."""
+def pretraining_changes(cfg: CfgNode, recipe: CfgNode) -> tuple[str, ...]:
+    """Return `KEY is A, in the paper B` if pre-training does not compute in the precision of the papers.
+
+    That is float32, and for MoCo v3 what the shipped config has, whose authors computed in float16.
+
+    Args:
+        cfg: of the run.
+        recipe: the shipped config.
+    """
+    if recipe.MOCO.MECHANISM == "mocov3":
+        own, published = cfg.SOLVER.AMP, recipe.SOLVER.AMP
+        return (
+            () if own == published else (f"SOLVER.AMP of pre-training is {own}, in the recipe {published}",)
+        )
     if cfg.SOLVER.AMP == "off":
         return ()
     return (f"SOLVER.AMP of pre-training is {cfg.SOLVER.AMP}, in the paper off (float32)",)

@@ -23,7 +23,14 @@ ABSENT = "(absent)"
 
 # Groups of config keys, the likeliest reasons first: title -> prefixes of the keys.
 _CONFIG = {
-    "schedule": ("SOLVER.MAX_", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP", "SOLVER.LR_SCHEDULER"),
+    "schedule": (
+        "SOLVER.MAX_",
+        "SOLVER.SCHEDULE",
+        "SOLVER.STEPS",
+        "SOLVER.GAMMA",
+        "SOLVER.WARMUP",
+        "SOLVER.LR_SCHEDULER",
+    ),
     "learning rate": (
         "SOLVER.BASE_LR",
         "SOLVER.BIAS_LR",
@@ -110,7 +117,7 @@ def _config(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
         key = row[0]
         title = next(title for title, starts in _CONFIG.items() if key.startswith(starts))
         # a run of an earlier version of this project, without the keys
-        before = ABSENT in row[1:] and key.startswith(results.YOUNGER_SECTIONS)
+        before = ABSENT in row[1:] and key.startswith((*results.YOUNGER_SECTIONS, *config.YOUNGER))
         if key != "SEED" and not before:  # the seed is listed from results.json
             groups["bookkeeping" if key.startswith(_BOOKKEEPING) else title].append(row)
     return groups

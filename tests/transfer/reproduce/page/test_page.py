@@ -409,11 +409,14 @@ def test_settings_are_those_that_the_run_has_had(tmp_path: Path) -> None:
 
 
 def test_the_precision_of_pre_training_is_a_change(tmp_path: Path) -> None:
-    cfgs = [
-        pretrain_config.load("pretrain/moco_v2_R50.yaml", ["SOLVER.AMP", value]) for value in ("off", "bf16")
-    ]
+    def found(name: str, value: str) -> list[str]:
+        recipe, cfg = (pretrain_config.load(name, more) for more in ((), ("SOLVER.AMP", value)))
+        return list(pretraining_changes(cfg, recipe))
+
     expected = ["SOLVER.AMP of pre-training is bf16, in the paper off (float32)"]
-    assert [list(pretraining_changes(cfg)) for cfg in cfgs] == [[], expected]
+    assert [found("pretrain/moco_v2_R50.yaml", value) for value in ("off", "bf16")] == [[], expected]
+    v3 = "pretrain/moco_v3_R50_100ep.yaml"  # README of facebookresearch/moco-v3: mixed precision by default
+    assert found(v3, "fp16") == [] and "in the recipe fp16" in found(v3, "off")[0]
     before = Job("pretrain/x", ("python",), "", "checkpoint_last.pth.tar", changes=tuple(expected))
     plain = job("half", tmp_path, boxes(50.0), settings=read_config(VOC, PLAIN).dump(), needs=(before,))
     cell = only(gathered(tmp_path, {"": [plain]}))

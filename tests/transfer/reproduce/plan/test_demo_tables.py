@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pretrain import config as pretrain_config
 from pretrain.model.encoders import ResNet, architecture
 from tests.support.fuzzing.caffe import caffemodel, from_torchvision, yahoo_names
 from transfer.config.load import load_config
@@ -201,3 +202,28 @@ def test_the_picture_places_means_and_intervals_on_its_axis(options: Options, tm
     assert ends[1] - ends[0] == pytest.approx(2 * 10 * WIDTH[3] * scale, abs=0.5)
     assert "SMOKE RUN" in figure.draw({**found, "smoke": True}) and "RUN" not in figure.draw(found)
     assert "circle class" not in figure.draw({**found, "rows": []})
+
+
+def test_the_vit_is_probed_as_it_was_pre_trained_and_fine_tuned_as_it_was_converted(options: Options) -> None:
+    jobs = {job.name: job for job in jobs_of("demo_vit", options)}
+    for seed in (0, 1, 2):
+        probe, detector = (
+            jobs[f"knn/demo_ViT_seed{seed}/seed{seed}"],
+            jobs[f"finetune/demo_ViT_SFP/demo_ViT_seed{seed}/seed{seed}"],
+        )
+        assert [job.name for job in probe.needs] == [f"pretrain/demo_ViT_seed{seed}"]
+        assert probe.command[probe.command.index("--weights") + 1] == "{0}"
+        assert [job.name for job in detector.needs] == [f"convert/demo_ViT_seed{seed}"]
+    # The untrained network has the shape of the trained one.
+    cfg = pretrain_config.load("pretrain/demo_ViT.yaml")
+    found = json.loads(jobs["knn/random/seed0"].settings)[0]
+    assert found["MODEL"]["ARCH"] == cfg.MODEL.ARCH == "vit"
+    assert found["MODEL"]["VIT"] == cfg.MODEL.VIT and found["INPUT"]["SIZE"] == cfg.INPUT.SIZE
+
+
+def test_keys_that_are_added_later_keep_finished_probes_valid(options: Options) -> None:
+    (job,) = (job for job in jobs_of("demo_augmentations", options) if job.name == "knn/random/seed0")
+    digest = hashlib.sha256(json.dumps(json.loads(job.settings)[0]).encode()).hexdigest()
+    assert (
+        digest == "d71b19901a3ea7a4893f6a06e21eaa4fdeb42a09236684395c9d7e997fb22ba1"
+    )  # of the settings in 2026, before a probe's untrained network could be a ViT

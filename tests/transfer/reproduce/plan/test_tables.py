@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain import config as pretrain_config
 from pretrain.common.configs import find_config
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import plain_file, small_network
 from tests.support.scripts import run_script
+from tests.support.vit.layouts import vit
 from transfer.reproduce import progress
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
@@ -342,6 +344,20 @@ def test_a_shorter_schedule_is_in_proportion() -> None:
         shorter(cfg, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "warm_up", "whole"), [("R50_100ep", 10, 100), ("R50_1000ep", 10, 1000), ("ViTB", 40, 300)]
+)
+def test_a_shorter_warm_up_is_the_same_part_of_the_run(name: str, warm_up: int, whole: int) -> None:
+    config = f"pretrain/moco_v3_{name}.yaml"
+    for share in (0.5, 0.01, 0.001):
+        cfg = pretrain_config.load(config, shorter(pretrain_config.load(config), share))
+        solver = cfg.SOLVER
+        assert max(1, round(share * whole)) == solver.MAX_EPOCH
+        assert pytest.approx(solver.MAX_EPOCH * warm_up / whole) == solver.WARMUP_EPOCHS
+    # A key that another schedule does not read stays out of its jobs.
+    assert "SOLVER.WARMUP_EPOCHS" not in shorter(pretrain_config.load("pretrain/moco_v2_R50.yaml"), 0.5)
+
+
 # --- verdicts ---
 
 
@@ -497,7 +513,7 @@ def test_sweeps_know_the_recipes_own_value_however_it_is_written(options: Option
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", ["voc_C4", "linear", "cityscapes"])
+@pytest.mark.parametrize("name", ["voc_C4", "linear", "cityscapes", "moco_v3"])
 def test_a_smoke_run_has_images_for_every_process(options: Options, name: str, processes: int) -> None:
     smoke = replace(options, smoke=True, processes=processes, cpu=True)
     plain_file(options.root / "stand_in.pth", small_network().state_dict())
@@ -508,6 +524,58 @@ def test_a_smoke_run_has_images_for_every_process(options: Options, name: str, p
         batch = int(re.findall(r"SOLVER.IMS_PER_BATCH (\d+)", " ".join(job.command))[-1])
         assert batch % processes == 0 and batch <= 16  # images of the miniature set
         assert "DEVICE cpu" in " ".join(job.command)
+
+
+def test_a_smoke_run_of_moco_v3_is_tiny(options: Options) -> None:
+    """Of every recipe, the command is a valid one, and the detector's random ViT is as wide as the pre-trained one."""
+    smoke = replace(options, smoke=True, processes=2, cpu=True)
+    jobs = {**jobs_of(smoke, "moco_v3"), **jobs_of(smoke, "demo_vit"), **jobs_of(smoke, "vitdet_B")}
+    trained = [job for name, job in jobs.items() if name.startswith("pretrain/")]
+    assert len(trained) == 5 + 1
+    for job in trained:
+        start = job.command.index("--other-processes") + 1
+        cfg = pretrain_config.load(job.command[start - 2], job.command[start:], processes=2)
+        assert cfg.MODEL.HIDDEN == 64 and cfg.SOLVER.MAX_ITER == 25 and cfg.SOLVER.AMP == "off"
+        assert cfg.MODEL.VIT.WIDTH == 48 if cfg.MODEL.ARCH == "vit" else cfg.MODEL.WIDTH == 0.25
+        assert job.changes == (
+            () if "demo" in job.name else ("SOLVER.AMP of pre-training is off, in the recipe fp16",)
+        )
+    random = jobs["finetune/coco_ViTB_SFP_100ep/random/seed0"].command
+    assert random[random.index("MODEL.VIT.WIDTH") + 1] == "48"
+
+
+def test_moco_v3_is_pre_trained_by_its_recipe_and_probed_by_its_own_protocol(options: Options) -> None:
+    jobs, detector = jobs_of(options, "moco_v3"), jobs_of(options, "vitdet_B")
+    assert jobs["pretrain/moco_v3_ViTB"].key == detector["pretrain/moco_v3_ViTB"].key
+    for name, rate in (
+        ("R50_100ep", 0.4),
+        ("R50_300ep", 0.4),
+        ("R50_1000ep", 0.4),
+        ("ViTS", 12),
+        ("ViTB", 12),
+    ):
+        made, probe = jobs[f"pretrain/moco_v3_{name}"], jobs[f"linear/moco_v3_{name}/seed0"]
+        assert not made.changes and not probe.changes  # float16 is the recipe's
+        solver = json.loads(probe.settings)[0]["SOLVER"]
+        assert (solver["BASE_LR"], solver["SCHEDULE"]) == (rate, "cosine")
+        # A converted ViT is without its class token.
+        assert [job.name for job in probe.needs] == [
+            made.name if "ViT" in name else f"convert/moco_v3_{name}"
+        ]
+    fetched = jobs_of(replace(options, fetch=True, inits=("moco_v3_R50_300ep",)), "moco_v3")
+    assert {name.split("/")[0] for name in fetched} == {"fetch", "convert", "linear"}
+
+
+def test_ones_own_vit_is_probed_from_its_own_file(options: Options, tmp_path: Path) -> None:
+    path = plain_file(tmp_path / "mine.pth", vit(1))
+    jobs = jobs_of(replace(options, extra={"mine": path}, inits=("mine",)), "moco_v3")
+    (probe,) = jobs.values()
+    assert probe.command[probe.command.index("--weights") + 1] == str(path) and not probe.needs
+    plain_file(path, vit(2))
+    assert (
+        jobs_of(replace(options, extra={"mine": path}, inits=("mine",)), "moco_v3")[probe.name].key
+        != probe.key
+    )
 
 
 def test_a_smoke_run_sweeps_too(options: Options) -> None:
