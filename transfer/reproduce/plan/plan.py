@@ -22,7 +22,7 @@ from transfer.linear import config
 from transfer.prepare.sets import open_nsfw
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.plan.images import images
-from transfer.reproduce.plan.overrides import STAND_IN, shorter, smoke_finetune, smoke_linear, smoke_pretrain
+from transfer.reproduce.plan.overrides import STAND_IN, STAND_IN_VIT, shorter, smoke_finetune, smoke_linear, smoke_pretrain
 from transfer.reproduce.plan.recipe_changes import changes, pretraining_changes
 from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
@@ -162,12 +162,13 @@ def _weights(init: Init, seed: int, options: Options) -> Job | None:
     released = init.file if isinstance(init.file, Released) else init.released if options.fetch else None
     if isinstance(init.file, Path):
         path = init.file.expanduser().resolve()
-        return _convert(init.name, str(path), _recognised(init.name, path))
+        flags = init.released.flags if init.released else ()
+        return _convert(init.name, str(path), _recognised(init.name, path), flags=flags)
     if released and options.smoke:
-        path = (options.root / STAND_IN).resolve()
+        path = (options.root / (STAND_IN_VIT if released.is_vit else STAND_IN)).resolve()
         return _convert(released.name, str(path), file_digest(path))
     if released:
-        return _convert(released.name, "{0}", "", _fetch(released, options))
+        return _convert(released.name, "{0}", "", _fetch(released, options), flags=released.flags)
     made = _pretrain(init, seed if init.each_seed else None, options)
     return _convert(made.name.removeprefix("pretrain/"), "{0}", "", made)
 
@@ -187,7 +188,7 @@ def _source_digest(path: Path, _: int) -> str:
     return read_any(path).digest
 
 
-def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
+def _convert(name: str, source: str, settings: str, *needs: Job, flags: Sequence[str] = ()) -> Job:
     command = (
         "python",
         "tools/convert_to_d2.py",
@@ -195,8 +196,9 @@ def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
         "{folder}/weights.pkl",
         "--record",
         "{folder}/record.json",
+        *flags,
     )
-    return Job(f"convert/{name}", command, settings, "weights.pkl", needs)
+    return Job(f"convert/{name}", command, " ".join([settings, *flags]), "weights.pkl", needs)
 
 
 def _fetch(released: Released, options: Options) -> Job:
