@@ -9,7 +9,7 @@ from pretrain.common.console import say
 from pretrain.common.errors import UserError, label
 from transfer.convert.architecture import described, recorded
 from transfer.convert.convert import preprocessing
-from transfer.convert.program.networks import read_any
+from transfer.convert.program.networks import read_any, reading
 from transfer.convert.vit.convert import BACKBONE, PATCH
 from transfer.convert.vit.convert import FLAG as RESAMPLE
 from transfer.convert.vit.convert import settings as vit_settings
@@ -19,7 +19,7 @@ from transfer.reproduce.plan.released import RESNET50, VIT_B, Registry, Released
 from transfer.reproduce.plan.tables import Init
 
 RANDOM = "random"
-# What may differ between ViTs: the size of the table of positions, which a detector interpolates, and the norms' epsilon
+# ViTs may differ in the size of the table of positions, which a detector interpolates, and in the epsilon of norms.
 _OF_WEIGHTS = ("MODEL.VIT.NORM_EPS", "MODEL.VIT.PRETRAIN_SIZE", "MODEL.VIT.CLASS_POSITION")
 
 
@@ -95,9 +95,10 @@ def network(rows: Sequence[Init]) -> tuple[str, ...]:
 
 
 def _read(row: Init, file: Path) -> tuple[str, dict[str, object], dict[str, object]]:
-    """Return the shape of a file's network, in words and in settings, and its further settings in which ViTs may differ."""
+    """Return the shape of a file's network, in words and in settings, and the settings in which ViTs may differ."""
+    flags = row.released.flags if row.released else ()
     try:
-        source = read_any(file)
+        source = read_any(file, **reading(flags))
     except UserError as error:
         hint = f"; {_convert_first(row, file, f'{HEADS} N')}" if f"{HEADS} " in str(error) else ""
         raise UserError(f"--init {row.name}: {error}{hint}") from None
@@ -105,21 +106,7 @@ def _read(row: Init, file: Path) -> tuple[str, dict[str, object], dict[str, obje
         known = preprocessing(source.architecture)
         keys = [f"MODEL.RESNETS.{key}" for key in RESNET50]
         return described(recorded(source.architecture)), {key: known[key] for key in keys}, {}
-    if source.shape.patch_size != PATCH and not (row.released and RESAMPLE in row.released.flags):
-        flag = f"{RESAMPLE} {PATCH}"
-        hint = (
-            f"smaller ones can be resampled: {_convert_first(row, file, flag)}"
-            if source.shape.patch_size < PATCH
-            else "use another ViT"
-        )
-        raise UserError(
-            f"--init {row.name}: {file}: its patches have {source.shape.patch_size} pixels, the detectors' {PATCH}: {hint}"
-        )
-    if source.heads_origin.startswith("assumed") and not row.released:
-        say(
-            f"note: {row.name}: {source.shape.heads} heads are assumed, since no tensor shows them; if it has another "
-            f"number N, {_convert_first(row, file, f'{HEADS} N')}"
-        )
+    _check_vit(row, file, source, flags)
     known = vit_settings(source)
     shape = {key: known[f"MODEL.VIT.{key}"] for key in VIT_B}
     return (
@@ -127,6 +114,22 @@ def _read(row: Init, file: Path) -> tuple[str, dict[str, object], dict[str, obje
         {f"MODEL.VIT.{key}": value for key, value in shape.items()},
         {key: known[key] for key in _OF_WEIGHTS},
     )
+
+
+def _check_vit(row: Init, file: Path, source: VitSource, flags: Sequence[str]) -> None:
+    """Raise `UserError` for patches that only a flag of the converter resamples, and say what else is assumed."""
+    size, heads = source.shape.patch_size, source.shape.heads
+    if size != PATCH and RESAMPLE not in flags:
+        resampled = f"smaller ones can be resampled: {_convert_first(row, file, f'{RESAMPLE} {PATCH}')}"
+        raise UserError(
+            f"--init {row.name}: {file}: its patches have {size} pixels, the detectors' {PATCH}: "
+            f"{resampled if size < PATCH else 'use another ViT'}"
+        )
+    if source.heads_origin.startswith("assumed") and not row.released:
+        say(
+            f"note: {row.name}: {heads} heads are assumed, since no tensor shows them; if it has another number N, "
+            f"{_convert_first(row, file, f'{HEADS} N')}"
+        )
 
 
 def _convert_first(row: Init, file: Path, flag: str) -> str:

@@ -94,8 +94,8 @@ def _asked(
             )
         if network.is_vit and any(column.config.startswith("linear/") for column in table.columns):
             raise UserError(
-                f"{words}: this is a ViT, whose class token and final norm a linear probe needs and a converted file does "
-                f"not have, so it cannot be a row of {table.name}: python tools/linear_eval.py takes the file itself"
+                f"{words}: this is a ViT, whose class token and final norm a linear probe needs and a converted file "
+                f"does not have, so {table.name} cannot have it: python tools/linear_eval.py takes the file itself"
             )
         if name not in options.extra and (why_not := network.without_address(words)):
             raise UserError(why_not)
@@ -125,7 +125,9 @@ def _row(table: Table, network: Released, file: Path | None) -> Row:
             init = Init(row.init.name, row.init.title, file=file or network, released=network)
             return replace(row, init=init, quotes=_quotes(table, network, without=COMPARABLE))
     needs = "" if file or network.url else f"{network.missing}; download it by hand"
-    init = Init(network.name, network.title, needs=needs, file=file or (None if needs else network), released=network)
+    init = Init(
+        network.name, network.title, needs=needs, file=file or (None if needs else network), released=network
+    )
     quotes = _quotes(table, network)
     comparable = {quote.config: quote for quote in quotes if quote.protocol == COMPARABLE}
     paper = tuple(

@@ -15,14 +15,21 @@ from pretrain.common.configs import find_config, get, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.config.load import load_config
-from transfer.convert.program.networks import read_any
+from transfer.convert.program.networks import read_any, reading
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
 from transfer.prepare.sets import open_nsfw
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.plan.images import images
-from transfer.reproduce.plan.overrides import STAND_IN, STAND_IN_VIT, shorter, smoke_finetune, smoke_linear, smoke_pretrain
+from transfer.reproduce.plan.overrides import (
+    STAND_IN,
+    STAND_IN_VIT,
+    shorter,
+    smoke_finetune,
+    smoke_linear,
+    smoke_pretrain,
+)
 from transfer.reproduce.plan.recipe_changes import changes, pretraining_changes
 from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
@@ -163,7 +170,7 @@ def _weights(init: Init, seed: int, options: Options) -> Job | None:
     if isinstance(init.file, Path):
         path = init.file.expanduser().resolve()
         flags = init.released.flags if init.released else ()
-        return _convert(init.name, str(path), _recognised(init.name, path), flags=flags)
+        return _convert(init.name, str(path), _recognised(init.name, path, flags), flags=flags)
     if released and options.smoke:
         path = (options.root / (STAND_IN_VIT if released.is_vit else STAND_IN)).resolve()
         return _convert(released.name, str(path), file_digest(path))
@@ -173,19 +180,19 @@ def _weights(init: Init, seed: int, options: Options) -> Job | None:
     return _convert(made.name.removeprefix("pretrain/"), "{0}", "", made)
 
 
-def _recognised(name: str, path: Path) -> str:
+def _recognised(name: str, path: Path, flags: tuple[str, ...]) -> str:
     """Return the digest of the user's own file. Raise `UserError` unless the converter can read it."""
     if not path.is_file():
         raise UserError(f"--init {name}: {path}: no such checkpoint")
     try:
-        return _source_digest(path, path.stat().st_mtime_ns)
+        return _source_digest(path, path.stat().st_mtime_ns, flags)
     except UserError as error:
         raise UserError(f"--init {name}: {error}") from None
 
 
 @lru_cache
-def _source_digest(path: Path, _: int) -> str:
-    return read_any(path).digest
+def _source_digest(path: Path, _: int, flags: tuple[str, ...]) -> str:
+    return read_any(path, **reading(flags)).digest
 
 
 def _convert(name: str, source: str, settings: str, *needs: Job, flags: Sequence[str] = ()) -> Job:
@@ -212,6 +219,7 @@ def _fetch(released: Released, options: Options) -> Job:
         released.digest,
         str((options.root / released.name).resolve()),
         released.name,
+        *released.flags,
     )
     note = f"{released.name}: {released.url}, licence: {released.licence}"
     note += f"; {released.note}" if released.note else ""

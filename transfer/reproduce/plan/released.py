@@ -21,6 +21,7 @@ RESNET50 = {
 }  # fmt: skip
 # The same in MODEL.VIT, and their values in a ViT-B
 VIT_B = {"PATCH_SIZE": 16, "WIDTH": 768, "DEPTH": 12, "HEADS": 12, "MLP_RATIO": 4.0}
+FLAGS = ("--heads", "--branch", "--resample-patch")
 _DIGEST = re.compile(r"(md5|sha256) [0-9a-f]{6,64}")
 
 
@@ -55,7 +56,7 @@ class Released:
         source: where the address, the digest and the licence were read.
         epochs: of pre-training; None if not stated.
         network: shape, as `RESNET50` or `VIT_B`; for a ViT that of the converted network.
-        flags: of tools/convert_to_d2.py, which the file needs.
+        flags: of tools/convert_to_d2.py, which the file needs: FLAG, VALUE, ..., of `FLAGS`.
         numbers: published results.
     """
 
@@ -160,7 +161,7 @@ def read(path: Path = FILE) -> Registry:
         network = (VIT_B if "WIDTH" in changed else RESNET50) | changed
         filled = {"url": "", "digest": "", **entry, "network": network, "numbers": quotes}
         _check(where, filled)
-        filled["flags"] = tuple(entry.get("flags", ()))
+        filled["flags"] = _flags(where, entry.get("flags", []))
         found[name] = Released(name, **filled)
     for alias, name in tree["aliases"].items():
         if name not in found or alias in found:
@@ -195,10 +196,21 @@ def _check(where: str, entry: Mapping[str, Any]) -> None:
         raise UserError(
             f"{where}: digest {label(entry['digest'])}: write md5 or sha256, and at least 6 hex digits"
         )
-    _check_keys(f"{where}: network", entry["network"], known=tuple(VIT_B if "WIDTH" in entry["network"] else RESNET50))
+    _check_keys(
+        f"{where}: network", entry["network"], known=tuple(VIT_B if "WIDTH" in entry["network"] else RESNET50)
+    )
     protocols = [(quote.config, quote.protocol) for quote in entry["numbers"]]
     if len(set(protocols)) < len(protocols):
         raise UserError(f"{where}: numbers: give one result for each config and protocol")
+
+
+def _flags(where: str, words: Any) -> tuple[str, ...]:
+    texts = isinstance(words, list) and all(isinstance(word, str) for word in words)
+    if not texts or len(words) % 2 or not set(words[::2]) <= set(FLAGS):
+        raise UserError(
+            f"{where}: flags {label(words)}: write FLAG, VALUE, ... as texts; flags are {', '.join(FLAGS)}"
+        )
+    return tuple(words)
 
 
 def _quote(where: str, entry: Any, protocols: Mapping[str, str]) -> Quote:

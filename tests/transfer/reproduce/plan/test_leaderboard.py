@@ -89,13 +89,29 @@ def test_a_table_has_only_networks_of_its_detectors_kind_and_shape(options: Opti
     assert not vits & set(fitting(BOOK.tables["coco_FPN_1x"], BOOK.released))
     table, wanted = board(replace(options, inits=(ALL,)), "vitdet_B")
     rows = [row.init.name for row in table.rows]
-    base = ["moco_v3_ViTB_300ep", "dino_ViTB", "ibot_ViTB", "dinov2_ViTB", "deit_ViTB"]  # and MAE's, which is vit_mae
+    base = [
+        "moco_v3_ViTB_300ep",
+        "dino_ViTB",
+        "ibot_ViTB",
+        "dinov2_ViTB",
+        "deit_ViTB",
+    ]  # and MAE's, which is vit_mae
     assert rows == ["random", "vit_supervised", "vit_moco_v3", "vit_mae", *base]
     assert wanted.inits == ("random", "moco_v3_ViTB_300ep", "dino_ViTB", "ibot_ViTB", "vit_mae", *base[3:])
     found = jobs(table, replace(wanted, inits=("vit_mae", "dinov2_ViTB")))
     assert {"fetch/mae_ViTB", "finetune/coco_ViTB_SFP_100ep/mae_ViTB/seed0"} <= found.keys()
     assert found["convert/dinov2_ViTB"].command[-2:] == ("--resample-patch", "16")
     assert found["convert/dinov2_ViTB"].settings and not found["convert/mae_ViTB"].settings
+
+
+def test_networks_that_need_flags_are_read_and_converted_with_them(options: Options) -> None:
+    table, wanted = board(replace(options, inits=(ALL,)), "vitdet_T")
+    assert [row.init.name for row in table.rows] == ["random", "vitT_supervised", "vitT_moco_v3", "vitT_mae"]
+    found = jobs(table, wanted)
+    flags = ("--heads", "12", "--branch", "model.base_encoder")
+    for job in ("fetch/maelite_moco_v3_ViTT", "convert/maelite_moco_v3_ViTT"):
+        assert found[job].command[-4:] == flags
+    assert found["convert/maelite_mae_ViTT"].command[-2:] == flags[:2]
 
 
 def test_a_users_file_of_a_released_vit_is_converted_with_its_flags(options: Options, tmp_path: Path) -> None:
