@@ -40,13 +40,13 @@ def test_the_miniature_is_made_without_a_network_and_by_one_at_a_time(
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     made: list[Path] = []
-    last = smoke_data._stand_in
+    last = smoke_data._stand_ins
 
     def count(path: Path) -> None:
         made.append(path)
         last(path)
 
-    monkeypatch.setattr(smoke_data, "_stand_in", count)
+    monkeypatch.setattr(smoke_data, "_stand_ins", count)
     times = {"beat": 0.1, "stale": 5.0}
     threads = [threading.Thread(target=smoke_data.build, args=(tmp_path,), kwargs=times) for _ in range(3)]
     for thread in threads:

@@ -48,7 +48,7 @@ def listing() -> list[str]:
     lines += [
         "",
         *textwrap.wrap(
-            f"--inits {ALL}: one row for each released network, with the numbers that their owners published, "
+            f"--inits {ALL}: one row for each released network of the same shape, with the published numbers, "
             f"in {', '.join(boards)}",
             _WIDTH,
         ),

@@ -198,13 +198,60 @@ def test_vits_give_their_settings_and_do_not_mix_with_resnets(tmp_path: Path) ->
 
 
 def test_vits_that_need_a_flag_must_be_converted_first(tmp_path: Path) -> None:
-    dinov2 = plain_file(tmp_path / "a.pth", vit(1, patch=14))
+    dinov2 = plain_file(tmp_path / "a.b.pth", vit(1, patch=14))
     narrow = plain_file(tmp_path / "b.pth", vit(1, width=48))
-    for file, flag in ((dinov2, "--resample-patch 16"), (narrow, "--heads N")):
-        with pytest.raises(
-            UserError, match=rf"{flag}, a flag of tools/convert_to_d2.py: convert the file with it"
-        ):
+    coarse = plain_file(tmp_path / "c.pth", vit(1, patch=32))
+    for file, message in (
+        (dinov2, f"python tools/convert_to_d2.py {dinov2} a_d2.pkl --resample-patch 16, and give --init mine=a_d2.pkl"),
+        (narrow, f"python tools/convert_to_d2.py {narrow} b_d2.pkl --heads N, and give --init mine=b_d2.pkl"),
+        (coarse, "its patches have 32 pixels, the detectors' 16: use another ViT"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as error:
             network(inits([f"mine={file}", "random"], Registry()))
+        assert str(error.value).startswith("--init mine: ") and str(error.value).endswith(message)
+
+
+def test_heads_that_are_only_assumed_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = plain_file(tmp_path / "a.pth", vit(1, width=128))
+    network(inits([f"mine={file}"], Registry()))
+    assert capsys.readouterr().out == (
+        "note: mine: 2 heads are assumed, since no tensor shows them; if it has another number N, convert it first: "
+        f"python tools/convert_to_d2.py {file} a_d2.pkl --heads N, and give --init mine=a_d2.pkl\n"
+    )
+    network(inits([f"dino_ViTB={file}"], read()))  # whose number is known
+    assert not capsys.readouterr().out
+
+
+def test_vits_may_differ_in_the_size_of_their_table_of_positions(tmp_path: Path) -> None:
+    """A detector interpolates the table, so this is the same network; each run then follows its own weights."""
+    files = [plain_file(tmp_path / f"{grid}.pth", vit(1, grid=grid)) for grid in (3, 4)]
+    found = network(inits([f"{file.stem}={file}" for file in files] + ["random"], Registry()))
+    assert "MODEL.VIT.PRETRAIN_SIZE" not in found and "MODEL.VIT.NORM_EPS" in found
+
+
+def test_released_vits_are_compared_before_they_are_downloaded(tmp_path: Path) -> None:
+    found = network(inits(["dino_ViTB", "random", "mae_ViTB", "dinov2_ViTB"], read()))
+    assert dict(zip(found[::2], found[1::2], strict=True)) == {
+        "MODEL.BACKBONE.NAME": "build_vit_sfp_backbone", "MODEL.VIT.PATCH_SIZE": "16", "MODEL.VIT.WIDTH": "768",
+        "MODEL.VIT.DEPTH": "12", "MODEL.VIT.HEADS": "12", "MODEL.VIT.MLP_RATIO": "4.0",
+    }  # fmt: skip
+    mine = plain_file(tmp_path / "a.pth", vit(1))
+    for other, message in (
+        ("moco_v3_ViTS_300ep", "moco_v3_ViTS_300ep is a ViT, width 384, 12 blocks of 12 heads"),
+        ("imagenet", "imagenet is a ResNet-50, width 1,"),
+        (f"mine={mine}", "mine is a ViT, width 64, 2 blocks of 1 head, MLPs of 96"),
+    ):
+        with pytest.raises(UserError) as error:
+            network(inits(["dino_ViTS", other], read()))
+        assert message in str(error.value)
+        assert "dino_ViTS is a ViT, width 384, 12 blocks of 6 heads" in str(error.value)
+
+
+def test_a_file_of_a_released_network_needs_no_flag_of_the_users(tmp_path: Path) -> None:
+    file = plain_file(tmp_path / "a.pth", vit(1, patch=14))
+    (row,) = inits([f"dinov2_ViTB={file}"], read())
+    assert row.released == read().networks["dinov2_ViTB"]
+    assert "48" in network([row])  # 3 x 3 patches of 16 pixels
 
 
 def test_a_released_network_of_another_shape_is_refused_and_otherwise_sets_that_of_random_weights(

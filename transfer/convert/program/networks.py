@@ -1,6 +1,6 @@
 """Do with a file what its network needs: ResNets and ViTs have converters of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ def read_any(path: Path, loaded: Loaded | None = None, **choice: Any) -> Source 
     options = _options(path, choice, vit=vit)
     options.pop("resample", None)
     return read_vit(path, loaded=loaded, **options) if vit else read_source(path, loaded=loaded, **options)
+
+
+def reading(flags: Sequence[str]) -> dict[str, Any]:
+    """Return the options of `read_any` that flags of the converter state: FLAG, VALUE, ...; it needs no others."""
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    heads = {"heads": int(given[HEADS])} if HEADS in given else {}
+    return heads | ({"branch": given["--branch"]} if "--branch" in given else {})
 
 
 def convert_any(path: Path, output: Path, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:

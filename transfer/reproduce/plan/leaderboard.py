@@ -7,8 +7,9 @@ from pathlib import Path
 from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError
 from transfer.config.load import read_config
+from transfer.convert.vit.convert import BACKBONE
 from transfer.reproduce.plan.plan import Options
-from transfer.reproduce.plan.released import ALL, COMPARABLE, RESNET50, Quote, Registry, Released
+from transfer.reproduce.plan.released import ALL, COMPARABLE, RESNET50, VIT_B, Quote, Registry, Released
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 
 
@@ -96,14 +97,17 @@ def _asked(
     return list(found)
 
 
-def _shapes(table: Table) -> list[dict[str, int]]:
+def _shapes(table: Table) -> list[dict[str, float]]:
     """Return the shapes of the table's detectors. A linear probe takes any network."""
     configs = {column.config for column in table.columns if column.config.startswith("transfer/")}
-    found = [read_config(config, ()).MODEL.RESNETS for config in sorted(configs)]
-    return [{key: each[key] for key in RESNET50} for each in found]
+    found = []
+    for model in (read_config(config, ()).MODEL for config in sorted(configs)):
+        keys, values = (VIT_B, model.VIT) if model.BACKBONE.NAME == BACKBONE else (RESNET50, model.RESNETS)
+        found.append({key: values[key] for key in keys})
+    return found
 
 
-def _fits(network: Released, shapes: Sequence[dict[str, int]]) -> bool:
+def _fits(network: Released, shapes: Sequence[dict[str, float]]) -> bool:
     return all(shape == network.network for shape in shapes)
 
 
@@ -113,10 +117,12 @@ def _row(table: Table, network: Released, file: Path | None) -> Row:
         network.refuse_other(file)
     for row in table.rows:
         if network in (row.init.file, row.init.released):
-            init = Init(row.init.name, row.init.title, file=file or network)
+            init = Init(row.init.name, row.init.title, file=file or network, released=network)
             return replace(row, init=init, quotes=_quotes(table, network, without=COMPARABLE))
     needs = "" if file or network.url else f"{network.missing}; download it by hand"
-    init = Init(network.name, network.title, needs=needs, file=file or (None if needs else network))
+    init = Init(
+        network.name, network.title, needs=needs, file=file or (None if needs else network), released=network
+    )
     quotes = _quotes(table, network)
     comparable = {quote.config: quote for quote in quotes if quote.protocol == COMPARABLE}
     paper = tuple(

@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 from pretrain.common.errors import UserError
 
 STAND_IN = "stand_in.pth"  # a random quarter-width ResNet-50 that replaces downloaded weights
+STAND_IN_VIT = "stand_in_vit.pth"  # the same for ViTs: a random narrow one
 _WIDTH = 0.25
 # A quarter-width network and few proposals: the same modules, at a fraction of the cost.
 _NARROW = ("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",

@@ -15,7 +15,8 @@ from pretrain.common.configs import find_config, get, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.config.load import load_config
-from transfer.convert.program.networks import read_any
+from transfer.convert.program.networks import read_any, reading
+from transfer.convert.vit.convert import FLAG as RESAMPLE
 from transfer.convert.vit.recognise import VitSource
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
@@ -23,7 +24,14 @@ from transfer.linear import config
 from transfer.prepare.sets import open_nsfw
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.plan.images import images
-from transfer.reproduce.plan.overrides import STAND_IN, shorter, smoke_finetune, smoke_linear, smoke_pretrain
+from transfer.reproduce.plan.overrides import (
+    STAND_IN,
+    STAND_IN_VIT,
+    shorter,
+    smoke_finetune,
+    smoke_linear,
+    smoke_pretrain,
+)
 from transfer.reproduce.plan.recipe_changes import changes, pretraining_changes
 from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
 from transfer.results import config_digest
@@ -157,42 +165,53 @@ def _weights(init: Init, seed: int, options: Options) -> Job | None:
     """
     if init.random:
         return None
-    released = init.file if isinstance(init.file, Released) else init.released if options.fetch else None
     if isinstance(init.file, Path):
         path = init.file.expanduser().resolve()
-        return _convert(init.name, str(path), _recognised(init.name, path))
+        return _convert(init.name, str(path), _recognised(init.name, path, _flags(init)), flags=_flags(init))
+    released = _released(init, options)
     if released and options.smoke:
-        path = (options.root / STAND_IN).resolve()
+        path = (options.root / (STAND_IN_VIT if released.is_vit else STAND_IN)).resolve()
         return _convert(released.name, str(path), file_digest(path))
     if released:
-        return _convert(released.name, "{0}", "", _fetch(released, options))
+        return _convert(released.name, "{0}", "", _fetch(released, options), flags=released.flags)
     made = _pretrain(init, seed if init.each_seed else None, options)
     return _convert(made.name.removeprefix("pretrain/"), "{0}", "", made)
 
 
-def _is_vit(init: Init) -> bool:
-    """Return whether an init's weights are a ViT's. Of released files, only ResNets are probed."""
+def _released(init: Init, options: Options) -> Released | None:
+    """Return the released network that is downloaded, if any."""
+    return init.file if isinstance(init.file, Released) else init.released if options.fetch else None
+
+
+def _flags(init: Init) -> tuple[str, ...]:
+    """Return the flags of the converter for a user's own file, which are those of the released one."""
+    return init.released.flags if init.released else ()
+
+
+def _is_vit(init: Init, options: Options) -> bool:
     if isinstance(init.file, Path):
-        return isinstance(read_any(init.file.expanduser().resolve()), VitSource)
+        return isinstance(read_any(init.file.expanduser().resolve(), **reading(_flags(init))), VitSource)
+    if released := _released(init, options):
+        return released.is_vit
     return bool(init.pretrain) and pretrain_config.load(init.pretrain, init.overrides).MODEL.ARCH == "vit"
 
 
-def _recognised(name: str, path: Path) -> str:
+def _recognised(name: str, path: Path, flags: tuple[str, ...]) -> str:
     """Return the digest of the user's own file. Raise `UserError` unless the converter can read it."""
     if not path.is_file():
         raise UserError(f"--init {name}: {path}: no such checkpoint")
     try:
-        return _source_digest(path, path.stat().st_mtime_ns)
+        return _source_digest(path, path.stat().st_mtime_ns, flags)
     except UserError as error:
         raise UserError(f"--init {name}: {error}") from None
 
 
 @lru_cache
-def _source_digest(path: Path, _: int) -> str:
-    return read_any(path).digest
+def _source_digest(path: Path, _: int, flags: tuple[str, ...]) -> str:
+    return read_any(path, **reading(flags)).digest
 
 
-def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
+def _convert(name: str, source: str, settings: str, *needs: Job, flags: Sequence[str] = ()) -> Job:
     command = (
         "python",
         "tools/convert_to_d2.py",
@@ -200,8 +219,16 @@ def _convert(name: str, source: str, settings: str, *needs: Job) -> Job:
         "{folder}/weights.pkl",
         "--record",
         "{folder}/record.json",
+        *flags,
     )
-    return Job(f"convert/{name}", command, settings, "weights.pkl", needs)
+    return Job(f"convert/{name}", command, " ".join([settings, *flags]), "weights.pkl", needs)
+
+
+def _read_by(conversion: Job) -> list[str]:
+    """Return the file that a conversion reads, and those of its flags that say how to read it."""
+    _, _, source, _, _, _, *flags = conversion.command
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [source, *(part for pair in pairs if pair[0] != RESAMPLE for part in pair)]
 
 
 def _fetch(released: Released, options: Options) -> Job:
@@ -215,6 +242,7 @@ def _fetch(released: Released, options: Options) -> Job:
         released.digest,
         str((options.root / released.name).resolve()),
         released.name,
+        *released.flags,
     )
     note = f"{released.name}: {released.url}, licence: {released.licence}"
     note += f"; {released.note}" if released.note else ""
@@ -351,10 +379,13 @@ def _linear(
     settings = json.dumps([_without(cfg, (*ignored, *config.unset(cfg))), data])
     source = "{0}" if weights else "random"
     needs: tuple[Job, ...] = (weights,) if weights else ()
-    if weights and _is_vit(init):  # a converted ViT is without its class token, whose feature is probed
-        source, needs = weights.command[2], weights.needs
+    flags: list[str] = []
+    if weights and _is_vit(
+        init, options
+    ):  # a converted ViT is without its class token, whose feature is probed
+        (source, *flags), needs = _read_by(weights), weights.needs
         settings += weights.settings
-    start = ("--weights", source, *(("--knn",) if knn else ()))
+    start = ("--weights", source, *flags, *(("--knn",) if knn else ()))
     return Job(
         f"{'knn' if knn else 'linear'}/{_label(weights)}/seed{seed}",
         (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),

@@ -19,7 +19,10 @@ COMPARABLE = "P"  # the protocol of our configs
 RESNET50 = {
     "DEPTH": 50, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256,
 }  # fmt: skip
-_DIGEST = re.compile(r"(md5|sha256) [0-9a-f]{8,64}")
+# The same in MODEL.VIT, and their values in a ViT-B
+VIT_B = {"PATCH_SIZE": 16, "WIDTH": 768, "DEPTH": 12, "HEADS": 12, "MLP_RATIO": 4.0}
+FLAGS = ("--heads", "--branch", "--resample-patch")
+_DIGEST = re.compile(r"(md5|sha256) [0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Released:
         kind: the layout that the converter recognises it as.
         source: where the address, the digest and the licence were read.
         epochs: of pre-training; None if not stated.
-        network: shape, as `RESNET50`.
+        network: shape, as `RESNET50` or `VIT_B`; for a ViT that of the converted network.
+        flags: of tools/convert_to_d2.py, which the file needs: FLAG, VALUE, ..., of `FLAGS`.
         numbers: published results.
     """
 
@@ -66,7 +70,8 @@ class Released:
     source: str = ""
     missing: str = ""
     epochs: int | None = None
-    network: dict[str, int] = field(default_factory=lambda: dict(RESNET50))
+    network: dict[str, float] = field(default_factory=lambda: dict(RESNET50))
+    flags: tuple[str, ...] = ()
     numbers: tuple[Quote, ...] = ()
 
     def without_address(self, words: str) -> str:
@@ -85,8 +90,15 @@ class Released:
             )
 
     @property
+    def is_vit(self) -> bool:
+        """Whether it is a ViT, and not a ResNet."""
+        return "WIDTH" in self.network
+
+    @property
     def shape(self) -> str:
         """The network's shape in words."""
+        if self.is_vit:
+            return vit_shape(self.network)
         # Imported only here: they load PyTorch, which a list of the networks does not need.
         from pretrain.model.encoders import ARCHITECTURES
         from transfer.convert.architecture import described, recorded
@@ -98,6 +110,15 @@ class Released:
             "out_channels": self.network["RES2_OUT_CHANNELS"],
         }
         return described(record | {"width": record["out_channels"] / (256 if record["bottleneck"] else 64)})
+
+
+def vit_shape(network: Mapping[str, float]) -> str:
+    """Return a ViT's shape in words, from values of the keys of `VIT_B`."""
+    heads = network["HEADS"]
+    return (
+        f"ViT, width {network['WIDTH']}, {network['DEPTH']} blocks of {heads} head{'s' if heads > 1 else ''}, MLPs of "
+        f"{network['WIDTH'] * network['MLP_RATIO']:g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -136,9 +157,11 @@ def read(path: Path = FILE) -> Registry:
         where = f"{path}: {label(name)}"
         _check_keys(where, entry, known=_names(Released, "name"))
         quotes = tuple(_quote(where, each, tree["protocols"]) for each in entry.get("numbers", ()))
-        network = RESNET50 | entry.get("network", {})
+        changed = entry.get("network", {})
+        network = (VIT_B if "WIDTH" in changed else RESNET50) | changed
         filled = {"url": "", "digest": "", **entry, "network": network, "numbers": quotes}
         _check(where, filled)
+        filled["flags"] = _flags(where, entry.get("flags", []))
         found[name] = Released(name, **filled)
     for alias, name in tree["aliases"].items():
         if name not in found or alias in found:
@@ -171,12 +194,23 @@ def _check(where: str, entry: Mapping[str, Any]) -> None:
         raise UserError(f"{where}: url {label(entry['url'])} does not begin with https://")
     if entry["digest"] and not _DIGEST.fullmatch(entry["digest"]):
         raise UserError(
-            f"{where}: digest {label(entry['digest'])}: write md5 or sha256, and at least 8 hex digits"
+            f"{where}: digest {label(entry['digest'])}: write md5 or sha256, and at least 6 hex digits"
         )
-    _check_keys(f"{where}: network", entry["network"], known=tuple(RESNET50))
+    _check_keys(
+        f"{where}: network", entry["network"], known=tuple(VIT_B if "WIDTH" in entry["network"] else RESNET50)
+    )
     protocols = [(quote.config, quote.protocol) for quote in entry["numbers"]]
     if len(set(protocols)) < len(protocols):
         raise UserError(f"{where}: numbers: give one result for each config and protocol")
+
+
+def _flags(where: str, words: Any) -> tuple[str, ...]:
+    texts = isinstance(words, list) and all(isinstance(word, str) for word in words)
+    if not texts or len(words) % 2 or not set(words[::2]) <= set(FLAGS):
+        raise UserError(
+            f"{where}: flags {label(words)}: write FLAG, VALUE, ... as texts; flags are {', '.join(FLAGS)}"
+        )
+    return tuple(words)
 
 
 def _quote(where: str, entry: Any, protocols: Mapping[str, str]) -> Quote:

@@ -21,13 +21,14 @@ from pretrain.common.console import say
 from pretrain.common.files import read_json, write_json
 from pretrain.data.decode import image_at
 from pretrain.model.encoders import ResNet, architecture
+from pretrain.model.vit import ViT
 from pretrain.tensor_files import checkpoint
 from transfer.data.on_disk import MINIATURE
 from transfer.reproduce.jobs.lock import BEAT, STALE, Lock
-from transfer.reproduce.plan.overrides import STAND_IN
+from transfer.reproduce.plan.overrides import STAND_IN, STAND_IN_VIT
 
 IMAGES = {"train": 6, "val": 4}
-_STATE = {"images": IMAGES, "version": 2}  # a folder of another version is written again
+_STATE = {"images": IMAGES, "version": 3}  # a folder of another version is written again
 _SIZE = (240, 320)  # height and width
 _EACH = 8  # pictures of each of the two ImageNet classes used here
 _VOC = ("cat", "bird", "dog", "horse")  # a VOC class for each kind of object
@@ -79,7 +80,7 @@ def _build(root: Path) -> None:
     _demo(root / "demo_standard", pictures)
     for place, split in enumerate(IMAGES):
         _class_folders(root / "imagenet" / split, first=1000 * (1 + place))
-    _stand_in(root / STAND_IN)
+    _stand_ins(root)
     write_json(root / MINIATURE, _STATE)
 
 
@@ -287,7 +288,9 @@ def _text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _stand_in(path: Path) -> None:
-    """Save a random quarter-width ResNet-50 with torchvision's names, for rows whose weights are downloaded."""
+def _stand_ins(root: Path) -> None:
+    """Save a random quarter-width ResNet-50 and a narrow ViT, for rows whose weights are downloaded."""
     torch.manual_seed(0)
-    checkpoint.save(path, dict(ResNet(architecture("resnet50", 0.25)).state_dict()))
+    checkpoint.save(root / STAND_IN, dict(ResNet(architecture("resnet50", 0.25)).state_dict()))
+    vit = ViT(width=64, depth=12, heads=1, image_size=64)
+    checkpoint.save(root / STAND_IN_VIT, dict(vit.state_dict()))

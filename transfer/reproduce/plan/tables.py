@@ -22,7 +22,8 @@ class Init:
         pretrain: config of a pre-training recipe, which is run with `overrides` (KEY, VALUE, ...).
         each_seed: whether pre-training too is run once with each seed, instead of once for all of them.
         file: a released file that is converted, or the path of the user's own file (`--init NAME=FILE`).
-        released: a released file that can replace the pre-training (`--fetch`).
+        released: the released network that the row is about: it can replace the pre-training (`--fetch`), and its flags
+            are those that a user's file of it is converted with.
         needs: why the weights are not available; the user can provide them with `--init NAME=FILE`.
         cited: why the row is only quoted.
     """

@@ -7,9 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import plain_file, small_network
+from tests.support.vit.layouts import vit
 from transfer.convert.recognise import read_source
 from transfer.prepare.sets import download
 from transfer.reproduce.jobs import fetch
@@ -85,6 +87,28 @@ def test_a_released_file_is_downloaded_compared_and_read(server: Server, tmp_pat
             fetch.fetch(url(server), path, f"{kind} {wanted}") == hashlib.sha256(server.content).hexdigest()
         )
         assert read_source(path).kind == "torchvision"
+
+
+def test_a_file_that_needs_flags_is_read_with_them(server: Server, tmp_path: Path) -> None:
+    """MAE-Lite's layout: two networks under `model`, of a width that does not say the number of heads."""
+    networks = {
+        f"module.{name}.": vit(seed, width=48)
+        for seed, name in enumerate(("base_encoder", "momentum_encoder"))
+    }
+    state = {
+        prefix + name: tensor for prefix, network in networks.items() for name, tensor in network.items()
+    }
+    source = tmp_path / "source.pth"
+    torch.save({"start_epoch": 400, "model": state, "optimizer": {}}, source)
+    server.content = source.read_bytes()
+    flags = ["--heads", "4", "--branch", "model.base_encoder"]
+    assert (
+        fetch.fetch(url(server), tmp_path / "a", "", flags=flags)
+        == hashlib.sha256(server.content).hexdigest()
+    )
+    assert "choose one with --branch" in refusal(server, tmp_path / "b")
+    server.content = plain_file(source, vit(1, width=48)).read_bytes()
+    assert fetch.fetch(url(server), tmp_path / "c", "", flags=[*flags[:2], "--resample-patch", "16"])
 
 
 def test_each_failure_is_one_line_that_names_the_alternative(

@@ -9,6 +9,7 @@ import pytest
 
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import plain_file, small_network
+from tests.support.vit.layouts import vit
 from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.page import page
 from transfer.reproduce.plan import tables
@@ -83,6 +84,60 @@ def test_a_users_file_takes_the_place_of_a_released_one(options: Options, tmp_pa
         board(replace(options, extra={"pixpro_400ep": file}))
 
 
+def test_a_table_has_only_networks_of_its_detectors_kind_and_shape(options: Options) -> None:
+    vits = {name for name, network in BOOK.released.networks.items() if network.is_vit}
+    assert not vits & set(fitting(BOOK.tables["coco_FPN_1x"], BOOK.released))
+    table, wanted = board(replace(options, inits=(ALL,)), "vitdet_B")
+    rows = [row.init.name for row in table.rows]
+    base = ["dino_ViTB", "ibot_ViTB", "dinov2_ViTB", "deit_ViTB"]  # MoCo v3's and MAE's are rows already
+    assert rows == ["random", "vit_supervised", "vit_moco_v3", "vit_mae", *base]
+    assert wanted.inits == ("random", "vit_moco_v3", *base[:2], "vit_mae", *base[2:])
+    found = jobs(table, replace(wanted, inits=("vit_mae", "dinov2_ViTB")))
+    assert {"fetch/mae_ViTB", "finetune/coco_ViTB_SFP_100ep/mae_ViTB/seed0"} <= found.keys()
+    assert found["convert/dinov2_ViTB"].command[-2:] == ("--resample-patch", "16")
+    assert found["convert/dinov2_ViTB"].settings and not found["convert/mae_ViTB"].settings
+
+
+def test_networks_that_need_flags_are_read_and_converted_with_them(options: Options) -> None:
+    table, wanted = board(replace(options, inits=(ALL,)), "vitdet_T")
+    assert [row.init.name for row in table.rows] == ["random", "vitT_supervised", "vitT_moco_v3", "vitT_mae"]
+    found = jobs(table, wanted)
+    flags = ("--heads", "12", "--branch", "model.base_encoder")
+    for job in ("fetch/maelite_moco_v3_ViTT", "convert/maelite_moco_v3_ViTT"):
+        assert found[job].command[-4:] == flags
+    assert found["convert/maelite_mae_ViTT"].command[-2:] == flags[:2]
+
+
+def test_a_users_file_of_a_released_vit_is_converted_with_its_flags(options: Options, tmp_path: Path) -> None:
+    file = plain_file(tmp_path / "a.pth", vit(1, patch=14))
+    table, wanted = board(replace(options, inits=("dinov2_ViTB",), extra={"dinov2_ViTB": file}), "vitdet_B")
+    job = jobs(table, wanted)["convert/dinov2_ViTB"]
+    assert job.command[-2:] == ("--resample-patch", "16") and str(file) in job.command
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("mae_ViTB", ()), ("maelite_mae_ViTT", ("--heads", "12")), ("dinov2_ViTB", ())]
+)
+def test_a_vit_is_probed_as_it_was_released(options: Options, name: str, flags: tuple[str, ...]) -> None:
+    """A converted one has no class token; the flag that resamples DINOv2's patches is not for the probe."""
+    table, wanted = board(replace(options, inits=(name,)), "linear")
+    probe = jobs(table, wanted)[f"linear/{name}/seed0"]
+    assert [job.name for job in probe.needs] == [f"fetch/{name}"]
+    start = probe.command.index("--weights")
+    assert probe.command[start : start + 2 + len(flags)] == ("--weights", "{0}", *flags)
+    assert "--resample-patch" not in probe.command
+
+
+def test_a_smoke_run_of_vits_starts_from_a_vit(options: Options) -> None:
+    for name in ("stand_in.pth", "stand_in_vit.pth"):
+        (options.root / name).write_text(name)
+    smoke = replace(options, smoke=True, inits=("vit_mae", "dino_ViTB"))
+    found = jobs(*board(smoke, "vitdet_B"))
+    sources = {name: job.command[2] for name, job in found.items() if name.startswith("convert/")}
+    place = str(options.root / "stand_in_vit.pth")
+    assert sources == {"convert/mae_ViTB": place, "convert/dino_ViTB": place}
+
+
 @pytest.mark.parametrize(
     ("table", "inits", "named", "message"),
     [
@@ -93,6 +148,10 @@ def test_a_users_file_takes_the_place_of_a_released_one(options: Options, tmp_pa
         ("coco_FPN_1x", (), ["soco_FPN_100ep"], "download it by hand and give --init soco_FPN_100ep=FILE"),
         ("coco_FPN_1x", (), ["open_nsfw"], "--init open_nsfw: this is a ResNet-50, width 0.5"),
         ("demo_labels", ("imagenet",), [], "--inits imagenet: this is a ResNet-50, width 1,"),
+        ("coco_FPN_1x", ("mae_ViTB",), [], "--inits mae_ViTB: this is a ViT, width 768, 12 blocks of 12 heads"),
+        ("vitdet_B", (), ["imagenet"], "this is a ResNet-50, width 1,"),
+        ("vitdet_B", (), ["mae_ViTL"], "ViT, width 1024, 24 blocks of 16 heads, MLPs of 4096, but vitdet_B has a"),
+        ("vitdet_T", (), ["deit_ViTT"], "ViT, width 192, 12 blocks of 3 heads"),
         ("linear", (ALL,), [], "linear has no detector that a released network fits"),
     ],
 )  # fmt: skip
