@@ -135,11 +135,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> It
         return
     *columns, _ = zip(head, *rows, strict=True)
     room = width - len(_INDENT) - sum(max(map(len, column)) + 2 for column in columns)
-    if 0 < width and room < _NARROWEST:
+    if width > 0 and room < _NARROWEST:
         for key, *values, text in rows:
             yield f"{_INDENT}{key}"
             named = ", ".join(f"{name} {value}" for name, value in zip(head[1:-1], values, strict=True))
-            yield from (f"{2 * _INDENT}{line}" for line in _wrapped(f"{named}: {text}", width - 2 * len(_INDENT)))
+            yield from (
+                f"{2 * _INDENT}{line}" for line in _wrapped(f"{named}: {text}", width - 2 * len(_INDENT))
+            )
         return
     cells: list[list[str]] = []
     for *values, text in (head, *rows):

@@ -685,10 +685,13 @@ def test_explain_fits_the_terminal(width: int) -> None:
     assert max(map(len, explain.explain(cfg, "coco_R50_FPN.yaml"))) > 150  # a pipe gets each row in one line
     together = " ".join(" ".join(lines).split())
     assert "MODEL.RESNETS.NORM" in together and "'FrozenBN'" in together
-    for word in "BN trained and synchronised; SyncBN: facebookresearch/moco issue 34".split():
+    for word in ["BN", "trained", "and", "synchronised;", "SyncBN:", "facebookresearch/moco", "issue", "34"]:
         assert word in together
     if width < 100:
-        assert "here 'RGB', detectron2 'BGR': facebookresearch/moco, *_moco.yaml: torchvision's layout" in together
+        assert (
+            "here 'RGB', detectron2 'BGR': facebookresearch/moco, *_moco.yaml: torchvision's layout"
+            in together
+        )
 
 
 def test_explain_for_a_config_of_ones_own() -> None:

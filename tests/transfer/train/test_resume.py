@@ -504,7 +504,9 @@ def test_a_stop_during_a_test(
 
         def forward(images):
             # from a third process: the main one may end its workers
-            subprocess.run(["kill", "-s", "TERM", "--", f"-{os.getpgid(0)}"], check=True, start_new_session=True)
+            subprocess.run(
+                ["kill", "-s", "TERM", "--", f"-{os.getpgid(0)}"], check=True, start_new_session=True
+            )
             time.sleep(0.5)  # enough for a worker that the signal ends to do so
             model.forward = processed
             return processed(images)

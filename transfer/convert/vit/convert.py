@@ -71,7 +71,9 @@ def _patch_size(input: Path, source: VitSource, resample: int | None) -> int:
     own = source.shape.patch_size
     if own == PATCH:
         if resample is not None:
-            say(f"note: {FLAG} {resample}: {input} has patches of {PATCH} pixels already, so nothing is resampled")
+            say(
+                f"note: {FLAG} {resample}: {input} has patches of {PATCH} pixels already, so nothing is resampled"
+            )
         return PATCH
     if own > PATCH:
         raise UserError(

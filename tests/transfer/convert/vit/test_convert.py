@@ -224,7 +224,9 @@ def test_patches_that_need_no_resampling_are_named(
 ) -> None:
     path = save(tmp_path, vit(1))
     convert_any(path, tmp_path / "a.pkl", resample=16, verify=False)
-    expected = f"note: --resample-patch 16: {path} has patches of 16 pixels already, so nothing is resampled\n"
+    expected = (
+        f"note: --resample-patch 16: {path} has patches of 16 pixels already, so nothing is resampled\n"
+    )
     assert capsys.readouterr().out == expected
     convert_any(path, tmp_path / "b.pkl", verify=False)
     assert capsys.readouterr().out == ""
