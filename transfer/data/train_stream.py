@@ -140,7 +140,7 @@ class _Batches(torch.utils.data.Sampler):
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a loader's worker, in training or in a test, to outlive a stop of the run until the main process ends it."""
+    """Prepare a loader's worker, in training or in a test: a stop must not end it before the main process does."""
     torch.set_num_threads(1)
     # Ctrl-C reaches workers too, but the iteration or test that it lets end still needs their images.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
