@@ -129,7 +129,7 @@ def _dropped(groups: Mapping[str, int]) -> list[str]:
         return ["dropped   nothing"]
     return [
         "dropped   " + ", ".join(f"{group} ({count})" for group, count in groups.items()),
-        "          tensors whose names begin so: heads, other networks and counters, which a detector does not need",
+        "          (number of tensors): heads, other networks, counters and the like, which a detector does not need",
     ]
 
 
