@@ -4,8 +4,8 @@ The lock is a file that only one process can create (O_EXCL). Its holder writes 
 seconds. A waiting process watches the file with its own clock, so the machines' clocks need not agree. A lock that
 has not changed for `STALE` seconds belongs to a dead process, and one of the waiting processes takes it over.
 
-On the holder's own machine nobody has to wait: the holder, and the commands that inherit its open files, keep a local
-file locked, which the system unlocks when the last of them has ended, however that is.
+On the holder's own machine, no process has to wait: the holder, and the commands that inherit its open files, keep a
+local file locked, which the system unlocks when the last of them has ended, however that is.
 """
 
 import contextlib
@@ -77,16 +77,18 @@ class Lock:
 
     def _show_locally(self) -> None:
         """Lock the local file of this lock's token until this process and the commands that inherit it have ended."""
-        with contextlib.suppress(OSError):  # without it, others wait for `stale` seconds
+        try:
             self._sign = os.open(_local(self.token), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             fcntl.flock(self._sign, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.set_inheritable(self._sign, True)
+        except OSError:  # a full disk, or one without locks: others wait for `stale` seconds
+            self._hide_locally()
 
     def _hide_locally(self) -> None:
         if self._sign is not None:
+            _local(self.token).unlink(missing_ok=True)  # before it is unlocked: that would be a sign of death
             os.close(self._sign)
             self._sign = None
-        _local(self.token).unlink(missing_ok=True)
 
     def _create(self) -> bool:
         try:
@@ -201,10 +203,8 @@ def _has_ended(token: str) -> bool:
     if not _is_token(token):
         return False
     try:
-        handle = os.open(
-            _local(token), os.O_RDWR
-        )  # on other machines, and in other containers, there is none
-    except OSError:
+        handle = os.open(_local(token), os.O_RDWR)
+    except OSError:  # another machine's, or another container's
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
