@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from pretrain.common.configs import default_output, find_config, merge
-from pretrain.config_checks import validate
+from pretrain.data import sources
 
 
 def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> CfgNode:
@@ -14,12 +14,24 @@ def load(name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Cfg
 
     Raises `UserError` for any setting that cannot work with this number of processes.
     """
+    from pretrain.config_checks import validate  # imports PyTorch, which takes seconds
+
+    cfg = _read(name, overrides)
+    validate(cfg, processes=processes)
+    cfg.freeze()
+    return cfg
+
+
+def check_images(name: str, overrides: Sequence[str] = ()) -> None:
+    """Raise `UserError` for an unknown key or for images that are not there, before PyTorch is imported."""
+    sources.check(_read(name, overrides).DATA.TRAIN)
+
+
+def _read(name: str, overrides: Sequence[str]) -> CfgNode:
     cfg, path = defaults(), find_config(name)
     merge(cfg, path, overrides)
     cfg.OUTPUT_DIR = default_output(path, overrides) or cfg.OUTPUT_DIR
     _forget_absent_labels(cfg, overrides)
-    validate(cfg, processes=processes)
-    cfg.freeze()
     return cfg
 
 

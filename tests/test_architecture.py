@@ -17,7 +17,7 @@ ARROWS = {
     "pretrain.data": "pretrain.common",
     "pretrain.model": "pretrain.common",
     "pretrain.config_checks": "pretrain.common pretrain.data pretrain.model",
-    "pretrain.config": "pretrain.common pretrain.config_checks",
+    "pretrain.config": "pretrain.common pretrain.config_checks pretrain.data",
     "pretrain.train": "pretrain.common pretrain.config pretrain.data pretrain.model pretrain.tensor_files",
     "pretrain.benchmark": "pretrain.common pretrain.config pretrain.data pretrain.model pretrain.train",
     "transfer.d2_compat": "",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from pretrain.common.errors import for_terminal
-from pretrain.common.signals import Signals
+from pretrain.common.signals import Signals, until_stopped
 from pretrain.installed import as_typed
 
 _HORIZON = 100  # steps over which the time of a step is averaged
@@ -123,7 +123,9 @@ class _Loader(Sized, Iterable[Any], Protocol): ...
 
 
 class Counted:
-    """A loader, or anything with a length to iterate over, that shows a bar meanwhile.
+    """A loader, or anything with a length to iterate over, that shows a bar meanwhile and ends at a signal if it may.
+
+    It may if everything is saved: see `signals.until_stopped`.
 
     The bar is on what is standard output now, even if that is redirected later, while this is iterated over.
     """
@@ -138,7 +140,7 @@ class Counted:
         pace = Pace(len(self))
         with Bar(len(self), what=self.what, stream=self.stream) as bar:
             pace.begin()
-            for item in self.loader:
+            for item in until_stopped(self.loader):
                 yield item
                 pace.end()
                 bar.show(pace.done, f"ETA {duration(pace.left())}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from pretrain.common.signals import INTERRUPTED
 from pretrain.installed import as_typed
 
 
@@ -155,4 +156,4 @@ def _noted_interrupts() -> list[int]:
 
 def _say_interrupted() -> NoReturn:
     print("interrupted", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(INTERRUPTED)

@@ -11,17 +11,21 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NoReturn, TypeVar
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h, "try again later": the state is saved, --resume continues
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it: the exit status after Ctrl-C
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LATEST = 120  # seconds that a worker survives a signal whose sender is unknown
 _PATIENCE = 120  # seconds that a command may take to save and exit
 _GRACE = 6.0  # seconds that a process may take to save and exit after its launcher was killed
 _LOOK = 1.0  # seconds between two looks at the parent
 _PROMISE = b"\nstopping after the current step; another Ctrl-C stops at once, without saving\n"
+_SAVED = b"\nstopping; another Ctrl-C stops at once\n"
+
+Item = TypeVar("Item")
 
 
 def stopping() -> tuple[signal.Signals, ...]:
@@ -41,13 +45,14 @@ class Signals:
     Attributes:
         active: the innermost of these contexts, if any.
         requested: whether this process was asked to stop. The processes of a run agree on it once per step.
-        saved: set this once everything is saved; from then on a signal ends the process immediately.
+        saved: set this once everything is saved, to what is printed when `until_stopped` ends the process from then on.
     """
 
     active: "ClassVar[Signals | None]" = None
 
     def __init__(self, *, ctrl_c: bool = False, alone: bool = True) -> None:
-        self.requested = self.saved = self.interrupted = False
+        self.requested = self.interrupted = False
+        self.saved = ""
         self.numbers = (*stopping(), signal.SIGINT) if ctrl_c else stopping()
         self.alone = alone
 
@@ -62,21 +67,38 @@ class Signals:
         if number == signal.SIGINT and os.getpid() != self.process:
             return  # a worker that was forked meanwhile
         again = self.interrupted and self.alone
-        if number == signal.SIGINT and self.alone and not (self.requested or self.saved) and os.isatty(2):
-            os.write(2, _PROMISE)  # unlike print, it may interrupt another print
+        if number == signal.SIGINT and self.alone and not self.requested and os.isatty(2):
+            os.write(2, _SAVED if self.saved else _PROMISE)  # unlike print, it may interrupt another print
         self.requested = True
         self.interrupted = self.interrupted or number == signal.SIGINT
-        if self.saved or (again and number == signal.SIGINT):
-            self.leave()
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
 
     def leave(self) -> NoReturn:
-        """End this process: `SystemExit` with `STOPPED`, or `KeyboardInterrupt` after Ctrl-C."""
-        raise KeyboardInterrupt if self.interrupted else SystemExit(STOPPED)
+        """End this process, whose state is saved: `SystemExit` with `STOPPED`, or with `INTERRUPTED` after Ctrl-C."""
+        raise SystemExit(INTERRUPTED if self.interrupted else STOPPED)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         Signals.active = self.around
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.saved and error is SystemExit:  # not printed earlier, where an evaluator's output is hidden
+            from pretrain.common.console import say  # which needs this module
+
+            say(self.saved)
+
+
+def until_stopped(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items. If a signal comes once everything is saved (`Signals.saved`), end this process before the next one.
+
+    The signal's handler does not end it itself: it would interrupt code of libraries that starts workers or writes a
+    file, and that then prints a traceback of its own.
+    """
+    for item in items:
+        active = Signals.active
+        if active and active.saved and active.requested:
+            active.leave()
+        yield item
 
 
 def stop_groups(processes: Iterable[subprocess.Popen[str] | subprocess.Popen[bytes]]) -> None:

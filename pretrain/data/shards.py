@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.common import distributed, rng
+from pretrain.common import rng
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, printable
 from pretrain.common.files import load_json
@@ -146,6 +146,8 @@ def count_images(shards: Sequence[str], endings: Endings) -> np.ndarray:
     sizes = {folder: _sizes(folder) for folder in {os.path.dirname(shard) for shard in shards}}
     promised = [sizes[os.path.dirname(shard)].get(os.path.basename(shard)) for shard in shards]
     unknown = [number for number, count in enumerate(promised) if count is None]
+    from pretrain.common import distributed  # imports PyTorch, which takes seconds
+
     start = len(unknown) * distributed.rank() // distributed.world_size()
     unknown = unknown[start:] + unknown[:start]
     remarks: Counter[tuple[str, str]] = Counter()

@@ -28,6 +28,13 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
+def check(sources: Sequence[str]) -> None:
+    """Raise `UserError` for a source that is not there or of no known kind, without reading any."""
+    for source in sources:
+        if _kind(source) == "shards":
+            _shards(source)
+
+
 def find(sources: Sequence[str], endings: Endings = ALL) -> Images:
     """Return the images of all sources. Raises `UserError` for a source that cannot be used.
 

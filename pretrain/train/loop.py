@@ -42,8 +42,8 @@ def train(cfg: CfgNode, *, resume: bool | Path = False, other_processes: bool = 
         other_processes: continue even if another number of processes wrote that checkpoint.
     Raises:
         UserError: something that the user can fix.
-        SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
-        KeyboardInterrupt: the same after Ctrl-C.
+        SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved; with
+            `signals.INTERRUPTED` after Ctrl-C.
     """
     loggers.check(cfg)
     with held(Path(cfg.OUTPUT_DIR)), worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):

@@ -131,7 +131,11 @@ class Session:
             self.broken.write()
         except UserError as error:  # a run is worth more than the list
             say(f"warning: {error}")
-        self.signals.saved = due.end
+        if due.end:
+            self.signals.saved = (
+                f"stopped after the last iteration; everything is saved in {run.folder / checkpoints.LAST}: "
+                "the same command with --resume completes the run"
+            )
 
     def leave_if_asked(self, due: Due) -> None:
         """End the process if the run was asked to stop. Raises `UserError` if too many images cannot be read."""
@@ -139,7 +143,8 @@ class Session:
         if due.stop and not due.end:
             done = self.run.progress.iteration
             say(
-                f"stopped at iteration {done}; everything is saved: continue by the same command with --resume"
+                f"stopped at iteration {done}; everything is saved in {self.run.folder / checkpoints.LAST}: "
+                "the same command with --resume continues"
             )
             self.signals.leave()
 

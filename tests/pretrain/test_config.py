@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,27 @@ def test_every_yaml_loads(path: Path, processes: int) -> None:
     assert path.read_text().startswith("# ")
     cfg = config.load(str(path), processes=processes)
     assert cfg.is_frozen()
+
+
+def test_missing_images_are_reported_before_pytorch_is_imported(tmp_path: Path) -> None:
+    """It takes seconds to import."""
+    code = """
+import sys
+from pretrain import config
+from pretrain.common.errors import UserError
+for given in (["DATA.TRAIN", sys.argv[1]], ["DATA.TRAINS", "x"]):
+    try:
+        config.check_images("pretrain/moco_v2_R50.yaml", given)
+    except UserError as error:
+        print(error, "torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "none")]
+    printed = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert printed[0] == f"DATA.TRAIN: no such folder: {tmp_path / 'none'} False"
+    assert "unknown config key DATA.TRAINS; did you mean DATA.TRAIN? False" in printed[1]
+    config.check_images("pretrain/moco_v2_R50.yaml", ["DATA.TRAIN", str(tmp_path)])  # empty: found later
 
 
 def test_recipes_are_the_papers() -> None:

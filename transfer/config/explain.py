@@ -1,5 +1,6 @@
 """How a configuration differs from the paper and from plain detectron2, with the source of each value."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,20 @@ _REASONS = {
     "TEST.PRECISE_BN.ENABLED": FPN["TEST.PRECISE_BN.ENABLED"][1],
 }
 _LONGEST = 26  # characters of a list in a table; longer ones are shortened
+_INDENT = "  "  # of a table
+_NARROWEST = 30  # columns in which a text can be read
 
 
-def explain(cfg: CfgNode, name: str) -> list[str]:
+def explain(cfg: CfgNode, name: str, *, width: int = 0) -> list[str]:
     """Return lines that compare a configuration with the paper's recipe of that name and with detectron2.
 
     Args:
         cfg: as returned by `transfer.config.load.load_config`, including overrides.
         name: the config that it was loaded from, such as `transfer/coco_R50_FPN.yaml`.
+        width: columns of the terminal, into which text is wrapped; 0: one line for each row, as `grep` needs it.
     """
     recipe = RECIPES.get(Path(name).stem)
-    return [*_paper(cfg, Path(name).stem, recipe), "", *_plain(cfg, recipe)]
+    return [*_paper(cfg, Path(name).stem, recipe, width), "", *_plain(cfg, recipe, width)]
 
 
 def differences(cfg: CfgNode, facts: Facts) -> list[str]:
@@ -48,16 +52,18 @@ def differences(cfg: CfgNode, facts: Facts) -> list[str]:
     return sorted(key for key, (value, _) in facts.items() if not equal(values[key], value))
 
 
-def _paper(cfg: CfgNode, name: str, recipe: Recipe | None) -> Iterator[str]:
+def _paper(cfg: CfgNode, name: str, recipe: Recipe | None, width: int) -> Iterator[str]:
     if recipe is None:
-        yield f"{name}: the paper has no recipe of this name; recipes are {', '.join(RECIPES)}"
+        yield from _wrapped(
+            f"{name}: the paper has no recipe of this name; recipes are {', '.join(RECIPES)}", width
+        )
         return
     values = flatten(cfg)
     wrong = differences(cfg, recipe.facts)
-    yield f"{name}: {recipe.experiment}"
+    yield from _wrapped(f"{name}: {recipe.experiment}", width)
     yield f"Differences from that recipe, in {len(recipe.facts)} values: {len(wrong) or 'none'}"
     rows = [(key, _text(values[key]), _text(recipe.facts[key][0]), recipe.facts[key][1]) for key in wrong]
-    yield from _table(("key", "here", "recipe", "source of the recipe's value"), rows)
+    yield from _table(("key", "here", "recipe", "source of the recipe's value"), rows, width)
     chosen = [key for key, (_, source) in sorted(recipe.facts.items()) if source.startswith(OPEN)]
     if chosen:
         yield ""
@@ -65,10 +71,10 @@ def _paper(cfg: CfgNode, name: str, recipe: Recipe | None) -> Iterator[str]:
         reasons = [
             (key, _text(recipe.facts[key][0]), recipe.facts[key][1].removeprefix(OPEN)) for key in chosen
         ]
-        yield from _table(("key", "recipe", "reason"), reasons)
+        yield from _table(("key", "recipe", "reason"), reasons, width)
 
 
-def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
+def _plain(cfg: CfgNode, recipe: Recipe | None, width: int) -> Iterator[str]:
     zoo = recipe.zoo if recipe else _nearest_base(cfg)
     base = get_cfg()
     add_keys(base)
@@ -83,8 +89,8 @@ def _plain(cfg: CfgNode, recipe: Recipe | None) -> Iterator[str]:
         if not equal(value, plain[key]) and not key.startswith((*_BOOKKEEPING, *open_ended))
     ]
     against = f"its defaults and its {zoo}" if path else "its defaults"
-    yield f"Differences from plain detectron2, {against}: {len(rows) or 'none'}"
-    yield from _table(("key", "here", "detectron2", "why"), rows)
+    yield from _wrapped(f"Differences from plain detectron2, {against}: {len(rows) or 'none'}", width)
+    yield from _table(("key", "here", "detectron2", "why"), rows, width)
 
 
 def _reason(key: str, value: Any, cfg: CfgNode, recipe: Recipe | None) -> str:
@@ -120,8 +126,31 @@ def _text(value: Any) -> str:
     return text
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of an indented table; none if there are no rows."""
-    if rows:
-        for line in tabulate(rows, headers=head, tablefmt="plain", disable_numparse=True).splitlines():
-            yield f"  {line.rstrip()}"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Yield the lines of an indented table; none if there are no rows.
+
+    The last column is wrapped. If the terminal leaves little room for it, everything but the key follows below the key.
+    """
+    if not rows:
+        return
+    *columns, _ = zip(head, *rows, strict=True)
+    room = width - len(_INDENT) - sum(max(map(len, column)) + 2 for column in columns)
+    if width > 0 and room < _NARROWEST:
+        for key, *values, text in rows:
+            yield f"{_INDENT}{key}"
+            named = ", ".join(f"{name} {value}" for name, value in zip(head[1:-1], values, strict=True))
+            yield from (
+                f"{2 * _INDENT}{line}" for line in _wrapped(f"{named}: {text}", width - 2 * len(_INDENT))
+            )
+        return
+    cells: list[list[str]] = []
+    for *values, text in (head, *rows):
+        first, *more = _wrapped(text, max(room, 0), indent="")
+        cells += [[*values, first], *([*[""] * len(values), line] for line in more)]
+    for line in tabulate(cells, tablefmt="plain", disable_numparse=True).splitlines():
+        yield f"{_INDENT}{line.rstrip()}"
+
+
+def _wrapped(text: str, width: int, *, indent: str = "  ") -> list[str]:
+    """Return the lines of a text of at most `width` columns, from the second one on indented; 0: a single line."""
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) if width else [text]

@@ -62,7 +62,7 @@ def batches(source: Source, cfg: CfgNode, start: int) -> Iterator[Batch]:
         batch_sampler=_Batches(source.portrait, cfg, start, factors=source.factors),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     return iter(loader)
 
@@ -139,8 +139,9 @@ class _Batches(torch.utils.data.Sampler):
         return order
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Prepare a loader's worker, in training or in a test: a stop must not end it before the main process does."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches workers too, but the iteration that it lets end still needs their images.
+    # Ctrl-C reaches workers too, but the iteration or test that it lets end still needs their images.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outlive_the_stop()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
@@ -13,7 +14,7 @@ from pretrain.common.signals import Signals
 from pretrain.data.broken_images import Broken
 from transfer.linear import results
 from transfer.linear.features import Features, Fixed
-from transfer.linear.state import State, save
+from transfer.linear.state import LAST, State, save
 
 _PRINT_PERIOD = 60.0  # seconds between two lines within an epoch, where no bar is shown
 
@@ -38,7 +39,7 @@ def train(
         session_start: when this process started the run, by `time.perf_counter`.
     Raises:
         UserError: too many images are unreadable, or all classifiers have diverged.
-        SystemExit: after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
+        SystemExit: after SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, once the state is saved.
     """
     earlier, last_printed = state.seconds, time.perf_counter()
     epochs, steps = cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.MAX_EPOCH * per_epoch
@@ -71,7 +72,10 @@ def train(
                 save(state, cfg)
             broken.check()
             if stops and state.iteration < steps:
-                say(f"stopped at iteration {state.iteration}; the same command with --resume continues")
+                say(
+                    f"stopped at iteration {state.iteration}; everything is saved in {Path(cfg.OUTPUT_DIR) / LAST}: "
+                    "the same command with --resume continues"
+                )
                 signals.leave()
             pace.begin()
 

@@ -77,7 +77,8 @@ def run(
         choice: `source`, `branch` and `heads`, as in `backbone.load`.
     Raises:
         UserError: a mistake in the settings, the weights or the data.
-        SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
+        SystemExit: with `signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once the state is saved; with
+            `signals.INTERRUPTED` after Ctrl-C.
     """
     with held(Path(cfg.OUTPUT_DIR)), worker_failures("DATA.NUM_WORKERS", "SOLVER.IMS_PER_BATCH"):
         stored = None if knn else state.find(cfg, resume=resume)
@@ -88,7 +89,7 @@ def run(
         if knn:
             _measure_knn(probe, extract)
             return
-        with Signals() as signals:
+        with Signals(ctrl_c=True, alone=distributed.world_size() == 1) as signals:
             _train(probe, extract, stored, signals)
 
 

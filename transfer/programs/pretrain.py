@@ -30,9 +30,10 @@ def main() -> None:
     args = parser.parse_intermixed_args(command_line.mark_resume())
     find_config(args.config)
     launcher.check_restarts(args.resume)
-    # Imported only now: they load PyTorch, which --help and a wrong name do not need.
-    from pretrain import config
-    from pretrain.common import distributed
+    from pretrain import config  # only now: --help and a wrong name do not need it
+
+    config.check_images(args.config, args.overrides)
+    from pretrain.common import distributed  # only now: it imports PyTorch, which takes seconds
 
     cfg = config.load(args.config, args.overrides, processes=launcher.join())
     from pretrain.train.loop import train  # after the config's errors: it takes seconds to import

@@ -6,6 +6,8 @@ are answered at once.
 
 import argparse
 import os
+import shutil
+import sys
 from functools import partial
 from typing import Any
 
@@ -48,7 +50,8 @@ def main(about: str | None, arguments: list[str] | None = None) -> None:
     if args.explain:
         from transfer.config.explain import explain
 
-        print("\n".join(explain(cfg, args.config)))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print("\n".join(explain(cfg, args.config, width=width)))
         return
     check_processes(cfg, processes, local=local, train=not args.eval_only)
     if is_first and not args.eval_only:

@@ -12,8 +12,9 @@ from torch import nn
 
 from pretrain.common.console import Counted
 from pretrain.common.errors import UserError
-from pretrain.common.signals import STOPPED
+from pretrain.common.signals import INTERRUPTED, STOPPED
 from transfer.data.mapper import build_mapper
+from transfer.data.train_stream import start_worker
 from transfer.train import evaluators
 
 Metrics = dict[str, dict[str, float | None]]
@@ -32,13 +33,14 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Metrics]:
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(cfg, name, mapper=build_mapper(cfg, is_train=False))
+        loader.worker_init_fn = start_worker  # detectron2's function has no argument for it
         counted = Counted(loader, name)
         printed = io.StringIO()  # hides what evaluators print: the numbers are in the result
         try:
             with contextlib.redirect_stdout(printed):
                 metrics = inference_on_dataset(model, counted, evaluators.build(cfg, name))
         except SystemExit as request:
-            if request.code == STOPPED:
+            if request.code in (STOPPED, INTERRUPTED):
                 raise
             # cityscapesscripts exits if a file is missing
             lines = [line for line in printed.getvalue().splitlines() if line.strip()] or ["no reason given"]

@@ -13,7 +13,7 @@ from pretrain.common import distributed
 from pretrain.common.console import say
 from pretrain.common.files import write_atomic
 from pretrain.common.run_folder import remove_leftovers
-from pretrain.common.signals import Signals
+from pretrain.common.signals import Signals, until_stopped
 from transfer import d2_compat
 from transfer.data import train_stream
 from transfer.detector_files import CONFIG, FINAL, write_categories
@@ -21,7 +21,7 @@ from transfer.models import build
 from transfer.train import evaluation, precise_bn
 from transfer.train.evaluation import Metrics
 from transfer.train.log import Progress
-from transfer.train.state import State, is_ours, keep_best, restore, save, write
+from transfer.train.state import LAST, State, is_ours, keep_best, restore, save, write
 from transfer.train.step import Batch, grad_scaler, seed, step
 
 
@@ -43,8 +43,8 @@ def train(
         The state at the end, and the metrics of `evaluation.evaluate`.
     Raises:
         UserError: a loss is not finite, `model_last.pth` has other settings, or an image is broken.
-        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved.
-        KeyboardInterrupt: the same after Ctrl-C.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved;
+            with `INTERRUPTED` after Ctrl-C.
     """
     model.train()
     optimizer = build.build_optimizer(cfg, model)
@@ -84,10 +84,16 @@ def train(
         log.bar.close()
         if stop:
             del batches  # ends the loader's workers
-            say(f"stopped at iteration {state.iteration}: run the same command with --resume to continue")
+            say(
+                f"stopped at iteration {state.iteration}; everything is saved in {output / LAST}: "
+                "the same command with --resume continues"
+            )
             signals.leave()
         _save(cfg, state, log)
-        signals.saved = True
+        signals.saved = (
+            f"stopped before the end of the final test; everything is saved in {output / LAST}: "
+            "the same command with --resume tests it"
+        )
         _measure_bn(cfg, state, parallel, batches)
         del batches  # ends the loader's workers
         if distributed.is_main():
@@ -140,7 +146,7 @@ def _measure_bn(cfg: CfgNode, state: State, model: nn.Module, batches: Iterator[
     """
     if cfg.TEST.PRECISE_BN.ENABLED:
         seed(cfg.SEED, state.iteration)
-        layers = precise_bn.update(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER)
+        layers = precise_bn.update(model, until_stopped(batches), cfg.TEST.PRECISE_BN.NUM_ITER)
         say(f"PreciseBN: {layers} layers measured over {cfg.TEST.PRECISE_BN.NUM_ITER} batches")
     else:
         precise_bn.share(model)

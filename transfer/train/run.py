@@ -46,8 +46,8 @@ def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -
         eval_only: test `MODEL.WEIGHTS`, a fine-tuned detector, without training.
     Raises:
         UserError: a mistake in the config, the weights or the data that the user can fix.
-        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved.
-        KeyboardInterrupt: the same after Ctrl-C.
+        SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved;
+            with `INTERRUPTED` after Ctrl-C.
     """
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
     cfg = cfg.clone()

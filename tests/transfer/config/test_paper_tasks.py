@@ -676,6 +676,24 @@ def test_explain_against_plain_detectron2() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_explain_fits_the_terminal(width: int) -> None:
+    """Every value and every reason is there, in lines that fit."""
+    cfg = load("coco_R50_FPN")
+    lines = explain.explain(cfg, "coco_R50_FPN.yaml", width=width)
+    assert max(map(len, lines)) <= width
+    assert max(map(len, explain.explain(cfg, "coco_R50_FPN.yaml"))) > 150  # a pipe gets each row in one line
+    together = " ".join(" ".join(lines).split())
+    assert "MODEL.RESNETS.NORM" in together and "'FrozenBN'" in together
+    for word in ["BN", "trained", "and", "synchronised;", "SyncBN:", "facebookresearch/moco", "issue", "34"]:
+        assert word in together
+    if width < 100:
+        assert (
+            "here 'RGB', detectron2 'BGR': facebookresearch/moco, *_moco.yaml: torchvision's layout"
+            in together
+        )
+
+
 def test_explain_for_a_config_of_ones_own() -> None:
     lines = explain.explain(load("demo_R18_FPN"), "mine.yaml")
     assert lines[0].startswith("mine: the paper has no recipe of this name") and "coco_R50_FPN_6x" in lines[0]

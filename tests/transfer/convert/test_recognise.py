@@ -15,6 +15,7 @@ from pretrain.common.errors import UserError
 from pretrain.model.encoders import ARCHITECTURES
 from tests.support.checkpoints import moco_file, moco_state, plain_file, small_network, torchvision_network
 from transfer.convert import recognise
+from transfer.convert.program.report import describe
 from transfer.convert.recognise import read_source
 
 SMALL = small_network().state_dict()
@@ -243,6 +244,17 @@ def test_two_networks_without_a_rule_are_refused_with_the_choices(tmp_path: Path
     assert "first, second" in refusal(path, branch="third")
     assert "--source torchvision" in refusal(moco_file(tmp_path / "c.pth", SMALL), source="torchvision")
     assert "--source nobody" in refusal(tmp_path / "c.pth", source="nobody")
+
+
+def test_what_is_dropped_next_to_a_network_is_named(tmp_path: Path) -> None:
+    """`state (4)` would say nothing: what it shares with the network's own prefix does not tell it apart."""
+    trunk = {f"state.net.{name}": tensor for name, tensor in SMALL.items()}
+    head = {f"state.projector.{n}.{leaf}": torch.ones(2, 2) for n in (0, 2) for leaf in ("weight", "bias")}
+    path = plain_file(tmp_path / "a.pth", trunk | head)
+    assert read_source(path).dropped == {"fc": 2, "state.projector": 4, "num_batches_tracked": 53}
+    lines = describe(path)
+    assert "dropped   fc (2), state.projector (4), num_batches_tracked (53)" in lines
+    assert "head      state.projector: 2 -> 2, 2 -> 2" in lines
 
 
 def test_one_network_under_any_prefix_is_taken(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_repeated_images_are_augmented_anew_and_shared_out(monkeypatch: pytest.M
 
 
 def _interrupted_worker() -> None:
-    train_stream._start_worker(0)
+    train_stream.start_worker(0)
     os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +25,7 @@ from tests.support import detection_data
 from tests.support.fuzzing.hostile import change
 from transfer.config.load import load_config
 from transfer.models import build
-from transfer.train import loop, step
+from transfer.train import evaluation, loop, step
 from transfer.train import run as train_run
 from transfer.train import state as train_state
 from transfer.train.state import State, restore
@@ -457,7 +459,7 @@ def test_scheduler_stops_a_run(data, whole: Path, tmp_path: Path, number: signal
 
 
 @pytest.mark.parametrize(
-    ("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "status"), [(signal.SIGINT, signals.INTERRUPTED), (signal.SIGTERM, signals.STOPPED)]
 )
 def test_a_run_stops_after_the_current_iteration(
     data,
@@ -466,7 +468,7 @@ def test_a_run_stops_after_the_current_iteration(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
-    end: type[BaseException],
+    status: int,
 ) -> None:
     cfg, one_step = _load([*data, "SOLVER.CHECKPOINT_PERIOD", "1000"], tmp_path), loop.step
 
@@ -476,13 +478,57 @@ def test_a_run_stops_after_the_current_iteration(
         return one_step(cfg, model, batch, optimizer, iteration, **options)
 
     monkeypatch.setattr(loop, "step", signalled)
-    with pytest.raises(end):
+    with pytest.raises(SystemExit, match=str(status)):
         train_run.run(cfg)
-    assert checkpoint.load(tmp_path / "model_last.pth")["iteration"] == 3
-    assert "stopped at iteration 3: run the same command with --resume" in capsys.readouterr().out
+    last = tmp_path / "model_last.pth"
+    assert checkpoint.load(last)["iteration"] == 3
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == (
+        f"stopped at iteration 3; everything is saved in {last}: the same command with --resume continues"
+    )
     monkeypatch.setattr(loop, "step", one_step)
     train_run.run(cfg, resume=True)
     assert _equal(whole, tmp_path)
+
+
+@pytest.mark.parametrize(("period", "iteration"), [(2, 2), (0, 6)], ids=["on the way", "at the end"])
+def test_a_stop_during_a_test(
+    data, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: int, iteration: int
+) -> None:
+    """It comes to every process of the job, while workers load the test's images; no library prints a traceback."""
+    output, log, inference = tmp_path / "cut", tmp_path / "log", evaluation.inference_on_dataset
+    cfg = _load([*data, "DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", str(period)], output)
+
+    def signalled(model, loader, evaluator):
+        processed = model.forward
+
+        def forward(images):
+            # from a third process: the main one may end its workers
+            subprocess.run(
+                ["kill", "-s", "TERM", "--", f"-{os.getpgid(0)}"], check=True, start_new_session=True
+            )
+            time.sleep(0.5)  # enough for a worker that the signal ends to do so
+            model.forward = processed
+            return processed(images)
+
+        model.forward = forward
+        return inference(model, loader, evaluator)
+
+    def run() -> None:
+        monkeypatch.setattr(evaluation, "inference_on_dataset", signalled)
+        with open(log, "w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+            train_run.run(cfg)
+
+    assert _wait(_start(run)) == signals.STOPPED, log.read_text()
+    assert torch.load(output / "model_last.pth", weights_only=True)["iteration"] == iteration
+    last, printed = output / "model_last.pth", log.read_text()
+    assert "Traceback" not in printed and "error" not in printed
+    assert printed.count("--resume") == 1 and f"everything is saved in {last}: the same command" in printed
+    train_run.run(cfg, resume=True)
+    assert (output / "results.json").exists()
+    assert period or _equal(
+        whole, output
+    )  # PreciseBN before a test adds to the batches that a batch norm counts
 
 
 def test_a_state_is_saved_by_the_clock(

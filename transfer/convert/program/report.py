@@ -1,6 +1,7 @@
 """What is printed about a file: as it is (`--inspect`), and after its conversion."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def report(written: dict[str, Any], output: Path) -> list[str]:
         *(vit_lines.network(record) if vit else [f"network   {described(record['architecture'])}"]),
         f"input     {describe_input(fed, resnet=not vit)}",
         f"          {record['input']}",
-        "dropped   " + (", ".join(f"{group} ({n})" for group, n in record["dropped"].items()) or "nothing"),
+        *_dropped(record["dropped"]),
     ]
     if record["kept"]:
         lines.append(f"kept      {len(record['kept'])} tensors: {record['kept'][0]} ... {record['kept'][-1]}")
@@ -115,11 +116,21 @@ def _about(found: Source | VitSource) -> list[str]:
         *(_depth(found) if isinstance(found, Source) else vit_lines.shape(found)),
         f"input     {describe_input(found.input, resnet=resnet)}",
         f"          {found.input_origin}",
-        "dropped   " + (", ".join(f"{name} ({count})" for name, count in found.dropped.items()) or "nothing"),
+        *_dropped(found.dropped),
     ]
     if found.passed_over:
         lines.append("passed    " + ", ".join(found.passed_over) + " (take one with --branch)")
     return lines
+
+
+def _dropped(groups: Mapping[str, int]) -> list[str]:
+    """Return lines about what is not taken, by the first part of the names, and why."""
+    if not groups:
+        return ["dropped   nothing"]
+    return [
+        "dropped   " + ", ".join(f"{group} ({count})" for group, count in groups.items()),
+        "          (number of tensors): heads, other networks, counters and the like, which a detector does not need",
+    ]
 
 
 def _kind(kind: str) -> str:
@@ -140,10 +151,10 @@ def _heads(loaded: Loaded, found: Source | VitSource) -> list[str]:
     """Describe the dropped matrices, in order: the layers of projection heads and classifiers."""
     shapes = defaultdict(list)
     for name, tensor in loaded.tensors.items():
-        tokens = clean(name).split(".")
-        group = next((token for token in tokens if token in found.dropped), None)
-        if group and isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tokens[-1] == "weight":
-            shapes[group].append(f"{tensor.shape[1]} -> {tensor.shape[0]}")
+        plain = f".{clean(name)}."
+        places = {plain.find(f".{group}."): group for group in found.dropped if f".{group}." in plain}
+        if places and isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and plain.endswith(".weight."):
+            shapes[places[min(places)]].append(f"{tensor.shape[1]} -> {tensor.shape[0]}")
     return [f"head      {group}: {', '.join(layers[:6])}" for group, layers in shapes.items()]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import __version__
+from pretrain.common.console import say
 from pretrain.common.errors import UserError
 from pretrain.common.run_folder import held_file
 from pretrain.tensor_files.read_any import Loaded
@@ -69,6 +70,10 @@ def _patch_size(input: Path, source: VitSource, resample: int | None) -> int:
     """Return the size of the written patches in pixels. Raises `UserError` unless that is `PATCH`."""
     own = source.shape.patch_size
     if own == PATCH:
+        if resample is not None:
+            say(
+                f"note: {FLAG} {resample}: {input} has patches of {PATCH} pixels already, so nothing is resampled"
+            )
         return PATCH
     if own > PATCH:
         raise UserError(

@@ -18,7 +18,7 @@ from transfer.convert.architecture import FLOATS
 from transfer.convert.choose import choose
 from transfer.convert.preprocessing import FLAGS, IMAGENET, KEYS, Input, read_input
 from transfer.convert.recognise import MAX_NETWORKS, group_of, printed_branch, stated_epoch
-from transfer.convert.tensor_names import Candidate, Tensors, clean, find_candidates, unwrapped
+from transfer.convert.tensor_names import Candidate, Tensors, find_candidates, unwrapped
 from transfer.convert.vit import refusals
 from transfer.convert.vit.architecture import Shape, checked, empty_network, read_shape
 from transfer.convert.vit.kinds import KINDS, read_eps, read_heads
@@ -177,7 +177,7 @@ def _account(path: Path, tensors: Tensors, chosen: Candidate) -> tuple[Tensors, 
                 else f"{path}: tensor {name} has no place in a plain ViT: is it another kind of transformer?"
             )
         else:
-            dropped[group_of(clean(rest) if inside else clean(name))] += 1
+            dropped[group_of(rest) if inside else group_of(name, beside=chosen.branch)] += 1
     return network, dict(dropped)
 
 

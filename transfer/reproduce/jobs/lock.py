@@ -3,10 +3,15 @@
 The lock is a file that only one process can create (O_EXCL). Its holder writes a new number into it every few
 seconds. A waiting process watches the file with its own clock, so the machines' clocks need not agree. A lock that
 has not changed for `STALE` seconds belongs to a dead process, and one of the waiting processes takes it over.
+
+On the holder's own machine, no process has to wait: the holder, and the commands that inherit its open files, keep a
+local file locked, which the system unlocks when the last of them has ended, however that is.
 """
 
 import contextlib
+import fcntl
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -38,14 +43,17 @@ class Lock:
         self._stop = threading.Event()
         self.lost = threading.Event()
         self._thread: threading.Thread | None = None
+        self._sign: int | None = None
 
     def acquire(self) -> bool:
         """Take the lock unless a living process holds it. This takes up to `stale` seconds if the lock is not free."""
+        self._show_locally()  # before others can read the token
         if not self._create():
             dead = self._dead_holder()
             if not (
                 self._take_over(*dead) if dead else self._create()
             ):  # it may have been released meanwhile
+                self._hide_locally()
                 return False
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
@@ -58,6 +66,7 @@ class Lock:
             self._thread.join()
         with contextlib.suppress(OSError):  # left over if a heartbeat failed half-way
             self._temporary.unlink()
+        self._hide_locally()
         if self.is_ours():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
@@ -65,6 +74,21 @@ class Lock:
     def is_ours(self) -> bool:
         """Return whether the file still names us: a process that was suspended for long may have lost its lock."""
         return not self.lost.is_set() and holder(self.path) == self.token
+
+    def _show_locally(self) -> None:
+        """Lock the local file of this lock's token until this process and the commands that inherit it have ended."""
+        try:
+            self._sign = os.open(_local(self.token), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            fcntl.flock(self._sign, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.set_inheritable(self._sign, True)
+        except OSError:  # a full disk, or one without locks: others wait for `stale` seconds
+            self._hide_locally()
+
+    def _hide_locally(self) -> None:
+        if self._sign is not None:
+            _local(self.token).unlink(missing_ok=True)  # before it is unlocked: that would be a sign of death
+            os.close(self._sign)
+            self._sign = None
 
     def _create(self) -> bool:
         try:
@@ -100,15 +124,19 @@ class Lock:
         return True
 
     def _dead_holder(self) -> tuple[str, list[Path]] | None:
-        """Return the token of a lock that does not change for `stale` seconds, and the claims on it; else None."""
+        """Return the token of a lock that does not change for `stale` seconds, and the claims on it; else None.
+
+        If its holder is known to have ended, return at once; not if there are claims, whose makers may be alive.
+        """
         before, until = (_read(self.path), self._claims()), time.monotonic() + self.stale
         if not self.path.exists():  # released in this moment: nothing would change any more
             return None
-        while time.monotonic() < until:
+        dead = before[0].partition("\n")[0]
+        while time.monotonic() < until and (before[1] or not _has_ended(dead)):
             time.sleep(min(self.beat, self.stale) / 4)
             if (_read(self.path), self._claims()) != before:
                 return None
-        return before[0].partition("\n")[0], before[1]
+        return dead, before[1]
 
     def _claims(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.name}.claim-*"))
@@ -130,6 +158,8 @@ class Lock:
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
             taken = self._create()
+            if _is_token(dead):
+                _local(dead).unlink(missing_ok=True)
         for made in (*claims, claim):
             made.unlink(missing_ok=True)
         return taken
@@ -157,6 +187,32 @@ def silence(path: Path) -> float | None:
     except OSError:  # a read-only folder
         now = time.time()
     return abs(now - last)
+
+
+def _is_token(token: str) -> bool:
+    """Return whether a lock's first line is one of ours, whose end can be part of a file's name."""
+    return re.fullmatch(r"\S+ \d+ [0-9a-f]{32}", token) is not None
+
+
+def _local(token: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"reproduce-lock-{token.rpartition(' ')[2]}"
+
+
+def _has_ended(token: str) -> bool:
+    """Return whether a holder of this machine and all its commands have ended; False if that is not known."""
+    if not _is_token(token):
+        return False
+    try:
+        handle = os.open(_local(token), os.O_RDWR)
+    except OSError:  # another machine's, or another container's
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _read(path: Path) -> str:

@@ -132,7 +132,7 @@ def _run(folder: Path, job: dict[str, Any], lock: Lock) -> int:
             runnable(job["command"]), cwd=START_FOLDER, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=die_with_the_parent,  # or it would run without holding the lock
             env=dict(environment(), PYTHONUNBUFFERED="1"),
-            close_fds=False,  # the command keeps the locks on its GPUs (local.Local) until it has ended
+            close_fds=False,  # the command keeps the locks on its GPUs (local.Local) and of `Lock` until it has ended
         )  # fmt: skip
         while process.poll() is None and not signals.requested and not lock.lost.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):

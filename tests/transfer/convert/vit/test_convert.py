@@ -219,6 +219,19 @@ def test_resampled_patches_give_for_resized_patches_what_the_old_ones_give(old: 
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_patches_that_need_no_resampling_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path, vit(1))
+    convert_any(path, tmp_path / "a.pkl", resample=16, verify=False)
+    expected = (
+        f"note: --resample-patch 16: {path} has patches of 16 pixels already, so nothing is resampled\n"
+    )
+    assert capsys.readouterr().out == expected
+    convert_any(path, tmp_path / "b.pkl", verify=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_small_patches_are_resampled_only_on_request(tmp_path: Path) -> None:
     path = save(tmp_path, vit(1, patch=14) | {"mask_token": torch.zeros(1, 64)})
     with pytest.raises(

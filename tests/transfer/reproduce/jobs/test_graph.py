@@ -157,11 +157,11 @@ def test_two_programs_on_one_folder_do_not_repeat_a_job(tmp_path: Path) -> None:
     assert [runs(job, tmp_path) for job in (*jobs, end)] == [1] * 5
 
 
-def start_worker(job: Job, root: Path) -> subprocess.Popen[bytes]:
+def start_worker(job: Job, root: Path, *, stale: float = 1.0) -> subprocess.Popen[bytes]:
     folder = job.folder(root)
     worker.prepare(job, root)
     code = "import sys, pathlib; from transfer.reproduce.jobs.worker import work; "
-    code += "sys.exit(work(pathlib.Path(sys.argv[1]), beat=0.1, stale=1.0))"
+    code += f"sys.exit(work(pathlib.Path(sys.argv[1]), beat=0.1, stale={stale}))"
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT)
 
 
@@ -172,6 +172,31 @@ def alive() -> Iterator[list[subprocess.Popen[bytes]]]:
     for process in processes:
         process.kill()
         process.wait()
+
+
+def test_a_killed_worker_of_this_machine_is_not_waited_for(
+    tmp_path: Path, alive: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except until its command, which SIGTERM asks to save, has ended."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    job = python(
+        "a",
+        "import signal\nif len((f / 'ran').read_text()) > 1: assert (f / 'saved').exists()\n"
+        "else:\n"
+        "  signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), (f / 'saved').touch(), sys.exit(75)))\n"
+        "  (f / 'ready').touch()\n  time.sleep(60)",
+    )
+    folder = job.folder(tmp_path)
+    alive.append(first := start_worker(job, tmp_path, stale=1000.0))
+    until((folder / "ready").exists)
+    assert not lock._has_ended(holder(folder / worker.LOCK))
+    first.kill()
+    first.wait()
+    assert holder(folder / worker.LOCK) and not (folder / "saved").exists()
+    alive.append(second := start_worker(job, tmp_path, stale=1000.0))
+    assert second.wait(60) == 0 and worker.is_done(folder, "product") and runs(job, tmp_path) == 2
+    assert not list(tmp_path.glob("reproduce-lock-*"))
 
 
 def test_a_killed_worker_is_taken_over(tmp_path: Path, alive: list[subprocess.Popen[bytes]]) -> None:
