@@ -209,6 +209,9 @@ def stand_in_gpu() -> Iterator[StandIn]:
         patch.setattr(torch, "autocast", _Autocast)
         patch.setattr(torch.amp, "GradScaler", _GradScaler)
         patch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped))
+        # AdamW asks whether its GPU captures a graph; the second name is that of older versions of torch.
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            patch.setattr(torch.optim.Optimizer, name, nothing, raising=False)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         for cached in (on_device._constant, on_device._shifts):
             cached.cache_clear()

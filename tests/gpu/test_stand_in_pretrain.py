@@ -12,19 +12,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain import config
 from pretrain.data import on_device
 from pretrain.data.on_device import Pixels
 from pretrain.data.views import PACKED, RECIPES
 from pretrain.model import precision
 from pretrain.model.encoders import ResNet
+from pretrain.model.vit import ViT
+from pretrain.tensor_files import checkpoint
 from pretrain.train import checkpoints
+from pretrain.train.checkpoints import LAST
 from pretrain.train.knn_monitor import Probe, knn, rankme
 from pretrain.train.log import Meter
+from pretrain.train.loop import train
 from pretrain.train.nonfinite import first_bad_layer
 from tests.gpu.stand_in import DEVICE, OnGpu, StandIn, plain, stand_in_gpu
-from tests.gpu.steps import CONFIGS, Trainee, distance, in_float64, settings, trainee
+from tests.gpu.steps import CONFIGS, distance, in_float64, overrides, poison, settings, trainee
 from tests.support.contrast_models import encoder, random_views
-from tests.support.pretrain_runs import log_lines, pretrain
+from tests.support.pretrain_runs import log_lines
 
 CPU = torch.device("cpu")
 SMALLER = ["INPUT.SIZE", "32", "MODEL.BN_GROUP_SIZE", "8"]
@@ -55,6 +60,9 @@ def no_waits(gpu: StandIn) -> Callable[[], Any]:
         ("endtoend", "ShuffleBN", "off"),
         ("endtoend", "SyncBN", "bf16"),
         ("memorybank", "SyncBN", "off"),
+        ("v3", "SyncBN", "fp16"),
+        ("v3_vit", "SyncBN", "bf16"),
+        ("v3_chunks", "SyncBN", "fp16"),
     ],
 )
 def test_steps_stay_on_the_gpu_and_wait_for_nothing(gpu: StandIn, kind: str, norm: str, amp: str) -> None:
@@ -104,24 +112,29 @@ def test_a_fault_is_found(
         ours.step(watch=no_waits(gpu))
 
 
-def _poisoned(kind: str) -> Trainee:
-    ours = trainee(settings(kind, *SMALLER, "SOLVER.AMP", "off"), DEVICE)
-    name = {"memorybank": "memory_bank", "endtoend": "encoder_k.fc.bias"}.get(kind, "queue")
-    with torch.no_grad():
-        ours.model.state_dict()[name].fill_(torch.nan)
-    return ours
-
-
-@pytest.mark.parametrize("kind", ["v2", "memorybank"])
-def test_a_loss_that_is_not_finite(gpu: StandIn, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "amp", "layer"),
+    [
+        ("v2", "off", "queue"),
+        ("memorybank", "off", "memory_bank"),
+        ("v3", "off", ""),
+        ("v3_vit", "fp16", ""),
+    ],
+)
+def test_a_loss_that_is_not_finite(gpu: StandIn, kind: str, amp: str, layer: str) -> None:
     """Nobody waits for it: the weights stay as they are, and the first bad layer can be named later."""
-    ours = _poisoned(kind)
+    ours = trainee(settings(kind, *SMALLER, "SOLVER.AMP", amp), DEVICE)
+    repair = poison(ours)
     before = [plain(p).clone() for p in ours.model.trained()]
     assert plain(ours.step(watch=no_waits(gpu)))[0].isnan()
     assert all(torch.equal(plain(p), old) for p, old in zip(ours.model.trained(), before, strict=True))
+    assert not any(plain(value).any() for state in ours.momenta() for value in state.values())
     views = tuple(view.to(DEVICE) for view in random_views(16, size=32))
     found = first_bad_layer(ours.model, (views[0], views[1]), pixels=ours.pixels, amp=torch.bfloat16)
-    assert found == ("queue" if kind == "v2" else "memory_bank")
+    assert found == layer
+    repair()
+    assert plain(ours.step())[0].isfinite()
+    assert not all(torch.equal(plain(p), old) for p, old in zip(ours.model.trained(), before, strict=True))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -155,10 +168,16 @@ def test_neighbours_and_rank(gpu: StandIn, image_folder: Callable[..., Path]) ->
     assert rankme(bank.to(DEVICE)) == pytest.approx(rankme(bank))
     folder = image_folder(2, classes=("a", "b"))
     cfg = settings("v2", *SMALLER, "KNN.TRAIN", str(folder), "DATA.NUM_WORKERS", "0")
-    network: Any = encoder().to(DEVICE)
-    assert isinstance(network, ResNet)
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD).to(DEVICE), device=DEVICE)
-    assert probe.measure(network, bf16=True).largest == 4
+    shape: dict[str, Any] = {
+        "width": 24,
+        "depth": 1,
+        "heads": 3,
+        "image_size": 64,
+    }  # positions are interpolated
+    for network in (encoder(), ViT(**shape)):
+        assert isinstance(network, ResNet | ViT)
+        assert probe.measure(network.to(DEVICE), bf16=True).largest == 4
 
 
 def test_what_is_saved_and_the_choice_of_precision(gpu: StandIn, tmp_path: Path) -> None:
@@ -172,19 +191,22 @@ def test_what_is_saved_and_the_choice_of_precision(gpu: StandIn, tmp_path: Path)
     assert decision.startswith("bf16")
 
 
-@pytest.mark.parametrize("kind", ["moco", "memorybank"])
+@pytest.mark.parametrize("kind", ["v2", "memorybank", "v3_chunks"])
 def test_a_run_that_is_resumed(
     gpu: StandIn, image_folder: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     """The whole loop: the images of a loader, one of which is unreadable, the monitor, the log and the state."""
     images = image_folder(8, classes=("a", "b"))
     (images / "a" / "0000.jpg").write_bytes(b"no image")
-    given = [
-        "DEVICE", "cuda", "MOCO.MECHANISM", kind, "INPUT.SIZE", "32", "INPUT.VIEWS", "gpu", "SOLVER.IMS_PER_BATCH", "8",
-        "MODEL.BN_GROUP_SIZE", "4", "DATA.MAX_BROKEN", "0.5", "SOLVER.AMP", "fp16",
-    ]  # fmt: skip
-    pretrain(images, tmp_path / "run", *given, "SOLVER.MAX_EPOCH", "1")
-    state = pretrain(images, tmp_path / "run", *given, "SOLVER.MAX_EPOCH", "2", resume=True)
+    given = overrides(
+        kind, "DEVICE", "cuda", "INPUT.SIZE", "32", "INPUT.VIEWS", "gpu", "SOLVER.IMS_PER_BATCH", "8",
+        "MODEL.BN_GROUP_SIZE", "4", "DATA.MAX_BROKEN", "0.5", "SOLVER.AMP", "fp16", "DATA.NUM_WORKERS", "0",
+        "SOLVER.LOG_PERIOD", "1", "LOG.TENSORBOARD", "False", "DATA.TRAIN", str(images), "OUTPUT_DIR",
+        str(tmp_path / "run"),
+    )  # fmt: skip
+    train(config.load(CONFIGS[kind], [*given, "SOLVER.MAX_ITER", "2", "SOLVER.MAX_EPOCH", "2"]))
+    train(config.load(CONFIGS[kind], [*given, "SOLVER.MAX_EPOCH", "2"]), resume=True)
+    state = checkpoint.load(tmp_path / "run" / LAST)
     assert state["iteration"] == 4 and state["scaler"] is not None
     lines = log_lines(tmp_path / "run")
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4]
