@@ -145,7 +145,7 @@ def test_too_little_memory_is_one_line(image_folder: MakeFolder, tmp_path: Path,
 
 
 def test_chunks_fit_where_the_whole_batch_does_not(image_folder: MakeFolder, tmp_path: Path) -> None:
-    """Activations of a ViT-S: 64 images of 224 pixels take more than 3 GB; weights, momenta and two images half of 1 GB."""
+    """A ViT-S in 1 GB: activations of 64 images take more than 3 GB; those of two, weights and momenta half of one."""
     images = image_folder(64, size=(240, 240))
     large = [
         "MODEL.VIT.WIDTH", "384", "MODEL.VIT.DEPTH", "12", "MODEL.VIT.HEADS", "6", "INPUT.SIZE", "224",
