@@ -100,6 +100,13 @@ class StandIn(TorchFunctionMode):
         kind = OnGpu if wanted == "cuda" else torch.Tensor
         return tree_map(lambda leaf: leaf.as_subclass(kind) if torch.is_tensor(leaf) else leaf, found)
 
+    @contextlib.contextmanager
+    def no_waits(self) -> Iterator[None]:
+        """Fail if anything inside makes the CPU wait."""
+        before = len(self.waits)
+        yield
+        assert self.waits[before:] == [], f"waits: {self.waits[before:]}"
+
     def _look(self, func: Callable[..., Any], args: Any, tensors: list[torch.Tensor]) -> None:
         name = getattr(func, "__name__", str(func))
         others = [t for t in tensors if not isinstance(t, OnGpu) and (t.ndim or func in _STRICT)]

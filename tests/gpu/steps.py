@@ -37,6 +37,7 @@ OWN = {
     "v3_vit": _VIT,
     "v3_chunks": [*_VIT, "SOLVER.CHUNK", "6"],  # the last chunk has four images
 }
+WHOLE = {"v3_chunks": "v3_vit"}  # the kind whose steps are the same without chunks
 # What MoCo v3 keeps as it was drawn.
 FROZEN = {
     f"{encoder}.{name}"

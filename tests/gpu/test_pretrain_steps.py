@@ -12,7 +12,7 @@ from torch import nn
 from pretrain.common import distributed
 from pretrain.model.norm import _SyncedNorm
 from tests.gpu.real import DEVICE, GPU, no_waiting
-from tests.gpu.steps import CONFIGS, FROZEN, distance, in_float64, poison, raise_eps, settings, trainee
+from tests.gpu.steps import CONFIGS, FROZEN, WHOLE, distance, in_float64, poison, raise_eps, settings, trainee
 
 pytestmark = GPU
 CPU = torch.device("cpu")
@@ -48,9 +48,12 @@ def test_every_norm(kind: str, norm: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_five_float64_steps_equal_the_cpus(kind: str) -> None:
+    """MoCo v3's chunks equal the plain step."""
     with in_float64():
-        cfg = settings(kind, "SOLVER.AMP", "off")
-        ours, theirs = trainee(cfg, DEVICE), trainee(cfg, CPU)
+        ours, theirs = (
+            trainee(settings(each, "SOLVER.AMP", "off"), device)
+            for each, device in ((kind, DEVICE), (WHOLE.get(kind, kind), CPU))
+        )
         assert distance(ours.weights(), theirs.weights()) == 0  # the same at the start
         for _ in range(5):
             torch.testing.assert_close(ours.step().cpu(), theirs.step(), rtol=1e-7, atol=1e-7)
@@ -95,17 +98,12 @@ def test_half_precision_starts_at_the_loss_of_float32_and_learns(kind: str, amp:
     assert last < 0.97 * first
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_chunks_change_nothing(amp: str) -> None:
-    """In float64 a step in chunks is the plain one; in float16 the loss is, up to the order of sums."""
-    with in_float64() if amp == "off" else nullcontext():
-        plain, chunks = (
-            trainee(settings(kind, "SOLVER.AMP", amp), DEVICE) for kind in ("v3_vit", "v3_chunks")
-        )
-        for _ in range(3):
-            tolerance = 1e-9 if amp == "off" else 0.01
-            torch.testing.assert_close(chunks.step()[0], plain.step()[0], rtol=tolerance, atol=0.0)
-        assert amp == "fp16" or distance(plain.weights(), chunks.weights()) < 1e-8
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_chunks_of_half_precision_are_close_to_the_whole(amp: str) -> None:
+    """Only the order of sums may differ; in float64 they are compared with the CPU."""
+    whole, chunks = (trainee(settings(kind, "SOLVER.AMP", amp), DEVICE) for kind in ("v3_vit", "v3_chunks"))
+    for _ in range(3):
+        assert chunks.step()[0].item() == pytest.approx(whole.step()[0].item(), rel=0.03)
 
 
 @pytest.mark.parametrize("kind", ["v2", "v3_vit"])

@@ -54,14 +54,20 @@ def maps_and_gradients(
     dtype: torch.dtype,
     *,
     precision: AbstractContextManager[object] | None = None,
+    watch: AbstractContextManager[object] | None = None,
     **changes: object,
 ) -> dict[str, torch.Tensor]:
-    """Return the maps of `images` and the gradients of all parameters by the maps' mean squares, on the CPU."""
+    """Return the maps of `images` and the gradients of all parameters by the maps' mean squares, on the CPU.
+
+    The forward pass runs under `precision`; both passes, but no copy from or to the device, run under `watch`.
+    """
     model = pyramid(**changes)
     fill(model)
     model.to(device, dtype)
-    with precision or contextlib.nullcontext():
-        maps = model(images().to(device, dtype))
-    sum((each.to(dtype) ** 2).mean() for each in maps.values()).backward()
+    pictures = images().to(device, dtype)
+    with watch or contextlib.nullcontext():
+        with precision or contextlib.nullcontext():
+            maps = model(pictures)
+        sum((each.to(dtype) ** 2).mean() for each in maps.values()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {name: value.detach().cpu() for name, value in (maps | gradients).items()}
