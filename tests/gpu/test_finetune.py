@@ -99,7 +99,7 @@ def test_segmentation(tmp_path: Path) -> None:
         ("FPN", ["MODEL.RESNETS.DEPTH", "18", "MODEL.COMPILE", "True", *AMP, "bfloat16"]),
         ("ViT", ["SOLVER.AMP.ENABLED", "False", "MODEL.CHANNELS_LAST", "False"]),
         ("ViT", ["MODEL.VIT.CHECKPOINT_BLOCKS", "True", "SOLVER.ACCUMULATE", "2", *AMP, "float16"]),
-        ("ViT", ["MODEL.COMPILE", "True"]),
+        ("ViT", ["MODEL.COMPILE", "True", "MODEL.VIT.DEPTH", "2"]),
     ],
     ids=["bfloat16", "float16", "contiguous", "two parts", "AdamW", "compiled", "ViT float32 contiguous",
          "ViT checkpointed float16 two parts", "ViT compiled"],
