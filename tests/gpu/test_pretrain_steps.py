@@ -108,7 +108,14 @@ def test_chunks_of_half_precision_are_close_to_the_whole(amp: str) -> None:
 
 @pytest.mark.parametrize("kind", ["v2", "v3_vit"])
 def test_compiled_encoders_compute_the_same(kind: str) -> None:
-    slow = ["SOLVER.AMP", "off", "SOLVER.BASE_LR", "0.001" if kind == "v2" else "0.0001", "MODEL.VIT.DEPTH", "1"]
+    slow = [
+        "SOLVER.AMP",
+        "off",
+        "SOLVER.BASE_LR",
+        "0.001" if kind == "v2" else "0.0001",
+        "MODEL.VIT.DEPTH",
+        "1",
+    ]
     plain, compiled = (
         trainee(settings(kind, *slow, *more), DEVICE) for more in ([], ["MODEL.COMPILE", "True"])
     )
