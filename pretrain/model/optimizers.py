@@ -38,6 +38,8 @@ class LARS(torch.optim.Optimizer):
     """
 
     found_inf: torch.Tensor | None = None
+    # Makes a GradScaler set `found_inf` and `grad_scale` for `step`; it would wait for the device's verdict otherwise.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
@@ -56,6 +58,8 @@ class LARS(torch.optim.Optimizer):
             if not parameters:
                 continue
             updates = [p.grad for p in parameters]
+            if (scale := getattr(self, "grad_scale", None)) is not None:  # of a GradScaler
+                torch._foreach_mul_(updates, scale.reciprocal())
             layers = [n for n, p in enumerate(parameters) if p.ndim > 1]
             scaled = _scaled([parameters[n] for n in layers], [updates[n] for n in layers], group)
             for n, update in zip(layers, scaled, strict=True):

@@ -100,6 +100,13 @@ class StandIn(TorchFunctionMode):
         kind = OnGpu if wanted == "cuda" else torch.Tensor
         return tree_map(lambda leaf: leaf.as_subclass(kind) if torch.is_tensor(leaf) else leaf, found)
 
+    @contextlib.contextmanager
+    def no_waits(self) -> Iterator[None]:
+        """Fail if anything inside makes the CPU wait."""
+        before = len(self.waits)
+        yield
+        assert self.waits[before:] == [], f"waits: {self.waits[before:]}"
+
     def _look(self, func: Callable[..., Any], args: Any, tensors: list[torch.Tensor]) -> None:
         name = getattr(func, "__name__", str(func))
         others = [t for t in tensors if not isinstance(t, OnGpu) and (t.ndim or func in _STRICT)]
@@ -209,6 +216,9 @@ def stand_in_gpu() -> Iterator[StandIn]:
         patch.setattr(torch, "autocast", _Autocast)
         patch.setattr(torch.amp, "GradScaler", _GradScaler)
         patch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped))
+        # AdamW asks whether its GPU captures a graph; the second name is that of older versions of torch.
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            patch.setattr(torch.optim.Optimizer, name, nothing, raising=False)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         for cached in (on_device._constant, on_device._shifts):
             cached.cache_clear()

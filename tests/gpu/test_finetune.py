@@ -10,8 +10,9 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from pretrain.common.errors import UserError
-from tests.gpu.real import GPU, little_memory
+from tests.gpu.real import DEVICE, GPU, little_memory
 from tests.support import detection_data
+from tests.support.vit import tiny
 from transfer.config.load import load_config
 from transfer.data import datasets, train_stream
 from transfer.models import build
@@ -29,6 +30,7 @@ KINDS = {
     "FPN": ("coco_R50_FPN", [], {"bbox", "segm"}),
     "C4": ("voc_R50_C4_24k", [], {"bbox"}),
     "DC5": ("voc_R50_DC5_24k", ["MODEL.DC5.CHANNELS", "32"], {"bbox"}),
+    "ViT": ("coco_ViTB_SFP_100ep", [*detection_data.NARROW_VIT, "SOLVER.BASE_LR", "1e-4"], {"bbox", "segm"}),
 }
 AMP = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE"]
 
@@ -86,24 +88,67 @@ def test_segmentation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("kind", "more"),
     [
-        [*AMP, "bfloat16"],
-        [*AMP, "float16"],
-        ["MODEL.CHANNELS_LAST", "False"],
-        ["SOLVER.ACCUMULATE", "2", *AMP, "float16"],
-        ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "1e-4", "SOLVER.CLIP_GRADIENTS.ENABLED", "True", *AMP,
-         "float16"],
-        ["MODEL.RESNETS.DEPTH", "18", "MODEL.COMPILE", "True", *AMP, "bfloat16"],
+        ("FPN", [*AMP, "bfloat16"]),
+        ("FPN", [*AMP, "float16"]),
+        ("FPN", ["MODEL.CHANNELS_LAST", "False"]),
+        ("FPN", ["SOLVER.ACCUMULATE", "2", *AMP, "float16"]),
+        ("FPN", ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", "1e-4", "SOLVER.CLIP_GRADIENTS.ENABLED", "True", *AMP,
+                 "float16"]),
+        ("FPN", ["MODEL.RESNETS.DEPTH", "18", "MODEL.COMPILE", "True", *AMP, "bfloat16"]),
+        ("ViT", ["SOLVER.AMP.ENABLED", "False", "MODEL.CHANNELS_LAST", "False"]),
+        ("ViT", ["MODEL.VIT.CHECKPOINT_BLOCKS", "True", "SOLVER.ACCUMULATE", "2", *AMP, "float16"]),
+        ("ViT", ["MODEL.COMPILE", "True", "MODEL.VIT.DEPTH", "2"]),
     ],
-    ids=["bfloat16", "float16", "contiguous", "two parts", "AdamW", "compiled"],
+    ids=["bfloat16", "float16", "contiguous", "two parts", "AdamW", "compiled", "ViT float32 contiguous",
+         "ViT checkpointed float16 two parts", "ViT compiled"],
 )  # fmt: skip
-def test_ways_to_train(data: list[str], tmp_path: Path, more: list[str]) -> None:
-    assert trained("coco_R50_FPN", tmp_path / "run", *data, *more) == {"bbox", "segm"}
+def test_ways_to_train(data: list[str], tmp_path: Path, kind: str, more: list[str]) -> None:
+    config, own, tasks = KINDS[kind]
+    assert trained(config, tmp_path / "run", *data, *own, *more) == tasks
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize(
+    ("dtype", "amp", "tolerance"),
+    [
+        (torch.float64, None, 1e-10),
+        (torch.float32, None, 1e-4),
+        (torch.float32, torch.bfloat16, 0.25),
+        (torch.float32, torch.float16, 0.04),
+    ],
+    ids=["float64", "float32", "bfloat16", "float16"],
+)
+def test_maps_and_gradients_of_a_vit_are_the_cpus(
+    dtype: torch.dtype, amp: torch.dtype | None, tolerance: float, again: bool
+) -> None:
+    """Windows that do not divide the map; relative and absolute positions are interpolated.
+
+    In half precision, where some gradients consist of rounding alone, all of them are compared together.
+    """
+    precision = torch.autocast("cuda", dtype=amp, enabled=amp is not None)
+    found = tiny.maps_and_gradients(
+        DEVICE, dtype, precision=precision, checkpoint_blocks=again, image_size=64
+    )
+    expected = tiny.maps_and_gradients(torch.device("cpu"), torch.float64, image_size=64)
+    assert found.keys() == expected.keys()
+    if amp:
+        found, expected = _gradients_together(found), _gradients_together(expected)
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= tolerance * value.norm() + 1e-6, name
+
+
+def _gradients_together(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Join the gradients, whose names have dots, unlike those of the maps."""
+    gradients = [value.double().flatten() for name, value in values.items() if "." in name]
+    maps = {name: value for name, value in values.items() if "." not in name}
+    return {**maps, "gradients": torch.cat(gradients)}
+
+
+@pytest.mark.parametrize("kind", ["FPN", "ViT"])
 def test_a_run_stopped_in_the_middle_is_resumed(
-    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """float16, so that the scale and momenta are part of the state, which is read on the CPU first."""
     from transfer.train import loop
@@ -118,18 +163,23 @@ def test_a_run_stopped_in_the_middle_is_resumed(
             raise Killed
         return one_step(cfg, model, batch, optimizer, iteration, **options)
 
-    more = [*RUN, *data, *AMP, "float16", "OUTPUT_DIR", str(tmp_path / "run")]
+    config, own, _ = KINDS[kind]
+    more = [*RUN, *data, *own, *AMP, "float16", "OUTPUT_DIR", str(tmp_path / "run")]
     monkeypatch.setattr(loop, "step", until_the_eighth)
     with pytest.raises(Killed):
-        run.run(load_config("transfer/coco_R50_FPN.yaml", more))
+        run.run(load_config(f"transfer/{config}.yaml", more))
     monkeypatch.setattr(loop, "step", one_step)
-    run.run(load_config("transfer/coco_R50_FPN.yaml", more), resume=True)
+    run.run(load_config(f"transfer/{config}.yaml", more), resume=True)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == list(range(1, 11))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(data: list[str], tmp_path: Path) -> None:
-    cfg = load_config("transfer/coco_R50_FPN.yaml", [*RUN, *data, "OUTPUT_DIR", str(tmp_path)])
+@pytest.mark.parametrize("kind", ["FPN", "ViT"])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    data: list[str], tmp_path: Path, kind: str
+) -> None:
+    config, own, _ = KINDS[kind]
+    cfg = load_config(f"transfer/{config}.yaml", [*RUN, *data, *own, "OUTPUT_DIR", str(tmp_path)])
     datasets.prepare(cfg)
     model, _ = build.build(cfg)
     optimizer = build.build_optimizer(cfg, model.train())

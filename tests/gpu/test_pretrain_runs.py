@@ -17,12 +17,12 @@ from pretrain.train import loop
 from pretrain.train.checkpoints import LAST
 from pretrain.train.setup import Run
 from tests.gpu.real import GPU, deterministic, little_memory, no_waiting
-from tests.gpu.steps import CONFIGS, SMALL, distance
+from tests.gpu.steps import CONFIGS, distance, overrides
 
 pytestmark = GPU
 MakeFolder = Callable[..., Path]
 RUN = [
-    *SMALL, "DATA.NUM_WORKERS", "2", "SOLVER.MAX_EPOCH", "10", "SOLVER.LOG_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD",
+    "DATA.NUM_WORKERS", "2", "SOLVER.MAX_EPOCH", "10", "SOLVER.LOG_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD",
     "5", "KNN.PERIOD", "5", "LOG.TENSORBOARD", "False", "DEVICE", "cuda",
 ]  # fmt: skip
 
@@ -33,7 +33,7 @@ class Killed(Exception):
 
 def run(kind: str, images: Path, output: Path, *more: str, resume: bool = False) -> dict[str, Any]:
     """Train in this process; the contents of the last checkpoint."""
-    given = [*RUN, "DATA.TRAIN", str(images), "OUTPUT_DIR", str(output), *more]
+    given = overrides(kind, *RUN, "DATA.TRAIN", str(images), "OUTPUT_DIR", str(output), *more)
     loop.train(config.load(CONFIGS[kind], given), resume=resume)
     return checkpoint.load(output / LAST)
 
@@ -46,6 +46,9 @@ def run(kind: str, images: Path, output: Path, *more: str, resume: bool = False)
         ("v2", "fp16", "cpu"),
         ("endtoend", "bf16", "gpu"),
         ("memorybank", "auto", "cpu"),
+        ("v3", "fp16", "gpu"),
+        ("v3_vit", "off", "gpu"),
+        ("v3_chunks", "fp16", "cpu"),
     ],
 )
 def test_a_run_of_twenty_iterations(
@@ -62,9 +65,12 @@ def test_a_run_of_twenty_iterations(
     assert (found["scaler"] is not None) == (amp == "fp16")
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("kind", "amp"),
+    [("v2", "bf16"), ("v2", "fp16"), ("v3", "fp16"), ("v3_vit", "bf16"), ("v3_chunks", "fp16")],
+)
 def test_nothing_waits_between_the_loader_and_the_log(
-    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, amp: str
 ) -> None:
     """Copies from pinned memory, views on the GPU, and the step, once cuDNN has chosen its algorithms."""
 
@@ -79,11 +85,12 @@ def test_nothing_waits_between_the_loader_and_the_log(
     monkeypatch.setattr(loop, "to_device", watched(loop.to_device))
     monkeypatch.setattr(loop, "step", watched(loop.step))
     images = image_folder(32, size=(96, 80))
-    assert run("v2", images, tmp_path / "run", "SOLVER.AMP", amp, "INPUT.VIEWS", "gpu")["iteration"] == 20
+    assert run(kind, images, tmp_path / "run", "SOLVER.AMP", amp, "INPUT.VIEWS", "gpu")["iteration"] == 20
 
 
+@pytest.mark.parametrize("kind", ["v2", "v3", "v3_vit", "v3_chunks"])
 def test_a_resumed_run_is_the_undisturbed_one(
-    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """In one process, in which cuDNN keeps the algorithms that it has chosen.
 
@@ -99,23 +106,24 @@ def test_a_resumed_run_is_the_undisturbed_one(
         return step(*arguments, **options)
 
     with deterministic():
-        whole, again = (run("v2", images, tmp_path / name, *exact)["state_dict"] for name in "ab")
+        whole, again = (run(kind, images, tmp_path / name, *exact)["state_dict"] for name in "ab")
         monkeypatch.setattr(loop, "train_step", until_the_tenth)
         with pytest.raises(Killed):
-            run("v2", images, tmp_path / "cut", *exact)
+            run(kind, images, tmp_path / "cut", *exact)
         monkeypatch.setattr(loop, "train_step", step)
         assert checkpoint.load(tmp_path / "cut" / LAST)["iteration"] == 8
-        resumed = run("v2", images, tmp_path / "cut", *exact, resume=True)["state_dict"]
+        resumed = run(kind, images, tmp_path / "cut", *exact, resume=True)["state_dict"]
     noise, found = distance(whole, again), distance(whole, resumed)
     print(f"two undisturbed runs differ by {noise:.1e}, the resumed one by {found:.1e}")
     assert found == 0 if noise == 0 else found <= 10 * noise
 
 
-def test_a_float16_run_resumes_with_its_scale(image_folder: MakeFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["v2", "v3", "v3_vit"])
+def test_a_float16_run_resumes_with_its_scale(image_folder: MakeFolder, tmp_path: Path, kind: str) -> None:
     images, output = image_folder(32, size=(96, 80)), tmp_path / "run"
     half = ["SOLVER.AMP", "fp16"]
-    before = run("v2", images, output, *half, "SOLVER.MAX_ITER", "10")
-    after = run("v2", images, output, *half, resume=True)
+    before = run(kind, images, output, *half, "SOLVER.MAX_ITER", "10")
+    after = run(kind, images, output, *half, resume=True)
     assert before["iteration"] == 10 and after["iteration"] == 20
     assert 0 < after["scaler"]["scale"] <= before["scaler"]["scale"]  # it grows after 2000 good steps only
 
@@ -134,6 +142,21 @@ def test_too_little_memory_is_one_line(image_folder: MakeFolder, tmp_path: Path,
     ):
         run("v2", images, tmp_path / "run", *large)
     assert "\n" not in str(caught.value)
+
+
+def test_chunks_fit_where_the_whole_batch_does_not(image_folder: MakeFolder, tmp_path: Path) -> None:
+    """A ViT-S in 1 GB: activations of 64 images take more than 3 GB; those of two, weights and momenta half of one."""
+    images = image_folder(64, size=(240, 240))
+    large = [
+        "MODEL.VIT.WIDTH", "384", "MODEL.VIT.DEPTH", "12", "MODEL.VIT.HEADS", "6", "INPUT.SIZE", "224",
+        "SOLVER.IMS_PER_BATCH", "64", "SOLVER.AMP", "off", "SOLVER.MAX_ITER", "1", "SOLVER.MAX_EPOCH", "2",
+    ]  # fmt: skip
+    with little_memory(1.0):
+        with pytest.raises(
+            UserError, match=r"SOLVER\.IMS_PER_BATCH 64: set SOLVER\.CHUNK 32 \(same result\)"
+        ):
+            run("v3_vit", images, tmp_path / "run", *large)
+        assert run("v3_vit", images, tmp_path / "chunks", *large, "SOLVER.CHUNK", "2")["iteration"] == 1
 
 
 def test_a_compiled_run(image_folder: MakeFolder, tmp_path: Path) -> None:

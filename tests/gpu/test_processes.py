@@ -13,7 +13,7 @@ from pretrain.data.on_device import Pixels
 from pretrain.model import build, moco, precision
 from pretrain.train.step import train_step
 from tests.gpu.real import DEVICE, GPU
-from tests.gpu.steps import SMALL, distance
+from tests.gpu.steps import CONFIGS, distance, overrides, raise_eps
 from tests.support.contrast_models import BANK, random_numbers, random_views
 from transfer import d2_compat
 from transfer.train.step import step
@@ -24,6 +24,10 @@ NORMS = {
     "groups": ["MODEL.BN_GROUP_SIZE", "8"],
     "synchronised": ["MODEL.NORM", "SyncBN"],
 }
+# MoCo v3 has one norm.
+CASES = [(kind, norm) for kind in ("v2", "endtoend", "memorybank") for norm in NORMS]
+CASES += [(kind, "synchronised") for kind in ("v3", "v3_vit", "v3_chunks")]
+RATES = {"v3": "0.02", "v3_vit": "0.0001", "v3_chunks": "0.0001"}
 
 
 def _pretrain(folder: str) -> None:
@@ -33,24 +37,24 @@ def _pretrain(folder: str) -> None:
     distributed.init_from_env(torch.device("cpu"))
     torch.cuda.set_device(DEVICE)
     precision.forbid_tf32()
-    for kind in ("moco", "endtoend", "memorybank"):
-        for name, more in NORMS.items():
-            given = [*SMALL, "MOCO.MECHANISM", kind, "SOLVER.AMP", "off", "SOLVER.BASE_LR", "0.001", *more]
-            cfg = config.load("pretrain/moco_v2_R50.yaml", given, processes=distributed.world_size())
-            model, optimizer, _ = build.build(cfg, DEVICE, images=BANK, decide=False)
-            pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=True).to(DEVICE)
-            losses = []
-            for iteration in range(2):
-                query, key = (distributed.local_part(v).to(DEVICE) for v in random_views(IMAGES, iteration))
-                numbers = distributed.local_part(random_numbers(IMAGES, iteration)).to(DEVICE)
-                metrics = train_step(
-                    model, optimizer, (query, key), pixels=pixels, images=numbers, iteration=iteration,
-                    order=moco.key_order(cfg, iteration),
-                )  # fmt: skip
-                losses.append(metrics[0].item())
-            state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-            found = {"losses": losses, "state": state}
-            torch.save(found, f"{folder}/{kind}_{name}_{distributed.world_size()}_{distributed.rank()}.pt")
+    for kind, norm in CASES:
+        given = overrides(kind, "SOLVER.AMP", "off", "SOLVER.BASE_LR", RATES.get(kind, "0.001"), *NORMS[norm])
+        cfg = config.load(CONFIGS[kind], given, processes=distributed.world_size())
+        model, optimizer, _ = build.build(cfg, DEVICE, images=BANK, decide=False)
+        raise_eps(optimizer)
+        pixels = Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD, channels_last=True).to(DEVICE)
+        losses = []
+        for iteration in range(2):
+            query, key = (distributed.local_part(v).to(DEVICE) for v in random_views(IMAGES, iteration))
+            numbers = distributed.local_part(random_numbers(IMAGES, iteration)).to(DEVICE)
+            metrics = train_step(
+                model, optimizer, (query, key), pixels=pixels, images=numbers, iteration=iteration,
+                order=moco.key_order(cfg, iteration), chunk=cfg.SOLVER.CHUNK,
+            )  # fmt: skip
+            losses.append(metrics[0].item())
+        state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+        found = {"losses": losses, "state": state}
+        torch.save(found, f"{folder}/{kind}_{norm}_{distributed.world_size()}_{distributed.rank()}.pt")
     distributed.barrier()
 
 
@@ -64,8 +68,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("kind", ["moco", "endtoend", "memorybank"])
+@pytest.mark.parametrize(("kind", "norm"), CASES)
 def test_two_processes_equal_one(pretrained: Path, kind: str, norm: str) -> None:
     one, *two = (
         torch.load(pretrained / f"{kind}_{norm}_{processes}_{rank}.pt", weights_only=True)

@@ -4,7 +4,6 @@ The numbers equal those of the CPU, and no step waits for the GPU.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain import config
 from pretrain.data import on_device
 from pretrain.data.on_device import Pixels
 from pretrain.data.views import PACKED, RECIPES
 from pretrain.model import precision
 from pretrain.model.encoders import ResNet
+from pretrain.model.vit import ViT
+from pretrain.tensor_files import checkpoint
 from pretrain.train import checkpoints
+from pretrain.train.checkpoints import LAST
 from pretrain.train.knn_monitor import Probe, knn, rankme
 from pretrain.train.log import Meter
+from pretrain.train.loop import train
 from pretrain.train.nonfinite import first_bad_layer
 from tests.gpu.stand_in import DEVICE, OnGpu, StandIn, plain, stand_in_gpu
-from tests.gpu.steps import CONFIGS, Trainee, distance, in_float64, settings, trainee
+from tests.gpu.steps import CONFIGS, WHOLE, distance, in_float64, overrides, poison, settings, trainee
 from tests.support.contrast_models import encoder, random_views
-from tests.support.pretrain_runs import log_lines, pretrain
+from tests.support.pretrain_runs import log_lines
 
 CPU = torch.device("cpu")
 SMALLER = ["INPUT.SIZE", "32", "MODEL.BN_GROUP_SIZE", "8"]
@@ -36,16 +40,6 @@ def gpu() -> Iterator[StandIn]:
         yield seen
 
 
-def no_waits(gpu: StandIn) -> Callable[[], Any]:
-    @contextmanager
-    def watch() -> Iterator[None]:
-        before = len(gpu.waits)
-        yield
-        assert gpu.waits[before:] == []
-
-    return watch
-
-
 @pytest.mark.parametrize(
     ("kind", "norm", "amp"),
     [
@@ -55,6 +49,9 @@ def no_waits(gpu: StandIn) -> Callable[[], Any]:
         ("endtoend", "ShuffleBN", "off"),
         ("endtoend", "SyncBN", "bf16"),
         ("memorybank", "SyncBN", "off"),
+        ("v3", "SyncBN", "fp16"),
+        ("v3_vit", "SyncBN", "bf16"),
+        ("v3_chunks", "SyncBN", "fp16"),
     ],
 )
 def test_steps_stay_on_the_gpu_and_wait_for_nothing(gpu: StandIn, kind: str, norm: str, amp: str) -> None:
@@ -63,8 +60,8 @@ def test_steps_stay_on_the_gpu_and_wait_for_nothing(gpu: StandIn, kind: str, nor
     ours = trainee(cfg, DEVICE)
     meter = Meter(DEVICE)
     for _ in range(2):
-        metrics = ours.step(watch=no_waits(gpu))
-        with no_waits(gpu)():
+        metrics = ours.step(watch=gpu.no_waits)
+        with gpu.no_waits():
             meter.add(metrics)
     assert all(isinstance(value, OnGpu) for value in ours.model.state_dict().values())
     assert meter.is_finite() and len(meter.read()) == len(metrics)
@@ -72,10 +69,15 @@ def test_steps_stay_on_the_gpu_and_wait_for_nothing(gpu: StandIn, kind: str, nor
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_numbers_are_the_cpus(gpu: StandIn, kind: str) -> None:
-    """In float64: all queries in one piece and channels last, as on a GPU, against pieces of one group."""
+    """In float64: all queries in one piece and channels last, as on a GPU, against pieces of one group.
+
+    MoCo v3's chunks are compared with the plain step.
+    """
     with in_float64():
-        cfg = settings(kind, *SMALLER, "SOLVER.AMP", "off")
-        ours, theirs = trainee(cfg, DEVICE), trainee(cfg, CPU)
+        ours, theirs = (
+            trainee(settings(each, *SMALLER, "SOLVER.AMP", "off"), device)
+            for each, device in ((kind, DEVICE), (WHOLE.get(kind, kind), CPU))
+        )
         for _ in range(3):
             torch.testing.assert_close(plain(ours.step()), theirs.step(), rtol=1e-6, atol=1e-6)
         assert distance(theirs.weights(), ours.weights()) < 1e-6
@@ -101,27 +103,32 @@ def test_a_fault_is_found(
     logits = ours.model.logits
     monkeypatch.setattr(ours.model, "logits", lambda *arguments: fault(logits(*arguments)))
     with pytest.raises(AssertionError, match=message):
-        ours.step(watch=no_waits(gpu))
+        ours.step(watch=gpu.no_waits)
 
 
-def _poisoned(kind: str) -> Trainee:
-    ours = trainee(settings(kind, *SMALLER, "SOLVER.AMP", "off"), DEVICE)
-    name = {"memorybank": "memory_bank", "endtoend": "encoder_k.fc.bias"}.get(kind, "queue")
-    with torch.no_grad():
-        ours.model.state_dict()[name].fill_(torch.nan)
-    return ours
-
-
-@pytest.mark.parametrize("kind", ["v2", "memorybank"])
-def test_a_loss_that_is_not_finite(gpu: StandIn, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "amp", "layer"),
+    [
+        ("v2", "off", "queue"),
+        ("memorybank", "off", "memory_bank"),
+        ("v3", "off", ""),
+        ("v3_vit", "fp16", ""),
+    ],
+)
+def test_a_loss_that_is_not_finite(gpu: StandIn, kind: str, amp: str, layer: str) -> None:
     """Nobody waits for it: the weights stay as they are, and the first bad layer can be named later."""
-    ours = _poisoned(kind)
+    ours = trainee(settings(kind, *SMALLER, "SOLVER.AMP", amp), DEVICE)
+    repair = poison(ours)
     before = [plain(p).clone() for p in ours.model.trained()]
-    assert plain(ours.step(watch=no_waits(gpu)))[0].isnan()
+    assert plain(ours.step(watch=gpu.no_waits))[0].isnan()
     assert all(torch.equal(plain(p), old) for p, old in zip(ours.model.trained(), before, strict=True))
+    assert not any(plain(value).any() for state in ours.momenta() for value in state.values())
     views = tuple(view.to(DEVICE) for view in random_views(16, size=32))
     found = first_bad_layer(ours.model, (views[0], views[1]), pixels=ours.pixels, amp=torch.bfloat16)
-    assert found == ("queue" if kind == "v2" else "memory_bank")
+    assert found == layer
+    repair()
+    assert plain(ours.step())[0].isfinite()
+    assert not all(torch.equal(plain(p), old) for p, old in zip(ours.model.trained(), before, strict=True))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -133,7 +140,7 @@ def test_views(gpu: StandIn, recipe: str) -> None:
     on_device.finish(images.to(DEVICE), choices.to(DEVICE), RECIPES[recipe])  # constants are copied
     there, chosen = images.to(DEVICE), choices.to(DEVICE)
     pixels = Pixels([0.5] * 3, [0.2] * 3, channels_last=True).to(DEVICE)
-    with no_waits(gpu)():
+    with gpu.no_waits():
         done = on_device.finish(there, chosen, RECIPES[recipe])
         assert pixels(done).shape == (6, 3, 32, 32)
     assert torch.equal(plain(done), on_device.finish(images, choices, RECIPES[recipe]))
@@ -155,10 +162,16 @@ def test_neighbours_and_rank(gpu: StandIn, image_folder: Callable[..., Path]) ->
     assert rankme(bank.to(DEVICE)) == pytest.approx(rankme(bank))
     folder = image_folder(2, classes=("a", "b"))
     cfg = settings("v2", *SMALLER, "KNN.TRAIN", str(folder), "DATA.NUM_WORKERS", "0")
-    network: Any = encoder().to(DEVICE)
-    assert isinstance(network, ResNet)
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD).to(DEVICE), device=DEVICE)
-    assert probe.measure(network, bf16=True).largest == 4
+    shape: dict[str, Any] = {
+        "width": 24,
+        "depth": 1,
+        "heads": 3,
+        "image_size": 64,
+    }  # positions are interpolated
+    for network in (encoder(), ViT(**shape)):
+        assert isinstance(network, ResNet | ViT)
+        assert probe.measure(network.to(DEVICE), bf16=True).largest == 4
 
 
 def test_what_is_saved_and_the_choice_of_precision(gpu: StandIn, tmp_path: Path) -> None:
@@ -172,19 +185,22 @@ def test_what_is_saved_and_the_choice_of_precision(gpu: StandIn, tmp_path: Path)
     assert decision.startswith("bf16")
 
 
-@pytest.mark.parametrize("kind", ["moco", "memorybank"])
+@pytest.mark.parametrize("kind", ["v2", "memorybank", "v3_chunks"])
 def test_a_run_that_is_resumed(
     gpu: StandIn, image_folder: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     """The whole loop: the images of a loader, one of which is unreadable, the monitor, the log and the state."""
     images = image_folder(8, classes=("a", "b"))
     (images / "a" / "0000.jpg").write_bytes(b"no image")
-    given = [
-        "DEVICE", "cuda", "MOCO.MECHANISM", kind, "INPUT.SIZE", "32", "INPUT.VIEWS", "gpu", "SOLVER.IMS_PER_BATCH", "8",
-        "MODEL.BN_GROUP_SIZE", "4", "DATA.MAX_BROKEN", "0.5", "SOLVER.AMP", "fp16",
-    ]  # fmt: skip
-    pretrain(images, tmp_path / "run", *given, "SOLVER.MAX_EPOCH", "1")
-    state = pretrain(images, tmp_path / "run", *given, "SOLVER.MAX_EPOCH", "2", resume=True)
+    given = overrides(
+        kind, "DEVICE", "cuda", "INPUT.SIZE", "32", "INPUT.VIEWS", "gpu", "SOLVER.IMS_PER_BATCH", "8",
+        "MODEL.BN_GROUP_SIZE", "4", "DATA.MAX_BROKEN", "0.5", "SOLVER.AMP", "fp16", "DATA.NUM_WORKERS", "0",
+        "SOLVER.LOG_PERIOD", "1", "LOG.TENSORBOARD", "False", "DATA.TRAIN", str(images), "OUTPUT_DIR",
+        str(tmp_path / "run"),
+    )  # fmt: skip
+    train(config.load(CONFIGS[kind], [*given, "SOLVER.MAX_ITER", "2", "SOLVER.MAX_EPOCH", "2"]))
+    train(config.load(CONFIGS[kind], [*given, "SOLVER.MAX_EPOCH", "2"]), resume=True)
+    state = checkpoint.load(tmp_path / "run" / LAST)
     assert state["iteration"] == 4 and state["scaler"] is not None
     lines = log_lines(tmp_path / "run")
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4]

@@ -13,10 +13,13 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pretrain.model.encoders import ResNet, architecture
+from pretrain.model.vit import ViT
 from tests.gpu.stand_in import DEVICE, OnGpu, StandIn, plain, stand_in_gpu
 from tests.support import detection_data
+from tests.support.vit import tiny
 from transfer.config.load import load_config
 from transfer.convert.preprocessing import IMAGENET
+from transfer.convert.vit.architecture import Shape
 from transfer.linear import config as linear_config
 from transfer.linear.backbone import Backbone, Extractor
 from transfer.linear.classifiers import Classifiers
@@ -73,7 +76,7 @@ def _trained(cfg: CfgNode, batch: list[dict[str, Any]], tmp_path: Any) -> nn.Mod
         for iteration in range(2):
             losses = step(cfg, model, batch, optimizer, iteration, scaler=scaler)
             assert all(isinstance(value, OnGpu) and plain(value).isfinite() for value in losses.values())
-        assert precise_bn.update(model, iter([batch] * 2), 2) > 0
+        assert (precise_bn.update(model, iter([batch] * 2), 2) > 0) == cfg.TEST.PRECISE_BN.ENABLED
     check_finite(State(model, optimizer, None, scaler), cfg)
     assert all(isinstance(value, OnGpu) for value in model.state_dict().values())
     return model.eval()
@@ -93,9 +96,18 @@ def test_segmentation(gpu: StandIn, precision: str, tmp_path: Any) -> None:
     assert isinstance(found["sem_seg"], OnGpu) and found["sem_seg"].shape == (21, 32, 32)
 
 
-def test_detection(gpu: StandIn, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ("coco_R50_FPN", []),
+        ("coco_ViTB_SFP_100ep", [*detection_data.NARROW_VIT, "SOLVER.AMP.ENABLED", "False"]),
+        ("coco_ViTB_SFP_100ep", [*detection_data.NARROW_VIT, "MODEL.VIT.CHECKPOINT_BLOCKS", "True"]),
+    ],
+    ids=["ResNet", "ViT", "ViT bfloat16 checkpointed"],
+)
+def test_detection(gpu: StandIn, tmp_path: Any, config: str, more: list[str]) -> None:
     """Proposals, sampling, losses and inference of detectron2, and what our code does with the results."""
-    cfg = load_config("transfer/coco_R50_FPN.yaml", [*SMALL, *FEW, "OUTPUT_DIR", str(tmp_path)])
+    cfg = load_config(f"transfer/{config}.yaml", [*SMALL, *FEW, *more, "OUTPUT_DIR", str(tmp_path)])
     model = _trained(cfg, [_objects()] * 2, tmp_path)
     with torch.no_grad():
         (found,) = model([_image(64)])
@@ -104,6 +116,18 @@ def test_detection(gpu: StandIn, tmp_path: Any) -> None:
     detections = Predictor._plain(owner, found["instances"])
     assert detections.masks is not None and detections.masks.shape[1:] == (64, 64)
     assert len(instances.of_output(found).boxes) == len(detections)
+
+
+def test_a_vit_waits_for_nothing(gpu: StandIn) -> None:
+    """Both passes of backbone and pyramid, with dropped branches: the maps and gradients of the CPU."""
+    # Relative positions are interpolated.
+    changes = {"drop_path": 0.5, "checkpoint_blocks": True, "image_size": 64}
+    found = []
+    for device in (CPU, DEVICE):
+        torch.manual_seed(0)
+        found.append(tiny.maps_and_gradients(device, torch.float64, watch=gpu.no_waits(), **changes))
+    for name, value in found[0].items():
+        torch.testing.assert_close(plain(found[1][name]), value, rtol=1e-10, atol=1e-12)
 
 
 def _fixed(count: int, channels: int, seed: int) -> Fixed:
@@ -130,12 +154,24 @@ def test_linear_classifiers_and_neighbours(gpu: StandIn) -> None:
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][1:] == found[1][1:]
 
 
-def test_features(gpu: StandIn) -> None:
+def _resnet() -> tuple[Any, Any]:
     shape = architecture("resnet18", 0.125)
+    return ResNet(shape), shape
+
+
+def _vit() -> tuple[Any, Any]:
+    """For images of 64 pixels, so that the positions of others are interpolated."""
+    sizes: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3, "registers": 1, "layer_scale": True}
+    return ViT(image_size=64, **sizes), Shape(patch_size=16, grid=4, hidden=96, **sizes)
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "ViT"])
+def test_features(gpu: StandIn, kind: str) -> None:
     images = torch.randint(0, 256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     found = []
     for device in (CPU, DEVICE):
         torch.manual_seed(0)
-        backbone = Backbone(ResNet(shape).eval(), shape, IMAGENET, "", "", "")
+        network, shape = _resnet() if kind == "ResNet" else _vit()
+        backbone = Backbone(network.eval(), shape, IMAGENET, "", "", "")
         found.append(plain(Extractor(backbone, device)(images)))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -13,11 +13,13 @@ from pretrain import config
 from pretrain.train.checkpoints import LAST
 from pretrain.train.loop import train
 from tests.gpu.real import DEVICE, GPU
-from tests.gpu.steps import CONFIGS, SMALL
+from tests.gpu.steps import CONFIGS, overrides
 from tests.support import detection_data
-from tests.support.checkpoints import moco_file, small_network
+from tests.support.checkpoints import moco_file, plain_file, small_network
+from tests.support.layouts import mlp, under
+from tests.support.vit.layouts import vit
 from transfer.config.load import load_config
-from transfer.convert.convert import convert
+from transfer.convert.program.networks import convert_any
 from transfer.linear import backbone as linear_backbone
 from transfer.linear import config as linear_config
 from transfer.linear import rank, run
@@ -33,32 +35,50 @@ PROBE = [
 ]  # fmt: skip
 
 
-def test_a_checkpoint_of_a_gpu_is_converted_and_probed(image_folder: MakeFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["v2", "v3", "v3_vit"])
+def test_a_checkpoint_of_a_gpu_is_converted_and_probed(
+    image_folder: MakeFolder, tmp_path: Path, kind: str
+) -> None:
     """The converter compares the written file with its source before it returns."""
     images = image_folder(16, size=(96, 80))
     given = [
-        *SMALL, "DATA.TRAIN", str(images), "OUTPUT_DIR", str(tmp_path / "run"), "DATA.NUM_WORKERS", "2", "DEVICE",
-        "cuda", "SOLVER.MAX_EPOCH", "2", "LOG.TENSORBOARD", "False", "MODEL.ARCH", "resnet50",
+        "DATA.TRAIN", str(images), "OUTPUT_DIR", str(tmp_path / "run"), "DATA.NUM_WORKERS", "2", "DEVICE", "cuda",
+        "SOLVER.MAX_EPOCH", "2", "LOG.TENSORBOARD", "False",
+        *(["MODEL.ARCH", "resnet50"] if kind != "v3_vit" else []),
     ]  # fmt: skip
-    train(config.load(CONFIGS["v2"], given))
+    train(config.load(CONFIGS[kind], overrides(kind, *given)))
     source, written = tmp_path / "run" / LAST, tmp_path / "moco.pkl"
-    convert(source, written)
+    convert_any(source, written, heads=3 if kind == "v3_vit" else None)
     views = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     found = []
-    for file in (source, written):
+    for file in (source, written) if kind != "v3_vit" else (source,):  # a detector's ViT lacks the final norm
         for device in (torch.device("cpu"), DEVICE):
-            network = linear_backbone.load(str(file), linear_config.defaults())
+            network = linear_backbone.load(
+                str(file), _probe_settings(), heads=3 if kind == "v3_vit" else None
+            )
             found.append(Extractor(network, device)(views).cpu())
     for other in found[1:]:
         assert (found[0] - other).abs().max() <= 1e-4 * found[0].abs().max()
 
 
-@pytest.fixture
-def probe(image_folder: MakeFolder, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def _probe_settings() -> linear_config.CfgNode:
+    cfg = linear_config.defaults()
+    cfg.INPUT.SIZE = 64
+    return cfg
+
+
+@pytest.fixture(params=["ResNet", "ViT"])
+def probe(
+    image_folder: MakeFolder, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., dict[str, Any]]:
     """Runs the linear probe on a device and returns its results."""
     train_set = image_folder(10, classes=("a", "b"), seed=1)
     val_set = image_folder(4, classes=("a", "b"), seed=2)
-    weights = str(moco_file(tmp_path / "moco.pth.tar", small_network("resnet18").state_dict()))
+    if request.param == "ResNet":
+        weights = str(moco_file(tmp_path / "moco.pth.tar", small_network("resnet18").state_dict()))
+    else:
+        networks = under("module.base_encoder.", vit(1)) | under("module.momentum_encoder.", vit(2))
+        weights = str(plain_file(tmp_path / "moco.pth.tar", networks | mlp("module.predictor.", "0")))
 
     def measured(device: str, *more: str, name: str = "results.json", **options: Any) -> dict[str, Any]:
         output = tmp_path / f"{device}-{name}-{len(more)}"
@@ -94,14 +114,22 @@ def test_neighbours_and_rank(probe: Callable[..., dict[str, Any]]) -> None:
         )
 
 
-def test_predictions_are_the_cpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("coco_R50_FPN", ["SOLVER.BASE_LR", "0.01"]),
+        ("coco_ViTB_SFP_100ep", [*detection_data.NARROW_VIT, "SOLVER.BASE_LR", "0.001"]),
+    ],
+    ids=["ResNet", "ViT"],
+)
+def test_predictions_are_the_cpus(tmp_path: Path, name: str, more: list[str]) -> None:
     data = detection_data.write_coco(tmp_path / "data", images=4)
-    overrides = [
+    given = [
         "MODEL.INIT", "random", *detection_data.TINY, *detection_data.NARROW, *detection_data.custom(data, data),
-        "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "SOLVER.BASE_LR", "0.01", "OUTPUT_DIR",
-        str(tmp_path / "run"),
+        "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "OUTPUT_DIR", str(tmp_path / "run"),
+        *more,
     ]  # fmt: skip
-    training.run(load_config("transfer/coco_R50_FPN.yaml", overrides))
+    training.run(load_config(f"transfer/{name}.yaml", given))
     pictures = sorted(data[1].glob("*.png"))
     there, here = (
         Predictor(tmp_path / "run", device=device, threshold=0.05)(pictures) for device in ("cuda", "cpu")

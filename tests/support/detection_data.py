@@ -22,6 +22,14 @@ NARROW = [
     "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "16",
     "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", *NARROW_HEADS,
 ]  # fmt: skip
+# ViTDet's detector with a ViT of three blocks; its positions are interpolated to 6 x 6 patches, which windows do not
+# divide.
+NARROW_VIT = [
+    "MODEL.VIT.WIDTH", "24", "MODEL.VIT.DEPTH", "3", "MODEL.VIT.HEADS", "3", "MODEL.VIT.PRETRAIN_SIZE", "64",
+    "MODEL.VIT.IMAGE_SIZE", "96", "MODEL.VIT.WINDOW", "4", "MODEL.VIT.GLOBAL_BLOCKS", "(1,)", "INPUT.LSJ.SIZE", "96",
+    "INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TEST", "96", *NARROW_HEADS, "MODEL.ROI_BOX_HEAD.CONV_DIM", "16",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV", "2", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2",
+]  # fmt: skip
 
 
 def boxes_picture(

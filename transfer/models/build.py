@@ -110,7 +110,9 @@ def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str
     if cfg.MODEL.DEVICE == "cpu" and distributed.world_size() > 1:
         convert_sync_batchnorm(model)  # torch's own SyncBatchNorm refuses CPU tensors
     if cfg.MODEL.COMPILE:
-        model.backbone.compile(dynamic=True)  # in place, so the weights keep their names; image sizes vary
+        # In place, so the weights keep their names. Image sizes vary, but not a ViT's, which are padded to one square:
+        # for unknown sizes, its windows and positions would take many minutes to trace.
+        model.backbone.compile(dynamic=cfg.MODEL.BACKBONE.NAME != "build_vit_sfp_backbone")
     if not eval_only:
         say_parts(cfg, model)
     return model, record

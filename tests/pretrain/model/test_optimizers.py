@@ -86,6 +86,32 @@ def test_a_step_after_infinite_gradients_is_skipped(name: str) -> None:
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_a_scaler_leaves_the_step_to_the_optimizer(name: str) -> None:
+    """So it does not look at its verdict, for which a GPU would have to be waited for: scaled gradients give the
+    weights of plain ones, and a step whose gradients overflow changes nothing but the scale.
+    """
+    cfg = config.defaults()
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR = name, 0.1
+    ours, theirs = parameters(), parameters()
+    optimizer, plain = optimizers.make(cfg, ours), optimizers.make(cfg, theirs)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    scaler._maybe_opt_step = lambda *_, **__: pytest.fail("the verdict was read")
+    for step in range(4):
+        set_gradients(theirs, step)
+        for p, gradient in zip(ours, set_gradients(ours, step), strict=True):
+            p.grad = scaler.scale(gradient)
+        if step == 2:
+            ours[1].grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        if step != 2:
+            plain.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert scaler.get_scale() == 32
+
+
 def test_what_a_config_gives() -> None:
     cfg = config.load("pretrain/moco_v3_ViTB.yaml")
     (group,) = optimizers.make(cfg, parameters()).param_groups

@@ -1,5 +1,8 @@
 """A tiny ViT with a simple feature pyramid, its weights by a formula, and what its maps then sum up to."""
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import torch
 from torch import nn
 
@@ -44,3 +47,27 @@ def numbers(model: nn.Module, pictures: torch.Tensor) -> dict[str, list[float]]:
         ):
             found[name] = parameter.grad
     return {name: [t.mean().item(), t.pow(2).mean().sqrt().item()] for name, t in found.items()}
+
+
+def maps_and_gradients(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    precision: AbstractContextManager[object] | None = None,
+    watch: AbstractContextManager[object] | None = None,
+    **changes: object,
+) -> dict[str, torch.Tensor]:
+    """Return the maps of `images` and the gradients of all parameters by the maps' mean squares, on the CPU.
+
+    The forward pass runs under `precision`; both passes, but no copy from or to the device, run under `watch`.
+    """
+    model = pyramid(**changes)
+    fill(model)
+    model.to(device, dtype)
+    pictures = images().to(device, dtype)
+    with watch or contextlib.nullcontext():
+        with precision or contextlib.nullcontext():
+            maps = model(pictures)
+        sum((each.to(dtype) ** 2).mean() for each in maps.values()).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: value.detach().cpu() for name, value in (maps | gradients).items()}

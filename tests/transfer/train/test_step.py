@@ -155,6 +155,36 @@ def test_compiled_backbone_keeps_names_and_numbers(tmp_path: Path, monkeypatch: 
     torch.testing.assert_close(features[0], features[1])
 
 
+def test_a_compiled_vit_is_traced_for_its_square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For unknown sizes, tracing two blocks takes minutes."""
+    asked = []
+    compile_module = nn.Module.compile
+
+    def compiled(self: nn.Module, **options: Any) -> None:
+        asked.append(options)
+        compile_module(self, **options, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    more = [
+        "MODEL.INIT",
+        "random",
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.AMP.ENABLED",
+        "False",
+        *detection_data.NARROW_VIT,
+    ]
+    features = []
+    for value in ("False", "True"):
+        given = [*more, "OUTPUT_DIR", str(tmp_path), "MODEL.COMPILE", value]
+        model, _ = build.build(load_config("transfer/coco_ViTB_SFP_100ep.yaml", given))
+        with torch.no_grad():
+            features.append(model.eval().backbone(images))
+    assert asked == [{"dynamic": False}]
+    torch.testing.assert_close(features[0], features[1])
+
+
 def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no C++ compiler\nwas found")
