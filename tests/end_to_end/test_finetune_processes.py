@@ -101,7 +101,7 @@ def test_killed_then_stopped_then_resumed(data, two: Path, tmp_path: Path) -> No
     os.kill(run.process.pid, signal.SIGUSR1)  # to the parent alone
     status, out = run.end()
     assert status == 75, out
-    assert "run the same command with --resume" in out
+    assert "the same command with --resume continues" in out
     status, out = start("third", "--resume").end()
     assert status == 0, out
     assert _equal(two, output)

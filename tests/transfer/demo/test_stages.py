@@ -176,8 +176,9 @@ def test_a_signal_to_the_demo_alone_ends_its_commands_too(
     for folder in folders:
         folder.mkdir()
     demo = subprocess.Popen(
-        [sys.executable, tmp_path / "demo.py", *folders], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+        [sys.executable, tmp_path / "demo.py", *folders], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # ignored if the tests run under nohup
+    )  # fmt: skip
     try:
         until(lambda: all((folder / "pids").exists() for folder in folders))
         pids = [int(pid) for folder in folders for pid in (folder / "pids").read_text().split()]
