@@ -396,8 +396,10 @@ def nearest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
     Args:
         prefix: that of all names, such as the dashes of flags, which makes none of them more alike.
     """
-    names = {each.removeprefix(prefix): each for each in known}
-    close = difflib.get_close_matches(name.removeprefix(prefix), names, n=1, cutoff=_SIMILAR)
+    names, plain = {each.removeprefix(prefix): each for each in known}, name.removeprefix(prefix)
+    # difflib does not know that mae_vitb is closer to mae_ViTB than to mae_ViTL.
+    same = [each for each in names if each.lower() == plain.lower()]
+    close = same[:1] or difflib.get_close_matches(plain, names, n=1, cutoff=_SIMILAR)
     return _suggest([names[each] for each in close])
 
 

@@ -79,13 +79,13 @@ class Signals:
         raise SystemExit(INTERRUPTED if self.interrupted else STOPPED)
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        Signals.active = self.around
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
         if self.saved and error is SystemExit:  # not printed earlier, where an evaluator's output is hidden
             from pretrain.common.console import say  # which needs this module
 
-            say(self.saved)
+            say(self.saved)  # while this is active, so that the end of a pipe's reader is not an error
+        Signals.active = self.around
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def until_stopped(items: Iterable[Item]) -> Iterator[Item]:

@@ -116,9 +116,10 @@ def _check_backbone(backbone: str, shape: Sequence[str], args: argparse.Namespac
     """Raise `UserError` for ViTs with a ResNet's config and the reverse, and for a frozen ViT."""
     vits, wanted = "MODEL.VIT.DEPTH" in shape, backbone == BACKBONE
     if shape and vits != wanted:
-        held, needed = ("ViTs", "with") if vits else ("ResNets", "without")
+        held, example = ("ViT", "custom_ViTS_SFP") if vits else ("ResNet", "custom_R50_FPN")
         raise UserError(
-            f"--config {args.config}: the checkpoints hold {held}: give one {needed} MODEL.BACKBONE.NAME {BACKBONE}"
+            f"--config {args.config}: this detector has MODEL.BACKBONE.NAME {backbone}, but each --init is a {held}: "
+            f"give a config of a {held}, such as --config transfer/{example}.yaml"
         )
     if vits and args.frozen:
         raise UserError(

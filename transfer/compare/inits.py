@@ -120,7 +120,7 @@ def _check_vit(row: Init, file: Path, source: VitSource, flags: Sequence[str]) -
     """Raise `UserError` for patches that only a flag of the converter resamples, and say what else is assumed."""
     size, heads = source.shape.patch_size, source.shape.heads
     if size != PATCH and RESAMPLE not in flags:
-        resampled = f"smaller ones can be resampled: {_convert_first(row, file, f'{RESAMPLE} {PATCH}')}"
+        resampled = f"smaller ones can be resampled; {_convert_first(row, file, f'{RESAMPLE} {PATCH}')}"
         raise UserError(
             f"--init {row.name}: {file}: its patches have {size} pixels, the detectors' {PATCH}: "
             f"{resampled if size < PATCH else 'use another ViT'}"

@@ -1,5 +1,6 @@
 """Prepare the data sets of a run: register and check them by name, and choose the records to train on."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,6 +37,7 @@ def prepare(cfg: CfgNode, *, train: bool = True) -> None:
         UserError: an unknown name, a missing file (which one, and how to get it), an annotation that cannot be
             used, or a number of classes or keypoints that differs from the model's.
     """
+    logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
     root = Path(cfg.DATASETS.ROOT).expanduser()
     catalog.register_builtin(root)
     own_coco.use(cfg)

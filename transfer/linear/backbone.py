@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from pretrain.common.errors import UserError
 from pretrain.data.on_device import Pixels
 from pretrain.model import precision
-from pretrain.model.encoders import Architecture, ResNet, architecture
+from pretrain.model.encoders import ARCHITECTURES, Architecture, ResNet, architecture
 from pretrain.model.vit import ViT
 from transfer.convert.architecture import recorded
 from transfer.convert.preprocessing import IMAGENET, Input
@@ -84,6 +84,9 @@ def _random(cfg: CfgNode) -> Backbone:
         shape = Shape(vit.WIDTH, vit.DEPTH, vit.HEADS, vit.PATCH_SIZE, size // vit.PATCH_SIZE, 4 * vit.WIDTH)
         net = empty_network(shape).eval()
     else:
+        if cfg.MODEL.ARCH not in ARCHITECTURES:
+            known = ", ".join((*ARCHITECTURES, "vit"))
+            raise UserError(f"MODEL.ARCH {cfg.MODEL.ARCH}: unknown architecture; choose one of {known}")
         shape = architecture(cfg.MODEL.ARCH, cfg.MODEL.WIDTH, stem=cfg.MODEL.STEM_CHANNELS)
         net = ResNet(shape).eval()
     digest = _digest(net, IMAGENET, shape if isinstance(shape, Shape) else None)

@@ -131,7 +131,11 @@ def _validate(cfg: CfgNode, processes: int, folders: Sequence[str]) -> None:
 
 def _check_vit(cfg: CfgNode) -> None:
     shape = cfg.MODEL.VIT
-    if cfg.MODEL.ARCH == "vit" and (shape.WIDTH % 4 or shape.WIDTH % shape.HEADS):
+    if cfg.MODEL.ARCH != "vit":
+        return
+    if shape.WIDTH % 4 or shape.WIDTH % shape.HEADS:
         raise UserError(
             f"MODEL.VIT.WIDTH {shape.WIDTH}: must be a multiple of MODEL.VIT.HEADS {shape.HEADS} and of 4"
         )
+    if cfg.MODEL.WIDTH != 1 or cfg.MODEL.STEM_CHANNELS:
+        raise UserError("MODEL.WIDTH and MODEL.STEM_CHANNELS are for ResNets: use MODEL.VIT.WIDTH for a ViT")

@@ -22,6 +22,8 @@ _FLAG_OF_KEY = {
     "MODEL.BACKBONE.FREEZE_AT": "frozen",
 }
 
+_NARROWEST = 40  # columns for which --explain wraps its lines
+
 
 def main(about: str | None, arguments: list[str] | None = None) -> None:
     """Train and test, only test, or explain a config, as `arguments` (default: the command line) say.
@@ -50,7 +52,7 @@ def main(about: str | None, arguments: list[str] | None = None) -> None:
     if args.explain:
         from transfer.config.explain import explain
 
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        width = max(shutil.get_terminal_size().columns, _NARROWEST) if sys.stdout.isatty() else 0
         print("\n".join(explain(cfg, args.config, width=width)))
         return
     check_processes(cfg, processes, local=local, train=not args.eval_only)

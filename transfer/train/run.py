@@ -4,7 +4,6 @@ detectron2's own trainers assert CUDA, lose their position in the data on resume
 weights. Their parts do not, so this project combines them in its own loop.
 """
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -49,7 +48,6 @@ def run(cfg: CfgNode, *, resume: bool | Path = False, eval_only: bool = False) -
         SystemExit: with `pretrain.common.signals.STOPPED`, after SIGTERM, SIGUSR1 or SIGHUP, once everything is saved;
             with `INTERRUPTED` after Ctrl-C.
     """
-    logging.getLogger("detectron2").setLevel(logging.ERROR)  # its messages are about its own defaults
     cfg = cfg.clone()
     output = Path(cfg.OUTPUT_DIR)
     if not eval_only:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pretrain import config as pretraining
-from pretrain.common.configs import CONFIG_ROOT, find_config, merge
+from pretrain.common.configs import CONFIG_ROOT, find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import missing_folder
 from transfer.config import load as finetuning
@@ -113,6 +113,12 @@ def test_a_missing_file_suggests_only_what_resembles_it(name: str, meant: str) -
         find_config(name)
     hint = f"; did you mean {meant}?" if meant else ""
     assert str(error.value) == f"--config {name}: no such file, neither here nor under configs/{hint}"
+
+
+def test_what_differs_in_case_alone_is_the_nearest() -> None:
+    for known in (["mae_ViTB", "mae_ViTL"], ["mae_ViTL", "mae_ViTB"]):
+        assert nearest("mae_vitb", known) == "; did you mean mae_ViTB?"
+        assert nearest("mae_ViTb", known) == "; did you mean mae_ViTB?"
 
 
 @pytest.mark.parametrize(

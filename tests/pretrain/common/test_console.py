@@ -12,7 +12,7 @@ import pytest
 
 from pretrain.common import console
 from pretrain.common.console import Bar, Counted, Pace, say
-from pretrain.common.signals import Signals, stopping
+from pretrain.common.signals import Signals, stopping, until_stopped
 
 
 class Clock:
@@ -173,6 +173,13 @@ def test_a_pipe_that_nobody_reads_stops_a_run_which_saves(monkeypatch: pytest.Mo
         say("lost")
         assert signals.requested
         say("lost too")
+    with (
+        printing_to(os.dup(writer), monkeypatch),
+        pytest.raises(SystemExit, match="75"),
+        Signals() as signals,
+    ):
+        signals.saved, signals.requested = "lost", True
+        list(until_stopped([1]))
     with pytest.raises(BrokenPipeError), printing_to(writer, monkeypatch):
         say("lost")
 

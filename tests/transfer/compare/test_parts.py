@@ -11,7 +11,7 @@ from PIL import Image
 from pretrain.common.errors import UserError
 from tests.support.checkpoints import plain_file, small_network
 from tests.support.vit.layouts import vit
-from transfer.compare import answer, data, schedule
+from transfer.compare import answer, command, data, schedule
 from transfer.compare.arguments import parse
 from transfer.compare.inits import inits, network
 from transfer.compare.schedule import Schedule
@@ -195,6 +195,20 @@ def test_vits_give_their_settings_and_do_not_mix_with_resnets(tmp_path: Path) ->
     for mixed in (rows[:3], [rows[0], rows[3]]):
         with pytest.raises(UserError, match="must have one shape"):
             network(mixed)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape", "message"),
+    [
+        ("build_resnet_fpn_backbone", ("MODEL.VIT.DEPTH", "12"), "is a ViT: .* transfer/custom_ViTS_SFP.yaml"),
+        ("build_vit_sfp_backbone", ("MODEL.RESNETS.DEPTH", "50"), "is a ResNet: .* transfer/custom_R50_FPN.yaml"),
+    ],
+)  # fmt: skip
+def test_a_config_of_another_kind_is_refused_and_one_that_fits_is_named(
+    backbone: str, shape: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        command._check_backbone(backbone, shape, parse("", [*DATA, *TWO]))
 
 
 def test_vits_that_need_a_flag_must_be_converted_first(tmp_path: Path) -> None:

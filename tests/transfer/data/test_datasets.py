@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,10 +74,13 @@ def test_voc_layout_under_another_root(tmp_path: Path) -> None:
         datasets.prepare(cfg)
 
 
-def test_own_data_brings_its_class_count(tmp_path: Path) -> None:
+def test_own_data_brings_its_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without what detectron2 says about category ids that are not 1, 2, 3."""
+    logging.getLogger("detectron2").setLevel(logging.NOTSET)
     data = detection_data.write_coco(tmp_path / "a", classes=("cup", "key", "pen"))
     cfg = _load("coco_R50_FPN", tmp_path, *detection_data.custom(data, data))
     datasets.prepare(cfg)
+    assert len(DatasetCatalog.get("custom_train")) == 4 and not caplog.records
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
     assert datasets.class_names("custom_train") == ["cup", "key", "pen"]
 

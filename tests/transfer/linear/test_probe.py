@@ -475,8 +475,11 @@ def test_leftovers_of_a_kill_are_removed(task: Task) -> None:
     assert sorted(output.rglob(".*")) == sorted(stay)
 
 
-def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal in the second epoch ends the run with exit status 75; the resumed run ends like an undisturbed one."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_resume_is_bit_equal(
+    task: Task, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+) -> None:
+    """A signal in the second epoch ends the run with its exit status; the resumed run ends like an undisturbed one."""
     whole = task.run("whole", "SWEEP", "[0.01, 1.0]")
     step = Classifiers.step
     count = []
@@ -484,13 +487,13 @@ def test_resume_is_bit_equal(task: Task, monkeypatch: pytest.MonkeyPatch) -> Non
     def signalling(self: Classifiers, *arguments: Any, **more: Any) -> torch.Tensor:
         count.append(1)
         if len(count) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(Classifiers, "step", signalling)
     with pytest.raises(SystemExit) as stopped:
         task.run("parts", "SWEEP", "[0.01, 1.0]")
-    assert stopped.value.code == 75 and task.state("parts")["iteration"] == 3
+    assert stopped.value.code == status and task.state("parts")["iteration"] == 3
     with pytest.raises(UserError, match="add --resume"):
         task.run("parts", "SWEEP", "[0.01, 1.0]")
     parts = task.run("parts", "SWEEP", "[0.01, 1.0]", resume=True)

@@ -84,3 +84,8 @@ def test_random_weights_are_those_of_pre_training() -> None:
         UserError, match=r"MODEL\.VIT\.WIDTH 18: must be a multiple of MODEL\.VIT\.HEADS 2 and of 4"
     ):
         linear_config.load("linear/demo.yaml", [*shape, "MODEL.VIT.WIDTH", "18"], folders=())
+    with pytest.raises(UserError, match=r"are for ResNets: use MODEL\.VIT\.WIDTH for a ViT"):
+        linear_config.load("linear/demo.yaml", [*shape, "MODEL.WIDTH", "0.5"], folders=())
+    cfg = linear_config.load("linear/demo.yaml", ["MODEL.ARCH", "vitt"], folders=())
+    with pytest.raises(UserError, match=r"MODEL\.ARCH vitt: unknown architecture; choose .*, vit$"):
+        linear_backbone.load("random", cfg)

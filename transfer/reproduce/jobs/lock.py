@@ -50,9 +50,8 @@ class Lock:
         self._show_locally()  # before others can read the token
         if not self._create():
             dead = self._dead_holder()
-            if not (
-                self._take_over(*dead) if dead else self._create()
-            ):  # it may have been released meanwhile
+            # If no holder is dead, the lock may have been released meanwhile.
+            if not (self._take_over(*dead) if dead else self._create()):
                 self._hide_locally()
                 return False
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -66,10 +65,10 @@ class Lock:
             self._thread.join()
         with contextlib.suppress(OSError):  # left over if a heartbeat failed half-way
             self._temporary.unlink()
-        self._hide_locally()
         if self.is_ours():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+        self._hide_locally()  # last: an unlocked local file would be a sign of death while the lock is there
 
     def is_ours(self) -> bool:
         """Return whether the file still names us: a process that was suspended for long may have lost its lock."""
@@ -86,7 +85,7 @@ class Lock:
 
     def _hide_locally(self) -> None:
         if self._sign is not None:
-            _local(self.token).unlink(missing_ok=True)  # before it is unlocked: that would be a sign of death
+            _local(self.token).unlink(missing_ok=True)
             os.close(self._sign)
             self._sign = None
 
@@ -159,7 +158,8 @@ class Lock:
                 self.path.unlink()
             taken = self._create()
             if _is_token(dead):
-                _local(dead).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it may be another user's
+                    _local(dead).unlink()
         for made in (*claims, claim):
             made.unlink(missing_ok=True)
         return taken
@@ -200,11 +200,12 @@ def _local(token: str) -> Path:
 
 def _has_ended(token: str) -> bool:
     """Return whether a holder of this machine and all its commands have ended; False if that is not known."""
-    if not _is_token(token):
+    # The folder for temporary files may be on a network disk whose locks are not passed between machines.
+    if not _is_token(token) or token.partition(" ")[0] != socket.gethostname():
         return False
     try:
         handle = os.open(_local(token), os.O_RDWR)
-    except OSError:  # another machine's, or another container's
+    except OSError:  # another container's, or another user's
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,9 +26,8 @@ _PRETRAIN = (
     "SOLVER.MAX_ITER", "25", "SOLVER.BASE_LR", "0.001", "SOLVER.AMP", "off", "SOLVER.LOG_PERIOD", "5", "MOCO.K", "32",
     "INPUT.SIZE", "32", "DATA.NUM_WORKERS", "0", "KNN.PERIOD", "0", "LOG.TENSORBOARD", "False",
 )  # fmt: skip
-_VIT_WIDTH = (
-    "48"  # a multiple of 3, 6, 12 and 16 heads; depth and heads stay, as the detectors' blocks are listed
-)
+# A multiple of 3, 6, 12 and 16 heads. Depth and heads stay, because the detectors' configs list their global blocks.
+_VIT_WIDTH = "48"
 
 # Iterations of fine-tuning; epochs of pre-training and of the linear probe; iterations of pre-training.
 _COUNTS = ("MAX_ITER", "WARMUP_ITERS", "MAX_EPOCH", "GAMMA_PERIOD", "CHECKPOINT_PERIOD")
@@ -53,10 +52,10 @@ def shorter(cfg: Any, share: float) -> tuple[str, ...]:
     last = max(1, round((counts.get("MAX_ITER") or counts["MAX_EPOCH"]) * share))
     steps = [step for step in steps if step < last]
     pairs.append(("SOLVER.STEPS", str(type(solver.STEPS)(steps))))
-    if (
-        solver.get("SCHEDULE") == "warmup_cosine"
-    ):  # its part of all epochs stays the same, even if those are rounded
-        pairs.append(("SOLVER.WARMUP_EPOCHS", str(solver.WARMUP_EPOCHS * last / solver.MAX_EPOCH)))
+    if solver.get("SCHEDULE") == "warmup_cosine":
+        # The same part of all epochs, even if those are rounded.
+        epochs = max(1, round(solver.MAX_EPOCH * share))
+        pairs.append(("SOLVER.WARMUP_EPOCHS", str(solver.WARMUP_EPOCHS * epochs / solver.MAX_EPOCH)))
     return tuple(part for pair in pairs for part in pair)
 
 

@@ -167,7 +167,7 @@ def _weights(init: Init, seed: int, options: Options) -> Job | None:
         return None
     if isinstance(init.file, Path):
         path = init.file.expanduser().resolve()
-        return _convert(init.name, str(path), _recognised(init.name, path, _flags(init)), flags=_flags(init))
+        return _convert(init.name, str(path), _own_file(init)[0], flags=_flags(init))
     released = _released(init, options)
     if released and options.smoke:
         path = (options.root / (STAND_IN_VIT if released.is_vit else STAND_IN)).resolve()
@@ -190,25 +190,31 @@ def _flags(init: Init) -> tuple[str, ...]:
 
 def _is_vit(init: Init, options: Options) -> bool:
     if isinstance(init.file, Path):
-        return isinstance(read_any(init.file.expanduser().resolve(), **reading(_flags(init))), VitSource)
+        return _own_file(init)[1]
     if released := _released(init, options):
         return released.is_vit
     return bool(init.pretrain) and pretrain_config.load(init.pretrain, init.overrides).MODEL.ARCH == "vit"
 
 
-def _recognised(name: str, path: Path, flags: tuple[str, ...]) -> str:
-    """Return the digest of the user's own file. Raise `UserError` unless the converter can read it."""
+def _own_file(init: Init) -> tuple[str, bool]:
+    """Return the digest of the user's own file, and whether it holds a ViT.
+
+    Raises `UserError` unless the converter can read it.
+    """
+    assert isinstance(init.file, Path)
+    path = init.file.expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"--init {name}: {path}: no such checkpoint")
+        raise UserError(f"--init {init.name}: {path}: no such checkpoint")
     try:
-        return _source_digest(path, path.stat().st_mtime_ns, flags)
+        return _recognised(path, path.stat().st_mtime_ns, _flags(init))
     except UserError as error:
-        raise UserError(f"--init {name}: {error}") from None
+        raise UserError(f"--init {init.name}: {error}") from None
 
 
 @lru_cache
-def _source_digest(path: Path, _: int, flags: tuple[str, ...]) -> str:
-    return read_any(path, **reading(flags)).digest
+def _recognised(path: Path, _: int, flags: tuple[str, ...]) -> tuple[str, bool]:
+    found = read_any(path, **reading(flags))
+    return found.digest, isinstance(found, VitSource)
 
 
 def _convert(name: str, source: str, settings: str, *needs: Job, flags: Sequence[str] = ()) -> Job:
@@ -380,9 +386,8 @@ def _linear(
     source = "{0}" if weights else "random"
     needs: tuple[Job, ...] = (weights,) if weights else ()
     flags: list[str] = []
-    if weights and _is_vit(
-        init, options
-    ):  # a converted ViT is without its class token, whose feature is probed
+    if weights and _is_vit(init, options):
+        # A converted ViT is without its class token, whose feature is probed.
         (source, *flags), needs = _read_by(weights), weights.needs
         settings += weights.settings
     start = ("--weights", source, *flags, *(("--knn",) if knn else ()))

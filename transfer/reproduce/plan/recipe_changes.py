@@ -67,13 +67,11 @@ def pretraining_changes(cfg: CfgNode, recipe: CfgNode) -> tuple[str, ...]:
         recipe: the shipped config.
     """
     if recipe.MOCO.MECHANISM == "mocov3":
-        own, published = cfg.SOLVER.AMP, recipe.SOLVER.AMP
-        return (
-            () if own == published else (f"SOLVER.AMP of pre-training is {own}, in the recipe {published}",)
-        )
-    if cfg.SOLVER.AMP == "off":
-        return ()
-    return (f"SOLVER.AMP of pre-training is {cfg.SOLVER.AMP}, in the paper off (float32)",)
+        published, source = recipe.SOLVER.AMP, f"in the recipe {recipe.SOLVER.AMP}"
+    else:
+        published, source = "off", "in the paper off (float32)"
+    own = cfg.SOLVER.AMP
+    return () if own == published else (f"SOLVER.AMP of pre-training is {own}, {source}",)
 
 
 def recipe_value(name: str, key: str) -> Any:

@@ -208,7 +208,7 @@ def _flags(where: str, words: Any) -> tuple[str, ...]:
     texts = isinstance(words, list) and all(isinstance(word, str) for word in words)
     if not texts or len(words) % 2 or not set(words[::2]) <= set(FLAGS):
         raise UserError(
-            f"{where}: flags {label(words)}: write FLAG, VALUE, ... as texts; flags are {', '.join(FLAGS)}"
+            f"{where}: flags {label(words)}: write FLAG, VALUE, ... as strings; flags are {', '.join(FLAGS)}"
         )
     return tuple(words)
 

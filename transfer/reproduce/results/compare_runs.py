@@ -116,11 +116,18 @@ def _config(a: Run, b: Run) -> dict[str, list[tuple[str, Any, Any]]]:
     for row in _unequal(a.settings, b.settings):
         key = row[0]
         title = next(title for title, starts in _CONFIG.items() if key.startswith(starts))
-        # a run of an earlier version of this project, without the keys
-        before = ABSENT in row[1:] and key.startswith((*results.YOUNGER_SECTIONS, *config.YOUNGER))
-        if key != "SEED" and not before:  # the seed is listed from results.json
+        if key != "SEED" and not _is_younger(*row):  # the seed is listed from results.json
             groups["bookkeeping" if key.startswith(_BOOKKEEPING) else title].append(row)
     return groups
+
+
+def _is_younger(key: str, *values: Any) -> bool:
+    """Return whether one run lacks the key only because it is of an earlier version of this project."""
+    if ABSENT not in values:
+        return False
+    probes = flatten(config.defaults()) if key.startswith(config.YOUNGER) else {}
+    # With another value than its default, a key of the probe says that the runs differ.
+    return key.startswith(results.YOUNGER_SECTIONS) or (key in probes and probes[key] in values)
 
 
 def _unequal(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:

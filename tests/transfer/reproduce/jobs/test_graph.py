@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -197,6 +198,41 @@ def test_a_killed_worker_of_this_machine_is_not_waited_for(
     alive.append(second := start_worker(job, tmp_path, stale=1000.0))
     assert second.wait(60) == 0 and worker.is_done(folder, "product") and runs(job, tmp_path) == 2
     assert not list(tmp_path.glob("reproduce-lock-*"))
+
+
+def test_a_sign_of_another_machine_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for temporary files may be on a network disk, whose locks each machine may keep to itself."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    unique = "0" * 32
+    (tmp_path / f"reproduce-lock-{unique}").touch()
+    assert lock._has_ended(f"{socket.gethostname()} 1 {unique}")
+    assert not lock._has_ended(f"not-{socket.gethostname()} 1 {unique}")
+
+
+def test_a_sign_that_cannot_be_removed_does_not_keep_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user, whose file it stays; a folder stands for it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    unique, path = "0" * 32, tmp_path / "lock"
+    path.write_text(f"{socket.gethostname()} 1 {unique}\n7")
+    (tmp_path / f"reproduce-lock-{unique}").mkdir()
+    mine = Lock(path, beat=0.05, stale=0.2)
+    assert mine.acquire() and holder(path) == mine.token
+    mine.release()
+    assert [each.name for each in tmp_path.iterdir()] == [f"reproduce-lock-{unique}"]
+
+
+def test_the_sign_of_life_stays_until_the_lock_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a process that has opened the sign before would take a released lock for a dead one's."""
+    held, there = Lock(tmp_path / "lock"), []
+    assert held.acquire()
+    hide = held._hide_locally
+    monkeypatch.setattr(held, "_hide_locally", lambda: (there.append(held.path.exists()), hide()))
+    held.release()
+    assert there == [False] and held._sign is None
 
 
 def test_a_killed_worker_is_taken_over(tmp_path: Path, alive: list[subprocess.Popen[bytes]]) -> None:

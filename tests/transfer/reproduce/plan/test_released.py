@@ -135,9 +135,9 @@ QUOTE = {"config": FPN, "protocol": "P", "of": {"bbox.AP": 40.0}, "source": "REA
         ({"network": {"WIDTH": 2, "NUM_GROUPS": 1}}, "a: network: unknown key NUM_GROUPS"),
         (
             {"flags": ["--head", "2"]},
-            "a: flags ['--head', '2']: write FLAG, VALUE, ... as texts; flags are --heads",
+            "a: flags ['--head', '2']: write FLAG, VALUE, ... as strings; flags are --heads",
         ),
-        ({"flags": ["--heads", 2]}, "write FLAG, VALUE, ... as texts"),
+        ({"flags": ["--heads", 2]}, "write FLAG, VALUE, ... as strings"),
         ({"numbers": [QUOTE, QUOTE]}, "one result for each config and protocol"),
         ({"numbers": [QUOTE | {"protocol": "Q"}]}, "protocol Q is not explained"),
         ({"numbers": [QUOTE | {"AP": 4}]}, "a: numbers: unknown key AP"),

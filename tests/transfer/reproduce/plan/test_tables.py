@@ -24,6 +24,7 @@ from transfer.reproduce import progress
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
 from transfer.reproduce.listing import listing
+from transfer.reproduce.plan import plan as planning
 from transfer.reproduce.plan.overrides import shorter
 from transfer.reproduce.plan.plan import Options, plan
 from transfer.reproduce.plan.tables import read
@@ -354,6 +355,9 @@ def test_a_shorter_warm_up_is_the_same_part_of_the_run(name: str, warm_up: int, 
         solver = cfg.SOLVER
         assert max(1, round(share * whole)) == solver.MAX_EPOCH
         assert pytest.approx(solver.MAX_EPOCH * warm_up / whole) == solver.WARMUP_EPOCHS
+    cfg = pretrain_config.load(config, ["SOLVER.MAX_ITER", "5000"])  # which also ends the run; in iterations
+    solver = pretrain_config.load(config, shorter(cfg, 0.5)).SOLVER
+    assert (warm_up / 2, 2500) == (solver.WARMUP_EPOCHS, solver.MAX_ITER)
     # A key that another schedule does not read stays out of its jobs.
     assert "SOLVER.WARMUP_EPOCHS" not in shorter(pretrain_config.load("pretrain/moco_v2_R50.yaml"), 0.5)
 
@@ -567,10 +571,16 @@ def test_moco_v3_is_pre_trained_by_its_recipe_and_probed_by_its_own_protocol(opt
     assert {name.split("/")[0] for name in fetched} == {"fetch", "convert", "linear"}
 
 
-def test_ones_own_vit_is_probed_from_its_own_file(options: Options, tmp_path: Path) -> None:
-    path = plain_file(tmp_path / "mine.pth", vit(1))
-    jobs = jobs_of(replace(options, extra={"mine": path}, inits=("mine",)), "moco_v3")
-    (probe,) = jobs.values()
+def test_ones_own_vit_is_probed_from_its_own_file(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read, count = plain_file(tmp_path / "mine.pth", vit(1)), planning.read_any, []
+    monkeypatch.setattr(
+        planning, "read_any", lambda *given, **more: count.append(given) or read(*given, **more)
+    )
+    jobs = jobs_of(replace(options, extra={"mine": path}, inits=("mine",), seeds=(0, 1)), "moco_v3")
+    assert len(count) == 1  # it may have gigabytes
+    probe, _ = jobs.values()
     assert probe.command[probe.command.index("--weights") + 1] == str(path) and not probe.needs
     plain_file(path, vit(2))
     assert (

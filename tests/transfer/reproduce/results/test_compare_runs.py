@@ -123,6 +123,19 @@ def test_linear_probes_bring_their_config_along(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "told"), [("step", "the same settings"), ("cosine", "look first at: schedule")]
+)
+def test_a_key_that_an_older_probe_lacks_counts_unless_it_has_its_default(
+    tmp_path: Path, value: str, told: str
+) -> None:
+    for name, more in (("a", {}), ("b", {"SCHEDULE": value})):
+        solver = {"MAX_EPOCH": 100, **more}
+        content = {"top1": 60.0, "config": {"SOLVER": solver}, "weights": {"sha256": "e" * 64}, "seed": 0}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert compare(tmp_path / "a.json", tmp_path / "b.json")[-1].startswith(told)
+
+
 def test_without_a_config_the_digests_are_compared(tmp_path: Path) -> None:
     a, b = run(tmp_path / "a"), run(tmp_path / "b", config_sha256="9" * 64)
     (b / "config.yaml").unlink()
