@@ -20,7 +20,8 @@ from transfer.convert.vit.convert import BACKBONE
 from transfer.data import catalog, datasets
 from transfer.reproduce import command
 from transfer.reproduce.plan import plan, released
-from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.plan.options import Options
+from transfer.reproduce.plan.plan import Cell
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect
 

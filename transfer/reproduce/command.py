@@ -18,7 +18,8 @@ from transfer.reproduce.jobs.local import Executor, Local, visible_gpus
 from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
 from transfer.reproduce.page import figure, page
 from transfer.reproduce.plan import leaderboard, plan, tables
-from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.plan.options import Options
+from transfer.reproduce.plan.plan import Cell
 from transfer.reproduce.results import collect, text_tables
 
 

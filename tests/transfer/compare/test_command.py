@@ -14,7 +14,7 @@ from transfer.compare.arguments import parse
 from transfer.compare.cost import Cost
 from transfer.config.load import load_config
 from transfer.reproduce.jobs.job import Job, in_order
-from transfer.reproduce.plan.plan import Options
+from transfer.reproduce.plan.options import Options
 from transfer.reproduce.plan.tables import Table
 
 TINY = [*detection_data.TINY, *detection_data.NARROW_HEADS]

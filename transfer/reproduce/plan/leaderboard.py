@@ -8,7 +8,7 @@ from pretrain.common.configs import nearest
 from pretrain.common.errors import UserError
 from transfer.config.load import read_config
 from transfer.convert.vit.convert import BACKBONE
-from transfer.reproduce.plan.plan import Options
+from transfer.reproduce.plan.options import Options
 from transfer.reproduce.plan.released import ALL, COMPARABLE, RESNET50, VIT_B, Quote, Registry, Released
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 

@@ -1,83 +1,27 @@
 """Turns a table into the jobs that compute its numbers."""
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 
-from pretrain import config as pretrain_config
-from pretrain.common.configs import find_config, get, merge, nearest
+from pretrain.common.configs import find_config, merge, nearest
 from pretrain.common.errors import UserError
 from pretrain.common.files import file_digest
 from transfer.config.load import load_config
-from transfer.convert.program.networks import read_any, reading
-from transfer.convert.vit.convert import FLAG as RESAMPLE
-from transfer.convert.vit.recognise import VitSource
 from transfer.data import catalog
 from transfer.data.digests import data_digests, names_digest, recall, remember
 from transfer.linear import config
-from transfer.prepare.sets import open_nsfw
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.plan.images import images
-from transfer.reproduce.plan.overrides import (
-    STAND_IN,
-    STAND_IN_VIT,
-    shorter,
-    smoke_finetune,
-    smoke_linear,
-    smoke_pretrain,
-)
-from transfer.reproduce.plan.recipe_changes import changes, pretraining_changes
-from transfer.reproduce.plan.tables import Column, Init, Released, Row, Table
+from transfer.reproduce.plan.options import Options, check_share
+from transfer.reproduce.plan.overrides import shorter, smoke_finetune, smoke_linear
+from transfer.reproduce.plan.recipe_changes import changes
+from transfer.reproduce.plan.tables import Column, Init, Row, Table
+from transfer.reproduce.plan.weights import HERE, is_vit, read_by, weights_job, without
 from transfer.results import config_digest
-
-# Settings that do not change what a pre-training run learns: where it reads its data, and how it logs and saves.
-_IRRELEVANT = ("OUTPUT_DIR", "DATA.TRAIN", "DATA.NUM_WORKERS", "LOG", "KNN", "SOLVER.LOG_PERIOD",
-               "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_LAST", "SOLVER.SAVE_MINUTES", "SOLVER.SAVE_ERRORS")  # fmt: skip
-
-# Younger keys: at their defaults they are left out of a job's settings, so that runs finished before them stay valid.
-_YOUNGER = ("MODEL.HIDDEN", "MODEL.VIT", "SOLVER.OPTIMIZER", "SOLVER.WARMUP_EPOCHS", "SOLVER.CHUNK")
-
-_HERE = ("OUTPUT_DIR", "{folder}")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the command line.
-
-    Attributes:
-        inits: names of the rows to run; empty means all.
-        extra: further rows: name -> a checkpoint in any format that the converter accepts.
-        seeds: each row is run once with each seed.
-        sweep: (key, values) that are tried for every init, in the columns of fine-tuning, or in those of the linear
-            probe if a table has no others; None means the value of the recipe.
-        schedule: fraction of all iterations and epochs.
-        smoke: use painted pictures, tiny sizes and a few iterations.
-        fetch: use released files, where they exist, instead of pre-training.
-        launcher: what starts a tool: `python`, or torchrun for several GPUs or machines.
-        processes: number of processes that the launcher starts, which share a batch; 1 if only the launcher knows.
-        cpu: with `smoke`, run all processes on the CPU because there are too few GPUs.
-        root: folder of the data sets.
-        cache: file with the digests of large folders; None means that they are computed each time.
-    """
-
-    inits: tuple[str, ...] = ()
-    extra: dict[str, Path] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
-    sweep: tuple[str, tuple[str, ...]] | None = None
-    schedule: float = 1.0
-    smoke: bool = False
-    fetch: bool = False
-    launcher: tuple[str, ...] = ("python",)
-    processes: int = 1
-    cpu: bool = False
-    root: Path = Path("datasets")
-    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -157,159 +101,6 @@ def _missing(init: Init) -> str:
     return f"needs --init {init.name}=FILE: {init.needs}" if init.needs else ""
 
 
-def _weights(init: Init, seed: int, options: Options) -> Job | None:
-    """Return the job whose product a detector starts from; None for random weights.
-
-    Args:
-        seed: of the detector's run; weights have it too if they are pre-trained with each seed.
-    """
-    if init.random:
-        return None
-    if isinstance(init.file, Path):
-        path = init.file.expanduser().resolve()
-        return _convert(init.name, str(path), _own_file(init)[0], flags=_flags(init))
-    released = _released(init, options)
-    if released and options.smoke:
-        path = (options.root / (STAND_IN_VIT if released.is_vit else STAND_IN)).resolve()
-        return _convert(released.name, str(path), file_digest(path))
-    if released:
-        return _convert(released.name, "{0}", "", _fetch(released, options), flags=released.flags)
-    made = _pretrain(init, seed if init.each_seed else None, options)
-    return _convert(made.name.removeprefix("pretrain/"), "{0}", "", made)
-
-
-def _released(init: Init, options: Options) -> Released | None:
-    """Return the released network that is downloaded, if any."""
-    return init.file if isinstance(init.file, Released) else init.released if options.fetch else None
-
-
-def _flags(init: Init) -> tuple[str, ...]:
-    """Return the flags of the converter for a user's own file, which are those of the released one."""
-    return init.released.flags if init.released else ()
-
-
-def _is_vit(init: Init, options: Options) -> bool:
-    if isinstance(init.file, Path):
-        return _own_file(init)[1]
-    if released := _released(init, options):
-        return released.is_vit
-    return bool(init.pretrain) and pretrain_config.load(init.pretrain, init.overrides).MODEL.ARCH == "vit"
-
-
-def _own_file(init: Init) -> tuple[str, bool]:
-    """Return the digest of the user's own file, and whether it holds a ViT.
-
-    Raises `UserError` unless the converter can read it.
-    """
-    assert isinstance(init.file, Path)
-    path = init.file.expanduser().resolve()
-    if not path.is_file():
-        raise UserError(f"--init {init.name}: {path}: no such checkpoint")
-    try:
-        return _recognised(path, path.stat().st_mtime_ns, _flags(init))
-    except UserError as error:
-        raise UserError(f"--init {init.name}: {error}") from None
-
-
-@lru_cache
-def _recognised(path: Path, _: int, flags: tuple[str, ...]) -> tuple[str, bool]:
-    found = read_any(path, **reading(flags))
-    return found.digest, isinstance(found, VitSource)
-
-
-def _convert(name: str, source: str, settings: str, *needs: Job, flags: Sequence[str] = ()) -> Job:
-    command = (
-        "python",
-        "tools/convert_to_d2.py",
-        source,
-        "{folder}/weights.pkl",
-        "--record",
-        "{folder}/record.json",
-        *flags,
-    )
-    return Job(f"convert/{name}", command, " ".join([settings, *flags]), "weights.pkl", needs)
-
-
-def _read_by(conversion: Job) -> list[str]:
-    """Return the file that a conversion reads, and those of its flags that say how to read it."""
-    _, _, source, _, _, _, *flags = conversion.command
-    pairs = zip(flags[::2], flags[1::2], strict=True)
-    return [source, *(part for pair in pairs if pair[0] != RESAMPLE for part in pair)]
-
-
-def _fetch(released: Released, options: Options) -> Job:
-    name = open_nsfw.MODEL if released.url == open_nsfw.URL else "file"
-    command = (
-        "python",
-        "-m",
-        "transfer.reproduce.jobs.fetch",
-        released.url,
-        f"{{folder}}/{name}",
-        released.digest,
-        str((options.root / released.name).resolve()),
-        released.name,
-        *released.flags,
-    )
-    note = f"{released.name}: {released.url}, licence: {released.licence}"
-    note += f"; {released.note}" if released.note else ""
-    return Job(f"fetch/{released.name}", command, f"{released.url} {released.digest}", name, note=note)
-
-
-def _recipe_name(init: Init) -> str:
-    """Return a name made of the config and its overrides: rows with the same pre-training share it, and one run."""
-    pairs = zip(init.overrides[::2], init.overrides[1::2], strict=True)
-    changes = [f"{key.split('.')[-1]}{re.sub('[^A-Za-z0-9.]', '', value)}" for key, value in pairs]
-    return "_".join([Path(init.pretrain).stem, *changes])
-
-
-def _pretrain(init: Init, seed: int | None, options: Options) -> Job:
-    """Return the job of a recipe with one seed, or with the recipe's own if `seed` is None."""
-    overrides = [*init.overrides, *(() if seed is None else ("SEED", str(seed)))]
-    cfg = pretrain_config.load(init.pretrain, overrides)
-    _check_share(init.pretrain, cfg, options)
-    small = smoke_pretrain(cfg, processes=options.processes, cpu=options.cpu) if options.smoke else ()
-    overrides += small or shorter(cfg, options.schedule)
-    found = images(init.pretrain, options.root)
-    places: tuple[str, ...] = ("DATA.TRAIN", str(found.unlabelled))
-    if cfg.KNN.TRAIN:
-        places += ("KNN.TRAIN", str(found.train), "KNN.VAL", str(found.val))
-    overrides += places
-    cfg = pretrain_config.load(init.pretrain, overrides)
-    data = [names_digest(found.unlabelled, options.cache), *found.made_of]
-    younger = [key for key in _YOUNGER if get(cfg, key) == get(pretrain_config.defaults(), key)]
-    settings = json.dumps([_without(cfg, (*_IRRELEVANT, *younger)), data])
-    # --resume with another number of GPUs sees the same images; only the order of additions changes.
-    tool = ("tools/pretrain.py", "--config", init.pretrain, "--other-processes")
-    command = (*options.launcher, *tool, *overrides, *_HERE)
-    name = _recipe_name(init) + ("" if seed is None else f"_seed{seed}")
-    return Job(
-        f"pretrain/{name}", command, settings, "checkpoint_last.pth.tar", resumable=True,
-        missing=found.missing, changes=pretraining_changes(cfg, pretrain_config.load(init.pretrain)),
-    )  # fmt: skip
-
-
-def _check_share(name: str, cfg: CfgNode, options: Options) -> None:
-    batch, processes = cfg.SOLVER.IMS_PER_BATCH, options.processes
-    if batch % processes:
-        fewer = next(n for n in range(processes, 0, -1) if batch % n == 0)
-        raise UserError(
-            f"--num-gpus {processes}: SOLVER.IMS_PER_BATCH {batch} of {name} (the total) cannot be divided among them: "
-            f"use --num-gpus {fewer}"
-        )
-
-
-def _without(cfg: CfgNode, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the settings without `keys`, which cannot change a result."""
-    tree: dict[str, Any] = json.loads(json.dumps(cfg))
-    for key in keys:
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        del node[leaf]
-    return tree
-
-
 def _label(weights: Job | None) -> str:
     return weights.name.removeprefix("convert/") if weights else "random"
 
@@ -317,11 +108,11 @@ def _label(weights: Job | None) -> str:
 def _finetune(
     name: str, init: Init, seed: int, column: Column, swept: tuple[str, ...], options: Options
 ) -> Job:
-    weights = _weights(init, seed, options)
+    weights = weights_job(init, seed, options)
     start = ["MODEL.WEIGHTS", "{0}"] if weights else ["MODEL.INIT", "random"]
     overrides = (*column.overrides, "SEED", str(seed), "DATASETS.ROOT", str(options.root.resolve()))
     cfg = load_config(name, [*overrides, *swept, *start])
-    _check_share(name, cfg, options)
+    check_share(name, cfg, options)
     # Each seed trains on other images, so that the interval includes their choice.
     if cfg.DATASETS.FRACTION < 1 or cfg.DATASETS.SHOTS:
         overrides += ("DATASETS.SUBSET_SEED", str(seed))
@@ -336,7 +127,7 @@ def _finetune(
     follow = ("--follow-weights",) if weights else ()
     return Job(
         f"finetune/{Path(name).stem}/{_label(weights)}/seed{seed}",
-        (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, *_HERE),
+        (*options.launcher, "tools/train_net.py", "--config", name, *follow, *overrides, *start, *HERE),
         settings, "results.json", (weights,) if weights else (), resumable=True, missing=missing,
         changes=changes(name, cfg, column.overrides),
     )  # fmt: skip
@@ -367,12 +158,12 @@ def _data(cfg: CfgNode, options: Options) -> tuple[dict[str, str | None], str]:
 def _linear(
     name: str, init: Init, seed: int, column: Column, swept: tuple[str, ...], options: Options
 ) -> Job:
-    weights = _weights(init, seed, options)
+    weights = weights_job(init, seed, options)
     found = images(name, options.root)
     places = ("DATA.TRAIN", str(found.train), "DATA.VAL", str(found.val))
     overrides = (*column.overrides, "SEED", str(seed), *places)
     cfg = _linear_config(name, (*overrides, *swept))
-    _check_share(name, cfg, options)
+    check_share(name, cfg, options)
     if options.smoke:
         small = smoke_linear(processes=options.processes, cpu=options.cpu)
         overrides += (*small, *_not_sized(swept, small))
@@ -382,18 +173,18 @@ def _linear(
     data = [names_digest(folder, options.cache) for folder in (found.train, found.val)] + list(found.made_of)
     knn = column.metrics == ("knn",)
     ignored = [key for key in config.IRRELEVANT if not (knn and key.startswith("KNN"))]
-    settings = json.dumps([_without(cfg, (*ignored, *config.unset(cfg))), data])
+    settings = json.dumps([without(cfg, (*ignored, *config.unset(cfg))), data])
     source = "{0}" if weights else "random"
     needs: tuple[Job, ...] = (weights,) if weights else ()
     flags: list[str] = []
-    if weights and _is_vit(init, options):
+    if weights and is_vit(init, options):
         # A converted ViT is without its class token, whose feature is probed.
-        (source, *flags), needs = _read_by(weights), weights.needs
+        (source, *flags), needs = read_by(weights), weights.needs
         settings += weights.settings
     start = ("--weights", source, *flags, *(("--knn",) if knn else ()))
     return Job(
         f"{'knn' if knn else 'linear'}/{_label(weights)}/seed{seed}",
-        (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *_HERE),
+        (*options.launcher, "tools/linear_eval.py", "--config", name, *start, *overrides, *HERE),
         settings, "knn.json" if knn else "results.json", needs, resumable=not knn,
         missing=found.missing, changes=changes(name, cfg, column.overrides),
     )  # fmt: skip

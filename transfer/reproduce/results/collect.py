@@ -10,7 +10,8 @@ from pretrain.common.files import read_json
 from transfer.intervals import paired_difference
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
-from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.plan.options import Options
+from transfer.reproduce.plan.plan import Cell
 from transfer.reproduce.plan.recipe_changes import changes, is_recipes
 from transfer.reproduce.plan.released import COMPARABLE, Quote
 from transfer.reproduce.plan.tables import Column, Table

@@ -22,7 +22,7 @@ from transfer.reproduce.jobs import scheduler, worker
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.jobs.local import Local, locks_folder, visible_gpus
 from transfer.reproduce.jobs.slurm import Slurm, slurm_parameters
-from transfer.reproduce.plan.plan import Options
+from transfer.reproduce.plan.options import Options
 
 SEEN = "(f / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
 

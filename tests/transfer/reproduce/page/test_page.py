@@ -23,7 +23,8 @@ from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job
 from transfer.reproduce.page import curves, facts, page
 from transfer.reproduce.page.table import trials
-from transfer.reproduce.plan.plan import Cell, Options
+from transfer.reproduce.plan.options import Options
+from transfer.reproduce.plan.plan import Cell
 from transfer.reproduce.plan.recipe_changes import pretraining_changes, recipe_value
 from transfer.reproduce.plan.tables import Column, Init, Row, Table
 from transfer.reproduce.results import collect, text_tables

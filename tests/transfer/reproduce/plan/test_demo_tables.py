@@ -20,8 +20,10 @@ from transfer.reproduce.jobs import fetch, worker
 from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.page import figure
 from transfer.reproduce.page.table import conclusions
-from transfer.reproduce.plan.plan import Options, _pretrain, plan
+from transfer.reproduce.plan.options import Options
+from transfer.reproduce.plan.plan import plan
 from transfer.reproduce.plan.tables import Init, read
+from transfer.reproduce.plan.weights import _pretrain
 from transfer.reproduce.results import collect, text_tables
 
 BOOK = read()

@@ -14,7 +14,8 @@ from transfer.reproduce.jobs.job import Job, in_order
 from transfer.reproduce.page import page
 from transfer.reproduce.plan import tables
 from transfer.reproduce.plan.leaderboard import ALL, fitting, joined
-from transfer.reproduce.plan.plan import Options, plan
+from transfer.reproduce.plan.options import Options
+from transfer.reproduce.plan.plan import plan
 from transfer.reproduce.plan.tables import Table
 from transfer.reproduce.results import collect, text_tables
 

@@ -24,9 +24,10 @@ from transfer.reproduce import progress
 from transfer.reproduce.jobs import worker
 from transfer.reproduce.jobs.job import Job, in_order, made_by
 from transfer.reproduce.listing import listing
-from transfer.reproduce.plan import plan as planning
+from transfer.reproduce.plan import weights
+from transfer.reproduce.plan.options import Options
 from transfer.reproduce.plan.overrides import shorter
-from transfer.reproduce.plan.plan import Options, plan
+from transfer.reproduce.plan.plan import plan
 from transfer.reproduce.plan.tables import read
 from transfer.reproduce.results import collect, text_tables
 from transfer.reproduce.results.verdict import compare
@@ -574,9 +575,9 @@ def test_moco_v3_is_pre_trained_by_its_recipe_and_probed_by_its_own_protocol(opt
 def test_ones_own_vit_is_probed_from_its_own_file(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, read, count = plain_file(tmp_path / "mine.pth", vit(1)), planning.read_any, []
+    path, read, count = plain_file(tmp_path / "mine.pth", vit(1)), weights.read_any, []
     monkeypatch.setattr(
-        planning, "read_any", lambda *given, **more: count.append(given) or read(*given, **more)
+        weights, "read_any", lambda *given, **more: count.append(given) or read(*given, **more)
     )
     jobs = jobs_of(replace(options, extra={"mine": path}, inits=("mine",), seeds=(0, 1)), "moco_v3")
     assert len(count) == 1  # it may have gigabytes
