@@ -12,8 +12,9 @@ from tests.support.scripts import ROOT
 # Read from the ground floor up: no line names a folder of a later line.
 ARROWS = {
     "pretrain.installed": "",
-    "pretrain.common": "pretrain.installed",
-    "pretrain.tensor_files": "pretrain.common",
+    "pretrain.yaml_text": "",
+    "pretrain.common": "pretrain.installed pretrain.yaml_text",
+    "pretrain.tensor_files": "pretrain.common pretrain.yaml_text",
     "pretrain.data": "pretrain.common",
     "pretrain.model": "pretrain.common",
     "pretrain.config_checks": "pretrain.common pretrain.data pretrain.model",
@@ -90,8 +91,9 @@ ARROWS = {
 }  # fmt: skip
 # What everything in transfer/ may use of pre-training.
 SHARED = (
-    "pretrain.__version__ pretrain.installed pretrain.common pretrain.tensor_files pretrain.model.encoders "
-    "pretrain.model.norm pretrain.model.precision pretrain.model.vit pretrain.data.decode pretrain.data.folders"
+    "pretrain.__version__ pretrain.installed pretrain.yaml_text pretrain.common pretrain.tensor_files "
+    "pretrain.model.encoders pretrain.model.norm pretrain.model.precision pretrain.model.vit pretrain.data.decode "
+    "pretrain.data.folders"
 )
 MOST_MODULES = 12  # in a folder
 SOURCES = [

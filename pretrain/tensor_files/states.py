@@ -13,10 +13,11 @@ from typing import Any, TypeGuard
 
 import torch
 
-from pretrain.common.configs import equal, parse_yaml
+from pretrain.common.configs import equal
 from pretrain.common.console import say
 from pretrain.common.errors import UserError, brief, label
 from pretrain.tensor_files import checkpoint
+from pretrain.yaml_text import parse_yaml
 
 LARGEST = 1 << 53  # no count in a state is larger
 _LONGEST = 1_000_000  # characters of a stored config

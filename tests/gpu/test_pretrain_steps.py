@@ -78,10 +78,8 @@ def test_five_float32_steps_equal_the_cpus(kind: str) -> None:
                 state[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
             )
         for here, there in zip(ours.momenta(), theirs.momenta(), strict=True):
-            for (
-                name,
-                value,
-            ) in there.items():  # one ReLU that rounding switches changes the gradients by a percent
+            # One ReLU that rounding switches changes the gradients by a percent.
+            for name, value in there.items():
                 assert (here[name].cpu() - value).norm() <= 0.05 * value.norm() + 1e-7, name
 
 

@@ -163,12 +163,8 @@ def test_neighbours_and_rank(gpu: StandIn, image_folder: Callable[..., Path]) ->
     folder = image_folder(2, classes=("a", "b"))
     cfg = settings("v2", *SMALLER, "KNN.TRAIN", str(folder), "DATA.NUM_WORKERS", "0")
     probe = Probe(cfg, Pixels(cfg.INPUT.MEAN, cfg.INPUT.STD).to(DEVICE), device=DEVICE)
-    shape: dict[str, Any] = {
-        "width": 24,
-        "depth": 1,
-        "heads": 3,
-        "image_size": 64,
-    }  # positions are interpolated
+    # Positions are interpolated.
+    shape: dict[str, Any] = {"width": 24, "depth": 1, "heads": 3, "image_size": 64}
     for network in (encoder(), ViT(**shape)):
         assert isinstance(network, ResNet | ViT)
         assert probe.measure(network.to(DEVICE), bf16=True).largest == 4

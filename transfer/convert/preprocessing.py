@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError, brief, label
 from pretrain.model.encoders import Architecture
 from pretrain.tensor_files.read_any import Loaded
+from pretrain.yaml_text import parse_yaml
 from transfer.convert.tensor_names import caffe_name
 
 MAX_CONFIG = 100_000  # characters

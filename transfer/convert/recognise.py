@@ -173,7 +173,7 @@ def _account(
         if named:
             network[named] = tensor
         else:
-            dropped[group_of(rest) if inside else group_of(name, beside=chosen.branch)] += 1
+            dropped[group_of(rest) if inside else group_of(name, branch=chosen.branch)] += 1
     return network, dict(dropped)
 
 
@@ -187,14 +187,14 @@ def _moved(name: str, chosen: Candidate, elsewhere: Mapping[str, str]) -> str | 
     return None
 
 
-def group_of(name: str, beside: str = "") -> str:
+def group_of(name: str, branch: str = "") -> str:
     """Return the group of a dropped tensor, such as `fc`, from its name.
 
     Args:
-        beside: the network's branch: with `state.backbone`, the group of `state.head.weight` is `state.head`.
+        branch: that of the network: with `state.backbone`, the group of `state.head.weight` is `state.head`.
     """
     first, _, rest = clean(name).partition(".")
-    shared = ("model", "stem", beside.partition(".")[0])
+    shared = ("model", "stem", branch.partition(".")[0])
     return f"{first}.{rest.partition('.')[0]}" if first in shared and "." in rest else first
 
 

@@ -21,6 +21,7 @@ from pretrain.common.files import file_digest
 from pretrain.model import precision
 from pretrain.model.norm import convert_sync_batchnorm
 from transfer.models import init_weights, learning_rates
+from transfer.models.feature_pyramid import SimpleFeaturePyramid
 
 
 def check_amp(cfg: CfgNode) -> None:
@@ -112,7 +113,7 @@ def build(cfg: CfgNode, *, eval_only: bool = False) -> tuple[nn.Module, dict[str
     if cfg.MODEL.COMPILE:
         # In place, so the weights keep their names. Image sizes vary, but not a ViT's, which are padded to one square:
         # for unknown sizes, its windows and positions would take many minutes to trace.
-        model.backbone.compile(dynamic=cfg.MODEL.BACKBONE.NAME != "build_vit_sfp_backbone")
+        model.backbone.compile(dynamic=not isinstance(model.backbone, SimpleFeaturePyramid))
     if not eval_only:
         say_parts(cfg, model)
     return model, record

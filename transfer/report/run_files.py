@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError, label
 from pretrain.common.files import parse_json
 from pretrain.data.decode import image_at
+from pretrain.yaml_text import parse_yaml
 from transfer.visualize.drawing import COLUMN_GAP
 
 PHOTO_WIDTH = 240  # pixels, of a photograph of the demo's data on the page

@@ -9,9 +9,10 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pretrain.common.configs import digest_text, parse_yaml
+from pretrain.common.configs import digest_text
 from pretrain.common.errors import UserError
 from pretrain.config import load
+from pretrain.yaml_text import parse_yaml
 from tests.support.checkpoints import plain_file, torchvision_network
 from tests.support.layouts import network
 from tests.support.scripts import run_script

@@ -67,7 +67,10 @@ def convert_vit(
 
 
 def _patch_size(input: Path, source: VitSource, resample: int | None) -> int:
-    """Return the size of the written patches in pixels. Raises `UserError` unless that is `PATCH`."""
+    """Return the size of the written patches in pixels. Raises `UserError` unless that is `PATCH`.
+
+    Says so if there is nothing to resample.
+    """
     own = source.shape.patch_size
     if own == PATCH:
         if resample is not None:

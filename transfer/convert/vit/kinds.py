@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretrain.common.configs import parse_yaml
 from pretrain.common.errors import UserError
 from pretrain.tensor_files.read_any import Loaded
+from pretrain.yaml_text import parse_yaml
 from transfer.convert.architecture import FLOATS
 from transfer.convert.layouts import LAYOUTS, Layout
 from transfer.convert.preprocessing import MAX_CONFIG

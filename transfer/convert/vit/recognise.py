@@ -177,7 +177,7 @@ def _account(path: Path, tensors: Tensors, chosen: Candidate) -> tuple[Tensors, 
                 else f"{path}: tensor {name} has no place in a plain ViT: is it another kind of transformer?"
             )
         else:
-            dropped[group_of(rest) if inside else group_of(name, beside=chosen.branch)] += 1
+            dropped[group_of(rest) if inside else group_of(name, branch=chosen.branch)] += 1
     return network, dict(dropped)
 
 
